@@ -1,0 +1,57 @@
+# `make` lists the targets. Everything is installed into .venv at the root; nothing outside the checkout is changed.
+export UV_HTTP_TIMEOUT ?= 600
+export UV_SYSTEM_CERTS ?= 1
+export UV_NATIVE_TLS ?= 1
+# What `make install TORCH_BACKEND=cpu` chose stays chosen until another is named.
+export TORCH_BACKEND ?= $(shell cat .venv/.torch-backend 2>/dev/null)
+
+PYTHON := .venv/bin/python
+STAMP := .venv/.installed$(addprefix -,$(TORCH_BACKEND))
+PYTEST := OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n auto --maxprocesses 8
+QUICK := not slow and not gpu and not container and not browser
+CRATE := --manifest-path rustbpe/Cargo.toml
+CRATE_FILES := $(wildcard rustbpe/*.toml rustbpe/*.pyi rustbpe/Cargo.lock) $(shell find rustbpe/src -name '*.rs' 2>/dev/null)
+export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help install quickstart test check test-slow test-containers lint bench lock clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' Makefile
+
+install: $(STAMP) ## make .venv with everything in it (TORCH_BACKEND=cpu: a small torch without CUDA)
+$(STAMP): requirements.lock pyproject.toml scripts/install.sh $(CRATE_FILES)
+	@scripts/install.sh
+	@touch $@
+
+quickstart: $(STAMP) ## from nothing to a chat: train a small model on this machine's CPU and talk to it
+	$(PYTHON) entrypoint.py quickstart
+
+test: $(STAMP) ## every test that needs no GPU, container or browser and is not marked slow
+	cargo test --quiet $(CRATE)
+	$(PYTEST) -m "$(QUICK)"
+
+check: lint ## lint and the quick tests, within a minute
+	$(PYTEST) -m "$(QUICK) and not long" -q
+
+test-slow: $(STAMP) ## the long tests: kill loops, fuzzing, load
+	$(PYTEST) -m "slow and not gpu and not container and not browser"
+
+test-containers: $(STAMP) ## the tests that build and run containers
+	$(PYTHON) -m pytest -m container
+
+lint: $(STAMP) ## ruff, mypy, clippy and the formatters' checks
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	cargo fmt --check $(CRATE)
+	cargo clippy --quiet --all-targets --all-features $(CRATE) -- -D warnings
+
+bench: $(STAMP) ## the measurements of docs/BENCHMARKS.md
+	for script in bench/*.py; do $(PYTHON) $$script || exit 1; done
+
+lock: $(STAMP) ## renew requirements.lock from pyproject.toml
+	scripts/lock.sh
+
+clean: ## remove .venv and everything built (never your data)
+	rm -rf .venv .bootstrap rustbpe/target .pytest_cache .ruff_cache .mypy_cache .hypothesis
