@@ -1,0 +1,353 @@
+//! The Python module. It holds the interpreter to fetch texts and to build results; all work runs without it.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io::{self, BufWriter};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use pyo3::buffer::{Element, PyBuffer};
+use pyo3::exceptions::{PyOSError, PyOverflowError, PyTypeError, PyUnicodeEncodeError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::pybacked::PyBackedStr;
+use pyo3::types::{PyBytes, PyIterator, PyList, PyString, PyTuple};
+
+use crate::core::encode::Encoder;
+use crate::core::pack::{self, Packer};
+use crate::core::train::{Counter, learn};
+use crate::core::{Check, Error, Result as CoreResult};
+
+/// Texts fetched before they are worked on together: bytes, and at most so many.
+const BATCH_BYTES: usize = 16 << 20;
+const BATCH_TEXTS: usize = 1 << 17;
+
+/// Learn `vocab_size` tokens from texts; see rustbpe.pyi.
+#[pyfunction]
+#[pyo3(signature = (texts, vocab_size, pattern, *, threads = 0))]
+fn train<'py>(
+    py: Python<'py>,
+    texts: &Bound<'py, PyAny>,
+    vocab_size: i64,
+    pattern: &str,
+    threads: i64,
+) -> PyResult<Vec<Bound<'py, PyBytes>>> {
+    let vocab_size = natural("vocab_size", vocab_size)?;
+    if vocab_size < 256 {
+        // Known before any text is read.
+        return Err(PyValueError::new_err(format!("vocab_size is {vocab_size}, but the 256 bytes alone are 256 tokens")));
+    }
+    let mut counter = Counter::new(pattern, natural("threads", threads)?).map_err(exception)?;
+    let mut texts = Texts::new(texts)?;
+    loop {
+        let batch = texts.batch()?;
+        if batch.is_empty() {
+            break;
+        }
+        let batch: Vec<&str> = batch.iter().map(|text| &**text).collect();
+        detached(py, |check| counter.add(&batch, check))?;
+    }
+    let tokens = detached(py, |check| learn(counter.finish(), vocab_size, check))?;
+    Ok(tokens.iter().map(|token| PyBytes::new(py, token)).collect())
+}
+
+/// A vocabulary that encodes and decodes; see rustbpe.pyi.
+#[pyclass(frozen, module = "rustbpe")]
+struct Encoding(Encoder);
+
+#[pymethods]
+impl Encoding {
+    #[new]
+    #[pyo3(signature = (tokens, pattern, special_tokens = None))]
+    fn new(py: Python<'_>, tokens: Vec<Vec<u8>>, pattern: &str, special_tokens: Option<HashMap<String, i64>>) -> PyResult<Self> {
+        let mut specials = Vec::new();
+        for (name, id) in special_tokens.unwrap_or_default() {
+            let id = u32::try_from(id).map_err(|_| PyValueError::new_err(format!("special token {name:?} has id {id}")))?;
+            specials.push((name, id));
+        }
+        specials.sort();
+        detached(py, |_| Encoder::new(tokens, pattern, specials)).map(Encoding)
+    }
+
+    #[getter]
+    fn n_vocab(&self) -> usize {
+        self.0.n_vocab()
+    }
+
+    fn encode(&self, py: Python<'_>, text: &Bound<'_, PyAny>) -> PyResult<Vec<u32>> {
+        let text = utf8(text, || "text".into())?;
+        let text: &str = &text;
+        detached(py, |_| Ok(self.0.encode(text)))
+    }
+
+    #[pyo3(signature = (texts, *, threads = 0))]
+    fn encode_batch<'py>(
+        &self,
+        py: Python<'py>,
+        texts: &Bound<'py, PyAny>,
+        threads: i64,
+    ) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyAny>)> {
+        let threads = natural("threads", threads)?;
+        let texts = Texts::new(texts)?.all()?;
+        let texts: Vec<&str> = texts.iter().map(|text| &**text).collect();
+        let parts = detached(py, |check| self.0.encode_batch(&texts, threads, check))?;
+
+        let total = parts.iter().map(|part| part.ids.len()).sum();
+        let ids = parts.iter().flat_map(|part| part.ids.iter().copied());
+        let ids = if self.0.fits_u16() { array(py, "uint16", total, ids.map(|id| id as u16)) } else { array(py, "uint32", total, ids) }?;
+        let mut end = 0;
+        let ends = parts.iter().flat_map(|part| &part.lengths).map(|&length| {
+            end += length as i64;
+            end
+        });
+        let offsets = array(py, "int64", texts.len() + 1, std::iter::once(0).chain(ends))?;
+        Ok((ids, offsets))
+    }
+
+    fn decode_bytes<'py>(&self, py: Python<'py>, ids: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyBytes>> {
+        let ids = integers(ids)?;
+        let bytes = detached(py, |_| self.0.decode(ids))?;
+        Ok(PyBytes::new(py, &bytes))
+    }
+
+    #[pyo3(signature = (texts, row, path, bos, *, buffer = 1000, threads = 0))]
+    #[allow(clippy::too_many_arguments)]
+    fn pack_rows(
+        &self,
+        py: Python<'_>,
+        texts: &Bound<'_, PyAny>,
+        row: i64,
+        path: PathBuf,
+        bos: i64,
+        buffer: i64,
+        threads: i64,
+    ) -> PyResult<(u64, u64, u64)> {
+        let (row, bos) = (natural("row", row)?, natural("bos", bos)?);
+        let (buffer, threads) = (natural("buffer", buffer)?, natural("threads", threads)?);
+        if bos >= self.0.n_vocab() {
+            return Err(PyValueError::new_err(format!("bos is {bos}, but the vocabulary has {} ids", self.0.n_vocab())));
+        }
+        pack::check_pack(row, buffer).map_err(exception)?;
+        let batches = iterate(texts, "texts")?;
+        let file = File::create(&path).map_err(|error| os_error(py, &error, &path))?;
+        let pack = || {
+            let mut packer =
+                Packer::new(BufWriter::with_capacity(1 << 20, file), row, bos as u32, buffer, !self.0.fits_u16()).map_err(exception)?;
+            let (mut bytes, mut index) = (0, 0);
+            for batch in batches {
+                let mut batch = Texts::from(&batch?, index)?;
+                let texts = batch.all()?;
+                index = batch.index;
+                let texts: Vec<&str> = texts.iter().map(|text| &**text).collect();
+                bytes += texts.iter().map(|text| text.len() as u64).sum::<u64>();
+                let add = |check: &mut Check| {
+                    for part in self.0.encode_batch(&texts, threads, check)? {
+                        let mut ids = &part.ids[..];
+                        for length in part.lengths {
+                            let (document, rest) = ids.split_at(length);
+                            packer.add(document)?;
+                            ids = rest;
+                        }
+                    }
+                    Ok(())
+                };
+                detached_at(py, Some(&path), add)?;
+            }
+            let summary = detached_at(py, Some(&path), |_| packer.finish())?;
+            Ok((summary.rows, summary.tokens, bytes))
+        };
+        let result = pack();
+        if result.is_err() && fs::symlink_metadata(&path).is_ok_and(|found| found.is_file()) {
+            // Half a file is no use to anyone; what led here is the error to report.
+            let _ = fs::remove_file(&path);
+        }
+        result
+    }
+
+    fn __repr__(&self) -> String {
+        format!("<rustbpe.Encoding of {} ids>", self.0.n_vocab())
+    }
+}
+
+/// Best-fit packing over lengths alone; see rustbpe.pyi.
+#[pyfunction]
+#[pyo3(signature = (lengths, row, *, buffer, crop))]
+fn plan_rows<'py>(py: Python<'py>, lengths: &Bound<'py, PyAny>, row: i64, buffer: i64, crop: bool) -> PyResult<Bound<'py, PyTuple>> {
+    let (row, buffer) = (natural("row", row)?, natural("buffer", buffer)?);
+    let lengths = integers(lengths)?;
+    let plan = detached(py, |_| pack::plan_rows(&lengths, row, buffer, crop))?;
+    let columns: [fn(&pack::Placement) -> usize; 4] = [|part| part.row, |part| part.item, |part| part.start, |part| part.length];
+    let mut arrays = Vec::new();
+    for column in columns {
+        arrays.push(array(py, "int64", plan.len(), plan.iter().map(|part| column(part) as i64))?);
+    }
+    PyTuple::new(py, arrays)
+}
+
+#[pymodule]
+fn rustbpe(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    module.add_function(wrap_pyfunction!(train, module)?)?;
+    module.add_function(wrap_pyfunction!(plan_rows, module)?)?;
+    module.add_class::<Encoding>()
+}
+
+// Texts in
+
+/// The texts of an iterable, counted so that an error can say which one it was.
+struct Texts<'py> {
+    items: Bound<'py, PyIterator>,
+    index: usize,
+}
+
+impl<'py> Texts<'py> {
+    fn new(texts: &Bound<'py, PyAny>) -> PyResult<Self> {
+        Self::from(texts, 0)
+    }
+
+    /// `index` is the number of texts before these.
+    fn from(texts: &Bound<'py, PyAny>, index: usize) -> PyResult<Self> {
+        Ok(Texts { items: iterate(texts, "texts")?, index })
+    }
+
+    fn next(&mut self) -> PyResult<Option<PyBackedStr>> {
+        let Some(item) = self.items.next() else { return Ok(None) };
+        let text = utf8(&item?, || format!("text {}", self.index))?;
+        self.index += 1;
+        Ok(Some(text))
+    }
+
+    /// The next texts; none at the end.
+    fn batch(&mut self) -> PyResult<Vec<PyBackedStr>> {
+        let (mut batch, mut bytes) = (Vec::new(), 0);
+        while bytes < BATCH_BYTES && batch.len() < BATCH_TEXTS {
+            let Some(text) = self.next()? else { break };
+            bytes += text.len();
+            batch.push(text);
+        }
+        Ok(batch)
+    }
+
+    fn all(&mut self) -> PyResult<Vec<PyBackedStr>> {
+        let mut all = Vec::new();
+        while let Some(text) = self.next()? {
+            all.push(text);
+        }
+        Ok(all)
+    }
+}
+
+/// An iterator over `items`, which must not be one single str: its characters are surely not what was meant.
+fn iterate<'py>(items: &Bound<'py, PyAny>, name: &str) -> PyResult<Bound<'py, PyIterator>> {
+    if items.is_instance_of::<PyString>() {
+        return Err(PyTypeError::new_err(format!("{name} is one str; put it into a list")));
+    }
+    items.try_iter()
+}
+
+/// The text's UTF-8, without a copy where Python already has it.
+fn utf8(item: &Bound<'_, PyAny>, name: impl Fn() -> String) -> PyResult<PyBackedStr> {
+    let Ok(text) = item.cast::<PyString>() else {
+        return Err(PyTypeError::new_err(format!("{} is {}, not str", name(), item.get_type().name()?)));
+    };
+    PyBackedStr::try_from(text.clone()).map_err(|error| {
+        let py = item.py();
+        if !error.is_instance_of::<PyUnicodeEncodeError>(py) {
+            return error;
+        }
+        let place = || -> PyResult<String> {
+            let start = error.value(py).getattr("start")?;
+            Ok(format!("{} at character {start}", item.get_item(&start)?.repr()?))
+        };
+        let place = place().unwrap_or_default();
+        PyValueError::new_err(format!("{} has no UTF-8: it holds a lone surrogate, {place}", name()))
+    })
+}
+
+// Numbers in, arrays out
+
+fn natural(name: &str, value: i64) -> PyResult<usize> {
+    usize::try_from(value).map_err(|_| PyValueError::new_err(format!("{name} is {value}; it must not be negative")))
+}
+
+/// The integers of a list, of a one-dimensional array, or of any iterable.
+fn integers(items: &Bound<'_, PyAny>) -> PyResult<Vec<i64>> {
+    fn buffer<T: Element + Into<i64>>(items: &Bound<'_, PyAny>) -> Option<PyResult<Vec<i64>>> {
+        // Only this machine's byte order, which has no sign in front of the type's letter.
+        let buffer = PyBuffer::<T>::get(items).ok().filter(|buffer| buffer.format().to_bytes().len() == 1)?;
+        if buffer.dimensions() != 1 {
+            return Some(Err(PyValueError::new_err(format!("expected one dimension, not {}", buffer.dimensions()))));
+        }
+        Some(buffer.to_vec(items.py()).map(|items| items.into_iter().map(Into::into).collect()))
+    }
+    if !items.is_instance_of::<PyList>() {
+        let found = buffer::<i64>(items).or_else(|| buffer::<u16>(items)).or_else(|| buffer::<u32>(items));
+        if let Some(found) = found.or_else(|| buffer::<i32>(items)) {
+            return found;
+        }
+    }
+    let mut integers = Vec::with_capacity(items.len().unwrap_or(0));
+    for item in items.try_iter()? {
+        let item = item?;
+        integers.push(item.extract().map_err(|error: PyErr| {
+            if error.is_instance_of::<PyOverflowError>(item.py()) { PyValueError::new_err(format!("{item} is too large")) } else { error }
+        })?);
+    }
+    Ok(integers)
+}
+
+/// A numpy array of `length` values.
+fn array<'py, T: Element>(py: Python<'py>, dtype: &str, length: usize, values: impl Iterator<Item = T>) -> PyResult<Bound<'py, PyAny>> {
+    let array = py.import("numpy")?.call_method1("empty", (length, dtype))?;
+    if length > 0 {
+        PyBuffer::get(&array)?.copy_from_slice(py, &values.collect::<Vec<T>>())?;
+    }
+    Ok(array)
+}
+
+// Work without the interpreter, errors and signals
+
+/// Runs `work` without the interpreter; `check`, called there, sees Ctrl-C.
+fn detached<T: Send>(py: Python<'_>, work: impl FnOnce(&mut Check) -> CoreResult<T> + Send) -> PyResult<T> {
+    detached_at(py, None, work)
+}
+
+/// The same for work that writes to `path`.
+fn detached_at<T: Send>(py: Python<'_>, path: Option<&Path>, work: impl FnOnce(&mut Check) -> CoreResult<T> + Send) -> PyResult<T> {
+    py.check_signals()?;
+    let mut raised = None;
+    let mut last = Instant::now();
+    let mut check = || {
+        // Taking the interpreter is not free when other threads want it.
+        if last.elapsed() > Duration::from_millis(50) {
+            last = Instant::now();
+            if let Err(error) = Python::attach(|py| py.check_signals()) {
+                raised = Some(error);
+                return Err(Error::Stopped);
+            }
+        }
+        Ok(())
+    };
+    let result = py.detach(|| work(&mut check));
+    result.map_err(|error| match (error, raised, path) {
+        (_, Some(raised), _) => raised,
+        (Error::Io(error), _, Some(path)) => os_error(py, &error, path),
+        (error, ..) => exception(error),
+    })
+}
+
+fn exception(error: Error) -> PyErr {
+    match error {
+        Error::Io(error) => error.into(),
+        error => PyValueError::new_err(error.to_string()),
+    }
+}
+
+/// OSError as Python's own functions raise it, with the number and the file.
+fn os_error(py: Python<'_>, error: &io::Error, path: &Path) -> PyErr {
+    let Some(number) = error.raw_os_error() else { return PyOSError::new_err(format!("{error}: {}", path.display())) };
+    let reason = py.import("os").and_then(|os| os.call_method1("strerror", (number,))).map(Bound::unbind);
+    match reason {
+        Ok(reason) => PyOSError::new_err((number, reason, path.as_os_str().to_owned())),
+        Err(error) => error,
+    }
+}
