@@ -1,0 +1,107 @@
+"""Messages and progress on stderr; stdout is left to results."""
+
+import os
+import sys
+import time
+from types import TracebackType
+
+from nanochat.errors import NanochatError, Preempted
+
+_muted = False
+
+
+def mute() -> None:
+    """Print nothing more: for every rank but the main one."""
+    global _muted
+    _muted = True
+
+
+def log(message: str = "") -> None:
+    """Print one line on stderr, at once."""
+    if not _muted:
+        print(message, file=sys.stderr, flush=True)
+
+
+def fail(error: NanochatError) -> int:
+    """Print an error and its hint, a line each; returns its exit code. Under NANOCHAT_DEBUG=1 it is raised instead, to show where."""
+    if os.environ.get("NANOCHAT_DEBUG") == "1":
+        raise error
+    message = " ".join(error.message.split())  # one line, whatever a library's own words hold
+    log(message if isinstance(error, Preempted) else f"error: {message}")
+    if error.hint:
+        log(f"hint: {error.hint}")
+    return error.exit_code
+
+
+def style(text: str, code: str = "1") -> str:
+    """`text` in bold (or another SGR code) on a terminal; unchanged elsewhere and under NO_COLOR."""
+    if os.environ.get("NO_COLOR") or not sys.stderr.isatty():
+        return text
+    return f"\x1b[{code}m{text}\x1b[0m"
+
+
+def duration(seconds: float) -> str:
+    """`seconds` for people: 42 s, 3 min 05 s, 2 h 10 min, 3 d 4 h."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    if whole < 2 * 86400:
+        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    return f"{whole // 86400} d {whole % 86400 // 3600} h"
+
+
+def quantity(value: float) -> str:
+    """`value` with a decimal suffix: 950, 1.5K, 12.3M, 4.0B."""
+    for limit, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if abs(value) >= limit:
+            return f"{value / limit:.1f}{suffix}"
+    return f"{value:.0f}"
+
+
+class Progress:
+    """Progress of long work: a bar on a terminal, a plain line every few seconds elsewhere, with rate and time left.
+
+    `total` may be 0 where the end is not known. Use as a context manager; `advance` may be called very often.
+    """
+
+    def __init__(self, what: str, total: float, unit: str, plain_every: float = 10.0):
+        self.what, self.total, self.unit = what, total, unit
+        self.done = 0.0
+        self.terminal = sys.stderr.isatty() and not _muted
+        self.every = 0.1 if self.terminal else plain_every
+        self.began = self.shown = time.monotonic()
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def advance(self, amount: float) -> None:
+        """Count `amount` more units as done."""
+        self.done += amount
+        now = time.monotonic()
+        if now - self.shown >= self.every:
+            self.shown = now
+            self._show(now)
+
+    def _show(self, now: float) -> None:
+        rate = self.done / max(now - self.began, 1e-9)
+        line = f"{self.what}: {quantity(self.done)}"
+        if self.total:
+            line += f"/{quantity(self.total)}"
+        line += f" {self.unit}, {quantity(rate)}/s"
+        if self.total and rate:
+            line += f", {duration(max(self.total - self.done, 0) / rate)} left"
+        if self.terminal:
+            filled = int(24 * min(self.done / self.total, 1)) if self.total else 0
+            bar = f"[{'#' * filled}{'.' * (24 - filled)}] " if self.total else ""
+            print(f"\r\x1b[K{bar}{line}", end="", file=sys.stderr, flush=True)
+        else:
+            log(line)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.terminal:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+        if kind is None:
+            seconds = time.monotonic() - self.began
+            log(f"{self.what}: {quantity(self.done)} {self.unit} in {duration(seconds)}")

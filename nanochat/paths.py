@@ -1,0 +1,157 @@
+"""The data directory: where everything lies, and how a file is written so that a crash leaves it old or new, never half."""
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from nanochat.errors import NanochatError, PreflightError
+
+TEMPORARY = ".tmp-"  # prefix of unfinished files and folders; never read, swept when stale
+STALE_SECONDS = 86400
+
+
+# How a place that cannot hold our files answers: it may not be written, or a part of its path is no folder.
+_REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENOENT, errno.ENAMETOOLONG)
+
+
+def base_dir() -> Path:
+    """The data directory: NANOCHAT_BASE_DIR, else ~/.cache/nanochat."""
+    chosen = os.environ.get("NANOCHAT_BASE_DIR")
+    return Path(chosen).expanduser().absolute() if chosen else Path.home() / ".cache" / "nanochat"
+
+
+def dataset_dir(name: str) -> Path:
+    """Folder of a dataset's shards and manifest."""
+    return base_dir() / "data" / name
+
+
+def tokens_dir(tokenizer_id: str) -> Path:
+    """Folder of the rows that a tokenizer's ids were packed into."""
+    return base_dir() / "tokens" / tokenizer_id
+
+
+def tokenizer_dir(tokenizer_id: str) -> Path:
+    """Folder of one tokenizer."""
+    return base_dir() / "tokenizer" / tokenizer_id
+
+
+def runs_dir() -> Path:
+    """Folder of all runs."""
+    return base_dir() / "runs"
+
+
+def run_dir(run: str) -> Path:
+    """Folder of one run: config.toml, metrics.jsonl, base/, sft/, report.*"""
+    return runs_dir() / run
+
+
+def fsync_dir(folder: Path) -> None:
+    """Make the names in `folder` durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def fsync_file(path: Path) -> None:
+    """Make the bytes of `path` durable."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def atomic_write(path: Path, data: bytes | str) -> None:
+    """Write `data` to `path` so that a reader sees the old file or the whole new one (temporary name, fsync, rename)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f"{TEMPORARY}{uuid.uuid4().hex}"
+    try:
+        with temporary.open("wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        fsync_dir(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def atomic_write_json(path: Path, value: Any) -> None:
+    """`atomic_write` of one JSON value, indented for people."""
+    atomic_write(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Fill a temporary folder that becomes `path` in one rename when the block ends well, and vanishes otherwise.
+
+    Where `path` appeared meanwhile, by another process doing the same work, that one is kept.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f"{TEMPORARY}{uuid.uuid4().hex}"
+    temporary.mkdir()
+    try:
+        yield temporary
+        for file in temporary.rglob("*"):
+            fsync_dir(file) if file.is_dir() else fsync_file(file)
+        fsync_dir(temporary)
+        try:
+            temporary.rename(path)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        fsync_dir(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock that the file `path` stands for: one process at a time, freed by the system when its holder dies."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def sweep() -> None:
+    """Remove what a crash left unfinished a day ago or longer: nobody is still writing it."""
+    for place in ("data", "tokenizer", "tokens/*/*", "runs/*"):
+        for path in base_dir().glob(f"{place}/{TEMPORARY}*"):
+            with contextlib.suppress(OSError):
+                if time.time() - path.stat().st_mtime > STALE_SECONDS:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def disk_error(error: OSError, doing: str) -> NanochatError:
+    """The error a user sees when the disk refuses a write while `doing` something."""
+    where = error.filename or base_dir()
+    if error.errno == errno.ENOSPC or error.errno == errno.EDQUOT:
+        return PreflightError(
+            f"the disk is full while {doing} ({where})",
+            f"free some space under {base_dir()}, or point NANOCHAT_BASE_DIR to a larger disk, and run the same command again",
+        )
+    if error.errno in _REFUSED:
+        return PreflightError(
+            f"cannot write while {doing}: {error.strerror} ({where})",
+            "make the folder writable, or point NANOCHAT_BASE_DIR to one that is",
+        )
+    return NanochatError(f"{error.strerror or error} while {doing} ({where})", "see docs/TROUBLESHOOTING.md")
+
+
+def require_writable(folder: Path) -> None:
+    """Raise PreflightError unless files can be made in `folder` (which is created)."""
+    probe = folder / f"{TEMPORARY}{uuid.uuid4().hex}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise disk_error(error, f"preparing the data directory {folder}") from error
