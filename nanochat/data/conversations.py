@@ -1,0 +1,136 @@
+"""The public sets for fine-tuning as conversations: SmolTalk, MMLU, GSM8K and the identity rows, mixed.
+
+Rows stay in their parquet form in memory (Arrow) and become Python objects one at a time, when they are asked for.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+
+from nanochat.data.documents import Conversation, conversation_fault, read_conversations
+from nanochat.data.download import TASKS, ensure_identity, ensure_task
+from nanochat.errors import DataError, UsageError
+
+# How often each set goes into one pass (karpathy/nanochat's mixture).
+MIXTURE = {"smol-smoltalk": 1, "mmlu": 3, "gsm8k": 4, "identity": 2}
+LETTERS = "ABCDEFGHIJ"
+
+_CALCULATION = re.compile(r"<<([^<>=]*)=([^<>]*)>>")
+
+
+def talk(row: dict[str, Any]) -> Conversation:
+    """A row of SmolTalk: its messages, as they are."""
+    return [{"role": message["role"], "content": message["content"]} for message in row["messages"]]
+
+
+def multiple_choice(row: dict[str, Any]) -> Conversation:
+    """A row of MMLU {question, choices, answer: index}: the question, the choices with their letters, and the letter as the answer.
+
+    The letter comes after the choice, so that a small model can bind the two as it reads.
+    """
+    row = row.get("train") or row  # auxiliary_train nests each row once more
+    choices = "".join(f"- {choice}={letter}\n" for choice, letter in zip(row["choices"], LETTERS, strict=False))
+    question = f"Multiple choice question: {row['question']}\n{choices}\nAnswer with the letter of the right choice only."
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": LETTERS[row["answer"]]}]
+
+
+def grade_school(row: dict[str, Any]) -> Conversation:
+    """A row of GSM8K {question, answer}: each <<48/2=24>> of the answer becomes a call of the calculator and its output.
+
+    The final answer stays where the set has it, after ####.
+    """
+    parts: list[dict[str, str]] = []
+    end = 0
+    for found in _CALCULATION.finditer(row["answer"]):
+        if text := row["answer"][end : found.start()]:
+            parts.append({"type": "text", "text": text})
+        parts.append({"type": "python", "text": found[1]})
+        parts.append({"type": "python_output", "text": found[2]})
+        end = found.end()
+    if text := row["answer"][end:]:
+        parts.append({"type": "text", "text": text})
+    return [{"role": "user", "content": row["question"]}, {"role": "assistant", "content": parts}]
+
+
+_CONVERT: dict[str, Callable[[dict[str, Any]], Conversation]] = {"smol-smoltalk": talk, "mmlu": multiple_choice, "gsm8k": grade_school}
+
+
+class Rows(Sequence[Conversation]):
+    """The rows of parquet files as conversations. Raises DataError where a file cannot be read, or a row is malformed."""
+
+    def __init__(self, paths: Sequence[Path], convert: Callable[[dict[str, Any]], Conversation]):
+        import pyarrow
+        import pyarrow.parquet
+
+        self.paths, self.convert = paths, convert
+        try:
+            self.table = pyarrow.concat_tables([pyarrow.parquet.read_table(path) for path in paths], promote_options="default")
+        except (pyarrow.ArrowException, OSError) as error:
+            folder = paths[0].parent
+            raise DataError(
+                f"the files in {folder} cannot be read: {error}", f"remove {folder} and run again: they are fetched anew"
+            ) from error
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Conversation: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Conversation]: ...
+    def __getitem__(self, index: int | slice) -> Conversation | list[Conversation]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        (row,) = self.table.slice(index % len(self), 1).to_pylist()
+        try:
+            conversation = self.convert(row)
+            wrong = conversation_fault(conversation)
+        except (KeyError, IndexError, TypeError, AttributeError) as error:
+            wrong = f"{type(error).__name__}: {error}; its columns are {', '.join(self.table.column_names)}"
+        if wrong:
+            folder = self.paths[0].parent
+            raise DataError(f"row {index} of {folder} is not as expected: {wrong}", f"remove {folder} and run again: it is fetched anew")
+        return conversation
+
+
+class Mixture(Sequence[Conversation]):
+    """Sets, each some number of times over, in one order that the seed decides."""
+
+    def __init__(self, parts: Sequence[tuple[Sequence[Conversation], int]], seed: int):
+        self.sets = [rows for rows, times in parts for _ in range(times)]
+        self.starts = np.cumsum([0, *map(len, self.sets)])
+        self.order = np.random.default_rng(seed).permutation(int(self.starts[-1]))
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    @overload
+    def __getitem__(self, index: int) -> Conversation: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Conversation]: ...
+    def __getitem__(self, index: int | slice) -> Conversation | list[Conversation]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        place = int(self.order[index])
+        which = int(np.searchsorted(self.starts, place, side="right")) - 1
+        return self.sets[which][place - int(self.starts[which])]
+
+
+def conversations(name: str) -> Sequence[Conversation]:
+    """One set: a name of TASKS, or identity. Fetched where it is not there. Raises UsageError for another name, DataError."""
+    if name == "identity":
+        return read_conversations(ensure_identity())
+    if name not in TASKS:
+        raise UsageError(f"no set {name!r} for fine-tuning", f"one of: identity, {', '.join(TASKS)}")
+    return Rows(ensure_task(name), _CONVERT[name])
+
+
+def mixture(names: Mapping[str, int] | Sequence[str] = MIXTURE, seed: int = 42) -> Mixture:
+    """The sets `names`, each as often as `names` or MIXTURE says, shuffled by `seed`. Raises UsageError, DataError."""
+    times = names if isinstance(names, Mapping) else {name: MIXTURE.get(name, 1) for name in names}
+    return Mixture([(conversations(name), count) for name, count in times.items()], seed)
