@@ -1,0 +1,269 @@
+"""Muon for the matrices, AdamW for the rest; one optimizer for one rank or many.
+
+With several ranks every gradient is averaged over them and each rank updates only what it owns (Rajbhandari et
+al., 2020, stage 2): of the matrices of one shape whole ones, dealt in equal numbers; of the large tables a slice of
+rows. The updated weights are then gathered. The communication is three functions of `Ranks`, given from outside.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from nanochat.model.gpt import GPT
+from nanochat.model.scaling import batch_lr_scale, width_lr_scale
+
+# Polar Express (Amsel et al., 2025, arXiv 2505.16932): five steps, safety 2e-2, cushion 2.
+POLAR_EXPRESS = (
+    (8.156554524902461, -22.48329292557795, 15.878769915207462),
+    (4.042929935166739, -2.808917465908714, 0.5000178451051316),
+    (3.8916678022926607, -2.772484153217685, 0.5060648178503393),
+    (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
+    (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
+)
+NORMUON_BETA2 = 0.9
+ADAM_EPS = 1e-10
+SCALAR_EPS = 1e-8  # a new model's scalars have gradients of zero but for rounding, 1e-10: no full step for that
+
+
+class Communicator(Protocol):
+    """What the optimizer needs of the ranks; nanochat/train/ranks.py has the real one."""
+
+    @property
+    def rank(self) -> int:
+        """This process's place, from 0."""
+        ...
+
+    @property
+    def world_size(self) -> int:
+        """How many processes there are."""
+        ...
+
+    def all_reduce_mean(self, tensor: Tensor) -> Tensor:
+        """The mean over the ranks, in place."""
+        ...
+
+    def reduce_scatter_mean(self, tensor: Tensor) -> Tensor:
+        """This rank's equal share along the first axis of the mean over the ranks."""
+        ...
+
+    def all_gather(self, share: Tensor) -> Tensor:
+        """The ranks' shares put together again along the first axis."""
+        ...
+
+
+@dataclass(frozen=True)
+class LearningRates:
+    """Peak learning rates of the groups, before the scaling by batch and width."""
+
+    matrix: float = 0.02
+    embedding: float = 0.3
+    value_embedding: float = 0.15
+    unembedding: float = 0.008
+    scalar: float = 0.5
+
+
+def orthogonalize(updates: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The nearest semi-orthogonal matrices, nearly: (n, rows, columns) -> the same shape, Frobenius norm sqrt(min(rows, columns)).
+
+    Rows are first brought to equal length; then five Polar Express steps. All in `dtype`: bfloat16 is enough where the device is
+    fast at it. A matrix of zeros stays one.
+    """
+    x = updates.to(dtype)
+    x = x / x.norm(dim=-1, keepdim=True).clamp_min(1e-10)
+    wide = x.size(-2) <= x.size(-1)
+    if not wide:
+        x = x.mT
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) * 1.01 + 1e-6)
+    for a, b, c in POLAR_EXPRESS:
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    if not wide:
+        x = x.mT
+    x = x.float()
+    size = min(x.size(-2), x.size(-1)) ** 0.5
+    return x * (size / x.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-10))
+
+
+def muon_update(
+    weights: Tensor,
+    grads: Tensor,
+    momentum: Tensor,
+    variance: Tensor,
+    *,
+    lr: float,
+    beta: float,
+    weight_decay: float,
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """One Muon step on stacked matrices, in place: weights, grads, momentum (n, R, C), variance (n, R, 1) or (n, 1, C).
+
+    Nesterov momentum as a running mean, orthogonalisation in `dtype`, NorMuon's variance (Li et al., 2025) with one
+    number for each index of the longer side, and decay only where the update and the weight agree in sign.
+    """
+    momentum.lerp_(grads, 1 - beta)
+    update = orthogonalize(grads.lerp(momentum, beta), dtype)
+    shorter = -1 if variance.size(-1) == 1 else -2
+    square = update.square().mean(dim=shorter, keepdim=True)
+    variance.lerp_(square, 1 - NORMUON_BETA2)
+    scale = variance.clamp_min(1e-10).rsqrt()
+    before = square.sum(dim=(-2, -1), keepdim=True).sqrt()
+    after = (square * scale.square()).sum(dim=(-2, -1), keepdim=True).sqrt()
+    update *= scale * (before / after.clamp_min(1e-10))
+    if weight_decay:
+        update += weight_decay * weights * (update * weights >= 0)
+    weights -= lr * max(1.0, weights.size(-2) / weights.size(-1)) ** 0.5 * update
+
+
+def adamw_update(
+    weight: Tensor,
+    grad: Tensor,
+    mean: Tensor,
+    square: Tensor,
+    *,
+    step: int,
+    lr: float,
+    betas: tuple[float, float],
+    weight_decay: float,
+    eps: float = ADAM_EPS,
+) -> None:
+    """One AdamW step (Loshchilov & Hutter, 2019) on one tensor, in place; `step` counts from 1."""
+    weight.mul_(1 - lr * weight_decay)
+    mean.lerp_(grad, 1 - betas[0])
+    square.lerp_(grad.square(), 1 - betas[1])
+    scale = (square / (1 - betas[1] ** step)).sqrt_().add_(eps)
+    weight.addcdiv_(mean, scale, value=-lr / (1 - betas[0] ** step))
+
+
+class _MatrixGroup:
+    """Matrices of one shape under Muon; this rank owns `names[first:first + len(momentum)]`."""
+
+    def __init__(self, names: list[str], weights: list[Tensor], ranks: Communicator, dtype: torch.dtype):
+        self.names, self.weights, self.ranks, self.dtype = names, weights, ranks, dtype
+        self.share = -(-len(weights) // ranks.world_size)  # matrices each rank owns, the last ones padding
+        self.first = min(self.share * ranks.rank, len(weights))
+        owned = weights[self.first : self.first + self.share]
+        rows, columns = weights[0].shape
+        device = weights[0].device
+        self.momentum = torch.zeros(len(owned), rows, columns, device=device)
+        self.variance = torch.zeros((len(owned), rows, 1) if rows >= columns else (len(owned), 1, columns), device=device)
+
+    def step(self, lr: float, beta: float, weight_decay: float) -> None:
+        grads = torch.stack([_gradient(weight) for weight in self.weights])
+        owned = self.weights[self.first : self.first + self.share]
+        if self.ranks.world_size > 1:
+            padding = self.share * self.ranks.world_size - len(grads)
+            grads = self.ranks.reduce_scatter_mean(torch.cat((grads, grads.new_zeros(padding, *grads.shape[1:]))))
+        updated = torch.zeros_like(grads)
+        if owned:
+            stacked = torch.stack(list(owned))
+            options = {"lr": lr, "beta": beta, "weight_decay": weight_decay}
+            muon_update(stacked, grads[: len(owned)], self.momentum, self.variance, dtype=self.dtype, **options)
+            updated[: len(owned)] = stacked
+        if self.ranks.world_size > 1:
+            updated = self.ranks.all_gather(updated)
+        for weight, value in zip(self.weights, updated, strict=False):
+            weight.copy_(value)
+
+    def state(self) -> Iterable[tuple[str, str, int, Tensor]]:
+        for index in range(len(self.momentum)):
+            name = self.names[self.first + index]
+            yield name, "momentum", 0, self.momentum[index]
+            yield name, "variance", 0, self.variance[index]
+
+
+class _TensorGroup:
+    """One tensor under AdamW; a large table is owned in slices of rows, anything else by every rank."""
+
+    def __init__(self, name: str, weight: Tensor, ranks: Communicator, lr: float, betas: tuple[float, float], weight_decay: float):
+        self.name, self.weight, self.ranks = name, weight, ranks
+        self.lr, self.betas, self.weight_decay = lr, betas, weight_decay
+        self.eps = SCALAR_EPS if weight.dim() == 1 else ADAM_EPS
+        self.sliced = ranks.world_size > 1 and weight.dim() == 2 and len(weight) % ranks.world_size == 0
+        share = len(weight) // ranks.world_size if self.sliced else len(weight)
+        self.first = share * ranks.rank if self.sliced else 0
+        self.own = slice(self.first, self.first + share)
+        self.mean, self.square = torch.zeros_like(weight[self.own]), torch.zeros_like(weight[self.own])
+
+    def step(self, step: int, factor: float) -> None:
+        grad = _gradient(self.weight)
+        if self.sliced:
+            grad = self.ranks.reduce_scatter_mean(grad)
+        elif self.ranks.world_size > 1:
+            grad = self.ranks.all_reduce_mean(grad)
+        own = self.weight[self.own]
+        lr, betas, decay = self.lr * factor, self.betas, self.weight_decay
+        adamw_update(own, grad, self.mean, self.square, step=step, lr=lr, betas=betas, weight_decay=decay, eps=self.eps)
+        if self.sliced:
+            self.weight.copy_(self.ranks.all_gather(own.contiguous()))
+
+    def state(self) -> Iterable[tuple[str, str, int, Tensor]]:
+        if self.sliced or self.ranks.rank == 0:
+            yield self.name, "mean", self.first, self.mean
+            yield self.name, "square", self.first, self.square
+
+
+def _gradient(weight: Tensor) -> Tensor:
+    """The gradient, or zeros for a weight that nothing reached (every rank must bring one to the exchange)."""
+    return weight.grad if weight.grad is not None else torch.zeros_like(weight)
+
+
+class MuonAdamW:
+    """The optimizer of a `GPT`. `batch` is the step's tokens, by which every learning rate is scaled: sqrt(batch / 2^19)."""
+
+    def __init__(self, model: GPT, rates: LearningRates, batch: int, ranks: Communicator):
+        self.model = model
+        self.steps = 0
+        scale = batch_lr_scale(batch)
+        table_scale = scale * width_lr_scale(model.config.dim)
+        self.matrix_lr = rates.matrix * scale
+        adam = {  # learning rate, betas, weight decay
+            "head": (rates.unembedding * table_scale, (0.8, 0.96), 0.01),
+            "embed": (rates.embedding * table_scale, (0.8, 0.995), 0.001),
+            "value_embeds": (rates.value_embedding * table_scale, (0.8, 0.995), 0.01),
+            "resid_lambdas": (rates.scalar * 0.01 * scale, (0.8, 0.95), 0.05),
+            "x0_lambdas": (rates.scalar * scale, (0.96, 0.95), 0.0),
+            "smear_gate": (rates.scalar * 0.4, (0.8, 0.95), 0.0),
+            "smear_lambda": (rates.scalar * 0.4, (0.8, 0.95), 0.0),
+            "backout_lambda": (rates.scalar * 0.4, (0.8, 0.95), 0.0),
+        }
+        shapes: dict[torch.Size, list[str]] = {}
+        self.tensors: list[_TensorGroup] = []
+        parameters = dict(model.named_parameters())
+        for name, weight in parameters.items():
+            room = name.split(".")[0]
+            if room == "blocks":
+                shapes.setdefault(weight.shape, []).append(name)
+            else:
+                self.tensors.append(_TensorGroup(name, weight, ranks, *adam[room]))
+        self.matrices = [_MatrixGroup(names, [parameters[name] for name in names], ranks, model.compute_dtype) for names in shapes.values()]
+
+    @torch.no_grad()
+    def step(self, *, lr: float = 1.0, beta: float = 0.95, weight_decay: float = 0.0) -> None:
+        """Update every weight from its gradient; `lr` multiplies all rates, `beta` and `weight_decay` are Muon's."""
+        self.steps += 1
+        for tensor in self.tensors:
+            tensor.step(self.steps, lr)
+        for group in self.matrices:
+            group.step(self.matrix_lr * lr, beta, weight_decay)
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        self.model.zero_grad(set_to_none=True)
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """What this rank owns, as "name|state|first row" -> tensor: independent of how many ranks there are."""
+        groups: list[_TensorGroup | _MatrixGroup] = [*self.tensors, *self.matrices]
+        return {f"{name}|{kind}|{first}": tensor for group in groups for name, kind, first, tensor in group.state()}
+
+    def load_state(self, read: Callable[[str, str], Tensor], steps: int) -> None:
+        """Take up a saved state; `read(name, state)` gives the whole tensor as all ranks together had it."""
+        self.steps = steps
+        for tensor in self.tensors:
+            tensor.mean.copy_(read(tensor.name, "mean")[tensor.own])
+            tensor.square.copy_(read(tensor.name, "square")[tensor.own])
+        for group in self.matrices:
+            for name, kind, _, state in group.state():
+                state.copy_(read(name, kind))

@@ -1,0 +1,235 @@
+"""The depth dial: the model's shape, its parameters, operations and memory, and the rules that follow from its size.
+
+Pure arithmetic, without torch, so that `plan` answers at once. The shape and the rules are karpathy/nanochat's;
+the batch rule is from arXiv 2505.13738, the weight decay rule from arXiv 2405.13698.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from nanochat.config import Config
+
+# What each architecture switches on. "portable" leaves out what other engines' file formats cannot express.
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "nanochat": {"value_embeddings": True, "residual_scalars": True, "smear": True, "backout": True, "softcap": 15.0},
+    "portable": {"value_embeddings": False, "residual_scalars": False, "smear": False, "backout": False, "softcap": 15.0},
+}
+
+VALUE_GATE_CHANNELS = 12  # channels of x that decide how much of a value embedding is added
+SMEAR_GATE_CHANNELS = 24  # channels of x that decide how much of the previous token is added
+
+# The run that every rule is measured against: d12 at a vocabulary of 32,768 and 12 tokens for each scaling parameter.
+REFERENCE_TOKENS = 12 * (12 * 12 * 768**2 + 32768 * 768)
+REFERENCE_BATCH = 2**19
+REFERENCE_WEIGHT_DECAY = 0.28
+REFERENCE_DIM = 768
+MINIMUM_STEPS = 500  # a rule's batch never leaves fewer steps than this: d4's 528 are the fewest of the measured table
+
+
+@dataclasses.dataclass(frozen=True)
+class GPTConfig:
+    """The model's shape, and what a checkpoint must agree on to be loaded."""
+
+    depth: int
+    dim: int
+    n_head: int
+    n_kv_head: int
+    head_dim: int
+    vocab_size: int  # ids that the tokenizer can give
+    max_seq_len: int
+    window_pattern: str = "L"
+    value_embeddings: bool = True
+    residual_scalars: bool = True
+    smear: bool = True
+    backout: bool = True
+    softcap: float = 15.0
+
+    def __post_init__(self) -> None:
+        assert self.dim == self.n_head * self.head_dim, (self.dim, self.n_head, self.head_dim)
+        assert self.n_head % self.n_kv_head == 0, (self.n_head, self.n_kv_head)
+        assert self.window_pattern
+        assert not set(self.window_pattern) - set("SL"), self.window_pattern
+
+    @property
+    def padded_vocab(self) -> int:
+        """Rows of the embedding and the head: vocab_size rounded up to a multiple of 64, which matrix units like."""
+        return round_up(self.vocab_size, 64)
+
+    @property
+    def kv_dim(self) -> int:
+        """Width of the keys, the values and each value embedding."""
+        return self.n_kv_head * self.head_dim
+
+    def window(self, layer: int) -> int:
+        """Tokens that `layer` attends to: the whole context, or a quarter of it (a multiple of 128). The last layer sees all."""
+        short = self.window_pattern[layer % len(self.window_pattern)] == "S" and layer < self.depth - 1
+        return min(round_up(math.ceil(self.max_seq_len / 4), 128), self.max_seq_len) if short else self.max_seq_len
+
+    def has_value_embedding(self, layer: int) -> bool:
+        """Whether `layer` adds a value embedding: every other layer, always including the last."""
+        return self.value_embeddings and (self.depth - 1 - layer) % 2 == 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Field name -> value, for a checkpoint's JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "GPTConfig":
+        """The inverse of `to_dict`. Raises TypeError where a field is missing or unknown."""
+        return cls(**values)
+
+
+def round_up(value: int, multiple: int) -> int:
+    """The smallest multiple of `multiple` that is at least `value`."""
+    return -(-value // multiple) * multiple
+
+
+def gpt_config(config: Config) -> GPTConfig:
+    """The shape that `config` asks for; config.vocab_size must be resolved (not -1)."""
+    assert config.vocab_size > 0, "vocab_size is still to be resolved (ops/plan.py)"
+    dim = round_up(config.aspect_ratio * config.depth, config.head_dim)
+    return GPTConfig(
+        depth=config.depth,
+        dim=dim,
+        n_head=dim // config.head_dim,
+        n_kv_head=dim // config.head_dim,
+        head_dim=config.head_dim,
+        vocab_size=config.vocab_size,
+        max_seq_len=config.max_seq_len,
+        window_pattern=config.window_pattern.upper(),
+        **ARCHITECTURES[config.architecture],
+    )
+
+
+def count_parameters(gpt: GPTConfig) -> dict[str, int]:
+    """Parameters of each part, and their `total`: equal to the model's own, one by one.
+
+    `matrices` are the blocks' (12 x depth x dim^2 where n_kv_head = n_head, and the tiny value gates): Muon's share.
+    """
+    tables = sum(gpt.has_value_embedding(layer) for layer in range(gpt.depth))
+    block = 2 * gpt.dim * gpt.dim + 2 * gpt.dim * gpt.kv_dim + 8 * gpt.dim * gpt.dim  # q and o, k and v, the MLP's two
+    parts = {
+        "embedding": gpt.padded_vocab * gpt.dim,
+        "head": gpt.padded_vocab * gpt.dim,
+        "value_embeddings": tables * gpt.padded_vocab * gpt.kv_dim,
+        "matrices": gpt.depth * block + tables * VALUE_GATE_CHANNELS * gpt.n_kv_head,
+        "scalars": 2 * gpt.depth * gpt.residual_scalars + (SMEAR_GATE_CHANNELS + 1) * gpt.smear + 1 * gpt.backout,
+    }
+    return parts | {"total": sum(parts.values())}
+
+
+def scaling_parameters(gpt: GPTConfig) -> int:
+    """The parameters that decide how many tokens a model wants: the matrices and the head."""
+    parts = count_parameters(gpt)
+    return parts["matrices"] + parts["head"]
+
+
+def flops_per_token(gpt: GPTConfig) -> int:
+    """Floating-point operations of one training token, forward and backward.
+
+    6 for each matrix or head parameter, and 12 x head_dim x heads for each token in a layer's window.
+    """
+    attention = sum(12 * gpt.head_dim * gpt.n_head * gpt.window(layer) for layer in range(gpt.depth))
+    return 6 * scaling_parameters(gpt) + attention
+
+
+# ---- rules ----------------------------------------------------------------------------------------------------
+
+
+def target_tokens(gpt: GPTConfig, ratio: float) -> int:
+    """Tokens of a run: `ratio` for each scaling parameter."""
+    return int(ratio * scaling_parameters(gpt))
+
+
+def total_batch_rule(tokens: float, group: int = 1) -> int:
+    """Tokens of one step for a run of `tokens`: 2^19 x (tokens / d12's)^0.383, to the nearest power of two.
+
+    For runs shorter than d4's the power of two is lowered until MINIMUM_STEPS remain. `group` is the tokens that
+    all devices take at once (device batch x context x processes); the result is the nearest multiple of it, at least one.
+    """
+    assert tokens > 0, tokens
+    assert group > 0, group
+    exponent = round(math.log2(REFERENCE_BATCH * (tokens / REFERENCE_TOKENS) ** 0.383))
+    exponent = max(min(exponent, int(math.log2(max(tokens / MINIMUM_STEPS, 1)))), 0)
+    return max(round(2**exponent / group), 1) * group
+
+
+def weight_decay_rule(batch: int, tokens: float) -> float:
+    """Muon's weight decay: 0.28 x sqrt(batch / 2^19) x (d12's tokens / tokens).
+
+    At most 2, the most that was measured (d4's 1.89): far below d4 the rule would shrink the weights faster than they learn.
+    """
+    return min(REFERENCE_WEIGHT_DECAY * math.sqrt(batch / REFERENCE_BATCH) * REFERENCE_TOKENS / tokens, 2.0)
+
+
+def steps_rule(tokens: float, batch: int) -> int:
+    """Whole steps of `batch` tokens in `tokens`, at least one."""
+    return max(int(tokens // batch), 1)
+
+
+def batch_lr_scale(batch: int) -> float:
+    """Every learning rate (but the smear's and backout's) grows with the square root of the batch, from 2^19 tokens."""
+    return math.sqrt(batch / REFERENCE_BATCH)
+
+
+def width_lr_scale(dim: int) -> float:
+    """AdamW's learning rates of the head and the embeddings fall with the square root of the width, from 768."""
+    return (dim / REFERENCE_DIM) ** -0.5
+
+
+# ---- memory ---------------------------------------------------------------------------------------------------
+
+# Bytes kept for the backward pass, for each token x dim x depth, in bf16; the model's other figures are +-15% too.
+ACTIVATION_BYTES = {"eager": 48.0, "compiled": 37.5}
+STEP_BYTES = 8  # what Muon's step needs for a moment, for each matrix parameter
+LOSS_CHUNK = 16 * 2**20  # logits that the chunked loss holds at once (at least 256 rows of them)
+LOSS_BYTES = 20  # bytes for each of them
+SAMPLE_SLOTS = 8  # conversations that a sample or an evaluation decodes side by side
+
+
+def memory_bytes(gpt: GPTConfig, rows: int, *, processes: int = 1, bf16: bool = True, compiled: bool = True) -> dict[str, int]:
+    """Bytes that training needs on one device with `rows` rows of max_seq_len tokens at once, by part, and their `total`.
+
+    weights: fp32, and where `bf16` the copies that the matrix units read, kept until the backward pass.
+    optimizer: 4 bytes for a matrix parameter (Muon's momentum), 8 for any other (AdamW's two moments), dealt over
+    `processes`. activations: what the backward pass needs, or the optimizer's step where that is more, for the one
+    is gone before the other comes. logits: the chunked loss. cache: keys and values of the samples.
+    """
+    parts = count_parameters(gpt)
+    matrices, rest = parts["matrices"], parts["total"] - parts["matrices"]
+    number = 2 if bf16 else 4
+    tokens = rows * gpt.max_seq_len
+    kept = ACTIVATION_BYTES["compiled" if compiled else "eager"] * number / 2 * tokens * gpt.dim * gpt.depth
+    stepping = STEP_BYTES * matrices // processes + (4 * matrices if processes > 1 else 0)  # ranks also gather the updated weights
+    chunk = max(LOSS_CHUNK, 256 * gpt.padded_vocab)
+    bytes_of = {
+        "weights": 4 * parts["total"] + (2 * (matrices + parts["head"]) if bf16 else 0),
+        "gradients": 4 * parts["total"],
+        "optimizer": (4 * matrices + 8 * rest) // processes,
+        "activations": max(int(kept), stepping),
+        "logits": LOSS_BYTES * min(tokens * gpt.padded_vocab, chunk) + 8 * parts["head"] + 2 * number * tokens * gpt.dim,
+        "cache": cache_bytes(gpt, SAMPLE_SLOTS, gpt.max_seq_len, bf16=bf16),
+    }
+    return bytes_of | {"total": sum(bytes_of.values())}
+
+
+def cache_bytes(gpt: GPTConfig, slots: int, length: int, *, bf16: bool = True) -> int:
+    """Bytes of the keys and values of `slots` conversations of `length` tokens."""
+    return slots * 2 * gpt.depth * gpt.kv_dim * length * (2 if bf16 else 4)
+
+
+def max_rows(gpt: GPTConfig, usable: int, *, processes: int = 1, bf16: bool = True, compiled: bool = True) -> int:
+    """The most rows that fit into `usable` bytes of a device; 0 where not even one does."""
+
+    def fits(rows: int) -> bool:
+        return memory_bytes(gpt, rows, processes=processes, bf16=bf16, compiled=compiled)["total"] <= usable
+
+    low, high = 0, 1  # low fits (or is 0), high does not once the loop has ended
+    while fits(high):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low

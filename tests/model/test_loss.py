@@ -1,0 +1,84 @@
+"""The chunked loss against plain cross-entropy on softcapped logits: value, gradients, ignored targets, chunk boundaries."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nanochat.model import loss
+from nanochat.model.gpt import GPT
+from nanochat.model.loss import IGNORE, cross_entropy_sum, token_losses
+from nanochat.model.scaling import GPTConfig
+
+VOCAB = 70  # the head has 128 rows
+
+
+@pytest.fixture(params=[15.0, 0.0], ids=["softcap", "no softcap"])
+def model(request: pytest.FixtureRequest) -> GPT:
+    torch.set_num_threads(1)
+    shape = GPTConfig(depth=1, dim=32, n_head=1, n_kv_head=1, head_dim=32, vocab_size=VOCAB, max_seq_len=300, softcap=request.param)
+    model = GPT.build(shape)
+    with torch.no_grad():
+        model.head.weight.normal_(0, 1.5, generator=torch.Generator().manual_seed(0))
+    return model
+
+
+def example(ignored: float) -> tuple[Tensor, Tensor]:
+    """Hidden states (2, 300, 32) and targets (2, 300), a part of them ignored."""
+    generator = torch.Generator().manual_seed(1)
+    hidden = torch.randn(2, 300, 32, generator=generator).requires_grad_()
+    targets = torch.randint(0, VOCAB, (2, 300), generator=generator)
+    targets[torch.rand(2, 300, generator=generator) < ignored] = IGNORE
+    return hidden, targets
+
+
+def plain(model: GPT, hidden: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(model.logits(hidden).flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="sum")
+
+
+@pytest.mark.parametrize("chunk_bytes", [64 << 20, 1, 4 * VOCAB * 300], ids=["one chunk", "chunks of 256", "chunks of 300"])
+@pytest.mark.parametrize("ignored", [0.0, 0.6, 1.0])
+def test_value_and_gradients(model: GPT, ignored: float, chunk_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loss, "CHUNK_BYTES", chunk_bytes)
+    hidden, targets = example(ignored)
+    scale = 0.37  # the loop divides by the count of targets
+    wanted = torch.autograd.grad(plain(model, hidden, targets) * scale, (hidden, model.head.weight))
+    value = cross_entropy_sum(model, hidden, targets)
+    found = torch.autograd.grad(value * scale, (hidden, model.head.weight))
+    torch.testing.assert_close(value, plain(model, hidden, targets), rtol=1e-5, atol=1e-5)
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    assert not found[1][VOCAB:].any()  # the head's padded rows are never trained
+    if ignored == 1:
+        assert value == 0 and not found[0].any() and not found[1].any()
+
+
+@pytest.mark.parametrize("chunk_bytes", [64 << 20, 1])
+def test_losses_of_single_tokens(model: GPT, chunk_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loss, "CHUNK_BYTES", chunk_bytes)
+    hidden, targets = example(0.5)
+    nats = token_losses(model, hidden, targets)
+    assert nats.shape == targets.shape and not nats.requires_grad
+    assert not nats[targets == IGNORE].any() and (nats[targets != IGNORE] > 0).all()
+    torch.testing.assert_close(nats.sum(), plain(model, hidden, targets), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(nats.sum(), cross_entropy_sum(model, hidden, targets), rtol=1e-5, atol=1e-5)
+
+
+def test_large_logits_do_not_overflow(model: GPT) -> None:
+    hidden, targets = example(0.1)
+    hidden = (hidden * 1e4).detach().requires_grad_()
+    value = cross_entropy_sum(model, hidden, targets)
+    (gradient,) = torch.autograd.grad(value, hidden)
+    assert value.isfinite() and gradient.isfinite().all()
+
+
+def test_bfloat16_hidden_states(model: GPT) -> None:
+    hidden, targets = example(0.3)
+    rough = hidden.detach().bfloat16().requires_grad_()
+    value = cross_entropy_sum(model, rough, targets)
+    value.backward()
+    assert value.dtype == torch.float32 and rough.grad is not None and rough.grad.dtype == torch.bfloat16
+    assert value.item() == pytest.approx(plain(model, hidden, targets).item(), rel=0.02)
+    (exact,) = torch.autograd.grad(plain(model, hidden, targets), model.head.weight)
+    assert model.head.weight.grad is not None and model.head.weight.grad.dtype == torch.float32
+    assert F.cosine_similarity(model.head.weight.grad.flatten(), exact.flatten(), dim=0) > 0.999
