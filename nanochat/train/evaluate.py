@@ -1,0 +1,78 @@
+"""Evaluation: bits per byte of held-out text, and exact answers to held-out questions."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nanochat.console import Progress
+from nanochat.data.corpus import Item
+from nanochat.generate.engine import Engine, answer_text
+from nanochat.model.gpt import GPT
+from nanochat.model.loss import IGNORE, token_losses
+from nanochat.train.ranks import Ranks
+
+
+@torch.inference_mode()
+def bits_per_byte(
+    model: GPT,
+    forward: Callable[[Tensor], Tensor],
+    inputs: np.ndarray,
+    targets: np.ndarray,
+    token_bytes: np.ndarray,
+    device_batch_size: int,
+    ranks: Ranks,
+) -> float:
+    """Nats over ln 2 times bytes, of the targets that are text; independent of the tokenizer, so vocabularies can be compared.
+
+    inputs and targets (n, T), targets of -1 not counted; token_bytes (V,); each rank takes its share of the rows.
+    """
+    size = torch.from_numpy(token_bytes).to(ranks.device)
+    totals = torch.zeros(2, dtype=torch.float64, device=ranks.device)
+    own = slice(ranks.rank, None, ranks.world_size)
+    inputs, targets = inputs[own], targets[own]
+    for first in range(0, len(inputs), device_batch_size):
+        rows = slice(first, first + device_batch_size)
+        ids, wanted = (torch.from_numpy(part[rows].astype(np.int64)).to(ranks.device) for part in (inputs, targets))
+        nats = token_losses(model, forward(ids), wanted)  # (B, T)
+        counted = size[wanted.clamp(min=0)] * (wanted != IGNORE)
+        totals += torch.stack(((nats.double() * (counted > 0)).sum(), counted.sum().double()))
+    nats_sum, byte_sum = ranks.all_reduce_sum(totals).tolist()
+    return nats_sum / (math.log(2) * max(byte_sum, 1))
+
+
+CALCULATOR_TOKENS = 24  # room for a call of the calculator and its output, beside the answer itself
+
+
+def answer_items(engine: Engine, items: Sequence[Item], what: str, *, batch: int = 128) -> tuple[list[bool], int]:
+    """Whether the model's answer to each item, at temperature 0, is exactly the right one; and how many tokens it read and wrote."""
+    tokenizer, right, tokens = engine.tokenizer, [], 0
+    max_tokens = CALCULATOR_TOKENS + max(len(tokenizer.encode(item.answer)) for item in items)
+    with Progress(what, len(items), "questions") as progress:
+        for first in range(0, len(items), batch):
+            part = items[first : first + batch]
+            prompts = [tokenizer.render_prompt([{"role": "user", "content": item.prompt}], engine.context - 1)[0] for item in part]
+            answers = engine.complete(prompts, max_tokens=max_tokens, temperature=0.0, batch_size=batch)
+            right += [answer_text(tokenizer, ids).strip() == item.answer for ids, item in zip(answers, part, strict=True)]
+            tokens += sum(map(len, prompts)) + sum(map(len, answers))
+            progress.advance(len(part))
+    return right, tokens
+
+
+def scores(items: Sequence[Item], untrained: Sequence[bool], trained: Sequence[bool]) -> dict[str, Any]:
+    """The score, untrained beside trained, overall and by skill, as parts of 1."""
+
+    def part(chosen: Sequence[int]) -> dict[str, Any]:
+        count = len(chosen)
+        return {
+            "untrained": round(sum(untrained[i] for i in chosen) / count, 4),
+            "trained": round(sum(trained[i] for i in chosen) / count, 4),
+            "items": count,
+        }
+
+    skills = sorted({item.skill for item in items})
+    by_skill = {skill: part([i for i, item in enumerate(items) if item.skill == skill]) for skill in skills}
+    return part(range(len(items))) | {"by_skill": by_skill}

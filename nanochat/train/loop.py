@@ -1,0 +1,286 @@
+"""The one training loop. What differs between pretraining, fine-tuning and RL is the source of batches and the schedule."""
+
+import contextlib
+import math
+import os
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nanochat.console import duration, log, quantity
+from nanochat.errors import NonFiniteError, OutOfMemoryError, Preempted
+from nanochat.model.gpt import GPT
+from nanochat.model.loss import IGNORE, cross_entropy_sum
+from nanochat.model.optim import MuonAdamW
+from nanochat.train.checkpoint import Checkpoints
+from nanochat.train.metrics import Metrics
+from nanochat.train.ranks import Ranks
+
+LOG_SECONDS = 2.0  # between two step lines, so that fast steps do not flood the terminal
+FIRST_LINES = 3
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """This rank's rows of one step: inputs and targets (n, T); `counted` targets over all ranks, `tokens` likewise."""
+
+    inputs: np.ndarray
+    targets: np.ndarray
+    counted: int
+    tokens: int
+
+
+class BatchSource(Protocol):
+    """Where a stage's batches come from: a function of the step alone, so that resume is exact."""
+
+    def batch(self, step: int, ranks: Ranks) -> StepBatch:
+        """The rows of `step` (from 0) that this rank takes."""
+        ...
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Learning rate, Muon momentum and weight decay over `steps` steps, as functions of the step (from 0)."""
+
+    steps: int
+    warmup_steps: int
+    warmdown_ratio: float
+    final_lr_frac: float
+    weight_decay: float
+    peak: float = 1.0
+    momentum: tuple[float, float, float] = (0.85, 0.97, 0.90)  # at the start, at the peak, after the warm-down
+    momentum_steps: int = 400
+
+    def lr(self, step: int) -> float:
+        """Multiplier of every learning rate: linear warm-up, flat, linear warm-down."""
+        warmup = min((step + 1) / self.warmup_steps, 1.0) if self.warmup_steps else 1.0
+        down = max(1, round(self.steps * self.warmdown_ratio))
+        left = min((self.steps - step) / down, 1.0)
+        return self.peak * warmup * (self.final_lr_frac + (1 - self.final_lr_frac) * left)
+
+    def beta(self, step: int) -> float:
+        """Muon's momentum: it rises while gradients still turn quickly, and falls again with the learning rate."""
+        start, peak, end = self.momentum
+        down = max(1, round(self.steps * self.warmdown_ratio))
+        rise = max(1, min(self.momentum_steps, self.steps - down))  # a short run still reaches the peak
+        value = start + (peak - start) * min(step / rise, 1.0)
+        fall = max(0.0, (step - (self.steps - down)) / down)
+        return value + (end - value) * fall
+
+    def decay(self, step: int) -> float:
+        """Muon's weight decay: a cosine to zero."""
+        return self.weight_decay * 0.5 * (1 + math.cos(math.pi * step / self.steps))
+
+
+class StopSignal:
+    """SIGTERM and SIGINT: before the loop they end the command, in it they set a flag that is agreed on at the step's end."""
+
+    def __init__(self) -> None:
+        self.set = False
+        self.in_loop = False  # a step is under way: it is finished and saved first
+        self.trained = False  # there is a checkpoint
+
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        if self.set:  # the second one ends at once
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        self.set = True
+        if not self.in_loop:
+            what = "stopped: all that was trained is saved" if self.trained else "stopped before the first step: there was nothing to save"
+            raise Preempted(what, "run the same command again to go on")
+        print("stopping: saving after this step (once more to stop at once)", file=sys.stderr, flush=True)
+
+    def release(self) -> None:
+        """Give the signals back to whoever waits for workers: they handle their own."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
+    @contextlib.contextmanager
+    def installed(self) -> Iterator["StopSignal"]:
+        """Handle the signals inside the block; only the main thread can."""
+        before = {number: signal.signal(number, self._handle) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+@dataclass
+class Stage:
+    """One stage of a run, as the loop sees it. The hooks run on every rank."""
+
+    name: str
+    source: BatchSource
+    schedule: Schedule
+    device_batch_size: int
+    save_every: int = -1
+    save_seconds: float = 900.0
+    eval_every: int = -1
+    sample_every: int = -1
+    keep_last: int = 2
+    flops_per_token: float = 0.0
+    peak_flops: float = 0.0  # of one device, for mfu; 0 where unknown
+    evaluate: Callable[[], float] | None = None  # bits per byte
+    eval_tokens: int = 0  # that one evaluation reads
+    sample: Callable[[int], None] | None = None
+    meta: dict[str, Any] = field(default_factory=dict)  # goes into every checkpoint
+
+    @property
+    def steps(self) -> int:
+        """Steps of the whole stage."""
+        return self.schedule.steps
+
+
+def due(step: int, every: int, steps: int) -> bool:
+    """Whether something that happens every `every` steps, and at the end, happens after `step` steps."""
+    return step == steps or (every > 0 and step % every == 0)
+
+
+def run_stage(
+    stage: Stage,
+    model: GPT,
+    forward: Callable[[Tensor], Tensor],
+    optimizer: MuonAdamW,
+    ranks: Ranks,
+    store: Checkpoints,
+    metrics: Metrics | None,
+    stop: StopSignal,
+    start: int = 0,
+) -> None:
+    """Train from `start` done steps to the stage's end; `forward` is the model's forward pass, compiled or not.
+
+    `metrics` is the main rank's; the others have None. Raises NonFiniteError before the update that would spread
+    it, Preempted after a signal's checkpoint, OutOfMemoryError where one device batch does not fit.
+    """
+    last = metrics.last if metrics else {}
+    elapsed, tokens = float(last.get("elapsed_seconds", 0.0)), int(last.get("tokens", 0))
+    began_at = printed_at = saved_at = time.monotonic()
+
+    def save(step: int) -> None:
+        nonlocal saved_at
+        if metrics:
+            metrics.sync()
+        store.save(model, optimizer, stage.meta | {"step": step, "optimizer_steps": optimizer.steps}, ranks, stage.keep_last)
+        saved_at = time.monotonic()
+        stop.trained = True
+
+    def evaluate(step: int) -> None:
+        if stage.evaluate and due(step, stage.eval_every, stage.steps):
+            bpb = stage.evaluate()
+            if metrics:
+                log(f"{stage.name} step {step}/{stage.steps} | validation {bpb:.4f} bits per byte")
+                metrics.amend(bpb=bpb, eval_tokens=stage.eval_tokens)
+
+    def report(done: int, loss: float, lr: float, seconds: float, batch: StepBatch) -> None:
+        nonlocal printed_at
+        if not metrics:
+            return
+        now, rate = time.monotonic(), batch.tokens / seconds
+        entry = {"stage": stage.name, "step": done, "loss": loss, "lr": lr, "tokens": tokens, "tokens_per_second": round(rate, 1)}
+        entry |= {"step_seconds": round(seconds, 4), "elapsed_seconds": round(elapsed, 3)}
+        if stage.peak_flops:
+            entry["mfu"] = round(stage.flops_per_token * rate / (stage.peak_flops * ranks.world_size), 4)
+        metrics.write(entry | {"peak_memory_bytes": _peak_memory(ranks.device)})
+        if done - start <= FIRST_LINES or now - printed_at >= LOG_SECONDS or done == stage.steps:
+            printed_at = now
+            left = duration((stage.steps - done) * (now - began_at) / (done - start))
+            speed = f"dt {seconds * 1000:.0f} ms | {quantity(rate)} tokens/s"
+            log(f"{stage.name} step {done}/{stage.steps} | loss {loss:.4f} | {speed} | {left} left")
+
+    stop.in_loop = True
+    unseen = torch.tensor(float(0 < start == last.get("step") and "bpb" not in last), device=ranks.device)
+    if ranks.all_reduce_sum(unseen).item():  # it was stopped between the save and the evaluation of that step
+        evaluate(start)
+    for step in range(start, stage.steps):
+        began, done = time.monotonic(), step + 1
+        batch = stage.source.batch(step, ranks)
+        lr = stage.schedule.lr(step)
+        with _memory_explained(stage.device_batch_size, batch.inputs.shape[1]):
+            loss = _forward_backward(batch, stage.device_batch_size, model, forward, ranks)
+            overdue = ranks.main and began - saved_at >= stage.save_seconds
+            flags = loss.new_tensor([float(stop.set), float(overdue)])
+            totals = ranks.all_reduce_sum(torch.cat((loss[None], _gradient_norm(model, ranks.device)[None], flags)))
+            loss_value, norm, stopping, saving = totals.tolist()
+            _require_finite(loss_value, norm, stage.name, done)
+            optimizer.step(lr=lr, beta=stage.schedule.beta(step), weight_decay=stage.schedule.decay(step))
+            optimizer.zero_grad()
+        seconds = time.monotonic() - began
+        elapsed, tokens = elapsed + seconds, tokens + batch.tokens
+        report(done, loss_value, lr, seconds, batch)
+        evaluating = stage.evaluate is not None and due(done, stage.eval_every, stage.steps)
+        if stopping or saving or evaluating or due(done, stage.save_every, stage.steps):
+            save(done)  # before the evaluation and the samples: their failure loses nothing
+        if stopping:
+            raise Preempted(
+                f"stopped after {stage.name} step {done} of {stage.steps}, which is saved", "run the same command again to go on"
+            )
+        evaluate(done)
+        if stage.sample and due(done, stage.sample_every, stage.steps):
+            stage.sample(done)
+    stop.in_loop = False
+
+
+def _forward_backward(batch: StepBatch, device_batch_size: int, model: GPT, forward: Callable[[Tensor], Tensor], ranks: Ranks) -> Tensor:
+    """Accumulate the gradient of the batch's mean loss in micro-batches; this rank's part of that loss, a scalar.
+
+    Micro-batches without a target are skipped, and the mean is over the targets of all ranks: nothing divides by zero.
+    """
+    total = torch.zeros((), device=ranks.device)
+    counted = max(batch.counted, 1)
+    for first in range(0, len(batch.inputs), device_batch_size):
+        targets = batch.targets[first : first + device_batch_size]
+        if not (targets != IGNORE).any():
+            continue
+        ids = _to_device(batch.inputs[first : first + device_batch_size], ranks.device)
+        loss = cross_entropy_sum(model, forward(ids), _to_device(targets, ranks.device)) / counted
+        total += loss.detach()
+        (loss * ranks.world_size).backward()  # the optimizer takes the mean over the ranks
+    return total
+
+
+def _gradient_norm(model: GPT, device: torch.device) -> Tensor:
+    """The length of this rank's gradient, a scalar; not finite where any part of it is not."""
+    return torch.nn.utils.get_total_norm([weight.grad for weight in model.parameters() if weight.grad is not None]).to(device)
+
+
+@contextlib.contextmanager
+def _memory_explained(rows: int, tokens: int) -> Iterator[None]:
+    """Turn the device's "out of memory" into an error that says what to lower."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemoryError(
+            f"out of memory with {rows} rows of {tokens} tokens on the device",
+            f"lower --device_batch_size (now {rows}); the tokens of a step, and so the losses, stay the same"
+            if rows > 1
+            else "use a smaller --depth or --max_seq_len: one row is the smallest batch",
+        ) from error
+
+
+def _to_device(rows: np.ndarray, device: torch.device) -> Tensor:
+    tensor = torch.from_numpy(rows.astype(np.int64))
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
+def _require_finite(loss: float, norm: float, stage: str, step: int) -> None:
+    if not math.isfinite(loss) or not math.isfinite(norm):
+        raise NonFiniteError(
+            f"the loss of {stage} step {step} is {loss}, its gradient's length {norm}: stopped before the update",
+            "run the same command again to go on from the newest checkpoint; if it comes back, lower --matrix_lr and --embedding_lr",
+        )
+
+
+def _peak_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,79 @@
+"""metrics.jsonl: one line a step, over all stages of a run, and still one line a step after any crash and resume."""
+
+import contextlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from nanochat import paths
+
+STAGES = ("base", "sft", "rl")
+
+
+class Metrics:
+    """The metrics of a run from one stage on: opening it cuts what lies after the step that is resumed from."""
+
+    def __init__(self, path: Path, stage: str, step: int):
+        """Keep the lines up to `step` of `stage` (and all of earlier stages); cut later ones and a torn last one.
+
+        `last` is the last line kept, {} where there is none. Here and later: PreflightError where the disk is full.
+        """
+        self.path = path
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        order = (STAGES.index(stage), step)
+        self.begin = kept = 0  # where the last line begins and ends
+        self.last: dict[str, Any] = {}
+        for line in path.read_bytes().splitlines(keepends=True) if path.exists() else []:
+            entry = _parse(line)
+            if entry is None or (STAGES.index(entry["stage"]), entry["step"]) > order:
+                break
+            self.begin, kept, self.last = kept, kept + len(line), entry
+        try:
+            path.touch()
+            self.file = path.open("r+b")
+        except OSError as error:
+            raise paths.disk_error(error, "opening the metrics") from error
+        self.file.truncate(kept)
+        self.file.seek(kept)
+
+    def write(self, entry: dict[str, Any]) -> None:
+        """Append one step's line."""
+        self._put(self.file.tell(), entry)
+
+    def amend(self, **more: Any) -> None:
+        """Add fields to the last line, such as the bits per byte of an evaluation that came after the save."""
+        self._put(self.begin, self.last | more)
+
+    def _put(self, begin: int, entry: dict[str, Any]) -> None:
+        """Make `entry` the last line, from byte `begin` on. It is written over the old one, so that a crash never finds it gone."""
+        self.begin, self.last = begin, entry
+        try:
+            self.file.seek(begin)
+            self.file.write((json.dumps(entry) + "\n").encode())
+            self.file.flush()
+            self.file.truncate()
+        except OSError as error:
+            raise paths.disk_error(error, "writing the metrics") from error
+
+    def sync(self) -> None:
+        """Make the lines durable; before a checkpoint, so that no saved step lacks its line."""
+        try:
+            os.fsync(self.file.fileno())
+        except OSError as error:
+            raise paths.disk_error(error, "writing the metrics") from error
+
+    def close(self) -> None:
+        """Close the file."""
+        with contextlib.suppress(OSError):  # every line has been flushed; what a full disk refused has been said
+            self.file.close()
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        entry = json.loads(line)
+        return entry if entry["stage"] in STAGES and isinstance(entry["step"], int) else None
+    except (ValueError, KeyError, TypeError):
+        return None

@@ -1,0 +1,44 @@
+"""Pretraining: rows of a dataset's text, every id a target."""
+
+import numpy as np
+
+from nanochat.data.rows import RowCache, TextRows
+from nanochat.errors import DataError
+from nanochat.model.gpt import GPT
+from nanochat.train.loop import Schedule, StepBatch
+from nanochat.train.ranks import Ranks
+from nanochat.train.session import Session
+
+SAMPLES = 3
+SAMPLE_PROMPT = 9  # ids of a validation row that a sample continues, BOS included
+
+
+class TextBatches:
+    """Step k takes the k-th group of rows of the text's order; each rank its equal part of them."""
+
+    def __init__(self, rows: TextRows, rows_per_step: int):
+        self.rows, self.rows_per_step = rows, rows_per_step
+
+    def batch(self, step: int, ranks: Ranks) -> StepBatch:
+        """The rows of `step` (from 0) that this rank takes."""
+        share = self.rows_per_step // ranks.world_size
+        first = step * self.rows_per_step + ranks.rank * share
+        ids = self.rows.rows(first, first + share)  # (share, T + 1)
+        tokens = self.rows_per_step * (ids.shape[1] - 1)
+        return StepBatch(ids[:, :-1], ids[:, 1:], counted=tokens, tokens=tokens)
+
+
+def pretrain(session: Session) -> GPT:
+    """Train the base stage of the run to its end. Raises DataError where the text gives no row."""
+    config = session.config
+    cache = RowCache(session.tokenizer, config.max_seq_len, packer=session.ranks.local_rank == 0)
+    try:
+        held_out = cache.rows(session.dataset.validation)[: max(config.eval_tokens // config.max_seq_len, 1)]
+        if not len(held_out):
+            raise DataError("the validation text gives no row", "give it more text")
+        schedule = Schedule(config.num_iterations, config.warmup_steps, config.warmdown_ratio, config.final_lr_frac, config.weight_decay)
+        source = TextBatches(TextRows(session.dataset, cache, config.seed), session.rows_per_step())
+        prompts = [row[: min(SAMPLE_PROMPT, config.max_seq_len)].astype(np.int64).tolist() for row in held_out[:SAMPLES]]
+        return session.run("base", source, schedule, (held_out[:, :-1], held_out[:, 1:]), prompts)
+    finally:
+        cache.close()

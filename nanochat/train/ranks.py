@@ -1,0 +1,195 @@
+"""The one place that touches torch.distributed's set-up. One process is simply one rank.
+
+Loop, optimizer, checkpoint and evaluation receive a `Ranks`; whether it stands for one process or for many,
+over gloo on CPUs or NCCL on GPUs, is not theirs to know.
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from nanochat.errors import HungError, PreflightError
+
+T = TypeVar("T")
+
+EXIT_CODES = "NANOCHAT_EXIT_CODES"  # folder in which each worker leaves its exit code, for the launcher to read
+FINAL_CODES = (2, 3, 4, 5, 6, 75)  # never restarted: the same command would end the same way, or was asked to end
+DEFAULTS = {"OMP_NUM_THREADS": "1", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "120"}  # seconds to save after a signal; torchrun's own is 30
+WAIT = timedelta(hours=24)  # for the main rank's downloads; a collective in the loop has torch's own, shorter limit
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among its fellows. Collectives are no-ops where the world is one process."""
+
+    rank: int
+    local_rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def main(self) -> bool:
+        """Whether this rank prints, and writes what is written once."""
+        return self.rank == 0
+
+    def all_reduce_mean(self, tensor: Tensor) -> Tensor:
+        """The mean over the ranks, in place."""
+        if self.world_size > 1:
+            dist.all_reduce(tensor)
+            tensor /= self.world_size
+        return tensor
+
+    def all_reduce_sum(self, tensor: Tensor) -> Tensor:
+        """The sum over the ranks, in place."""
+        if self.world_size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def reduce_scatter_mean(self, tensor: Tensor) -> Tensor:
+        """This rank's equal share along the first axis of the mean over the ranks."""
+        share = torch.empty(len(tensor) // self.world_size, *tensor.shape[1:], dtype=tensor.dtype, device=tensor.device)
+        dist.reduce_scatter_tensor(share, tensor.contiguous())
+        return share.div_(self.world_size)
+
+    def all_gather(self, share: Tensor) -> Tensor:
+        """The ranks' shares put together again along the first axis."""
+        whole = torch.empty(len(share) * self.world_size, *share.shape[1:], dtype=share.dtype, device=share.device)
+        dist.all_gather_into_tensor(whole, share.contiguous())
+        return whole
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        """Every rank's `value`, in rank order, on every rank."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
+
+    def main_first(self, name: str, work: Callable[[], T]) -> T:
+        """Run `work` on the main rank, then on the others, which find it done; for downloads and other long preparation."""
+        if self.world_size == 1:
+            return work()
+        store = dist.distributed_c10d._get_default_store()
+        if self.main:
+            try:
+                result = work()
+            except BaseException:
+                store.set(name, "failed")
+                raise
+            store.set(name, "done")
+            return result
+        store.wait([name], WAIT)
+        if store.get(name) != b"done":
+            raise HungError(f"the main rank could not finish: {name}", "its own error says why")
+        return work()
+
+
+def single(device: torch.device | str = "cpu") -> Ranks:
+    """One process on `device`."""
+    return Ranks(0, 0, 1, torch.device(device))
+
+
+@contextlib.contextmanager
+def join(device: str) -> Iterator[Ranks]:
+    """Join the process group that the environment (RANK, WORLD_SIZE, LOCAL_RANK) describes, or stand alone; leave it at the end.
+
+    `device` is "cuda" or "cpu". Raises PreflightError where there are more processes than GPUs.
+    """
+    rank, local_rank = int(os.environ.get("RANK", 0)), int(os.environ.get("LOCAL_RANK", 0))
+    world_size = int(os.environ.get("WORLD_SIZE", 1))
+    if device == "cuda":
+        visible = torch.cuda.device_count()
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+        if here > visible:
+            raise PreflightError(
+                f"{here} processes asked, {visible} GPU(s) visible",
+                f"use --nproc_per_node={max(visible, 1)}" + ("" if visible else " --device=cpu"),
+            )
+        torch.cuda.set_device(local_rank)
+    chosen = torch.device(device, local_rank) if device == "cuda" else torch.device(device)
+    if world_size == 1:
+        yield single(chosen)
+        return
+    dist.init_process_group("nccl" if device == "cuda" else "gloo", device_id=chosen if device == "cuda" else None)
+    try:
+        yield Ranks(rank, local_rank, world_size, chosen)
+    finally:
+        dist.destroy_process_group()
+
+
+def launched() -> bool:
+    """Whether this process is a worker that torchrun started."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def has_launcher() -> bool:
+    """Whether `launch` started this worker, rather than a user's own torchrun."""
+    return EXIT_CODES in os.environ
+
+
+def record_exit(code: int) -> None:
+    """Leave this worker's exit code for the launcher, since torchrun turns every code into 1."""
+    folder = os.environ.get(EXIT_CODES)
+    if folder and launched():
+        Path(folder, f"rank_{os.environ['RANK']}").write_text(str(code), encoding="utf-8")
+
+
+def launch(arguments: list[str], processes: int, restarts: int = 2) -> int:
+    """Run `python ARGUMENTS` in `processes` workers under torchrun and return their common exit code.
+
+    A crash (1) or a lost or hung rank (7) is restarted up to `restarts` times, and resumes from the newest checkpoint;
+    not where SIGINT or SIGTERM asked to stop: that is 75, also where the workers had not begun.
+    """
+    for attempt in range(restarts + 1):
+        with tempfile.TemporaryDirectory() as folder:
+            command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+            # Behind "--", so that it does not take our --run for a short form of its --run-path.
+            command += ["-m", "--", *arguments[1:]] if arguments[0] == "-m" else ["--", *arguments]
+            code, stopped = _wait(command, DEFAULTS | os.environ | {EXIT_CODES: folder})
+            codes = {int(path.read_text(encoding="utf-8")) for path in Path(folder).iterdir()}
+        if stopped and code:
+            codes.add(75)
+        elif codes & {1, 7}:
+            codes.discard(75)  # torchrun stops the fellows of a worker that crashed, and they take it for the user's wish
+        final = next((known for known in FINAL_CODES if known in codes), None)
+        if final is not None:
+            return final
+        if code == 0:
+            return 0
+        if attempt < restarts:
+            print(f"a worker was lost; restart {attempt + 1} of {restarts}, from the newest checkpoint", file=sys.stderr, flush=True)
+    return 7 if 7 in codes else 1
+
+
+def _wait(command: list[str], environment: dict[str, str]) -> tuple[int, bool]:
+    """Run `command` to its end, passing SIGINT and SIGTERM on: its exit code, and whether such a signal came.
+
+    It has a session of its own, so that Ctrl-C in the terminal reaches it once, through us, and not twice: the second
+    ends it at once.
+    """
+    process = subprocess.Popen(command, env=environment, start_new_session=True)
+    stopped = False
+
+    def forward(number: int, _frame: Any) -> None:
+        nonlocal stopped
+        stopped = True
+        process.send_signal(number)
+
+    before = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        return process.wait(), stopped
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,365 @@
+"""The training loop: what a step computes, and what it does when something goes wrong."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nanochat.errors import NonFiniteError, OutOfMemoryError, Preempted
+from nanochat.model.gpt import GPT
+from nanochat.model.loss import IGNORE
+from nanochat.model.optim import LearningRates, MuonAdamW
+from nanochat.model.scaling import GPTConfig
+from nanochat.train.checkpoint import Checkpoints
+from nanochat.train.loop import Schedule, Stage, StepBatch, StopSignal, due, run_stage
+from nanochat.train.metrics import Metrics
+from nanochat.train.ranks import Ranks, single
+
+STEPS = 6
+
+
+class Rows:
+    """Four rows of 16 tokens a step; `ignored(step, row)` rows have no target."""
+
+    def __init__(self, ignored: Callable[[int, int], bool] = lambda step, row: False):
+        self.ignored = ignored
+
+    def batch(self, step: int, ranks: Ranks) -> StepBatch:
+        ids = np.random.default_rng(step).integers(0, 40, (4, 17))
+        targets = ids[:, 1:].copy()
+        targets[:, :3] = IGNORE
+        for row in range(4):
+            if self.ignored(step, row):
+                targets[row] = IGNORE
+        return StepBatch(ids[:, :-1], targets, counted=int((targets != IGNORE).sum()), tokens=64)
+
+
+class Run:
+    """One process's call of the loop in `folder`, from its newest checkpoint, as Session.run does it."""
+
+    def __init__(self, folder: Path, **stage: Any):
+        torch.set_num_threads(1)
+        shape = GPTConfig(depth=2, dim=32, n_head=2, n_kv_head=2, head_dim=16, vocab_size=40, max_seq_len=16)
+        self.folder, self.model = folder, GPT.build(shape)
+        self.optimizer = MuonAdamW(self.model, LearningRates(), 64, single())
+        self.store = Checkpoints(folder / "base")
+        self.stop = StopSignal()
+        schedule = Schedule(STEPS, warmup_steps=2, warmdown_ratio=0.5, final_lr_frac=0.1, weight_decay=0.1)
+        defaults = {"source": Rows(), "schedule": schedule, "device_batch_size": 4, "save_seconds": 1e9}
+        self.stage = Stage("base", **defaults | stage)  # type: ignore[arg-type]
+        self.forward: Callable[[torch.Tensor], torch.Tensor] = self.model
+
+    def go(self) -> list[dict[str, Any]]:
+        """Train to the end; returns the metrics."""
+        newest = self.store.newest()
+        if newest:
+            newest.load_model(self.model)
+            newest.load_optimizer(self.optimizer)
+        start = newest.step if newest else 0
+        metrics = Metrics(self.folder / "metrics.jsonl", "base", start)
+        try:
+            run_stage(self.stage, self.model, self.forward, self.optimizer, single(), self.store, metrics, self.stop, start)
+        finally:
+            metrics.close()
+        return self.lines()
+
+    def lines(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
+
+    def saved(self) -> list[int]:
+        return [int(path.name[5:]) for path in self.store.steps()]
+
+    def weights(self) -> list[torch.Tensor]:
+        return [weight.detach().clone() for weight in self.model.parameters()]
+
+
+def losses(lines: list[dict[str, Any]]) -> list[float]:
+    return [line["loss"] for line in lines]
+
+
+def scatter(model: GPT) -> None:
+    """Random weights everywhere. In a new model some gradients are zero but for rounding, and Adam would blow that up."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.copy_(torch.randn(weight.shape, generator=generator) * 0.3)
+
+
+# ---- schedules ------------------------------------------------------------------------------------------------
+
+
+def test_the_learning_rate_warms_up_stays_and_falls() -> None:
+    schedule = Schedule(1000, warmup_steps=40, warmdown_ratio=0.65, final_lr_frac=0.05, weight_decay=0.2)
+    lr = [schedule.lr(step) for step in range(1000)]
+    assert lr[0] == 1 / 40 and lr[19] == 0.5 and lr[39] == 1
+    assert set(lr[39:351]) == {1.0}
+    assert lr[350 + 325] == pytest.approx(0.05 + 0.95 * 0.5)
+    assert lr[-1] == pytest.approx(0.05 + 0.95 / 650)
+    assert all(one > other for one, other in pairwise(lr[350:]))
+
+
+def test_muons_momentum_rises_and_falls() -> None:
+    schedule = Schedule(2000, warmup_steps=0, warmdown_ratio=0.65, final_lr_frac=0.05, weight_decay=0.2)
+    assert schedule.beta(0) == 0.85
+    assert schedule.beta(200) == pytest.approx(0.91)
+    assert schedule.beta(400) == schedule.beta(700) == pytest.approx(0.97)
+    assert schedule.beta(700 + 650) == pytest.approx(0.935)
+    assert schedule.beta(1999) == pytest.approx(0.90, abs=1e-3)
+    short = Schedule(528, warmup_steps=40, warmdown_ratio=0.65, final_lr_frac=0.05, weight_decay=0.2)
+    assert short.beta(528 - 343) == pytest.approx(0.97)  # a short run reaches the peak before its warm-down
+
+
+def test_weight_decay_is_a_cosine_to_zero() -> None:
+    schedule = Schedule(100, warmup_steps=0, warmdown_ratio=0.65, final_lr_frac=0.05, weight_decay=0.2)
+    assert schedule.decay(0) == 0.2
+    assert schedule.decay(50) == pytest.approx(0.1)
+    assert schedule.decay(99) == pytest.approx(0, abs=1e-3)
+
+
+@given(
+    steps=st.integers(1, 3000),
+    warmup=st.integers(0, 60),
+    ratio=st.floats(0, 1),
+    final=st.floats(0, 1),
+    place=st.floats(0, 1, exclude_max=True),
+)
+def test_any_schedule_stays_in_bounds(steps: int, warmup: int, ratio: float, final: float, place: float) -> None:
+    schedule = Schedule(steps, warmup, ratio, final, weight_decay=0.3, peak=0.8)
+    step = int(place * steps)
+    assert 0 < schedule.lr(step) <= 0.8 + 1e-9
+    assert 0.85 - 1e-9 <= schedule.beta(step) <= 0.97 + 1e-9
+    assert 0 <= schedule.decay(step) <= 0.3
+
+
+def test_due() -> None:
+    assert [step for step in range(1, 11) if due(step, 4, 10)] == [4, 8, 10]
+    assert [step for step in range(1, 11) if due(step, -1, 10)] == [10]
+
+
+# ---- steps ----------------------------------------------------------------------------------------------------
+
+
+def test_gradient_accumulation_equals_one_big_batch(tmp_path: Path) -> None:
+    """Also where the targets are spread unevenly over the micro-batches, and where one of them has none."""
+    source = Rows(lambda step, row: row == step % 4)
+    whole, parts = (Run(tmp_path / str(size), source=source, device_batch_size=size) for size in (4, 1))
+    for run in (whole, parts):
+        scatter(run.model)
+    assert losses(parts.go()) == pytest.approx(losses(whole.go()), rel=1e-5)
+    for one, other in zip(whole.model.parameters(), parts.model.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_the_first_loss_is_the_mean_over_counted_targets(tmp_path: Path) -> None:
+    assert Run(tmp_path, source=Rows(lambda step, row: row < 2)).go()[0]["loss"] == pytest.approx(math.log(40), abs=1e-2)
+
+
+def test_micro_batches_without_a_target_are_skipped(tmp_path: Path) -> None:
+    run = Run(tmp_path, source=Rows(lambda step, row: row > 0), device_batch_size=1)
+    calls = []
+    run.forward = lambda ids: calls.append(len(ids)) or run.model(ids)  # type: ignore[func-returns-value]
+    lines = run.go()
+    assert calls == [1] * STEPS
+    assert all(math.isfinite(loss) for loss in losses(lines))
+
+
+def test_a_step_without_any_target_breaks_nothing(tmp_path: Path) -> None:
+    run = Run(tmp_path, source=Rows(lambda step, row: step in (0, 3)))
+    lines = run.go()
+    assert losses(lines)[0] == losses(lines)[3] == 0
+    assert all(math.isfinite(loss) for loss in losses(lines))
+    assert all(weight.isfinite().all() for weight in run.model.parameters())
+
+
+def test_metrics_of_a_step(tmp_path: Path) -> None:
+    lines = Run(tmp_path, evaluate=lambda: 2.5, eval_every=4, eval_tokens=99).go()
+    assert [(line["stage"], line["step"]) for line in lines] == [("base", step) for step in range(1, STEPS + 1)]
+    assert [line["tokens"] for line in lines] == [64 * step for step in range(1, STEPS + 1)]
+    assert {line["step"]: line["bpb"] for line in lines if "bpb" in line} == {4: 2.5, 6: 2.5}
+    assert {line["eval_tokens"] for line in lines if "bpb" in line} == {99}
+    for line in lines:
+        assert line["tokens_per_second"] > 0 and line["step_seconds"] > 0 and line["peak_memory_bytes"] > 1e6
+        assert line["lr"] == Schedule(STEPS, 2, 0.5, 0.1, 0.1).lr(line["step"] - 1)
+    elapsed = [line["elapsed_seconds"] for line in lines]
+    assert elapsed == sorted(elapsed)
+
+
+def test_sampling_is_due_as_asked(tmp_path: Path) -> None:
+    seen: list[int] = []
+    Run(tmp_path, sample=seen.append, sample_every=4).go()
+    assert seen == [4, 6]
+
+
+# ---- what goes wrong ------------------------------------------------------------------------------------------
+
+
+def poison(model: GPT, weight: float) -> None:
+    with torch.no_grad():
+        model.blocks[0].mlp.fc.weight[0, 0] = weight  # type: ignore[union-attr]
+        model.blocks[0].mlp.proj.weight.fill_(0.1)  # type: ignore[union-attr]
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path: Path) -> None:
+    run = Run(tmp_path, save_every=1)
+    poison(run.model, math.nan)
+    before = run.weights()
+    with pytest.raises(NonFiniteError, match="base step 1"):
+        run.go()
+    assert all(torch.equal(one, other) or one.isnan().any() for one, other in zip(before, run.weights(), strict=True))
+    assert run.saved() == [] and run.lines() == []
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_gradient_that_is_not_finite_stops_before_the_update(bad: float, tmp_path: Path) -> None:
+    """The loss may still look well."""
+    run = Run(tmp_path, save_every=1)
+
+    def spoil(gradient: torch.Tensor) -> torch.Tensor:
+        return gradient.index_fill(0, torch.tensor([0]), bad)
+
+    run.model.blocks[1].attn.q.weight.register_hook(spoil)  # type: ignore[union-attr]
+    before = run.weights()
+    with pytest.raises(NonFiniteError, match="gradient"):
+        run.go()
+    assert all(torch.equal(one, other) for one, other in zip(before, run.weights(), strict=True))
+    assert run.saved() == []
+
+
+@pytest.mark.parametrize(("rows", "hint"), [(4, "--device_batch_size"), (1, "--depth")])
+@pytest.mark.parametrize("where", ["forward", "optimizer"])
+def test_out_of_memory_says_what_to_lower(rows: int, hint: str, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(tmp_path, device_batch_size=rows)
+
+    def full(*_: Any, **__: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    if where == "forward":
+        run.forward = full
+    else:
+        monkeypatch.setattr(run.optimizer, "step", full)
+    with pytest.raises(OutOfMemoryError) as caught:
+        run.go()
+    assert hint in caught.value.hint
+
+
+def test_a_stop_saves_and_the_next_call_goes_on_exactly(tmp_path: Path) -> None:
+    straight = Run(tmp_path / "straight").go()
+    run = Run(tmp_path / "stopped")
+    run.forward = stop_at(run, 3)
+    with pytest.raises(Preempted, match="step 3 of 6"):
+        run.go()
+    assert run.saved() == [3]
+    assert losses(run.lines()) == losses(straight)[:3]
+    again = Run(tmp_path / "stopped")
+    assert losses(again.go()) == losses(straight)
+    assert [line["tokens"] for line in again.lines()] == [line["tokens"] for line in straight]
+    assert again.saved() == [3, 6]
+
+
+def stop_at(run: Run, step: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A forward pass in whose call number `step` the signal comes."""
+    calls = [0]
+
+    def forward(ids: torch.Tensor) -> torch.Tensor:
+        calls[0] += 1
+        run.stop.set = run.stop.set or calls[0] == step
+        return run.model(ids)
+
+    return forward
+
+
+def test_a_crash_between_saves_repeats_the_same_losses(tmp_path: Path) -> None:
+    straight = Run(tmp_path / "straight").go()
+    run = Run(tmp_path / "killed", save_every=2)
+    calls = []
+
+    def forward(ids: torch.Tensor) -> torch.Tensor:
+        calls.append(0)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return run.model(ids)
+
+    run.forward = forward
+    with pytest.raises(KeyboardInterrupt):
+        run.go()
+    assert run.saved() == [2, 4] and len(run.lines()) == 5
+    assert losses(Run(tmp_path / "killed", save_every=2).go()) == losses(straight)
+
+
+@pytest.mark.parametrize("hook", ["evaluate", "sample"])
+def test_the_checkpoint_comes_before_what_may_fail(hook: str, tmp_path: Path) -> None:
+    def fail(*_: Any) -> float:
+        raise torch.OutOfMemoryError("in the evaluation")
+
+    run = Run(tmp_path, eval_every=4, **{hook: fail} if hook == "evaluate" else {hook: fail, "evaluate": lambda: 1.0, "sample_every": 4})
+    with pytest.raises(torch.OutOfMemoryError):
+        run.go()
+    assert run.saved() == [4]
+
+
+def test_an_evaluation_that_a_crash_left_out_is_made_up_for(tmp_path: Path) -> None:
+    def fail() -> float:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Run(tmp_path, eval_every=4, evaluate=fail).go()
+    lines = Run(tmp_path, eval_every=4, evaluate=lambda: 1.5).go()
+    assert [line.get("bpb") for line in lines] == [None, None, None, 1.5, None, 1.5]
+
+
+def test_lost_metrics_do_not_stop_a_resume(tmp_path: Path) -> None:
+    run = Run(tmp_path, eval_every=2, evaluate=lambda: 1.0)
+    run.forward = stop_at(run, 2)
+    with pytest.raises(Preempted):
+        run.go()
+    (tmp_path / "metrics.jsonl").unlink()
+    lines = Run(tmp_path, eval_every=2, evaluate=lambda: 1.0).go()
+    assert [line["step"] for line in lines] == [3, 4, 5, 6]
+
+
+def test_saves_are_due_by_time_too(tmp_path: Path) -> None:
+    run = Run(tmp_path, save_seconds=0.0, keep_last=100)
+    run.go()
+    assert run.saved() == list(range(1, STEPS + 1))
+
+
+# ---- signals --------------------------------------------------------------------------------------------------
+
+
+def test_a_signal_before_the_loop_ends_the_command() -> None:
+    with StopSignal().installed(), pytest.raises(Preempted, match="before the first step"):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_signal_in_the_loop_sets_the_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with StopSignal().installed() as stop:
+        stop.in_loop = True
+        assert not stop.set
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.set
+    assert signal.getsignal(signal.SIGINT) is before
+    assert "saving" in capsys.readouterr().err
+
+
+def test_a_second_signal_ends_at_once() -> None:
+    script = (
+        "import os, signal\nfrom nanochat.train.loop import StopSignal\n"
+        "with StopSignal().installed() as stop:\n    stop.in_loop = True\n"
+        "    for _ in range(2):\n        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    print('still here')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=60)
+    assert done.returncode == -signal.SIGTERM and "still here" not in done.stdout

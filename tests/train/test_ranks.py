@@ -1,0 +1,279 @@
+"""One rank or many: the same weights; and the launcher, which turns what workers end with into one exit code.
+
+Run as a script under torchrun, this file is the worker of its own test.
+"""
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from nanochat.errors import HungError
+from nanochat.model.gpt import GPT
+from nanochat.model.loss import IGNORE
+from nanochat.model.optim import LearningRates, MuonAdamW
+from nanochat.model.scaling import GPTConfig
+from nanochat.train import ranks
+from nanochat.train.checkpoint import Checkpoints
+from nanochat.train.evaluate import bits_per_byte
+from nanochat.train.loop import Schedule, Stage, StepBatch, StopSignal, run_stage
+from nanochat.train.metrics import Metrics
+from nanochat.train.ranks import Ranks, join, launch, record_exit, single
+
+pytestmark = pytest.mark.long
+ROOT = Path(__file__).resolve().parents[2]
+HALF, STEPS = 3, 5
+VOCAB = 40
+
+
+class Rows:
+    """Four rows of 16 tokens a step, with fewer targets in the first of them, and none in the second."""
+
+    def batch(self, step: int, here: Ranks) -> StepBatch:
+        ids = np.random.default_rng(step).integers(0, VOCAB, (4, 17))
+        targets = ids[:, 1:].copy()
+        targets[0, :11], targets[1] = IGNORE, IGNORE
+        own = slice(4 // here.world_size * here.rank, 4 // here.world_size * (here.rank + 1))
+        return StepBatch(ids[own, :-1], targets[own], counted=int((targets != IGNORE).sum()), tokens=64)
+
+
+def train(folder: Path, steps: int, here: Ranks, device_batch_size: int, source: Path | None = None) -> GPT:
+    """Train to `steps` from the newest checkpoint of `source`, else from random weights; the checkpoint goes to `folder`."""
+    torch.set_num_threads(1)
+    # 3 layers do not deal evenly to 2 ranks, nor do the smear's single row and the scalars
+    shape = {"depth": 3, "dim": 32, "n_head": 2, "n_kv_head": 1, "head_dim": 16, "vocab_size": VOCAB, "max_seq_len": 16}
+    model = GPT.build(GPTConfig(**shape))
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.copy_(torch.randn(weight.shape, generator=generator) * 0.3)
+    rates = LearningRates(embedding=0.01, value_embedding=0.01, scalar=0.01)  # small: Adam makes noise of the same size as its steps
+    optimizer = MuonAdamW(model, rates, 2**17, here)
+    newest = Checkpoints(source).newest() if source else None
+    if newest:
+        newest.load_model(model)
+        newest.load_optimizer(optimizer)
+    start = newest.step if newest else 0
+    schedule = Schedule(steps, warmup_steps=0, warmdown_ratio=0.0, final_lr_frac=1.0, weight_decay=0.0, momentum=(0.9, 0.9, 0.9))
+    inputs = np.random.default_rng(99).integers(0, VOCAB, (3, 17))
+
+    def evaluate() -> float:
+        return bits_per_byte(model, model, inputs[:, :-1], inputs[:, 1:], np.ones(VOCAB, dtype=np.int64), 2, here)
+
+    stage = Stage("base", Rows(), schedule, device_batch_size, evaluate=evaluate, meta={"model": model.config.to_dict()})
+    metrics = Metrics(folder / "metrics.jsonl", "base", 0) if here.main else None
+    run_stage(stage, model, model, optimizer, here, Checkpoints(folder), metrics, StopSignal(), start)
+    return model
+
+
+def worker(folder: Path) -> None:
+    """Two ranks: from the start to the middle; from one rank's middle to the end."""
+    with join("cpu") as here:
+        train(folder / "two-half", HALF, here, device_batch_size=1)
+        train(folder / "two-end", STEPS, here, device_batch_size=2, source=folder / "one-half")
+        told = here.main_first("told", lambda: f"rank {here.rank}")
+        assert told == f"rank {here.rank}"
+        assert here.gather_objects(here.rank) == [0, 1]
+        if here.main:
+            (folder / "done").touch()
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_two_ranks_give_the_weights_of_one_and_resume_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    straight = train(tmp_path / "one-end", STEPS, single(), device_batch_size=4)
+    train(tmp_path / "one-half", HALF, single(), device_batch_size=4)
+    assert launch([__file__, str(tmp_path)], processes=2, restarts=0) == 0
+    assert (tmp_path / "done").exists()
+
+    halves = [Checkpoints(tmp_path / name).newest() for name in ("one-half", "two-half")]
+    assert [len(half.files) for half in halves if half] == [3, 4]  # one optimizer file a rank
+    resumed = train(tmp_path / "resumed", STEPS, single(), device_batch_size=1, source=tmp_path / "two-half")
+    ended = Checkpoints(tmp_path / "two-end").newest()
+    assert ended is not None
+    for other in (resumed, ended.read_model()):
+        for (name, one), weight in zip(straight.named_parameters(), other.parameters(), strict=True):
+            torch.testing.assert_close(weight, one, rtol=1e-4, atol=1e-5, msg=lambda text, n=name: f"{n}: {text}")
+    for key in ("loss", "bpb"):
+        expected = [line[key] for line in lines(tmp_path / "one-end") if key in line]
+        found = [line[key] for name in ("two-half", "two-end") for line in lines(tmp_path / name) if key in line]
+        assert found[-len(expected) :] == pytest.approx(expected, rel=1e-5)
+
+
+def test_one_process_is_one_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    with join("cpu") as here:
+        assert here == single("cpu") and here.main
+        assert here.gather_objects("x") == ["x"]
+        assert here.main_first("work", lambda: 7) == 7
+        tensor = torch.tensor([1.0, 2.0])
+        assert torch.equal(here.all_reduce_mean(tensor.clone()), tensor) and torch.equal(here.all_reduce_sum(tensor.clone()), tensor)
+
+
+# ---- the launcher ---------------------------------------------------------------------------------------------
+
+CRASHES_THEN_REFUSES = """
+import sys
+from pathlib import Path
+from nanochat.train.ranks import has_launcher, launched, record_exit
+assert launched() and has_launcher()
+attempts = Path(sys.argv[1])
+with attempts.open("a") as file:
+    file.write("x")
+code = len(attempts.read_text())
+record_exit(code)
+sys.exit(code)
+"""
+
+
+def test_the_workers_code_comes_back_through_torchrun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The first time it crashes (1): restarted. Then it is refused (2): not restarted, and 2 it is."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    script = tmp_path / "worker.py"
+    script.write_text(CRASHES_THEN_REFUSES)
+    assert launch([str(script), str(tmp_path / "attempts")], processes=1, restarts=5) == 2
+    assert (tmp_path / "attempts").read_text() == "xx"
+    assert capfd.readouterr().err.count("a worker was lost; restart 1 of 5") == 1
+
+
+@pytest.mark.parametrize(
+    ("attempts", "code", "runs"),
+    [
+        ([(0, [0, 0], False)], 0, 1),
+        ([(1, [2, 2], False)], 2, 1),
+        ([(1, [4, 7], False)], 4, 1),  # the others wait for the main rank's download, and it fails
+        ([(1, [5, 1], False)], 5, 1),
+        ([(1, [6], False)], 6, 1),  # the other was killed in the middle of a collective
+        ([(1, [75, 75], False)], 75, 1),
+        ([(1, [75], False)], 75, 1),
+        ([(1, [1, 1], False)], 1, 3),
+        ([(1, [], False)], 1, 3),
+        ([(1, [7, 1], False)], 7, 3),
+        ([(1, [1, 75], False), (0, [0, 0], False)], 0, 2),  # torchrun stopped the fellow of a worker that crashed
+        ([(1, [1], False), (1, [3, 3], False)], 3, 2),
+        ([(1, [75, 75], True)], 75, 1),
+        ([(1, [], True)], 75, 1),  # a signal before the workers had begun: nothing is started again
+        ([(1, [75, 1], True)], 75, 1),
+        ([(1, [3, 75], True)], 3, 1),
+        ([(0, [0, 0], True)], 0, 1),  # the signal came after the last step
+    ],
+)
+def test_one_code_from_many(attempts: list[tuple[int, list[int], bool]], code: int, runs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchrun's own code, the codes that workers left, and whether a signal came; the last attempt repeats itself."""
+    count = [0]
+
+    def fake_wait(command: list[str], environment: dict[str, str]) -> tuple[int, bool]:
+        outcome, codes, stopped = attempts[min(count[0], len(attempts) - 1)]
+        count[0] += 1
+        with monkeypatch.context() as patch:
+            patch.setenv(ranks.EXIT_CODES, environment[ranks.EXIT_CODES])
+            patch.setenv("WORLD_SIZE", "2")
+            for rank, left in enumerate(codes):
+                patch.setenv("RANK", str(rank))
+                record_exit(left)
+        return outcome, stopped
+
+    monkeypatch.setattr(ranks, "_wait", fake_wait)
+    assert launch(["-c", "pass"], processes=2, restarts=2) == code
+    assert count[0] == runs
+
+
+def test_a_code_is_left_only_for_our_launcher(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv(ranks.EXIT_CODES, raising=False)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    record_exit(3)  # a user's own torchrun: nowhere to leave it
+    monkeypatch.setenv(ranks.EXIT_CODES, str(tmp_path))
+    record_exit(3)
+    assert (tmp_path / "rank_0").read_text() == "3"
+
+
+COUNTS_SIGNALS = """
+import os, signal, sys, time
+from pathlib import Path
+
+seen = []
+signal.signal(signal.SIGINT, lambda *_: seen.append(1))
+Path(sys.argv[1]).write_text(str(os.getsid(0)))
+end = time.monotonic() + 30
+while not seen and time.monotonic() < end:
+    time.sleep(0.01)
+time.sleep(0.2)
+sys.exit(40 + len(seen))
+"""
+
+
+@pytest.fixture
+def impatient(tmp_path: Path) -> Iterator[Path]:
+    """A thread that sends this process SIGINT once the file exists, as Ctrl-C would."""
+    ready = tmp_path / "ready"
+
+    def interrupt() -> None:
+        end = time.monotonic() + 30
+        while not (ready.exists() and ready.read_text()) and time.monotonic() < end:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    yield ready
+    thread.join()
+
+
+def test_a_signal_is_passed_on_once(impatient: Path) -> None:
+    """The workers are in a session of their own: the terminal's Ctrl-C does not also reach them directly."""
+    before = signal.getsignal(signal.SIGINT)
+    code, stopped = ranks._wait([sys.executable, "-c", COUNTS_SIGNALS, str(impatient)], dict(os.environ))
+    assert (code, stopped) == (41, True)
+    assert int(impatient.read_text()) != os.getsid(0)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+class Store:
+    """torch.distributed's store, in this process."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, bytes] = {}
+
+    def set(self, name: str, value: str) -> None:
+        self.values[name] = value.encode()
+
+    def get(self, name: str) -> bytes:
+        return self.values[name]
+
+    def wait(self, names: list[str], _limit: Any) -> None:
+        assert all(name in self.values for name in names)
+
+
+def test_the_others_learn_that_the_main_rank_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    store, done = Store(), []
+    monkeypatch.setattr(torch.distributed.distributed_c10d, "_get_default_store", lambda: store)
+    main, other = (Ranks(rank, rank, 2, torch.device("cpu")) for rank in (0, 1))
+
+    def fail() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        main.main_first("shards", fail)
+    with pytest.raises(HungError, match="shards"):
+        other.main_first("shards", lambda: done.append(1))
+    assert not done
+
+
+if __name__ == "__main__":
+    worker(Path(sys.argv[1]))
