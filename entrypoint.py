@@ -1,0 +1,268 @@
+"""The command line: parse, call one function, print the error and its hint. Also the console script `nanochat`.
+
+Nothing heavy is imported before a command needs it: `--help` answers without torch.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.exceptions import TyperException
+
+from nanochat import config as configuration
+from nanochat.console import fail, log
+from nanochat.errors import NanochatError, UsageError
+
+QUICKSTART_RUN = "quickstart"
+HERE = Path(__file__).resolve()
+
+app = typer.Typer(
+    help="Train your own ChatGPT from nothing on the machine you have, then chat with it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+
+def _field_help() -> str:
+    lines = [
+        f"--{name}  {field.metadata['help']}  [{field.default}]"
+        for name, field in configuration.FIELDS.items()
+        if name not in ("profile", "trial")
+    ]
+    return "Config fields, with dashes or underscores:\n\n\b\n" + "\n".join(lines)
+
+
+def _run_config(profile: str, trial: bool, arguments: list[str]) -> configuration.Config:
+    """The profile's values with the flags on top. Text of the user's own lets vocabulary and length follow from it."""
+    overrides = configuration.parse_flags(arguments)
+    if profile == "auto":
+        from nanochat.ops.plan import profile_here
+
+        profile = profile_here()
+        log(f"profile: {profile}, by what this machine has")
+    values = configuration.load_profile(profile, trial)
+    if values["profile"] == "cpu" and not trial and (overrides.get("data") or overrides.get("dataset", "embedded") != "embedded"):
+        overrides = configuration.TEXT_RULES | overrides
+    return configuration.build_config(profile, trial, overrides)
+
+
+@app.command(context_settings=FLAGS, epilog=_field_help())
+def train(
+    context: typer.Context,
+    profile: Annotated[str, typer.Option(help="cpu, rtx4050, rtx4090 (and 3090), h100x8, or auto")] = "auto",
+    trial: Annotated[bool, typer.Option("--trial", help="the guide's plan for the card: about two minutes")] = False,
+    stage: Annotated[str, typer.Option(help="base, sft, rl or all")] = "all",
+) -> None:
+    """Plan, download what is missing, pretrain, fine-tune, evaluate, report. Called again, it goes on where it stopped."""
+    stages = {"base": ("base",), "sft": ("sft",), "all": ("base", "sft")}.get(stage)
+    if stages is None:
+        known = "base, sft, all" + ("; reinforcement learning is not part of this version" if stage == "rl" else "")
+        raise UsageError(f"stage {stage!r} is unknown", f"one of: {known}")
+    config = _run_config(profile, trial, context.args)
+    from nanochat.ops.run import train as run
+
+    raise typer.Exit(run(config, stages, [str(HERE), *sys.argv[1:]]))
+
+
+@app.command(context_settings=FLAGS)
+def quickstart(context: typer.Context) -> None:
+    """From nothing to a chat in minutes, with no network and no GPU: the embedded corpus, a score, three answers."""
+    config = configuration.build_config("cpu", False, {"run": QUICKSTART_RUN} | configuration.parse_flags(context.args))
+    from nanochat.ops.run import train as run
+
+    raise typer.Exit(run(config, relaunch=[str(HERE), *sys.argv[1:]]))
+
+
+@app.command()
+def download(
+    shards: Annotated[int, typer.Option("-n", "--shards", help="training shards; the validation shard is one more")] = 16,
+    dataset: Annotated[str, typer.Option(help="climbmix, fineweb-edu or hf:OWNER/NAME")] = "climbmix",
+) -> None:
+    """Download training shards and the validation shard."""
+    from nanochat.data.download import ensure_shards
+
+    found = ensure_shards(dataset, shards)
+    print(found.folder)
+
+
+@app.command()
+def identity() -> None:
+    """Download the identity conversations."""
+    from nanochat.data.download import ensure_identity
+
+    print(ensure_identity())
+
+
+@app.command(context_settings=FLAGS)
+def tokenizer(context: typer.Context, profile: Annotated[str, typer.Option(help="whose data and vocabulary")] = "auto") -> None:
+    """Train the tokenizer that `train` with the same options would use, and print where it lies."""
+    config = _run_config(profile, False, context.args)
+    from nanochat.ops.run import tokenizer_of
+
+    print(tokenizer_of(config))
+
+
+@app.command()
+def chat(
+    prompt: Annotated[str | None, typer.Option(help="one message; its answer alone goes to stdout")] = None,
+    run: Annotated[str | None, typer.Option(help="the run whose model answers; without it the newest")] = None,
+    temperature: Annotated[float, typer.Option(help="0: always the likeliest token")] = 0.7,
+    top_k: Annotated[int, typer.Option("--top-k", "--top_k", help="sample from so many tokens; 0: from all")] = 50,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", "--max_tokens", help="of one answer")] = 512,
+    seed: Annotated[int | None, typer.Option(help="of the sampling")] = None,
+    device: Annotated[str, typer.Option(help="auto, cuda or cpu")] = "auto",
+) -> None:
+    """Chat with a trained model in the terminal."""
+    from nanochat.chat.terminal import chat as converse
+    from nanochat.generate.engine import Engine
+    from nanochat.ops import plan, runs
+
+    opened = runs.open_model(run, "cuda" if device != "cpu" and plan.this_machine(device).cuda else "cpu")
+    runs.describe(opened)
+    converse(
+        Engine(opened.model, opened.tokenizer),
+        opened.tokenizer,
+        prompt=prompt,
+        temperature=temperature,
+        top_k=top_k or None,
+        max_tokens=max_tokens,
+        seed=seed,
+        chat_model=opened.chats,
+    )
+
+
+@app.command(name="eval")
+def evaluate(
+    run: Annotated[str | None, typer.Option(help="the run; without it the newest")] = None,
+    items: Annotated[Path | None, typer.Option(help="jsonl of {skill, prompt, answer}; without it the run's held-out questions")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object on stdout")] = False,
+) -> None:
+    """Ask a model held-out questions and count the exact answers."""
+    from nanochat.ops.score import evaluate_run, print_scores
+
+    table = evaluate_run(run, items)
+    if as_json:
+        print(json.dumps(table, ensure_ascii=False))
+    else:
+        print_scores(table)
+
+
+@app.command(context_settings=FLAGS)
+def plan(
+    context: typer.Context,
+    profile: Annotated[str, typer.Option(help="cpu, rtx4050, rtx4090 (and 3090), h100x8, or auto")] = "auto",
+    trial: Annotated[bool, typer.Option("--trial", help="the guide's plan for the card")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object on stdout")] = False,
+) -> None:
+    """What a run needs and gives, before its first step: parameters, tokens, memory, time, disk, download."""
+    from nanochat.ops import plan as planning
+
+    config = _run_config(profile, trial, context.args)
+    text_bytes = None
+    if config.data:  # its size decides the vocabulary and the length
+        from nanochat.data.documents import import_texts
+
+        text_bytes = import_texts(Path(config.data).expanduser()).text_bytes
+    made = planning.make_plan(config, text_bytes=text_bytes)
+    print(json.dumps(made.to_dict(), ensure_ascii=False) if as_json else planning.describe(made))
+
+
+@app.command()
+def report(
+    run: Annotated[str | None, typer.Option(help="the run; without it the newest")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object on stdout")] = False,
+) -> None:
+    """Write a run's report anew and print it."""
+    from nanochat import paths
+    from nanochat.ops.report import write_report
+    from nanochat.ops.runs import newest_run
+
+    folder = paths.run_dir(run or newest_run())
+    value = write_report(folder)
+    print(json.dumps(value, ensure_ascii=False) if as_json else (folder / "report.md").read_text(encoding="utf-8"))
+
+
+def base_train(arguments: list[str]) -> int:
+    """`python -m scripts.base_train`: pretraining alone, with karpathy/nanochat's flags; the run is named d<depth>."""
+    values = configuration.parse_flags(arguments)
+    depth = values.get("depth", configuration.FIELDS["depth"].default)
+    if values.get("run", "dummy") in ("dummy", "auto"):  # dummy: the upstream's name for "no name"
+        values["run"] = f"d{depth}"
+    config = configuration.Config(**({"sft_iterations": 0} | values))
+    from nanochat.ops.run import train as run
+
+    return run(config, ("base",), ["-m", "scripts.base_train", *arguments])
+
+
+def chat_web(_arguments: list[str]) -> int:
+    """`python -m scripts.chat_web`: not there yet, and says what is."""
+    raise UsageError("the chat in a browser is not part of this version", "chat in the terminal: python entrypoint.py chat")
+
+
+def _for_user(error: Exception) -> NanochatError:
+    """`error` with the hint and the exit code that a user sees."""
+    if isinstance(error, NanochatError):
+        return error
+    if isinstance(error, OSError):
+        from nanochat.paths import disk_error
+
+        return disk_error(error, "working")
+    return NanochatError(f"{type(error).__name__}: {error}", "this is a fault of ours: NANOCHAT_DEBUG=1 shows where it lies")
+
+
+def guarded(command: Any, *arguments: Any) -> None:
+    """Run a command; turn its error into two lines on stderr and its exit code, and leave the code for the launcher."""
+    # A thread that waits for another yields its core: on a busy machine spinning makes small steps several times as long.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    code = 1
+    try:
+        code = command(*arguments) or 0
+    except BrokenPipeError:  # the reader of our output has gone, as in `chat ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
+    except Exception as error:
+        code = fail(_for_user(error))
+    except KeyboardInterrupt:
+        log("stopped; run the same command again to begin anew")
+        code = 130
+    finally:
+        if "RANK" in os.environ:
+            from nanochat.train.ranks import record_exit
+
+            record_exit(code)
+    raise SystemExit(code)
+
+
+def _dispatch() -> int:
+    """Typer's own handling of usage errors, in this project's two lines."""
+    try:
+        return app(standalone_mode=False) or 0
+    except typer.Abort:
+        return 130
+    except TyperException as error:
+        raise UsageError(str(error), "entrypoint.py --help lists the commands, COMMAND --help its options") from error
+
+
+def torchrun() -> None:
+    """`torchrun` with its options spelled out only: torch's own takes the guide's --run for a short form of its --run-path."""
+    from torch.distributed.run import get_args_parser, run
+
+    parser = get_args_parser()
+    parser.allow_abbrev = False
+    run(parser.parse_args())
+
+
+def main() -> None:
+    """The console script."""
+    guarded(_dispatch)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,480 @@
+"""Before a run: every "by rule" gets its value, and the plan says what the run needs, how long it takes and whether it fits.
+
+`resolve` turns a Config with -1 and "auto" into one without, deterministically: the same config on the same kind of
+device gives the same values, whatever the machine's speed today. `make_plan` estimates; its seconds are a guess.
+torch is imported only where there might be a GPU, so that a plan without one answers at once.
+"""
+
+import ctypes
+import dataclasses
+import functools
+import math
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nanochat import paths
+from nanochat.config import EMBEDDED, Config
+from nanochat.console import duration, quantity
+from nanochat.data.download import origin
+from nanochat.model import scaling
+
+GIB = 2**30
+
+# ---- hardware -------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Hardware:
+    """What a run is planned for: `count` equal devices."""
+
+    name: str
+    cuda: bool
+    memory: int  # bytes of one device
+    usable: int  # bytes that training may take of them
+    flops: float  # floating-point operations a second that training achieves on one device, by scaling.flops_per_token
+    count: int = 1
+    bf16: bool = False
+    dollars: float | None = None  # rent of one device for an hour, about; None where it is not rented out
+    here: bool = True  # this machine has it
+
+
+# Achieved FLOP/s in training, and rent. Published runs reach 470e12 on an H100 (d26, 8 cards, 630K tokens/s), 110e12 on a
+# 4090 (GPT-2 small, 130K tokens/s), 34e12 on a 3090, 230e12 on an A100; three quarters of that is planned with, for their
+# kernels are tuned to the card. For the 4050 only a guess exists (d8 28K, d12 11K tokens/s), taken as it is.
+_CARDS = {
+    "RTX 4050": (9.8e12, None),
+    "RTX 4090": (80e12, 0.7),
+    "RTX 3090": (25e12, 0.45),
+    "A100": (170e12, 1.8),
+    "H100": (350e12, 3.0),
+    "H200": (350e12, 3.6),
+}
+_PROFILE_CARDS = {
+    "rtx4050": ("NVIDIA GeForce RTX 4050 Laptop GPU", 6 * GIB),
+    "rtx4090": ("NVIDIA GeForce RTX 4090", 24 * GIB),
+    "h100x8": ("NVIDIA H100 80GB HBM3", 80 * GIB),
+}
+_FLOPS_PER_MULTIPROCESSOR = 0.45e12  # of a card that is not in the table: between a 3090's and a 4050's
+CPU_FLOPS = 15e9  # training on two slow cores (measured: 17e9); a fast pair reaches 130e9
+
+
+def _usable(memory: int) -> int:
+    """What a card leaves to training: 5.2 of 6 GiB, 22.5 of 24, 76 of 80 (in 1e9 bytes)."""
+    return int(0.9 * memory - 0.6e9)
+
+
+def _known(name: str) -> tuple[float, float | None] | None:
+    return next((value for key, value in _CARDS.items() if key in name), None)
+
+
+def _may_have_gpu() -> bool:
+    """Whether a GPU driver is installed: asked first, because importing torch takes seconds."""
+    if "torch" in sys.modules or os.path.exists("/dev/kfd"):
+        return True
+    try:
+        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return False
+    return True
+
+
+def this_machine(device: str = "auto") -> Hardware:
+    """This machine's GPU, or with `device` "cpu", or without one, its CPU (whose speed is not measured here)."""
+    if device != "cpu" and _may_have_gpu():
+        import torch
+
+        if torch.cuda.is_available():
+            card = torch.cuda.get_device_properties(0)
+            known = _known(card.name)
+            return Hardware(
+                name=card.name,
+                cuda=True,
+                memory=card.total_memory,
+                usable=_usable(card.total_memory),
+                flops=known[0] if known else _FLOPS_PER_MULTIPROCESSOR * card.multi_processor_count,
+                count=torch.cuda.device_count(),
+                bf16=card.major >= 8,
+                dollars=known[1] if known else None,
+            )
+    memory = _free_memory()
+    model = next((line.partition(":")[2].strip() for line in _read("/proc/cpuinfo").splitlines() if line.startswith("model name")), "CPU")
+    return Hardware(name=f"{model}, {physical_cores()} cores", cuda=False, memory=memory, usable=int(0.8 * memory), flops=CPU_FLOPS)
+
+
+def profile_hardware(config: Config) -> Hardware | None:
+    """The card that `config`'s profile is for, from the table; None for cpu and for no profile."""
+    if config.profile not in _PROFILE_CARDS or config.device == "cpu":
+        return None
+    name, memory = _PROFILE_CARDS[config.profile]
+    flops, dollars = _known(name) or (0.0, None)
+    return Hardware(name, True, memory, _usable(memory), flops, config.nproc_per_node, bf16=True, dollars=dollars, here=False)
+
+
+def choose_hardware(config: Config) -> Hardware:
+    """What to plan for: this machine's GPU where there is one, else the profile's card, else this CPU."""
+    here = this_machine(config.device)
+    return here if here.cuda else profile_hardware(config) or here
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return ""
+
+
+def profile_here() -> str:
+    """The profile that this machine is made for: by its GPUs' number and memory, cpu without one."""
+    here = this_machine()
+    if not here.cuda:
+        return "cpu"
+    if here.count >= 8 and here.memory >= 70 * GIB:
+        return "h100x8"
+    return "rtx4090" if here.memory >= 20 * GIB else "rtx4050"
+
+
+@functools.cache
+def physical_cores() -> int:
+    """Cores that this process may use, hyperthreads counted once, a container's limit respected."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = set()
+    for processor in _read("/proc/cpuinfo").split("\n\n"):
+        fields = dict(line.split(":", 1) for line in processor.splitlines() if ":" in line)
+        ids = {key.strip(): value.strip() for key, value in fields.items()}
+        if "core id" in ids:
+            cores.add((ids.get("physical id", "0"), ids["core id"]))
+    limit, _, period = _read("/sys/fs/cgroup/cpu.max").partition(" ")
+    quota = math.ceil(int(limit) / int(period)) if limit.isdigit() and period.strip().isdigit() else allowed
+    return max(min(allowed, len(cores) or allowed, quota), 1)
+
+
+def _free_memory() -> int:
+    """Bytes of memory that this process may still take."""
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 8 * GIB
+    available = [int(line.split()[1]) * 1024 for line in _read("/proc/meminfo").splitlines() if line.startswith("MemAvailable")]
+    limit, used = _read("/sys/fs/cgroup/memory.max").strip(), _read("/sys/fs/cgroup/memory.current").strip()
+    contained = [int(limit) - int(used)] if limit.isdigit() and used.isdigit() else []
+    return min([total, *available, *contained])
+
+
+def measured_cpu_flops(seconds: float = 0.2) -> float:
+    """Operations a second that training on this CPU may reach: a quarter of a matrix product's, measured for `seconds`.
+
+    Between 1/1.5 and 1/9 of it were seen on two kinds of machine: a guess, good to a factor of two.
+    """
+    a = np.ones((768, 768), np.float32)
+    a @ a  # the first product starts the threads
+    best, began = math.inf, time.perf_counter()
+    while (now := time.perf_counter()) - began < seconds:
+        a @ a
+        best = min(best, time.perf_counter() - now)
+    return 2 * 768**3 / best / 4
+
+
+# ---- rules ----------------------------------------------------------------------------------------------------
+
+DEFAULT_VOCAB = 32768
+VOCAB_LIMITS = (512, 32768)
+SHARD_BYTES = 250_000_000  # text in a published shard (100 MB of parquet)
+SHARD_TOKENS = 31_000_000  # of it that a run uses: published runs take 5 shards for d4's tokens, 43 for d12's
+MAXIMUM_EPOCHS = 4  # text repeated up to four times is nearly as good as new (arXiv 2305.16264)
+MINIMUM_ITERATIONS = 100  # even for a very small text: fewer steps than these teach nothing
+CPU_BUDGET = 1.2e13  # operations: 13 minutes on two slow cores, one or two on fast ones
+EVALUATION_SHARE = 0.03  # of pretraining's operations, all evaluations together
+SFT_SHARE = 8  # fine-tuning takes an eighth of pretraining's steps
+
+# torch.compile pays where what it saves (about a fifth of a CPU's time, a third of a GPU's) is twice what its start costs. On a
+# CPU the first compiled step takes 200 s where training reaches 17e9 FLOP/s, and 40 s where it reaches 130e9: the time of 3.4e12
+# to 5.2e12 operations on both, so it pays from ten times that. On a GPU the start takes about a minute.
+COMPILE_CPU_START, COMPILE_GPU_START = 4e12, 60.0  # operations, seconds
+COMPILE_CPU_FLOPS = 10 * COMPILE_CPU_START
+COMPILE_GPU_SECONDS = 6 * COMPILE_GPU_START
+
+
+@dataclasses.dataclass(frozen=True)
+class Resolved:
+    """A Config without "by rule", and one line for each rule that was applied."""
+
+    config: Config
+    rules: list[str]
+
+
+def bytes_per_token(vocab_size: int) -> float:
+    """Bytes of English that one token stands for, about: 2.0 at a vocabulary of 512, 3.3 at 4,096, 4.6 at 32,768."""
+    return max(0.43 * math.log2(vocab_size) - 1.85, 1.0)
+
+
+def vocab_rule(text_bytes: int) -> int:
+    """The power of two nearest to sqrt(text_bytes) / 5, in 512..32,768: a text's distinct words grow with its square root."""
+    low, high = VOCAB_LIMITS
+    return min(max(2 ** round(math.log2(max(math.sqrt(text_bytes) / 5, 1))), low), high)
+
+
+def shards_rule(tokens: float) -> int:
+    """Training shards for `tokens` of training."""
+    return max(math.ceil(tokens / SHARD_TOKENS), 1)
+
+
+def resolve(config: Config, *, text_bytes: int | None = None, hardware: Hardware | None = None) -> Config:
+    """`apply_rules` without the lines."""
+    return apply_rules(config, text_bytes=text_bytes, hardware=hardware).config
+
+
+def apply_rules(config: Config, *, text_bytes: int | None = None, hardware: Hardware | None = None) -> Resolved:
+    """Put the rule's value in the place of every -1 and "auto" (but `run`, which is the caller's).
+
+    text_bytes: size of the text where it is known (the user's, the embedded one); vocabulary and iterations follow from it.
+    hardware: what the run is for; this machine unless given. shards stays -1 where the text is not in published shards, and
+    sample_every, save_every and eval_every keep -1, which says "at the end" and the like.
+    """
+    hardware = hardware or this_machine(config.device)
+    rules: list[str] = []
+
+    def rule(name: str, value: Any, why: str) -> Any:
+        rules.append(f"{name} = {value}: {why}")
+        return value
+
+    changes: dict[str, Any] = {}
+    published = not config.data and config.dataset != EMBEDDED
+    if text_bytes is None and published and config.profile == "cpu":
+        text_bytes = max(config.shards, 1) * SHARD_BYTES
+
+    if config.device == "auto":
+        found = "a CUDA device is there" if hardware.cuda else "no CUDA device that torch can use"
+        changes["device"] = rule("device", "cuda" if hardware.cuda else "cpu", found)
+    if config.vocab_size == -1 and text_bytes is None:
+        changes["vocab_size"] = rule("vocab_size", DEFAULT_VOCAB, "the size that the other rules were measured at")
+    elif config.vocab_size == -1:
+        assert text_bytes is not None
+        why = f"the power of two nearest to the root of {quantity(text_bytes)} bytes of text / 5, in 512..32768"
+        changes["vocab_size"] = rule("vocab_size", vocab_rule(text_bytes), why)
+    config = config.replace(**changes)
+
+    gpt = scaling.gpt_config(config)
+    tokens, why = _tokens(config, gpt, text_bytes, hardware)
+    if config.total_batch_size == -1:
+        group = config.device_batch_size * config.max_seq_len * config.nproc_per_node
+        batch = scaling.total_batch_rule(tokens, group)
+        shape = f"2^19 x ({quantity(tokens)} tokens / 1.3B)^0.383, in steps of {group} tokens (what the devices take at once)"
+        config = config.replace(total_batch_size=rule("total_batch_size", batch, shape))
+    batch = config.total_batch_size
+    if config.num_iterations == -1:
+        steps = scaling.steps_rule(tokens, batch)
+        config = config.replace(num_iterations=rule("num_iterations", steps, f"{why}, {batch} a step"))
+    if config.weight_decay == -1:
+        decay = round(scaling.weight_decay_rule(batch, tokens), 6)
+        config = config.replace(weight_decay=rule("weight_decay", decay, "0.28 x sqrt(batch / 2^19) x (1.3B / tokens), at most 2"))
+    if config.sft_iterations == -1:
+        why = "an eighth of pretraining's steps, and never more than one pass over the conversations"
+        config = config.replace(sft_iterations=rule("sft_iterations", max(config.num_iterations // SFT_SHARE, 1), why))
+    if config.shards == -1 and published:
+        known = origin(config.dataset).last or sys.maxsize
+        shards = min(shards_rule(batch * config.num_iterations), known)
+        config = config.replace(shards=rule("shards", shards, f"one for each {quantity(SHARD_TOKENS)} tokens"))
+    if config.eval_tokens == -1:
+        value = _eval_tokens(config)
+        config = config.replace(eval_tokens=rule("eval_tokens", value, "all evaluations together take about 3% of the run"))
+    if config.compile == "auto":
+        choice, why = _compile(config, gpt, hardware)
+        config = config.replace(compile=rule("compile", choice, why))
+    if config.threads == -1:
+        threads = max(physical_cores() // config.nproc_per_node, 1)
+        config = config.replace(threads=rule("threads", threads, "physical cores for each process"))
+    return Resolved(config, rules)
+
+
+def _tokens(config: Config, gpt: scaling.GPTConfig, text_bytes: int | None, hardware: Hardware) -> tuple[float, str]:
+    """Tokens of pretraining by rule, and the reason for the number. With num_iterations given: what the ratio would ask for."""
+    ratio = config.target_param_data_ratio
+    tokens: float = scaling.target_tokens(gpt, ratio)
+    why = f"{ratio:g} tokens for each of {quantity(scaling.scaling_parameters(gpt))} scaling parameters"
+    if config.num_iterations != -1:
+        return tokens, why
+    shortened = not hardware.cuda and config.profile in ("", "cpu")  # a card's profile keeps its length: preflight refuses it here
+    if shortened and tokens > (budget := CPU_BUDGET / scaling.flops_per_token(gpt)):
+        tokens = budget
+        why = f"{CPU_BUDGET:.1e} operations, so that a CPU ends in minutes (give --num_iterations for more)"
+    if text_bytes is not None and tokens > (limit := MAXIMUM_EPOCHS * text_bytes / bytes_per_token(config.vocab_size)):
+        least = MINIMUM_ITERATIONS * max(config.total_batch_size, config.device_batch_size * config.max_seq_len * config.nproc_per_node)
+        tokens = min(max(limit, least), tokens)
+        why = f"{MAXIMUM_EPOCHS} passes over {quantity(text_bytes)} bytes of text, at least {MINIMUM_ITERATIONS} steps"
+    return tokens, f"{why}: {quantity(tokens)} tokens"
+
+
+def _eval_tokens(config: Config) -> int:
+    """A power of two (and whole rows): a forward pass costs a third of a training token."""
+    evaluations = 1 + (config.num_iterations // config.eval_every if config.eval_every > 0 else 0)
+    tokens = EVALUATION_SHARE * 3 * config.total_batch_size * config.num_iterations / evaluations
+    power = 2 ** min(max(round(math.log2(tokens)), 14), 25)
+    return scaling.round_up(power, config.max_seq_len)
+
+
+def _compile(config: Config, gpt: scaling.GPTConfig, hardware: Hardware) -> tuple[str, str]:
+    """on or off, and why."""
+    if config.deterministic:
+        return "off", "deterministic runs are eager"
+    compiler = ("gcc", "cc", "clang") if hardware.cuda else ("g++", "c++", "clang++")
+    if hardware.here and not any(map(shutil.which, compiler)):
+        return "off", f"torch.compile needs {compiler[0]}, which is not installed"
+    operations = scaling.flops_per_token(gpt) * config.total_batch_size * config.num_iterations
+    if not hardware.cuda:
+        pays = operations >= COMPILE_CPU_FLOPS
+        why = f"{operations:.1e} operations; on a CPU it earns its start back from {COMPILE_CPU_FLOPS:.0e}"
+        return ("on" if pays else "off"), why
+    seconds = operations / (hardware.flops * config.nproc_per_node)
+    why = f"about {duration(seconds)} of training; it earns its start back from {duration(COMPILE_GPU_SECONDS)}"
+    return ("on" if seconds >= COMPILE_GPU_SECONDS else "off"), why
+
+
+# ---- the plan -------------------------------------------------------------------------------------------------
+
+PARQUET_BYTES = 100_000_000  # of one published shard
+SFT_BYTES = 1_100_000_000  # SmolTalk, MMLU and GSM8K, about
+TOKEN_CACHE_BYTES = 20 * 10**9  # at most, of packed rows
+CPU_COMPILED_SPEED = 1.3  # against eager, measured
+GPU_EAGER_SPEED = 0.7  # against compiled, which is what the table's figures are
+LAUNCH_SECONDS = 0.0025  # of one micro-step for each layer, however little there is to compute
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a run needs and gives. The first fields are `plan --json`'s; bytes, seconds and dollars are estimates."""
+
+    profile: str
+    card: str
+    parameters: int
+    tokens: int  # of pretraining
+    steps: int  # of pretraining
+    fits: bool
+    memory_bytes: dict[str, int]  # weights, gradients, optimizer, activations, logits, cache, total, usable: of one device
+    max_device_batch_size: int  # the largest that fits and deals the step in whole rows; 0: none does
+    seconds: float  # of pretraining, fine-tuning and evaluation, downloads not counted
+    disk_bytes: int  # at the most, what lies there already not counted
+    download_bytes: int  # still to fetch
+    cost: float | None  # dollars of rent; None where nothing is rented
+    data_licence: str
+    cards: int
+    card_here: bool
+    flops: float  # of pretraining
+    tokens_per_second: float
+    sft_steps: int
+    rules: list[str]
+    config: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return dataclasses.asdict(self)
+
+
+def make_plan(config: Config, hardware: Hardware | None = None, *, text_bytes: int | None = None) -> Plan:
+    """Plan the run that `config` (resolved or not) asks for, on `hardware`: `choose_hardware`'s unless given."""
+    hardware = hardware or choose_hardware(config)
+    resolved = apply_rules(config, text_bytes=text_bytes, hardware=hardware)
+    config = resolved.config
+    cuda, processes = config.device == "cuda", config.nproc_per_node
+    if not cuda and hardware.flops == CPU_FLOPS:
+        hardware = dataclasses.replace(hardware, flops=measured_cpu_flops())
+    gpt = scaling.gpt_config(config)
+    bf16 = hardware.bf16 and not config.deterministic
+    shape: dict[str, Any] = {"processes": processes, "bf16": bf16, "compiled": config.compile == "on"}
+    memory = scaling.memory_bytes(gpt, config.device_batch_size, **shape)
+    if not cuda:  # the processes share one memory
+        memory = {part: size * processes for part, size in memory.items()}
+    usable = hardware.usable
+    rows = scaling.max_rows(gpt, usable if cuda else usable // processes, **shape)
+    share = config.total_batch_size // config.max_seq_len // processes  # rows of a step for each process
+
+    tokens = config.total_batch_size * config.num_iterations
+    per_token = scaling.flops_per_token(gpt)
+    compiled = config.compile == "on"
+    if cuda:
+        speed = processes * hardware.flops * (1 if compiled else GPU_EAGER_SPEED)
+        micro_step = processes * config.device_batch_size * config.max_seq_len  # tokens
+        rate = 1 / max(per_token / speed, LAUNCH_SECONDS * gpt.depth / micro_step)
+    else:
+        rate = hardware.flops * (CPU_COMPILED_SPEED if compiled else 1) / per_token
+    seconds = (tokens * (1 + EVALUATION_SHARE) + config.total_batch_size * config.sft_iterations) / rate
+    if compiled:
+        seconds += COMPILE_GPU_START if cuda else COMPILE_CPU_START / hardware.flops
+    download = _download_bytes(config)
+    return Plan(
+        profile=config.profile,
+        card=hardware.name,
+        parameters=scaling.count_parameters(gpt)["total"],
+        tokens=tokens,
+        steps=config.num_iterations,
+        fits=memory["total"] <= usable and (processes <= hardware.count or not cuda),
+        memory_bytes=memory | {"usable": usable},
+        max_device_batch_size=max((n for n in range(1, min(rows, share) + 1) if share % n == 0), default=0),
+        seconds=round(seconds, 1),
+        disk_bytes=download + _made_bytes(config, gpt, tokens),
+        download_bytes=download,
+        cost=round(hardware.dollars * processes * seconds / 3600, 2) if hardware.dollars else None,
+        data_licence=_licence(config),
+        cards=processes if cuda else 0,
+        card_here=hardware.here,
+        flops=float(tokens * per_token),
+        tokens_per_second=round(rate, 1),
+        sft_steps=config.sft_iterations,
+        rules=resolved.rules,
+        config=config.to_dict(),
+    )
+
+
+def _licence(config: Config) -> str:
+    """The licence of the text that `config` trains on."""
+    if config.data:
+        return "your own text"
+    return "MIT (made by this project)" if config.dataset == EMBEDDED else origin(config.dataset).licence
+
+
+def _download_bytes(config: Config) -> int:
+    """What is still to be fetched: missing shards (the validation shard is one more) and the conversations."""
+    if config.data or config.dataset == EMBEDDED:
+        return 0
+    have = len(list(paths.dataset_dir(config.dataset).glob("*.parquet"))) if ":" not in config.dataset else 0
+    return max(config.shards + 1 - have, 0) * PARQUET_BYTES + (SFT_BYTES if config.sft_iterations and not config.chat_data else 0)
+
+
+def _made_bytes(config: Config, gpt: scaling.GPTConfig, tokens: int) -> int:
+    """Packed rows, and the checkpoints of both stages with one more while it is being written."""
+    parts = scaling.count_parameters(gpt)
+    checkpoint = 4 * parts["total"] + 4 * parts["matrices"] + 8 * (parts["total"] - parts["matrices"])
+    ids = (2 if config.vocab_size <= 65536 else 4) * tokens
+    return min(ids, TOKEN_CACHE_BYTES) + (2 * config.keep_last + 1) * checkpoint
+
+
+def describe(plan: Plan) -> str:
+    """The plan for people, a few lines."""
+    config, memory = plan.config, plan.memory_bytes
+    cards = f"{plan.cards} x {plan.card}" if plan.cards > 1 else plan.card
+    parts = ", ".join(f"{name} {_size(memory[name])}" for name in ("weights", "gradients", "optimizer", "activations", "logits", "cache"))
+    enough = memory["total"] <= memory["usable"]
+    verdict = "fits" if plan.fits else "too few cards here" if enough else "DOES NOT FIT"
+    rows = {
+        "plan": f"{plan.profile or 'no profile'}{', trial' if config['trial'] else ''}, on {cards}",
+        "model": f"depth {config['depth']}, {quantity(plan.parameters)} parameters, vocabulary {config['vocab_size']}",
+        "context": f"{config['max_seq_len']} tokens",
+        "training": f"{plan.steps} steps of {config['total_batch_size']} tokens = {quantity(plan.tokens)}, {plan.flops:.1e} operations",
+        "chat": f"{plan.sft_steps} steps of conversations after that",
+        "memory": f"{_size(memory['total'])} of {_size(memory['usable'])} usable: {verdict} ({parts})",
+        "batch": f"device_batch_size {config['device_batch_size']}; the largest that fits: {plan.max_device_batch_size}",
+        "time": f"about {duration(plan.seconds)}, {quantity(plan.tokens_per_second)} tokens/s",
+        "disk": f"{_size(plan.disk_bytes)} at most, {_size(plan.download_bytes)} of it to download",
+        "data": f"{config['data'] or config['dataset']}: {plan.data_licence}",
+    }
+    if not plan.card_here:
+        rows["plan"] += " (not in this machine: figures from a table)"
+    if plan.cost is not None:
+        rows["cost"] = f"about ${plan.cost:.2f} where the cards are rented (prices change)"
+    return "\n".join(f"{name:<10}{text}" for name, text in rows.items())
+
+
+def _size(size: float) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.0f} MB"

@@ -1,0 +1,299 @@
+"""`train` from door to door: the run's identity, the plan, the data, the tokenizer, the stages, the score, the report."""
+
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from nanochat import console, paths
+from nanochat.config import EMBEDDED, Config
+from nanochat.console import Progress, log
+from nanochat.data import conversations, corpus, documents, download
+from nanochat.data.shards import Dataset, open_dataset, sha256, texts
+from nanochat.errors import DataError, PreflightError, UsageError
+from nanochat.ops import plan as planning
+from nanochat.ops import runs
+from nanochat.ops.report import read_metrics
+from nanochat.ops.score import score_run, show_result
+from nanochat.tokenizer import Conversation, Tokenizer
+from nanochat.train import device, ranks
+from nanochat.train.checkpoint import Checkpoint, Checkpoints
+from nanochat.train.finetune import finetune
+from nanochat.train.loop import StopSignal
+from nanochat.train.pretrain import pretrain
+from nanochat.train.session import Session
+
+TOKENIZER_CHARACTERS = 2_000_000_000
+TOKENIZER_SOURCE = "source.json"  # in a tokenizer's folder: what it was trained from
+CPU_DAYS = 3.0  # a card's real run that would take longer on this CPU is refused
+BASE, SFT = "base", "sft"
+RESULTS = ("scores.json", "report.json")  # what a run ends with, in this order
+
+
+def train(config: Config, stages: Sequence[str] = (BASE, SFT), relaunch: Sequence[str] = ()) -> int:
+    """Carry the run of `config` as far as `stages` go, from wherever it stands; returns the exit code.
+
+    `relaunch` is the command line (after the interpreter) that workers run where the config asks for several processes.
+    Raises UsageError where the name belongs to another run, PreflightError where the machine cannot do it, DataError,
+    NonFiniteError, OutOfMemoryError, Preempted.
+    """
+    began = time.monotonic()
+    with StopSignal().installed() as stop:
+        if ranks.launched():
+            return _worker(config, stages, stop, began)
+        paths.require_writable(paths.base_dir())
+        paths.sweep()
+        prepared = prepare(config, stages)
+        if isinstance(prepared, str):
+            log(prepared)
+        elif config.nproc_per_node > 1:
+            stop.release()
+            code = ranks.launch(list(relaunch), config.nproc_per_node)
+            if code:
+                return code
+        else:
+            device.set_up(prepared.config)
+            with ranks.join(prepared.config.device) as here:
+                _stages(prepared, stages, here, stop, began)
+        show_result(config)
+        return 0
+
+
+def _worker(config: Config, stages: Sequence[str], stop: StopSignal, began: float) -> int:
+    """One of torchrun's processes: the main rank prepares what is still missing, the others wait for it."""
+    if os.environ["RANK"] != "0":
+        console.mute()
+    if config.device == "auto":
+        config = config.replace(device="cuda" if torch.cuda.is_available() else "cpu")
+    config = config.replace(nproc_per_node=int(os.environ["WORLD_SIZE"]))
+    with ranks.join(config.device) as here:
+        prepared = _prepared(config) if ranks.has_launcher() else here.main_first("prepared", lambda: prepare(config, stages))
+        if isinstance(prepared, str):
+            log(prepared)
+            return 0
+        device.set_up(prepared.config)
+        _stages(prepared, stages, here, stop, began)
+        return 0
+
+
+def _prepared(config: Config) -> runs.Record:
+    """The record that this process's launcher has written before it started its workers."""
+    record = runs.read_record(config.run)
+    assert record is not None, config.run
+    return dataclasses.replace(record, config=runs.inherit(_normal(config), record))
+
+
+def prepare(config: Config, stages: Sequence[str]) -> runs.Record | str:
+    """Everything before the first step: identity, plan, preflight, shards, tokenizer. The run's record, or a line where it is finished."""
+    config = _normal(config)
+    record = runs.read_record(config.run)
+    if record:
+        config = runs.inherit(config, record)
+        if finished := _finished(record, stages):
+            return finished
+    talks = ""
+    if config.sft_iterations and config.chat_data:
+        documents.read_conversations(Path(config.chat_data))  # a mistake in them is said now, not after pretraining
+        talks = sha256(Path(config.chat_data))
+    local = _local_text(config)
+    config = _announce(config, stages, local.text_bytes if local else None)
+    dataset = local or download.ensure_shards(config.dataset, config.shards)
+    dataset = dataset.first(config.shards) if config.shards != -1 else dataset
+    if SFT in stages and config.sft_iterations:
+        sft_conversations(config)  # fetched and looked through now: a fault in them must not wait for the end of pretraining
+    names = tuple(shard.path.name for shard in dataset.training)
+    if record:
+        if talks:
+            runs.require_same("conversations file", record.conversations, talks, config.run)
+        runs.require_same("text", (record.dataset, record.shards), (dataset.folder.name, names), config.run)
+    tokenizer = ensure_tokenizer(dataset, config.vocab_size)
+    if record:
+        runs.require_same("tokenizer", record.tokenizer, tokenizer.id, config.run)
+    else:
+        record = runs.Record(config, dataset.folder.name, names, tokenizer.id, talks)
+        record.write()
+    return dataclasses.replace(record, config=config)
+
+
+def _normal(config: Config) -> Config:
+    """The user's paths as absolute ones, the same text whatever the working directory; no fine-tuning where there is nothing to tune on."""
+    named = {name: str(Path(getattr(config, name)).expanduser().absolute()) for name in ("data", "chat_data") if getattr(config, name)}
+    return config.replace(**named, **({"sft_iterations": 0} if config.data and not config.chat_data else {}))
+
+
+def _finished(record: runs.Record, stages: Sequence[str]) -> str | None:
+    """One line where the run has nothing left to do in `stages`."""
+    config, folder = record.config, paths.run_dir(record.config.run)
+    session_steps = {BASE: config.num_iterations, SFT: config.sft_iterations}
+    for stage in stages:
+        newest = _newest(folder, stage)
+        if session_steps[stage] and (newest is None or newest.step < session_steps[stage]):
+            return None
+    if not all((folder / name).exists() for name in RESULTS):
+        return None
+    last = next((stage for stage in reversed(stages) if session_steps[stage]), BASE)
+    return f"the run {config.run!r} is finished: its model is {folder / last}, its report {folder / 'report.html'} (for another: --run NEW)"
+
+
+def _newest(folder: Path, stage: str) -> Checkpoint | None:
+    return Checkpoints(folder / stage).newest()
+
+
+def _local_text(config: Config) -> Dataset | None:
+    """The user's or the embedded text as a dataset; None where it has to be downloaded."""
+    if config.data:
+        return documents.import_texts(Path(config.data))
+    return corpus.build() if config.dataset == EMBEDDED else None
+
+
+def _announce(config: Config, stages: Sequence[str], text_bytes: int | None) -> Config:
+    """Resolve, print the plan and the rules, and refuse what cannot run here; returns the resolved config."""
+    hardware = planning.this_machine(config.device)
+    resolved = planning.apply_rules(config, text_bytes=text_bytes, hardware=hardware)
+    plan = planning.make_plan(resolved.config, hardware, text_bytes=text_bytes)
+    log(planning.describe(plan))
+    for line in resolved.rules:
+        log(f"by rule: {line}")
+    for line in _skipped(resolved.config, stages):
+        log(f"skipped: {line}")
+    if not plan.fits:
+        most = plan.max_device_batch_size
+        raise PreflightError(
+            f"this needs {plan.memory_bytes['total'] / 1e9:.1f} GB, and {plan.memory_bytes['usable'] / 1e9:.1f} GB are usable",
+            f"use --device_batch_size={most}: the losses stay the same" if most else "use a smaller --depth or --max_seq_len",
+        )
+    if config.device == "auto" and not hardware.cuda and config.profile not in ("", "cpu") and plan.seconds > CPU_DAYS * 86400:
+        raise PreflightError(
+            f"no CUDA GPU is visible, and on this CPU the run would take about {console.duration(plan.seconds)}",
+            "use --profile cpu or --trial; or --device=cpu to begin it all the same",
+        )
+    return resolved.config
+
+
+def _skipped(config: Config, stages: Sequence[str]) -> Iterator[str]:
+    """What a reader might expect of the run and does not get, each with its reason."""
+    if SFT not in stages:
+        yield "fine-tuning: this command pretrains only (entrypoint.py train does both)"
+    elif config.data and not config.chat_data:
+        yield "fine-tuning: there are no conversations (--chat-data FILE brings some); the model will continue texts, not converse"
+    if config.eval_every > config.num_iterations:
+        yield f"evaluation every {config.eval_every} steps: the run ends before; once at the end"
+    if config.save_every == -1:
+        yield f"checkpoints by step: one every {config.save_minutes:g} minutes and one at the end"
+    if config.compile == "off":
+        yield "torch.compile: off for this run"
+    if config.device == "cpu":
+        yield "bfloat16, CUDA kernels and mfu: there is no GPU in this run"
+
+
+def ensure_tokenizer(dataset: Dataset, vocab_size: int) -> Tokenizer:
+    """The tokenizer of `dataset`'s first 2 billion characters, trained once. Raises DataError where there is no text."""
+    key = {
+        "shards": [shard.sha256 for shard in dataset.training],
+        "vocab_size": vocab_size,
+        "characters": TOKENIZER_CHARACTERS,
+        "format": 1,
+    }
+    for source in (paths.base_dir() / "tokenizer").glob(f"*/{TOKENIZER_SOURCE}"):
+        if not source.parent.name.startswith(paths.TEMPORARY) and json.loads(source.read_text(encoding="utf-8")) == key:
+            return Tokenizer.load(source.parent)
+    log(f"training a tokenizer of {vocab_size} tokens")
+    with Progress(
+        "reading text for the tokenizer", TOKENIZER_CHARACTERS if dataset.text_bytes is None else dataset.text_bytes, "characters"
+    ) as bar:
+
+        def read() -> Iterator[str]:
+            for shard in dataset.training:
+                for batch in texts(shard):
+                    for text in batch:
+                        yield text
+                        bar.advance(len(text))
+
+        tokenizer = Tokenizer.train(read(), vocab_size, max_characters=TOKENIZER_CHARACTERS)
+    folder = paths.tokenizer_dir(tokenizer.id)
+    try:
+        tokenizer.save(folder)
+        paths.atomic_write_json(folder / TOKENIZER_SOURCE, key)
+    except OSError as error:
+        raise paths.disk_error(error, "saving the tokenizer") from error
+    return tokenizer
+
+
+def sft_conversations(config: Config) -> Sequence[Conversation]:
+    """What fine-tuning learns from: the user's conversations, the embedded ones, or the published sets."""
+    if config.chat_data:
+        return documents.read_conversations(Path(config.chat_data))
+    if config.dataset == EMBEDDED:
+        return corpus.conversations()
+    # A trial needs some conversations, not a gigabyte of them.
+    try:
+        return conversations.mixture(["identity"] if config.trial else conversations.MIXTURE, config.seed)
+    except DataError as error:
+        raise DataError(error.message, f"{error.hint}; or pretrain alone: --stage=base") from error
+
+
+def _stages(record: runs.Record, stages: Sequence[str], here: ranks.Ranks, stop: StopSignal, began: float) -> None:
+    """Train the stages that are not done, then score and report."""
+    config, folder = record.config, paths.run_dir(record.config.run)
+    dataset = _open(record)
+    session = Session(config, dataset, Tokenizer.load(paths.tokenizer_dir(record.tokenizer)), folder, here, stop)
+    if here.main:
+        for name in RESULTS:
+            (folder / name).unlink(missing_ok=True)  # they speak of where the run stood before
+        earlier = read_metrics(folder / "metrics.jsonl")
+        began -= earlier[-1]["elapsed_seconds"] if earlier else 0.0  # what earlier calls have trained counts too
+    base = _own_newest(session, BASE)
+    stop.trained = base is not None
+    if BASE in stages and not _complete(session, BASE, base, config.num_iterations):
+        pretrain(session)
+        base = session.checkpoints(BASE).newest()
+    if SFT in stages and config.sft_iterations:
+        if base is None or base.step < config.num_iterations:
+            raise UsageError("fine-tuning begins from a finished base model", "train it first: --stage=base, or --stage=all")
+        sft = _own_newest(session, SFT)
+        if not _complete(session, SFT, sft, config.sft_iterations):
+            finetune(session, base, sft_conversations(config))
+    if here.main:
+        stop.in_loop = False
+        score_run(session, began)
+
+
+def _complete(session: Session, stage: str, newest: Checkpoint | None, steps: int) -> bool:
+    """Whether a stage has its last step, and that step its evaluation."""
+    lines = read_metrics(session.folder / "metrics.jsonl")
+    evaluated = any(line["stage"] == stage and line["step"] == steps and "bpb" in line for line in lines)
+    return newest is not None and newest.step >= steps and evaluated
+
+
+def _own_newest(session: Session, stage: str) -> Checkpoint | None:
+    """The newest checkpoint of a stage. Raises UsageError where it is another model's, put there by hand."""
+    newest = session.checkpoints(stage).newest()
+    if newest and (newest.meta["model"], newest.meta["tokenizer"]) != (session.gpt.to_dict(), session.tokenizer.id):
+        raise UsageError(
+            f"{newest.folder} is the checkpoint of another model than the run {session.config.run!r} trains",
+            "move that folder away, or choose a new name with --run NEW",
+        )
+    return newest
+
+
+def _open(record: runs.Record) -> Dataset:
+    dataset = open_dataset(paths.dataset_dir(record.dataset))
+    known = {shard.path.name: shard for shard in dataset.training}
+    missing = [name for name in record.shards if name not in known]
+    if missing:
+        raise DataError(f"{dataset.folder} lacks {missing[0]}, which the run began with", f"download it: -n {len(record.shards)}")
+    return Dataset(
+        dataset.name, dataset.folder, dataset.source, dataset.licence, tuple(known[name] for name in record.shards), dataset.validation
+    )
+
+
+def tokenizer_of(config: Config) -> Path:
+    """The folder of the tokenizer that a run of `config` uses, trained if it is not there."""
+    text = _local_text(_normal(config))
+    config = planning.resolve(config, text_bytes=text.text_bytes if text else None)
+    dataset = text or download.ensure_shards(config.dataset, config.shards)
+    return paths.tokenizer_dir(ensure_tokenizer(dataset.first(config.shards) if config.shards != -1 else dataset, config.vocab_size).id)

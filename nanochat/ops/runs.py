@@ -1,0 +1,136 @@
+"""A run's record on disk: its frozen config, what a second call of the same name means, and the model it made.
+
+runs/<run>/config.toml    the config, every auto resolved, and [frozen]: what else the losses depend on
+"""
+
+import dataclasses
+import tomllib
+from dataclasses import dataclass
+
+import tomli_w
+import torch
+
+from nanochat import paths
+from nanochat.config import FIELDS, Config, convert, differences
+from nanochat.console import log
+from nanochat.errors import DataError, UsageError
+from nanochat.model.gpt import GPT
+from nanochat.tokenizer import Tokenizer
+from nanochat.train.checkpoint import Checkpoint, Checkpoints
+
+RECORD = "config.toml"
+
+
+@dataclass(frozen=True)
+class Record:
+    """A run's resolved config, and the dataset folder, ordered shards, tokenizer and conversations that it froze at step 0."""
+
+    config: Config
+    dataset: str
+    shards: tuple[str, ...]
+    tokenizer: str
+    conversations: str = ""  # hash of the user's, where there are any
+
+    def write(self) -> None:
+        """Write the run's config.toml."""
+        frozen = {name: value for name, value in dataclasses.asdict(self).items() if name != "config"}
+        table = self.config.to_dict() | {"frozen": frozen}
+        try:
+            paths.atomic_write(paths.run_dir(self.config.run) / RECORD, tomli_w.dumps(table))
+        except OSError as error:
+            raise paths.disk_error(error, "writing the run's config") from error
+
+
+def read_record(run: str) -> Record | None:
+    """The record of `run`, None where there is no such run. Raises DataError where it is damaged."""
+    path = paths.run_dir(run) / RECORD
+    if not path.exists():
+        return None
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        values = {key: convert(key, value) for key, value in table.items() if key in FIELDS}
+        frozen = table["frozen"]
+        return Record(
+            Config(**values), str(frozen["dataset"]), tuple(frozen["shards"]), str(frozen["tokenizer"]), str(frozen["conversations"])
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is damaged ({error})", f"start afresh with another --run, or restore {path}") from error
+
+
+def inherit(config: Config, record: Record) -> Config:
+    """`config` with the record's value wherever it leaves one to the rule: the rule has spoken when the run began.
+
+    Raises UsageError, with every difference, where it would train something else under the same name.
+    """
+    by_rule = {name: getattr(record.config, name) for name in FIELDS if getattr(config, name) in (-1, "auto")}
+    changes = {name: value for name, value in by_rule.items() if name != "run"}
+    merged = config.replace(**changes)
+    different = differences(record.config, merged)
+    if different:
+        listed = "; ".join(f"{name} was {old!r}, now {new!r}" for name, (old, new) in different.items())
+        raise UsageError(
+            f"the run {config.run!r} exists with another configuration: {listed}",
+            "choose a new name with --run NEW, or give the options that it began with",
+        )
+    return merged
+
+
+def require_same(what: str, old: object, new: object, run: str) -> None:
+    """Raise UsageError where `what` (the text, the tokenizer) is not what the run began with."""
+    if old != new:
+        raise UsageError(f"the {what} has changed since the run {run!r} began", "start a new one with --run NEW")
+
+
+def newest_run() -> str:
+    """The run with the newest checkpoint. Raises DataError where there is none."""
+    manifests = paths.runs_dir().glob("*/*/step_*/manifest.json")
+    newest = max(manifests, key=lambda path: path.stat().st_mtime, default=None)
+    if newest is None:
+        raise DataError("there is no trained model yet", "train one: entrypoint.py quickstart, or entrypoint.py train --profile cpu")
+    return newest.parts[-4]
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model ready to answer: sft where the run has it, else base, a completer."""
+
+    run: str
+    checkpoint: Checkpoint
+    model: GPT
+    tokenizer: Tokenizer
+
+    @property
+    def chats(self) -> bool:
+        """Whether it was taught to converse."""
+        return self.checkpoint.meta["stage"] != "base"
+
+
+def open_model(run: str | None = None, device: str = "cpu", stage: str | None = None) -> TrainedModel:
+    """The newest complete sft step of `run` (without one, base) on `device`; without `run`, of the newest run.
+
+    Raises DataError where there is no such run or no complete checkpoint, or the tokenizer is missing.
+    """
+    name = run or newest_run()
+    folder = paths.run_dir(name)
+    if not folder.is_dir():
+        others = sorted(path.name for path in paths.runs_dir().glob("*") if (path / RECORD).exists())
+        raise DataError(f"there is no run {name!r}", f"runs: {', '.join(others) or 'none yet; train one'}")
+    found = (Checkpoints(folder / part).newest() for part in ([stage] if stage else ["sft", "base"]))
+    checkpoint = next(filter(None, found), None)
+    if checkpoint is None:
+        raise DataError(f"the run {name!r} has no complete checkpoint yet", "let it train on: the same train command resumes it")
+    tokenizer = Tokenizer.load(paths.tokenizer_dir(checkpoint.meta["tokenizer"]))
+    if tokenizer.vocab_size != checkpoint.meta["model"]["vocab_size"]:
+        raise DataError(f"{checkpoint.folder} was not trained with its tokenizer {tokenizer.id}", "start a new run with --run NEW")
+    model = checkpoint.read_model(device)
+    if device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+        model.compute_dtype = torch.bfloat16
+    return TrainedModel(name, checkpoint, model, tokenizer)
+
+
+def describe(opened: TrainedModel) -> None:
+    """Say which model answers."""
+    meta = opened.checkpoint.meta
+    kind = "a completer: it was not fine-tuned to chat" if not opened.chats else "fine-tuned to chat"
+    trial = "; a TRIAL of a few steps, which has learned next to nothing" if meta.get("trial") else ""
+    log(f"model: run {opened.run}, {meta['stage']} step {opened.checkpoint.step} ({kind}{trial})")

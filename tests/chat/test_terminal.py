@@ -1,0 +1,184 @@
+"""The terminal chat: what goes to stdout and what to stderr, history, commands, interruptions."""
+
+import io
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from nanochat.chat import terminal
+from nanochat.errors import UsageError
+from nanochat.generate.engine import Emitted, Engine
+from nanochat.model.gpt import GPT
+from nanochat.model.scaling import GPTConfig
+from nanochat.tokenizer import Tokenizer
+
+pytestmark = pytest.mark.long
+
+TOKENIZER = Tokenizer([bytes([b]) for b in range(256)])
+END = TOKENIZER.special("<|assistant_end|>")
+
+
+class Fake(Engine):
+    """Answers with the given texts in turn (an exception among them is raised there) and keeps the prompts, decoded."""
+
+    def __init__(self, *answers: Any, context: int = 200):
+        self.tokenizer, self.context = TOKENIZER, context
+        self.answers, self.prompts, self.options = list(answers), list[str](), dict[str, Any]()
+
+    def generate(self, prompts: Any, **options: Any) -> Iterator[list[Emitted]]:
+        [prompt] = prompts
+        self.prompts.append(TOKENIZER.decode(prompt))
+        self.options = options
+        return self.speak(self.answers.pop(0))
+
+    def speak(self, answer: Any) -> Iterator[list[Emitted]]:
+        for piece in answer if isinstance(answer, list) else [answer]:
+            if isinstance(piece, type):
+                raise piece
+            ids = TOKENIZER.encode(piece) if isinstance(piece, str) else piece
+            yield from ([Emitted(0, token, False)] for token in ids)
+        yield [Emitted(0, END, False)]
+
+
+@pytest.fixture
+def typed(monkeypatch: pytest.MonkeyPatch):
+    """Feed these lines to stdin, as a pipe does."""
+
+    def feed(text: str) -> None:
+        monkeypatch.setattr("sys.stdin", io.StringIO(text))
+
+    return feed
+
+
+def test_a_prompt_prints_the_answer_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    engine = Fake("你好, I am here.")
+    terminal.chat(engine, TOKENIZER, prompt="Who are you?", temperature=0, top_k=7, max_tokens=5, seed=3)
+    out, err = capsys.readouterr()
+    assert (out, err) == ("你好, I am here.\n", "")
+    assert engine.prompts == ["<|bos|><|user_start|>Who are you?<|user_end|><|assistant_start|>"]
+    assert engine.options == {"max_tokens": 5, "temperature": 0, "top_k": 7, "top_p": 1.0, "seed": 3}
+
+
+def test_one_trailing_newline_and_no_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
+    terminal.chat(Fake("a\x1b[2Jb\r\x07\tc\n"), TOKENIZER, prompt="x")
+    assert capsys.readouterr().out == "a[2Jb\tc\n"
+    terminal.chat(Fake([[0xE4, 0xBD]]), TOKENIZER, prompt="a\udcffb\ud800")
+    assert capsys.readouterr().out == "\ufffd\n"
+
+
+def test_a_prompt_that_is_too_long(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UsageError, match="tokens long"):
+        terminal.chat(Fake("x", context=50), TOKENIZER, prompt="y" * 100)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_conversation_from_a_pipe(capsys: pytest.CaptureFixture[str], typed) -> None:
+    call = [
+        "It is ",
+        [TOKENIZER.special("<|python_start|>"), *b"1+1", TOKENIZER.special("<|python_end|>")],
+        [TOKENIZER.special("<|output_start|>"), *b"2", TOKENIZER.special("<|output_end|>")],
+        "2.",
+    ]
+    engine = Fake(call, "two", "three")
+    typed("1 + 1?\n\n second \n/clear\n/help\nthird")
+    terminal.chat(engine, TOKENIZER)
+    out, err = capsys.readouterr()
+    assert out == "It is 2.\ntwo\nthree\n"
+    assert "forgotten" in err
+    assert err.count("/quit") == 2
+    first = "<|bos|><|user_start|>1 + 1?<|user_end|><|assistant_start|>"
+    assert engine.prompts == [
+        first,
+        first + "It is <|python_start|>1+1<|python_end|><|output_start|>2<|output_end|>2.<|assistant_end|>"
+        "<|user_start|>second<|user_end|><|assistant_start|>",
+        "<|bos|><|user_start|>third<|user_end|><|assistant_start|>",
+    ]
+
+
+def test_quit(capsys: pytest.CaptureFixture[str], typed) -> None:
+    typed("/quit\nnever read\n")
+    terminal.chat(Fake(), TOKENIZER)
+    assert capsys.readouterr().out == ""
+
+
+def test_ctrl_c_ends_the_answer_alone(capsys: pytest.CaptureFixture[str], typed) -> None:
+    engine = Fake(["half an ans", KeyboardInterrupt], [KeyboardInterrupt], "whole")
+    typed("one\ntwo\nthree\n")
+    terminal.chat(engine, TOKENIZER)
+    out, err = capsys.readouterr()
+    assert out == "half an ans\n\nwhole\n"
+    assert err.count("(interrupted)") == 2
+    assert "<|assistant_start|>half an ans<|assistant_end|><|user_start|>three" in engine.prompts[-1]
+    assert "two" not in engine.prompts[-1]
+    with pytest.raises(KeyboardInterrupt):
+        terminal.chat(Fake([KeyboardInterrupt]), TOKENIZER, prompt="x")
+
+
+def test_a_long_conversation_loses_its_oldest_turns(capsys: pytest.CaptureFixture[str], typed) -> None:
+    engine = Fake("A" * 20, "B" * 20, "C" * 20, "D", context=120)
+    typed("first\nsecond\nthird\nfourth\n" + "y" * 150 + "\n")
+    terminal.chat(engine, TOKENIZER, max_tokens=40)
+    out, err = capsys.readouterr()
+    assert out.splitlines() == ["A" * 20, "B" * 20, "C" * 20, "D"]
+    assert err.count("its oldest turn is forgotten") == 1
+    assert ["first" in prompt for prompt in engine.prompts] == [True, True, True, False]
+    assert "second" in engine.prompts[3]
+    assert "error: the message is 154 tokens long, and at most 80 fit" in err  # and the program goes on
+    assert "hint: " in err
+
+
+def test_a_base_model_completes(capsys: pytest.CaptureFixture[str], typed) -> None:
+    engine = Fake(" time", " more", "!", context=20)
+    terminal.chat(engine, TOKENIZER, prompt="Once upon a", chat_model=False, max_tokens=5)
+    out, err = capsys.readouterr()
+    assert out == " time\n"
+    assert "not been taught to chat" in err
+    typed("once\n0123456789abcdefghij\n")
+    terminal.chat(engine, TOKENIZER, chat_model=False, max_tokens=5)
+    out, err = capsys.readouterr()
+    assert out == " more\n!\n"
+    assert "only its last 14" in err
+    assert engine.prompts == ["<|bos|>Once upon a", "<|bos|>once", "<|bos|>6789abcdefghij"]
+
+
+class Keyboard(io.StringIO):
+    """A terminal: what is typed at each invitation; an exception stands for Ctrl-C or Ctrl-D."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_typing_at_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    typed = iter(["hello ", KeyboardInterrupt, EOFError])
+    invitations = []
+
+    def ask(invitation: str) -> str:
+        invitations.append(invitation)
+        what = next(typed)
+        if isinstance(what, type):
+            raise what
+        return what
+
+    monkeypatch.setattr("sys.stdin", Keyboard())
+    monkeypatch.setattr("builtins.input", ask)
+    engine = Fake("hi")
+    terminal.chat(engine, TOKENIZER)
+    out, err = capsys.readouterr()
+    assert out == "hi\n"
+    assert invitations == ["> "] * 3
+    assert "Ctrl-D leaves)" in err
+
+
+def test_with_a_real_model(capsys: pytest.CaptureFixture[str]) -> None:
+    torch.set_num_threads(1)
+    model = GPT.build(GPTConfig(2, 32, 1, 1, 32, TOKENIZER.vocab_size, 64))
+    answers = []
+    for _ in range(2):
+        terminal.chat(Engine(model, TOKENIZER), TOKENIZER, prompt="hi", seed=1, max_tokens=20)
+        answers.append(capsys.readouterr().out)
+    assert answers[0] == answers[1]
+    assert answers[0].endswith("\n")
+    with pytest.raises(UsageError):
+        terminal.chat(Engine(model, TOKENIZER), TOKENIZER, prompt="hi", temperature=-1)

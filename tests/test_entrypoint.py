@@ -1,0 +1,312 @@
+"""The command line: every mistake is one error, one hint and the right exit code; signals, processes, streams and help."""
+
+import json
+import os
+import random
+import re
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import entrypoint
+from nanochat.errors import NanochatError, Preempted
+from nanochat.ops import run
+from nanochat.tokenizer import Tokenizer
+from tests.tiny import MODEL, ROOT, call, config, flags, losses, sentences, start, wait_for
+
+pytestmark = pytest.mark.long
+COMMANDS = ("quickstart", "download", "identity", "tokenizer", "train", "eval", "chat", "plan", "report")
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return sentences(tmp_path_factory.mktemp("text") / "text.txt")
+
+
+def in_process(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of `entrypoint.py ARGUMENTS`, in this process."""
+    monkeypatch.setattr(sys, "argv", ["entrypoint.py", *arguments])
+    monkeypatch.delenv("NANOCHAT_DEBUG", raising=False)
+    capfd.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        entrypoint.main()
+    return (int(ended.value.code or 0), *capfd.readouterr())
+
+
+def told(err: str) -> tuple[str, str]:
+    """The error and the hint: one line each, and no traceback."""
+    lines = err.splitlines()
+    errors, hints = ([line for line in lines if line.startswith(word)] for word in ("error: ", "hint: "))
+    assert len(errors) == len(hints) == 1 and lines[-2:] == [*errors, *hints], err
+    assert "Traceback" not in err
+    return errors[0], hints[0]
+
+
+# ---- mistakes -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "error", "hint"),
+    [
+        ("train --profile cpu --model_dim=512", 2, "unknown config key model_dim", "the width follows from the depth: use --depth"),
+        ("train --profile cpu --model-dim 512", 2, "unknown config key model_dim", "use --depth"),
+        ("train --profile rtx9999", 2, "unknown profile 'rtx9999'", "cpu, rtx4050, rtx4090, h100x8, auto"),
+        ("train --profile cpu --max_seq_len=256 --total_batch_size=1000", 2, "total_batch_size = 1000", "--total_batch_size=768 or 1024"),
+        (
+            "train --profile cpu --total-batch-size=4096 --max-seq-len=256 --device-batch-size=3",
+            2,
+            "does not divide",
+            "may be 1, 2, 4, 8, 16;",
+        ),
+        ("train --profile cpu --stage=rl", 2, "stage 'rl' is unknown", "base, sft, all"),
+        ("train --profile cpu --depth=x", 2, "depth = 'x' is not a whole number", "--depth=20"),
+        ("train --profile cpu extra", 2, "unexpected argument 'extra'", "--"),
+        ("train --profile", 2, "--profile", "--help"),
+        ("plan --profile cpu --json --dephts=3", 2, "unknown config key dephts", "did you mean --depth?"),
+        ("quickstart --run=a/b", 2, "is no name of a folder", "--run"),
+        ("trian", 2, "trian", "--help"),
+        ("chat --top-k many", 2, "valid integer", "--help"),
+        ("chat --prompt hi", 4, "no trained model yet", "quickstart"),
+        ("chat --prompt hi --run nobody", 4, "no run 'nobody'", "runs:"),
+        ("eval", 4, "no trained model yet", "quickstart"),
+        ("report", 4, "no trained model yet", "quickstart"),
+        ("report --run nobody", 4, "no run in", "--run"),
+    ],
+)
+def test_mistakes(
+    arguments: str, code: int, error: str, hint: str, base: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    found, out, err = in_process(monkeypatch, capfd, *arguments.split())
+    said, advice = told(err)
+    assert (found, out) == (code, "") and error in said and hint in advice
+    assert not (base / "runs").exists()
+
+
+def broken(folder: Path, kind: str) -> Path:
+    """A path whose text cannot be used."""
+    table = pa.table({"content": ["a text " * 100] * 100})
+    if kind == "a folder without text":
+        (folder / "picture.png").write_bytes(b"\x89PNG")
+        return folder
+    path = folder / ("data.txt" if kind in ("an empty file", "blanks", "too little", "binary") else "data.parquet")
+    if kind == "no such path":
+        return folder / "nowhere"
+    if kind == "a wrong field":
+        path = folder / "data.jsonl"
+        path.write_text('{"content": "a text"}\n')
+    elif kind == "no json":
+        path = folder / "data.jsonl"
+        path.write_text('{"text": "a text"}\nno json\n')
+    elif kind == "a wrong column":
+        pq.write_table(table, path)
+    elif kind == "broken parquet":
+        pq.write_table(table, path)
+        path.write_bytes(path.read_bytes()[:-20])
+    elif kind == "bytes in parquet":
+        pq.write_table(pa.table({"text": [1, 2, 3]}), path)
+    else:
+        path.write_bytes({"an empty file": b"", "blanks": b" \n" * 20_000, "too little": b"short", "binary": os.urandom(50_000)}[kind])
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("a folder without text", "no text file"),
+        ("no such path", "does not exist"),
+        ("an empty file", "empty"),
+        ("blanks", "bytes of text"),
+        ("too little", "too little to learn from"),
+        ("binary", "data.txt"),
+        ("broken parquet", "cannot be read as parquet"),
+        ("a wrong column", "no column 'text'; its columns are: content"),
+        ("bytes in parquet", "not string"),
+        ("a wrong field", 'no field "text"'),
+        ("no json", "data.jsonl:2 is not JSON"),
+    ],
+)
+def test_text_that_cannot_be_used(
+    kind: str, words: str, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "text"
+    folder.mkdir()
+    code, out, err = in_process(monkeypatch, capfd, *flags(broken(folder, kind)))
+    assert words in told(err)[0] and (code, out) == (4, "")
+    assert not (base / "runs").exists() and not list(base.glob("data/*"))
+
+
+def test_a_base_folder_that_cannot_be_written(
+    tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file", Path("/proc/nanochat")):
+        monkeypatch.setenv("NANOCHAT_BASE_DIR", str(place))
+        for command in (flags(text), ["tokenizer", *flags(text)[1:]]):
+            code, _, err = in_process(monkeypatch, capfd, *command)
+            error, hint = told(err)
+            assert code == 3 and str(place) in error and "NANOCHAT_BASE_DIR" in hint
+
+
+def raising(error: BaseException) -> Any:
+    def command() -> int:
+        raise error
+
+    return command
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (OSError(28, "No space left on device", "/x/metrics.jsonl"), 3, "the disk is full"),
+        (KeyError("depth"), 1, "KeyError: 'depth'"),
+        (RuntimeError("two\nlines"), 1, "RuntimeError: two lines"),
+    ],
+    ids=["disk", "fault", "lines"],
+)
+def test_what_nobody_expected(
+    error: Exception, code: int, words: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("NANOCHAT_DEBUG", raising=False)
+    with pytest.raises(SystemExit) as ended:
+        entrypoint.guarded(raising(error))
+    assert ended.value.code == code and words in told(capfd.readouterr().err)[0]
+    monkeypatch.setenv("NANOCHAT_DEBUG", "1")
+    with pytest.raises((type(error), NanochatError)):
+        entrypoint.guarded(raising(error))
+
+
+def test_a_stop_is_no_error(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.delenv("NANOCHAT_DEBUG", raising=False)
+    with pytest.raises(SystemExit) as ended:
+        entrypoint.guarded(raising(Preempted("stopped", "run it again")))
+    assert ended.value.code == 75 and capfd.readouterr().err == "stopped\nhint: run it again\n"
+    with pytest.raises(SystemExit) as ended:
+        entrypoint.guarded(raising(KeyboardInterrupt()))
+    assert ended.value.code == 130
+
+
+# ---- help -----------------------------------------------------------------------------------------------------
+
+
+def test_help_needs_no_torch(base: Path) -> None:
+    script = """
+import sys, entrypoint
+
+for command in [[], *([name] for name in sys.argv[1:])]:
+    sys.argv = ["entrypoint.py", *command, "--help"]
+    try:
+        entrypoint.main()
+    except SystemExit as ended:
+        assert not ended.code, command
+heavy = {"torch", "numpy", "pyarrow", "requests", "rustbpe"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    done = call(base, "-c", script, *COMMANDS)
+    assert done.returncode == 0, done.stderr
+    assert all(command in done.stdout for command in COMMANDS)
+    assert "--device_batch_size" in done.stdout and "--nproc_per_node" in done.stdout
+    assert not base.exists()
+
+
+def test_help_is_quick(base: Path) -> None:
+    call(base, "entrypoint.py", "--help", timeout=60)
+    began = time.monotonic()
+    done = call(base, "entrypoint.py", "--help", timeout=10)
+    print(f"entrypoint.py --help: {time.monotonic() - began:.2f} s")
+    assert done.returncode == 0 and "quickstart" in done.stdout and done.stderr == ""
+
+
+# ---- streams --------------------------------------------------------------------------------------------------
+
+
+def test_json_is_alone_on_stdout(base: Path) -> None:
+    done = call(base, "entrypoint.py", "plan", "--profile=cpu", "--json", "--device-batch-size=2", "--save_every", "3")
+    assert done.returncode == 0, done.stderr
+    plan = json.loads(done.stdout)
+    assert plan["profile"] == "cpu" and plan["config"]["device_batch_size"] == 2 and plan["config"]["save_every"] == 3
+
+
+def test_a_tokenizer_is_trained_and_its_folder_printed(base: Path, text: Path) -> None:
+    done = call(base, "entrypoint.py", "tokenizer", *flags(text)[1:])
+    assert done.returncode == 0, done.stderr
+    assert Tokenizer.load(Path(done.stdout.strip())).vocab_size == 300
+    assert "training a tokenizer" in done.stderr
+
+
+# ---- signals and processes ------------------------------------------------------------------------------------
+
+
+def test_stopped_and_killed_runs_go_on_with_the_same_losses(base: Path, text: Path) -> None:
+    """SIGTERM, then SIGKILL, then to the end, against a run that was left alone."""
+    options: dict[str, Any] = {"num_iterations": 40, "save_every": 10, "run": "stopped"}
+    process = start(base, "entrypoint.py", *flags(text, **options))
+    wait_for(process, "base step 2/40")
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 75 and "which is saved" in err and "run the same command again" in err and "error:" not in err
+    process = start(base, "entrypoint.py", *flags(text, **options))
+    assert "resuming at step" in wait_for(process, "base: ")
+    wait_for(process, "base step")
+    process.kill()
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL
+    done = call(base, "entrypoint.py", *flags(text, **options))
+    assert done.returncode == 0 and "resuming at step" in done.stderr
+    assert run.train(config(text, **options | {"run": "straight"})) == 0
+    assert losses(base, "stopped") == losses(base, "straight")
+
+
+def test_a_second_signal_ends_at_once(base: Path, text: Path) -> None:
+    process = start(base, "entrypoint.py", *flags(text, total_batch_size=2**19, device_batch_size=64))  # steps of half a minute
+    wait_for(process, "packing shard")
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    wait_for(process, "stopping: saving after this step")
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGINT and time.monotonic() - began < 10
+
+
+def test_an_interrupted_tokenizer_training_begins_again(base: Path, tmp_path: Path) -> None:
+    rng = random.Random(3)  # words that never come again, so that there is much to count
+    letters = str.maketrans("0123456789", "ghijklmnop")
+    big = tmp_path / "big.txt"
+    big.write_text("\n".join(f"{rng.getrandbits(600):x}".translate(letters) for _ in range(20_000)))
+    options = ["tokenizer", *flags(big, vocab_size=2000)[1:]]
+    for number, code in ((signal.SIGINT, 130), (signal.SIGKILL, -9)):
+        process = start(base, "entrypoint.py", *options)
+        wait_for(process, "training a tokenizer")
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == code and "Traceback" not in err
+        assert not list(base.glob("tokenizer/*/source.json"))
+    done = call(base, "entrypoint.py", *options)
+    assert done.returncode == 0 and "training a tokenizer" in done.stderr
+    assert Tokenizer.load(Path(done.stdout.strip())).vocab_size == 2000
+
+
+def test_two_processes_give_the_same_losses(base: Path) -> None:
+    """Over shards so small that one step reads several of them."""
+    shards = base / "data" / "climbmix"
+    shards.mkdir(parents=True)
+    parts = sentences(base / "text").read_text().split("\n\n")
+    for index in range(6):
+        pq.write_table(pa.table({"text": parts[index * 8 : index * 8 + 8]}), shards / f"shard_{index:05}.parquet")
+    options = [f"--{name}={value}" for name, value in MODEL.items()] + ["--dataset=climbmix", "--shards=5", "--total_batch_size=2048"]
+    one = call(base, "entrypoint.py", "train", "--profile=cpu", *options, "--run=one", "--num_iterations=4")
+    assert one.returncode == 0, one.stderr
+    two = call(base, "entrypoint.py", "train", "--profile=cpu", *options, "--run=two", "--num_iterations=4", "--nproc_per_node=2")
+    assert two.returncode == 0, two.stderr
+    assert [loss for _, _, loss in losses(base, "two")] == pytest.approx([loss for _, _, loss in losses(base, "one")], rel=1e-5)
+    assert len(re.findall("base step 4/4 . loss", two.stderr)) == 1  # one of them speaks
+
+
+def test_the_console_script_is_the_entrypoint() -> None:
+    assert 'nanochat = "entrypoint:main"' in (ROOT / "pyproject.toml").read_text()

@@ -1,0 +1,219 @@
+"""The house itself: what the README, the lock, the Makefile and the profiles promise is what the tree holds."""
+
+import ast
+import os
+import re
+import resource
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from nanochat.config import PROFILE_NAMES, build_config, load_profile
+
+ROOT = Path(__file__).resolve().parent.parent
+READMES = ("README.md", "README.zh-TW.md")
+
+
+def read(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def files() -> list[str]:
+    """Every file that git tracks, or would."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    return sorted(name for name in listed if (ROOT / name).is_file())
+
+
+def tree(readme: str) -> list[str]:
+    """The paths in a README's annotated tree: indentation is nesting, the first word of a line is a name."""
+    block = re.search(r"<!-- tree -->\n+```\w*\n(.*?)```", read(readme), re.S)
+    assert block, f"{readme} has no tree"
+    found, folders = [], [(-1, "")]
+    for line in block[1].splitlines():
+        name = line.split()[0]
+        indent = len(line) - len(line.lstrip())
+        while folders[-1][0] >= indent:
+            folders.pop()
+        path = folders[-1][1] + name
+        if name.endswith("/"):
+            folders.append((indent, path))
+        found.append(path)
+    return found
+
+
+@pytest.mark.parametrize("readme", READMES)
+def test_annotated_tree_is_the_real_tree(readme: str, files: list[str]) -> None:
+    listed = tree(readme)
+    real = {name for name in files if not name.startswith("tests/") and not name.endswith("__init__.py")}
+    assert len(listed) == len(set(listed))
+    assert {name for name in listed if not name.endswith("/")} == real
+    assert all((ROOT / name).is_dir() for name in listed if name.endswith("/"))
+
+
+def test_tests_mirror_the_package(files: list[str]) -> None:
+    folders = {str(Path(name).parent.relative_to("tests")) for name in files if name.startswith("tests/") and name.endswith(".py")}
+    assert [folder for folder in folders if not (ROOT / "nanochat" / folder).is_dir()] == []
+
+
+def test_readmes_say_the_same() -> None:
+    english, chinese = map(read, READMES)
+
+    def shape(text: str) -> dict[str, int]:
+        plain = re.sub(r"```.*?```", "", text, flags=re.S)
+        return {
+            "headings": len(re.findall(r"^#+ ", plain, re.M)),
+            "table rows": len(re.findall(r"^\|", plain, re.M)),
+            "blocks": text.count("```"),
+            "links": len(re.findall(r"\]\(", plain)),
+        }
+
+    assert shape(chinese) == shape(english)
+    assert set(re.findall(r"--[a-z][a-z-]+", chinese)) == set(re.findall(r"--[a-z][a-z-]+", english))
+
+
+@pytest.mark.parametrize("readme", READMES)
+def test_links_lead_somewhere(readme: str) -> None:
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", read(readme)):
+        assert "://" in target or (ROOT / target).exists(), target
+
+
+@pytest.mark.parametrize("readme", READMES)
+def test_make_targets(readme: str) -> None:
+    targets = set(re.findall(r"^([a-z-]+):", read("Makefile"), re.M))
+    assert targets >= {"install", "quickstart", "test", "check", "test-slow", "test-containers", "lint", "bench", "lock", "clean"}
+    named = set(re.findall(r"(?:^|`)make ([a-z-]+)", read(readme), re.M))
+    assert targets - {"help"} <= named <= targets
+
+
+@pytest.mark.parametrize("name", [*READMES, "docs/TROUBLESHOOTING.md", "docs/ARCHITECTURE.md"])
+def test_flags_in_the_documents_exist(name: str) -> None:
+    """Every --key of a training command is a config field (the entrypoint's own options are listed here)."""
+    own = {"profile", "trial", "stage", "prompt", "temperature", "help", "json", "extra", "run", "release", "manifest-path"}
+    own |= {"standalone", "nproc_per_node", "system-certs", "torch-backend", "no-deps", "no-build-isolation", "key"}
+    fields = build_config("cpu").to_dict()
+    written = set(re.findall(r"(?<![\w-])--([a-z][a-z_-]*)", read(name)))
+    assert {flag for flag in written if flag.replace("-", "_") not in fields and flag not in own} == set()
+
+
+# What may import what: a file imports from its own layer or a lower one.
+LAYERS = {
+    **dict.fromkeys(("errors", "config", "paths", "console"), 0),
+    **dict.fromkeys(("tokenizer", "data", "model"), 1),
+    "generate": 2,
+    **dict.fromkeys(("chat", "train"), 3),
+    "ops": 4,
+    "dataset": 5,
+}
+
+
+def imports(path: Path) -> set[str]:
+    """Every module that a file names in an import statement, wherever it stands."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def test_imports_point_one_way() -> None:
+    for path in (ROOT / "nanochat").rglob("*.py"):
+        room = path.relative_to(ROOT / "nanochat").parts[0].removesuffix(".py")
+        for name in imports(path):
+            top, _, rest = name.partition(".")
+            assert top not in ("scripts", "entrypoint", "tests"), f"{path} imports {name}"
+            if top == "nanochat" and rest and room != "__init__":
+                assert LAYERS[rest.split(".")[0]] <= LAYERS[room], f"{path} imports {name}"
+        if room == "model":
+            assert not {"os", "sys", "torch.distributed"} & imports(path), f"{path}: the model knows nothing of environment or ranks"
+
+
+def locked() -> dict[str, str]:
+    """Requirement (name==version ; marker) -> the lines below it in requirements.lock."""
+    blocks = re.split(r"^(?=[a-z0-9])", "".join(line for line in read("requirements.lock").splitlines(True) if line[0] != "#"), flags=re.M)
+    return {block.splitlines()[0].rstrip(" \\"): block for block in blocks if block.strip()}
+
+
+def test_lock_has_hashes_and_no_index() -> None:
+    for requirement, block in locked().items():
+        assert re.match(r"[a-z0-9-]+==\S+", requirement)
+        assert "--hash=sha256:" in block, requirement
+    assert not re.search(r"^\s*--(index|extra|find)|://| @ ", read("requirements.lock"), re.M)
+    assert "nanochat-rustbpe==" not in read("requirements.lock")
+
+
+def test_pyproject_pins_what_the_lock_pins() -> None:
+    project = tomllib.loads(read("pyproject.toml"))
+    torch = [requirement for requirement in project["project"]["dependencies"] if requirement.startswith("torch")]
+    assert torch and torch[0] in locked()
+    assert project["tool"]["uv"]["constraint-dependencies"] == list(locked()), "run make lock"
+
+
+def test_no_registry_and_no_machine_is_named(files: list[str]) -> None:
+    hosts = ("py" + "pi.org", "python" + "hosted", "static.crates" + ".io", "deb.debian" + ".org", "npm" + "js.", "download.py" + "torch")
+    paths = ("/ro" + "ot/", "/wo" + "rk/", "/Us" + "ers/", "/opt/whe" + "els")
+    for name in files:
+        if name != "rustbpe/Cargo.lock":  # Cargo itself writes its index there
+            text = (ROOT / name).read_bytes().decode("utf-8", "replace")
+            assert [word for word in hosts + paths if word in text] == [], name
+
+
+def test_line_endings_and_modes(files: list[str]) -> None:
+    for name in files:
+        data = (ROOT / name).read_bytes()
+        if b"\0" in data[:8000]:
+            continue
+        assert b"\r\n" not in data, f"{name}: CRLF"
+        assert not data or data.endswith(b"\n"), f"{name}: no newline at the end"
+        if data.startswith(b"#!"):
+            assert os.access(ROOT / name, os.X_OK), f"{name}: not executable"
+
+
+@pytest.mark.parametrize("name", PROFILE_NAMES)
+def test_profiles_parse(name: str) -> None:
+    assert {path.stem for path in (ROOT / "profiles").glob("*.toml")} == set(PROFILE_NAMES)
+    for trial in (False, True):
+        assert load_profile(name, trial)["profile"] == name
+        assert build_config(name, trial).run == name + ("-trial" if trial else "")
+
+
+KEYS = (
+    *("depth", "device_batch_size", "max_seq_len", "total_batch_size", "num_iterations"),
+    *("sample_every", "compile", "shards", "nproc_per_node"),
+)
+GUIDE = {
+    "rtx4050": (4, 1, 256, 512, 100, 20, "off", 2, 1),
+    "rtx4090": (12, 4, 512, 4096, 100, 50, "auto", 2, 1),
+    "3090": (12, 4, 512, 4096, 100, 50, "auto", 2, 1),
+    "h100x8": (32, 8, 2048, -1, 100, -1, "auto", 8, 8),
+}
+
+
+@pytest.mark.parametrize("name", GUIDE)
+def test_trials_are_the_guides_plans(name: str) -> None:
+    config = build_config(name, trial=True)
+    assert tuple(getattr(config, key) for key in KEYS) == GUIDE[name]
+
+
+def test_help_is_fast_and_leaves_torch_alone() -> None:
+    command = [str(ROOT / "entrypoint.py"), "--help"]
+    first = subprocess.run([sys.executable, "-X", "importtime", *command], capture_output=True, text=True, check=True)
+    assert "quickstart" in first.stdout
+    assert not re.search(r"\| +(torch|pyarrow|numpy)$", first.stderr, re.M)
+    seconds = []
+    for _ in range(3):  # processor time, because other tests keep the cores busy meanwhile
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, *command], capture_output=True, check=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    print(f"--help: {min(seconds):.2f} s of processor time")
+    assert min(seconds) < 0.5
