@@ -67,12 +67,26 @@ def serve(options: Options) -> int:
         paths.runs_dir(),
         device,
     )
-    # The rest of the address's requests wait for their turn: the gate's own limits are above the queue's.
     limits = Limits(key, tuple(host.lower() for host in hosts), in_all=options.queue + MAX_SLOTS)
+    server = http_server(scheduler, meters, limits, options.host, options.port)
+    try:
+        watcher.start()
+        server.run()
+    except SystemExit as ended:  # uvicorn could not bind; it has said why
+        raise PreflightError(
+            f"cannot listen on {options.host}:{options.port}", "another server may have that port: choose one with --port"
+        ) from ended
+    finally:
+        watcher.stop()
+    return 0
+
+
+def http_server(scheduler: Scheduler, meters: Meters, limits: Limits, host: str, port: int) -> "Server":
+    """The application in uvicorn, with bounds on headers, connections and time."""
     config = uvicorn.Config(
         create_app(scheduler, meters, limits, TrainingView(paths.runs_dir())),
-        host=options.host,
-        port=options.port,
+        host=host,
+        port=port,
         http=PatientProtocol,
         ws="none",
         access_log=False,  # no prompt, no address in a log
@@ -84,19 +98,7 @@ def serve(options: Options) -> int:
         limit_concurrency=CONNECTIONS,
         backlog=1024,
     )
-    server = Server(config, scheduler)
-    try:
-        watcher.start()
-        shown = "localhost" if options.host in ("0.0.0.0", "::") else options.host
-        log(f"open http://{f'[{shown}]' if ':' in shown else shown}:{options.port}/ in a browser; OpenAI clients: the same with /v1")
-        server.run()
-    except SystemExit as ended:  # uvicorn could not bind; it has said why
-        raise PreflightError(
-            f"cannot listen on {options.host}:{options.port}", "another server may have that port: choose one with --port"
-        ) from ended
-    finally:
-        watcher.stop()
-    return 0
+    return Server(config, scheduler)
 
 
 def load(folder: Path, device: str, slots: int = 0) -> Served:
@@ -162,6 +164,14 @@ class Server(uvicorn.Server):
         self._captured_signals.clear()
         if first:
             log(f"stopping: running answers have {DRAIN_SECONDS} s (Ctrl-C again ends them)")
+
+    async def startup(self, sockets: Any = None) -> None:
+        """Listen, and say where."""
+        await super().startup(sockets)
+        if self.started:
+            host, port = self.servers[0].sockets[0].getsockname()[:2]
+            shown = {"0.0.0.0": "localhost", "::": "localhost"}.get(host, f"[{host}]" if ":" in host else host)
+            log(f"open http://{shown}:{port}/ in a browser; OpenAI clients: the same with /v1")
 
     async def shutdown(self, sockets: Any = None) -> None:
         """Drain, then tell whoever is left."""
