@@ -179,7 +179,7 @@ function drawModel() {
   byId("model").replaceChildren(...(answering ? [name, ...badges] : []));
   byId("training-pill").hidden = !training?.alive;
   if (training?.alive) byId("training-pill").textContent = t("pill", percent(training));
-  drawTraining(status, document.documentElement.lang, announce);
+  drawTraining(status, document.documentElement.lang, { announce, chat: newChat });
 }
 
 // Chat or training.
@@ -214,9 +214,9 @@ async function look() {
   let failed = null;
   try {
     const next = await api.status();
-    // Until a person chooses, the view is the chat where there is a model, else the training.
-    if (!viewChosen && !next.model !== showsTraining) show(!next.model);
-    if (model() === null && next.model && status) viewChosen = false;
+    // Until a person chooses, the view is the chat where there is a model, else the training; nobody who watches one is interrupted.
+    const watching = showsTraining && next.training?.alive;
+    if (!viewChosen && !watching && !next.model !== showsTraining) show(!next.model);
     status = next;
   } catch (error) {
     failed = error;

@@ -11,39 +11,42 @@ const TOP = 12;
 
 let drawn = ""; // what is shown, so that an equal answer changes nothing
 
-/** Draw the view from the server's answer {model, training, hint}; null where it has not answered. `announce` says things aloud. */
-export function drawTraining(status, language, announce) {
+/**
+ * Draw the view from the server's answer {model, training, hint}; null where it has not answered.
+ * `on` does what is asked for: announce(text), chat().
+ */
+export function drawTraining(status, language, on) {
   const state = JSON.stringify([status, language]);
   if (state === drawn) return;
   drawn = state;
-  byId("training").replaceChildren(el("div", { class: "column" }, ...(status ? view(status, announce) : [])));
+  byId("training").replaceChildren(el("div", { class: "column" }, ...(status ? view(status, on) : [])));
 }
 
 /** How far the training is, in percent of its stage. */
 export const percent = ({ step, steps }) => Math.min(100, Math.floor((100 * step) / Math.max(steps, 1)));
 
-function view({ model, training, hint }, announce) {
+function view({ model, training, hint }, on) {
   if (!training) {
     const title = el("h3", {}, t(model ? "no_training" : "no_model"));
-    return [el("div", { class: "nothing" }, title, el("p", {}, t(model ? "no_training_text" : "no_model_text")), ...command(hint, announce))];
+    return [el("div", { class: "nothing" }, title, el("p", {}, t(model ? "no_training_text" : "no_model_text")), ...command(hint, on))];
   }
   const { run, step, steps, curve, samples, alive, trial } = training;
   const badge = trial ? [" ", el("span", { class: "badge" }, t("trial"))] : [];
   const parts = [
     el("h3", {}, run, ...badge, el("small", {}, stage(training.stage))),
-    ...(alive ? (model ? [] : [el("p", {}, t("no_model_training"))]) : [el("p", { class: "error" }, icon("warning"), t("training_stopped"))]),
+    alive ? el("p", {}, t(model ? "model_so_far" : "no_model_training")) : el("p", { class: "error" }, icon("warning"), t("training_stopped")),
     el("progress", { value: step, max: Math.max(steps, 1), "aria-label": t("step_of", number(step), number(steps)) }),
     stats(training),
   ];
   if (curve.length > 1) parts.push(el("figure", {}, el("figcaption", {}, t("loss_curve")), plot(curve)));
   parts.push(el("h4", {}, t("samples")), ...(samples.length ? [...samples].reverse().map(sample) : [el("p", { class: "hint" }, t("no_samples"))]));
-  if (!alive) parts.push(...command(hint, announce));
+  if (alive && model) parts[1].append(" ", el("button", { type: "button", class: "quiet", onclick: on.chat }, t("talk")));
   return parts;
 }
 
-function command(hint, announce) {
+function command(hint, on) {
   if (!hint) return [];
-  const copy = copyButton(t("copy_command"), () => hint, () => announce(t("copied")));
+  const copy = copyButton(t("copy_command"), () => hint, () => on.announce(t("copied")));
   return [el("div", { class: "code" }, el("pre", { tabindex: 0 }, el("code", {}, hint)), copy)];
 }
 
