@@ -9,39 +9,67 @@ const LEFT = 44; // of the plot, for the axis' numbers
 const BOTTOM = 26;
 const TOP = 12;
 
-let drawn = ""; // what is shown, so that an equal answer changes nothing
+const shown = new Map(); // part of the view -> what it was made of
 
 /**
  * Draw the view from the server's answer {model, training, hint}; null where it has not answered.
- * `on` does what is asked for: announce(text), chat().
+ * `on` does what is asked for: announce(text), chat(). Parts that did not change stay, and with them focus and selection.
  */
 export function drawTraining(status, language, on) {
-  const state = JSON.stringify([status, language]);
-  if (state === drawn) return;
-  drawn = state;
-  byId("training").replaceChildren(el("div", { class: "column" }, ...(status ? view(status, on) : [])));
+  const root = byId("training");
+  if (!root.firstChild) root.append(el("div", { class: "column" }));
+  const column = root.firstChild;
+  const parts = status ? view(status, on) : [];
+  const before = new Map([...column.children].map((node) => [node.dataset.part, node]));
+  const nodes = parts.map(([name, data, make]) => {
+    const state = JSON.stringify([data, language]);
+    if (before.has(name) && shown.get(name) === state) return before.get(name);
+    shown.set(name, state);
+    const node = make();
+    node.dataset.part = name;
+    return node;
+  });
+  nodes.forEach((node, index) => node !== column.children[index] && column.insertBefore(node, column.children[index] ?? null));
+  while (column.children.length > nodes.length) column.lastChild.remove();
 }
 
 /** How far the training is, in percent of its stage. */
 export const percent = ({ step, steps }) => Math.min(100, Math.floor((100 * step) / Math.max(steps, 1)));
 
+// The parts of the view: [name, what it is made of, how].
 function view({ model, training, hint }, on) {
-  if (!training) {
-    const title = el("h3", {}, t(model ? "no_training" : "no_model"));
-    return [el("div", { class: "nothing" }, title, el("p", {}, t(model ? "no_training_text" : "no_model_text")), ...command(hint, on))];
-  }
-  const { run, step, steps, curve, samples, alive, trial } = training;
-  const badge = trial ? [" ", el("span", { class: "badge" }, t("trial"))] : [];
+  const ready = Boolean(model);
+  if (!training) return [["nothing", [ready, hint], () => nothing(ready, hint, on)]];
+  const { run, stage: at, step, steps, curve, samples, alive, trial } = training;
+  const label = t("step_of", number(step), number(steps));
   const parts = [
-    el("h3", {}, run, ...badge, el("small", {}, stage(training.stage))),
-    alive ? el("p", {}, t(model ? "model_so_far" : "no_model_training")) : el("p", { class: "error" }, icon("warning"), t("training_stopped")),
-    el("progress", { value: step, max: Math.max(steps, 1), "aria-label": t("step_of", number(step), number(steps)) }),
-    stats(training),
+    ["title", [run, at, trial], () => title(run, at, trial)],
+    ["state", [alive, ready], () => state(alive, ready, on)],
+    ["progress", [step, steps], () => el("progress", { value: step, max: Math.max(steps, 1), "aria-label": label })],
+    ["stats", training, () => stats(training)],
   ];
-  if (curve.length > 1) parts.push(el("figure", {}, el("figcaption", {}, t("loss_curve")), plot(curve)));
-  parts.push(el("h4", {}, t("samples")), ...(samples.length ? [...samples].reverse().map(sample) : [el("p", { class: "hint" }, t("no_samples"))]));
-  if (alive && model) parts[1].append(" ", el("button", { type: "button", class: "quiet", onclick: on.chat }, t("talk")));
-  return parts;
+  if (curve.length > 1) parts.push(["curve", curve, () => el("figure", {}, el("figcaption", {}, t("loss_curve")), plot(curve))]);
+  return [...parts, ["samples", samples, () => said(samples)]];
+}
+
+function nothing(ready, hint, on) {
+  const texts = ready ? ["no_training", "no_training_text"] : ["no_model", "no_model_text"];
+  return el("div", { class: "nothing" }, el("h3", {}, t(texts[0])), el("p", {}, t(texts[1])), ...command(hint, on));
+}
+
+function title(run, at, trial) {
+  return el("h3", {}, run, ...(trial ? [el("span", { class: "badge" }, t("trial"))] : []), el("small", {}, stage(at)));
+}
+
+function state(alive, ready, on) {
+  if (!alive) return el("p", { class: "error" }, icon("warning"), t("training_stopped"));
+  if (!ready) return el("p", {}, t("no_model_training"));
+  return el("div", { class: "ready" }, el("p", {}, t("model_so_far")), el("button", { type: "button", class: "quiet", onclick: on.chat }, t("talk")));
+}
+
+function said(samples) {
+  const list = samples.length ? [...samples].reverse().map(sample) : [el("p", { class: "hint" }, t("no_samples"))];
+  return el("div", { class: "samples" }, el("h4", {}, t("samples")), ...list);
 }
 
 function command(hint, on) {
