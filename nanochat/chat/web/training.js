@@ -91,9 +91,11 @@ function stats({ step, steps, loss, bpb, tokens_per_second: speed, seconds_left:
 
 const known = (value) => typeof value === "number" && Number.isFinite(value);
 
+// Before fine-tuning the model goes on with a text; after it, it answers.
 function sample({ stage: at, step, prompt, text }) {
+  const asked = el(at === "base" ? "span" : "p", { class: "prompt" }, prompt);
   const where = `${stage(at)} · ${t("step")} ${number(step)}`;
-  return el("blockquote", { class: "sample" }, el("p", { class: "text" }, el("span", { class: "prompt" }, prompt), " ", text), el("footer", {}, where));
+  return el("blockquote", { class: "sample" }, el("div", { class: "text" }, asked, text), el("footer", {}, where));
 }
 
 // The loss of every stage in one curve: each stage begins where the one before it ended.
