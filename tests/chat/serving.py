@@ -62,9 +62,13 @@ class Running:
 
     def idle(self, seconds: float = 20) -> bool:
         """Whether every slot is free and nothing waits, within `seconds`."""
+        return self.idle_but(0, seconds)
+
+    def idle_but(self, running: int, seconds: float = 20) -> bool:
+        """Whether so many answers run and none waits, within `seconds`."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            if not self.scheduler._running and not self.scheduler._waiting:
+            if len(self.scheduler._running) == running and not self.scheduler._waiting:
                 return True
             time.sleep(0.01)
         return False
