@@ -95,7 +95,7 @@ def download(
 @app.command()
 def identity() -> None:
     """Download the identity conversations."""
-    from nanochat.data.download import ensure_identity
+    from nanochat.data.sets import ensure_identity
 
     print(ensure_identity())
 

@@ -11,7 +11,7 @@ from typing import Any, overload
 import numpy as np
 
 from nanochat.data.documents import Conversation, conversation_fault, read_conversations
-from nanochat.data.download import TASKS, ensure_identity, ensure_task
+from nanochat.data.sets import TASKS, ensure_identity, ensure_task
 from nanochat.errors import DataError, UsageError
 
 # How often each set goes into one pass (karpathy/nanochat's mixture).

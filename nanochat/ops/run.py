@@ -193,7 +193,7 @@ def _skipped(config: Config, stages: Sequence[str]) -> Iterator[str]:
 def ensure_tokenizer(dataset: Dataset, vocab_size: int) -> Tokenizer:
     """The tokenizer of `dataset`'s first 2 billion characters, trained once. Raises DataError where there is no text."""
     key = {
-        "shards": [shard.sha256 for shard in dataset.training],
+        "shards": [shard.content for shard in dataset.training],
         "vocab_size": vocab_size,
         "characters": TOKENIZER_CHARACTERS,
         "format": 1,
