@@ -80,16 +80,31 @@ def quickstart(context: typer.Context) -> None:
     raise typer.Exit(run(config, relaunch=[str(HERE), *sys.argv[1:]]))
 
 
-@app.command()
+@app.command(context_settings=FLAGS)
 def download(
-    shards: Annotated[int, typer.Option("-n", "--shards", help="training shards; the validation shard is one more")] = 16,
-    dataset: Annotated[str, typer.Option(help="climbmix, fineweb-edu or hf:OWNER/NAME")] = "climbmix",
+    context: typer.Context,
+    shards: Annotated[int | None, typer.Option("-n", "--shards", help="training shards; the validation shard is one more")] = None,
+    dataset: Annotated[str | None, typer.Option(help="climbmix, fineweb-edu, hf:OWNER/NAME or hf:OWNER/NAME:COLUMN")] = None,
+    profile: Annotated[str | None, typer.Option("--for", help="everything that this profile's run needs, to train with no network")] = None,
+    trial: Annotated[bool, typer.Option("--trial", help="with --for: what its trial needs")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="hash every file again afterwards")] = False,
+    limit: Annotated[str | None, typer.Option(help="bytes a second, as in 500K or 2M")] = None,
 ) -> None:
-    """Download training shards and the validation shard."""
-    from nanochat.data.download import ensure_shards
+    """Download training shards and the validation shard, or with --for all that a run needs. Called again, it goes on where it stopped."""
+    from nanochat import dataset as command
 
-    found = ensure_shards(dataset, shards)
-    print(found.folder)
+    command.limit_rate(limit)
+    if profile is None:
+        if context.args:
+            raise UsageError(f"{context.args[0]} is an option of a run", "name whose: download --for PROFILE")
+        print(command.download(dataset or "climbmix", shards, verify).folder)
+        return
+    named = ([f"--dataset={dataset}"] if dataset else []) + ([f"--shards={shards}"] if shards else [])
+    config = _run_config(profile, trial, [*named, *context.args])
+    from nanochat.ops.fetch import fetch_for
+    from nanochat.ops.plan import choose_hardware, resolve
+
+    print(fetch_for(resolve(config, hardware=choose_hardware(config)), verify))
 
 
 @app.command()
@@ -174,6 +189,28 @@ def plan(
     print(json.dumps(made.to_dict(), ensure_ascii=False) if as_json else planning.describe(made))
 
 
+@app.command(context_settings=FLAGS)
+def doctor(
+    context: typer.Context,
+    profile: Annotated[str, typer.Option(help="cpu, rtx4050, rtx4090 (and 3090), h100x8, or auto")] = "auto",
+    trial: Annotated[bool, typer.Option("--trial", help="the guide's plan for the card")] = False,
+    gpus: Annotated[bool, typer.Option("--gpus", help="also ten seconds of work on each GPU, and an all-reduce between them")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object on stdout")] = False,
+) -> None:
+    """Look for what would make a run fail or crawl on this machine; exit 3 where it would fail."""
+    from nanochat.ops import doctor as examination
+    from nanochat.ops import plan as planning
+
+    config = planning.resolve(_run_config(profile, trial, context.args))
+    findings = examination.examine(config, planning.make_plan(config, planning.this_machine(config.device)))
+    if gpus:
+        from nanochat.ops.gpus import check_gpus
+
+        findings += check_gpus(config.device)
+    print(json.dumps(examination.to_json(findings), ensure_ascii=False) if as_json else examination.describe(findings))
+    raise typer.Exit(0 if examination.healthy(findings) else 3)
+
+
 @app.command()
 def report(
     run: Annotated[str | None, typer.Option(help="the run; without it the newest")] = None,
@@ -230,7 +267,7 @@ def guarded(command: Any, *arguments: Any) -> None:
     except Exception as error:
         code = fail(_for_user(error))
     except KeyboardInterrupt:
-        log("stopped; run the same command again to begin anew")
+        log("stopped; run the same command again")
         code = 130
     finally:
         if "RANK" in os.environ:

@@ -25,7 +25,7 @@ from nanochat.console import Progress, log, quantity
 from nanochat.data import hub
 from nanochat.data.hub import Again, Remote, digest_of
 from nanochat.errors import DataError, NanochatError, PreflightError, UsageError
-from nanochat.paths import atomic_write_json, disk_error, fsync_dir
+from nanochat.paths import disk_error, fsync_dir
 
 PART = ".part-"  # prefix of what has not wholly come
 PARALLEL = 4  # downloads at once
@@ -96,7 +96,7 @@ class _Part:
     def begin(self, origin: dict[str, Any]) -> None:
         """Empty the part, then write down what comes now: a crash between the two leaves nothing mixed."""
         self.path.write_bytes(b"")
-        atomic_write_json(self.record, origin)
+        self.record.write_text(json.dumps(origin), encoding="utf-8")  # torn, it counts as none
         self.origin, self.digest, self.bytes = origin, hashlib.sha256(), 0
 
     def forget(self) -> None:
@@ -120,6 +120,7 @@ class _Transfer:
         self.part = _Part(folder, remote.name)
         self.expected: int | None = remote.size
         self.published: str | None = remote.sha256
+        self.refused = 0  # ranges in a row that the server did not give
 
     def run(self) -> str:
         """Bring the whole file into the part; returns its SHA-256. Raises DataError where it is not to be had."""
@@ -189,11 +190,14 @@ class _Transfer:
         size = _size(response, part.bytes)
         if self.remote.size is not None and size["published"] not in (None, self.remote.size):
             raise _Replaced(f"the file has {size['published']} bytes instead of {self.remote.size}")
-        if status == 416:
-            self._restart("the server has no such range")
+        if status == 416 or (status == 206 and size["start"] != part.bytes):
+            self.refused += 1
+            why = "the server does not send the range that was asked for"
+            if self.refused > 1:  # once may be a fault that passes; from now on the whole file is asked for
+                self._restart(why)
+            raise Again(why)
+        self.refused = 0
         if status == 206:
-            if size["start"] != part.bytes:
-                self._restart("the server sent another range than was asked for")
             if part.origin.get("url") == url and part.origin.get("validator") != validator:
                 self._restart("the file was replaced meanwhile")
         else:
@@ -210,18 +214,21 @@ class _Transfer:
         raise Again(why)
 
     def _receive(self, response: Any) -> None:
-        """Append the body to the part as it comes. Raises Again where the connection breaks, brings too little or too much."""
+        """Append the body to the part as it comes, up to the file's size. Raises Again where the connection breaks or hardly moves."""
         part, since, came = self.part, time.monotonic(), 0
         with part.path.open("ab", buffering=0) as file:
             for block in _blocks(response):
                 if self.stop.is_set():
                     raise Again("stopped")
-                if self.expected is not None and part.bytes + len(block) > self.expected:
-                    self._restart(f"more than the {self.expected} bytes of the file came")
+                if self.expected is not None:
+                    block = block[: self.expected - part.bytes]  # whatever a server adds to the file is not the file
                 file.write(block)
                 part.digest.update(block)
                 part.bytes += len(block)
                 came += len(block)
+                if part.bytes == self.expected:
+                    self.meter.take(len(block))
+                    return
                 if (delay := self.meter.take(len(block))) > 0:
                     self.stop.wait(delay)
                 now = time.monotonic()

@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from nanochat import paths
 from nanochat.config import EMBEDDED, Config
 from nanochat.console import duration, quantity
 from nanochat.data.download import origin
 from nanochat.model import scaling
+from nanochat.ops.fetch import missing
 
 GIB = 2**30
 
@@ -334,9 +334,8 @@ def _compile(config: Config, gpt: scaling.GPTConfig, hardware: Hardware) -> tupl
 
 # ---- the plan -------------------------------------------------------------------------------------------------
 
-PARQUET_BYTES = 100_000_000  # of one published shard
-SFT_BYTES = 1_100_000_000  # SmolTalk, MMLU and GSM8K, about
 TOKEN_CACHE_BYTES = 20 * 10**9  # at most, of packed rows
+COMPILE_CACHE_BYTES = 200_000_000
 CPU_COMPILED_SPEED = 1.3  # against eager, measured
 GPU_EAGER_SPEED = 0.7  # against compiled, which is what the table's figures are
 LAUNCH_SECONDS = 0.0025  # of one micro-step for each layer, however little there is to compute
@@ -356,6 +355,7 @@ class Plan:
     max_device_batch_size: int  # the largest that fits and deals the step in whole rows; 0: none does
     seconds: float  # of pretraining, fine-tuning and evaluation, downloads not counted
     disk_bytes: int  # at the most, what lies there already not counted
+    disk_parts: dict[str, int]  # download, rows, checkpoints, cache
     download_bytes: int  # still to fetch
     cost: float | None  # dollars of rent; None where nothing is rented
     data_licence: str
@@ -402,7 +402,8 @@ def make_plan(config: Config, hardware: Hardware | None = None, *, text_bytes: i
     seconds = (tokens * (1 + EVALUATION_SHARE) + config.total_batch_size * config.sft_iterations) / rate
     if compiled:
         seconds += COMPILE_GPU_START if cuda else COMPILE_CPU_START / hardware.flops
-    download = _download_bytes(config)
+    download = sum(missing(config).values())
+    disk = {"download": download} | _made_bytes(config, gpt, tokens)
     return Plan(
         profile=config.profile,
         card=hardware.name,
@@ -413,7 +414,8 @@ def make_plan(config: Config, hardware: Hardware | None = None, *, text_bytes: i
         memory_bytes=memory | {"usable": usable},
         max_device_batch_size=max((n for n in range(1, min(rows, share) + 1) if share % n == 0), default=0),
         seconds=round(seconds, 1),
-        disk_bytes=download + _made_bytes(config, gpt, tokens),
+        disk_bytes=sum(disk.values()),
+        disk_parts=disk,
         download_bytes=download,
         cost=round(hardware.dollars * processes * seconds / 3600, 2) if hardware.dollars else None,
         data_licence=_licence(config),
@@ -434,20 +436,17 @@ def _licence(config: Config) -> str:
     return "MIT (made by this project)" if config.dataset == EMBEDDED else origin(config.dataset).licence
 
 
-def _download_bytes(config: Config) -> int:
-    """What is still to be fetched: missing shards (the validation shard is one more) and the conversations."""
-    if config.data or config.dataset == EMBEDDED:
-        return 0
-    have = len(list(paths.dataset_dir(config.dataset).glob("*.parquet"))) if ":" not in config.dataset else 0
-    return max(config.shards + 1 - have, 0) * PARQUET_BYTES + (SFT_BYTES if config.sft_iterations and not config.chat_data else 0)
-
-
-def _made_bytes(config: Config, gpt: scaling.GPTConfig, tokens: int) -> int:
-    """Packed rows, and the checkpoints of both stages with one more while it is being written."""
+def _made_bytes(config: Config, gpt: scaling.GPTConfig, tokens: int) -> dict[str, int]:
+    """Packed rows, the checkpoints of both stages with one more while it is being written, and compiled kernels."""
     parts = scaling.count_parameters(gpt)
     checkpoint = 4 * parts["total"] + 4 * parts["matrices"] + 8 * (parts["total"] - parts["matrices"])
     ids = (2 if config.vocab_size <= 65536 else 4) * tokens
-    return min(ids, TOKEN_CACHE_BYTES) + (2 * config.keep_last + 1) * checkpoint
+    stages = 2 if config.sft_iterations else 1
+    return {
+        "rows": min(ids, TOKEN_CACHE_BYTES),
+        "checkpoints": (stages * config.keep_last + 1) * checkpoint,
+        "cache": COMPILE_CACHE_BYTES if config.compile == "on" else 0,
+    }
 
 
 def describe(plan: Plan) -> str:

@@ -16,7 +16,8 @@ from nanochat.data import conversations, corpus, documents, download
 from nanochat.data.shards import Dataset, open_dataset, sha256, texts
 from nanochat.errors import DataError, PreflightError, UsageError
 from nanochat.ops import plan as planning
-from nanochat.ops import runs
+from nanochat.ops import doctor, runs
+from nanochat.ops.fetch import sets_of
 from nanochat.ops.report import read_metrics
 from nanochat.ops.score import score_run, show_result
 from nanochat.tokenizer import Conversation, Tokenizer
@@ -160,12 +161,7 @@ def _announce(config: Config, stages: Sequence[str], text_bytes: int | None) -> 
         log(f"by rule: {line}")
     for line in _skipped(resolved.config, stages):
         log(f"skipped: {line}")
-    if not plan.fits:
-        most = plan.max_device_batch_size
-        raise PreflightError(
-            f"this needs {plan.memory_bytes['total'] / 1e9:.1f} GB, and {plan.memory_bytes['usable'] / 1e9:.1f} GB are usable",
-            f"use --device_batch_size={most}: the losses stay the same" if most else "use a smaller --depth or --max_seq_len",
-        )
+    doctor.require(resolved.config, plan)
     if config.device == "auto" and not hardware.cuda and config.profile not in ("", "cpu") and plan.seconds > CPU_DAYS * 86400:
         raise PreflightError(
             f"no CUDA GPU is visible, and on this CPU the run would take about {console.duration(plan.seconds)}",
@@ -229,9 +225,8 @@ def sft_conversations(config: Config) -> Sequence[Conversation]:
         return documents.read_conversations(Path(config.chat_data))
     if config.dataset == EMBEDDED:
         return corpus.conversations()
-    # A trial needs some conversations, not a gigabyte of them.
     try:
-        return conversations.mixture(["identity"] if config.trial else conversations.MIXTURE, config.seed)
+        return conversations.mixture(sets_of(config), config.seed)
     except DataError as error:
         raise DataError(error.message, f"{error.hint}; or pretrain alone: --stage=base") from error
 

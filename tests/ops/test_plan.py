@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from nanochat.config import FIELDS, PROFILE_NAMES, Config, build_config
 from nanochat.model import scaling
-from nanochat.ops import plan
+from nanochat.ops import fetch, plan
 from nanochat.ops.plan import GIB, Hardware, apply_rules, make_plan, profile_hardware, resolve
 
 CPU = Hardware(name="a CPU", cuda=False, memory=16 * GIB, usable=12 * GIB, flops=30e9)
@@ -165,7 +165,7 @@ def test_shards_that_lie_there_are_not_downloaded_again(base: Path) -> None:
     folder = base / "data" / "climbmix"
     folder.mkdir(parents=True)
     (folder / "shard_00000.parquet").touch()
-    assert before - make_plan(config, GPU).download_bytes == plan.PARQUET_BYTES
+    assert before - make_plan(config, GPU).download_bytes == fetch.SHARD_BYTES
 
 
 def test_a_plan_needs_no_torch() -> None:
