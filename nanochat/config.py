@@ -85,6 +85,7 @@ class Config:
     device: str = _field("auto", "auto, cuda or cpu", "auto", "cuda", "cpu")
     compile: str = _field("auto", "torch.compile: on, off, or auto (where the run is long enough to earn it back)", "on", "off", "auto")
     nproc_per_node: int = _field(1, "processes (GPUs) on this machine", keeps_losses=True)
+    hang_timeout: float = _field(1800.0, "seconds without any progress after which a process ends with exit 7; 0: never", keeps_losses=True)
     seed: int = _field(42, "of the initial weights and of the data's order")
     deterministic: bool = _field(False, "fp32, compile off, deterministic algorithms: equal losses, digit for digit")
     threads: int = _field(-1, "CPU threads for each process; -1: by rule")

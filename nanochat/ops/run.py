@@ -15,8 +15,8 @@ from nanochat.console import Progress, log
 from nanochat.data import conversations, corpus, documents, download
 from nanochat.data.shards import Dataset, open_dataset, sha256, texts
 from nanochat.errors import DataError, PreflightError, UsageError
-from nanochat.ops import plan as planning
 from nanochat.ops import doctor, runs
+from nanochat.ops import plan as planning
 from nanochat.ops.fetch import sets_of
 from nanochat.ops.report import read_metrics
 from nanochat.ops.score import score_run, show_result
