@@ -43,7 +43,7 @@ def _run_config(profile: str, trial: bool, arguments: list[str]) -> configuratio
     """The profile's values with the flags on top. Text of the user's own lets vocabulary and length follow from it."""
     overrides = configuration.parse_flags(arguments)
     if profile == "auto":
-        from nanochat.ops.plan import profile_here
+        from nanochat.ops.hardware import profile_here
 
         profile = profile_here()
         log(f"profile: {profile}, by what this machine has")
@@ -174,18 +174,27 @@ def plan(
     context: typer.Context,
     profile: Annotated[str, typer.Option(help="cpu, rtx4050, rtx4090 (and 3090), h100x8, or auto")] = "auto",
     trial: Annotated[bool, typer.Option("--trial", help="the guide's plan for the card")] = False,
+    card: Annotated[str, typer.Option(help="plan for another card than this machine's: 4070, A100, H100, ...")] = "",
+    price: Annotated[float, typer.Option(help="dollars for one card and hour")] = 0.0,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object on stdout")] = False,
 ) -> None:
     """What a run needs and gives, before its first step: parameters, tokens, memory, time, disk, download."""
+    import dataclasses
+
+    from nanochat.ops import budget, cards, hardware
     from nanochat.ops import plan as planning
 
-    config = _run_config(profile, trial, context.args)
+    config = planning.normal(_run_config(profile, trial, context.args))
     text_bytes = None
     if config.data:  # its size decides the vocabulary and the length
         from nanochat.data.documents import import_texts
 
-        text_bytes = import_texts(Path(config.data).expanduser()).text_bytes
-    made = planning.make_plan(config, text_bytes=text_bytes)
+        text_bytes = import_texts(Path(config.data)).text_bytes
+    if card:
+        config = config.replace(device="cuda")
+    machine = hardware.card_hardware(cards.named(card), config.nproc_per_node) if card else hardware.choose_hardware(config)
+    machine = dataclasses.replace(machine, dollars=price) if price else machine
+    _, made = budget.decide(config, machine, text_bytes=text_bytes)
     print(json.dumps(made.to_dict(), ensure_ascii=False) if as_json else planning.describe(made))
 
 

@@ -62,6 +62,7 @@ class Config:
     total_batch_size: int = _field(-1, "tokens of one step over all devices; -1: by rule")
     num_iterations: int = _field(-1, "steps of pretraining; -1: by target_param_data_ratio")
     target_param_data_ratio: float = _field(12.0, "tokens for each scaling parameter")
+    hours: float = _field(0.0, "the best depth, batch and number of steps for so many hours on this machine; 0: as the other values say")
     embedding_lr: float = _field(0.3, "AdamW learning rate of the token embedding")
     value_embedding_lr: float = _field(0.15, "AdamW learning rate of the value embeddings")
     unembedding_lr: float = _field(0.008, "AdamW learning rate of the head")
@@ -103,6 +104,8 @@ class Config:
             value = getattr(self, name)
             if value < -1 or (value == 0 and name != "sft_iterations"):
                 raise UsageError(f"{name} = {value} is not possible", f"give --{name} a positive number, or -1 for the rule")
+        if not 0 <= self.hours < 10_000:
+            raise UsageError(f"hours = {self.hours:g} is not possible", "give --hours a positive number, such as 8 or 0.5")
         if self.seed < 0:
             raise UsageError(f"seed = {self.seed} is negative", "give --seed a number from 0")
         if self.head_dim % 2:

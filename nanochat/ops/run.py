@@ -15,7 +15,7 @@ from nanochat.console import Progress, log
 from nanochat.data import conversations, corpus, documents, download
 from nanochat.data.shards import Dataset, open_dataset, sha256, texts
 from nanochat.errors import DataError, PreflightError, UsageError
-from nanochat.ops import doctor, runs
+from nanochat.ops import budget, doctor, runs
 from nanochat.ops import plan as planning
 from nanochat.ops.fetch import sets_of
 from nanochat.ops.report import read_metrics
@@ -48,7 +48,7 @@ def train(config: Config, stages: Sequence[str] = (BASE, SFT), relaunch: Sequenc
             return _worker(config, stages, stop, began)
         paths.require_writable(paths.base_dir())
         paths.sweep()
-        prepared = prepare(config, stages)
+        prepared = prepare(config, stages, began)
         if isinstance(prepared, str):
             log(prepared)
         elif config.nproc_per_node > 1:
@@ -72,7 +72,7 @@ def _worker(config: Config, stages: Sequence[str], stop: StopSignal, began: floa
         config = config.replace(device="cuda" if torch.cuda.is_available() else "cpu")
     config = config.replace(nproc_per_node=int(os.environ["WORLD_SIZE"]))
     with ranks.join(config.device) as here:
-        prepared = _prepared(config) if ranks.has_launcher() else here.main_first("prepared", lambda: prepare(config, stages))
+        prepared = _prepared(config) if ranks.has_launcher() else here.main_first("prepared", lambda: prepare(config, stages, began))
         if isinstance(prepared, str):
             log(prepared)
             return 0
@@ -85,15 +85,15 @@ def _prepared(config: Config) -> runs.Record:
     """The record that this process's launcher has written before it started its workers."""
     record = runs.read_record(config.run)
     assert record is not None, config.run
-    return dataclasses.replace(record, config=runs.inherit(_normal(config), record))
+    return dataclasses.replace(record, config=runs.inherit(planning.normal(config), record))
 
 
-def prepare(config: Config, stages: Sequence[str]) -> runs.Record | str:
+def prepare(config: Config, stages: Sequence[str], began: float) -> runs.Record | str:
     """Everything before the first step: identity, plan, preflight, shards, tokenizer. The run's record, or a line where it is finished."""
-    config = _normal(config)
+    config = planning.normal(config)
     record = runs.read_record(config.run)
     if record:
-        config = runs.inherit(config, record)
+        config = runs.inherit(budget.as_begun(config, record.config), record)
         if finished := _finished(record, stages):
             return finished
     talks = ""
@@ -101,7 +101,7 @@ def prepare(config: Config, stages: Sequence[str]) -> runs.Record | str:
         documents.read_conversations(Path(config.chat_data))  # a mistake in them is said now, not after pretraining
         talks = sha256(Path(config.chat_data))
     local = _local_text(config)
-    config = _announce(config, stages, local.text_bytes if local else None)
+    config = _announce(config, stages, local.text_bytes if local else None, time.monotonic() - began, begun=record is not None)
     dataset = local or download.ensure_shards(config.dataset, config.shards)
     dataset = dataset.first(config.shards) if config.shards != -1 else dataset
     if SFT in stages and config.sft_iterations:
@@ -118,12 +118,6 @@ def prepare(config: Config, stages: Sequence[str]) -> runs.Record | str:
         record = runs.Record(config, dataset.folder.name, names, tokenizer.id, talks)
         record.write()
     return dataclasses.replace(record, config=config)
-
-
-def _normal(config: Config) -> Config:
-    """The user's paths as absolute ones, the same text whatever the working directory; no fine-tuning where there is nothing to tune on."""
-    named = {name: str(Path(getattr(config, name)).expanduser().absolute()) for name in ("data", "chat_data") if getattr(config, name)}
-    return config.replace(**named, **({"sft_iterations": 0} if config.data and not config.chat_data else {}))
 
 
 def _finished(record: runs.Record, stages: Sequence[str]) -> str | None:
@@ -151,12 +145,11 @@ def _local_text(config: Config) -> Dataset | None:
     return corpus.build() if config.dataset == EMBEDDED else None
 
 
-def _announce(config: Config, stages: Sequence[str], text_bytes: int | None) -> Config:
+def _announce(config: Config, stages: Sequence[str], text_bytes: int | None, spent: float, begun: bool) -> Config:
     """Resolve, print the plan and the rules, and refuse what cannot run here; returns the resolved config."""
     hardware = planning.this_machine(config.device)
-    resolved = planning.apply_rules(config, text_bytes=text_bytes, hardware=hardware)
-    plan = planning.make_plan(resolved.config, hardware, text_bytes=text_bytes)
-    log(planning.describe(plan))
+    resolved, plan = budget.decide(config, hardware, text_bytes=text_bytes, spent=spent, begun=begun)
+    log(planning.brief(plan))
     for line in resolved.rules:
         log(f"by rule: {line}")
     for line in _skipped(resolved.config, stages):
@@ -288,7 +281,7 @@ def _open(record: runs.Record) -> Dataset:
 
 def tokenizer_of(config: Config) -> Path:
     """The folder of the tokenizer that a run of `config` uses, trained if it is not there."""
-    text = _local_text(_normal(config))
+    text = _local_text(planning.normal(config))
     config = planning.resolve(config, text_bytes=text.text_bytes if text else None)
     dataset = text or download.ensure_shards(config.dataset, config.shards)
     return paths.tokenizer_dir(ensure_tokenizer(dataset.first(config.shards) if config.shards != -1 else dataset, config.vocab_size).id)
