@@ -88,7 +88,7 @@ def _prepared(config: Config) -> runs.Record:
     return dataclasses.replace(record, config=runs.inherit(planning.normal(config), record))
 
 
-def prepare(config: Config, stages: Sequence[str], began: float) -> runs.Record | str:
+def prepare(config: Config, stages: Sequence[str], began: float | None = None) -> runs.Record | str:
     """Everything before the first step: identity, plan, preflight, shards, tokenizer. The run's record, or a line where it is finished."""
     config = planning.normal(config)
     record = runs.read_record(config.run)
@@ -101,7 +101,8 @@ def prepare(config: Config, stages: Sequence[str], began: float) -> runs.Record 
         documents.read_conversations(Path(config.chat_data))  # a mistake in them is said now, not after pretraining
         talks = sha256(Path(config.chat_data))
     local = _local_text(config)
-    config = _announce(config, stages, local.text_bytes if local else None, time.monotonic() - began, begun=record is not None)
+    spent = time.monotonic() - began if began is not None else 0.0
+    config = _announce(config, stages, local.text_bytes if local else None, spent, begun=record is not None)
     dataset = local or download.ensure_shards(config.dataset, config.shards)
     dataset = dataset.first(config.shards) if config.shards != -1 else dataset
     if SFT in stages and config.sft_iterations:
