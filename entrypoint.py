@@ -108,11 +108,21 @@ def download(
 
 
 @app.command()
-def identity() -> None:
-    """Download the identity conversations."""
-    from nanochat.data.sets import ensure_identity
+def identity(
+    file: Annotated[Path | None, typer.Argument(help="a TOML of name, maker, languages and traits; without it the published ones")] = None,
+    out: Annotated[Path | None, typer.Option(help="where they are written; without it beside the TOML")] = None,
+) -> None:
+    """Make the conversations that teach a model who it is, from a TOML file (train --identity does the same), or download some."""
+    if file is None:
+        from nanochat.data.sets import ensure_identity
 
-    print(ensure_identity())
+        print(ensure_identity())
+        return
+    from nanochat.data import identity as who
+
+    path = out or file.with_suffix(".jsonl")
+    who.write_conversations(path, who.conversations(who.read_identity(file)))
+    print(path)
 
 
 @app.command(context_settings=FLAGS)

@@ -10,6 +10,7 @@ from typing import Any, overload
 
 import numpy as np
 
+from nanochat.data import identity
 from nanochat.data.documents import Conversation, conversation_fault, read_conversations
 from nanochat.data.sets import TASKS, ensure_identity, ensure_task
 from nanochat.errors import DataError, UsageError
@@ -119,6 +120,11 @@ class Mixture(Sequence[Conversation]):
         place = int(self.order[index])
         which = int(np.searchsorted(self.starts, place, side="right")) - 1
         return self.sets[which][place - int(self.starts[which])]
+
+
+def with_identity(others: Sequence[Conversation], path: Path, seed: int) -> Mixture:
+    """`others` and the conversations about the identity that a TOML file describes, as often as the published ones. Raises DataError."""
+    return Mixture([(others, 1), (identity.conversations(identity.read_identity(path)), MIXTURE["identity"])], seed)
 
 
 def conversations(name: str) -> Sequence[Conversation]:

@@ -25,7 +25,8 @@ def sets_of(config: Config) -> list[str]:
     """The published sets that the run is fine-tuned on; a trial needs some conversations, not a gigabyte of them."""
     if not published(config) or config.chat_data or not config.sft_iterations:
         return []
-    return ["identity"] if config.trial else list(MIXTURE)
+    names = ["identity"] if config.trial else list(MIXTURE)
+    return [name for name in names if name != "identity"] if config.identity else names  # its own instead of the published one
 
 
 def missing(config: Config) -> dict[str, int]:

@@ -73,8 +73,12 @@ def shards_rule(tokens: float) -> int:
 
 def normal(config: Config) -> Config:
     """The user's paths as absolute ones, the same text whatever the working directory; no fine-tuning where there is nothing to tune on."""
-    named = {name: str(Path(getattr(config, name)).expanduser().absolute()) for name in ("data", "chat_data") if getattr(config, name)}
-    return config.replace(**named, **({"sft_iterations": 0} if config.data and not config.chat_data else {}))
+    named = {
+        name: str(Path(getattr(config, name)).expanduser().absolute())
+        for name in ("data", "chat_data", "identity")
+        if getattr(config, name)
+    }
+    return config.replace(**named, **({"sft_iterations": 0} if config.data and not (config.chat_data or config.identity) else {}))
 
 
 def resolve(config: Config, *, text_bytes: int | None = None, hardware: Hardware | None = None) -> Config:

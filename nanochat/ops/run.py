@@ -12,8 +12,9 @@ import torch
 from nanochat import console, paths
 from nanochat.config import EMBEDDED, Config
 from nanochat.console import Progress, log
-from nanochat.data import conversations, corpus, documents, download
+from nanochat.data import conversations, corpus, documents, download, identity
 from nanochat.data.shards import Dataset, open_dataset, sha256, texts
+from nanochat.data.summary import conversations_line
 from nanochat.errors import DataError, PreflightError, UsageError
 from nanochat.ops import budget, doctor, runs
 from nanochat.ops import plan as planning
@@ -97,9 +98,8 @@ def prepare(config: Config, stages: Sequence[str], began: float | None = None) -
         if finished := _finished(record, stages):
             return finished
     talks = ""
-    if config.sft_iterations and config.chat_data:
-        documents.read_conversations(Path(config.chat_data))  # a mistake in them is said now, not after pretraining
-        talks = sha256(Path(config.chat_data))
+    if config.sft_iterations:
+        talks = _own_conversations(config)
     local = _local_text(config)
     spent = time.monotonic() - began if began is not None else 0.0
     config = _announce(config, stages, local.text_bytes if local else None, spent, begun=record is not None)
@@ -213,16 +213,30 @@ def ensure_tokenizer(dataset: Dataset, vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
-def sft_conversations(config: Config) -> Sequence[Conversation]:
-    """What fine-tuning learns from: the user's conversations, the embedded ones, or the published sets."""
+def _own_conversations(config: Config) -> str:
+    """Look through the user's conversations and identity: a mistake in them is said now. A hash of both, "" where there are none."""
+    if config.identity:
+        who = identity.read_identity(Path(config.identity))
+        log(f"identity: {' / '.join(dict.fromkeys(who.name.values()))}, in {', '.join(who.languages)}")
     if config.chat_data:
-        return documents.read_conversations(Path(config.chat_data))
-    if config.dataset == EMBEDDED:
-        return corpus.conversations()
-    try:
-        return conversations.mixture(sets_of(config), config.seed)
-    except DataError as error:
-        raise DataError(error.message, f"{error.hint}; or pretrain alone: --stage=base") from error
+        log(conversations_line(documents.read_conversations(Path(config.chat_data))))
+    return " ".join(sha256(Path(path)) for path in (config.chat_data, config.identity) if path)
+
+
+def sft_conversations(config: Config) -> Sequence[Conversation]:
+    """What fine-tuning learns from: the user's conversations, the embedded ones, or the published sets; and the user's identity."""
+    if config.chat_data:
+        found: Sequence[Conversation] = documents.read_conversations(Path(config.chat_data))
+    elif config.data:
+        found = []
+    elif config.dataset == EMBEDDED:
+        found = corpus.conversations(identity=not config.identity)
+    else:
+        try:
+            found = conversations.mixture(sets_of(config), config.seed)
+        except DataError as error:
+            raise DataError(error.message, f"{error.hint}; or pretrain alone: --stage=base") from error
+    return conversations.with_identity(found, Path(config.identity), config.seed) if config.identity else found
 
 
 def _stages(record: runs.Record, stages: Sequence[str], here: ranks.Ranks, stop: StopSignal, began: float) -> None:
