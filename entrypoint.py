@@ -102,9 +102,9 @@ def download(
     named = ([f"--dataset={dataset}"] if dataset else []) + ([f"--shards={shards}"] if shards else [])
     config = _run_config(profile, trial, [*named, *context.args])
     from nanochat.ops.fetch import fetch_for
-    from nanochat.ops.plan import choose_hardware, resolve
+    from nanochat.ops.plan import choose_hardware, normal, resolve
 
-    print(fetch_for(resolve(config, hardware=choose_hardware(config)), verify))
+    print(fetch_for(resolve(normal(config), hardware=choose_hardware(config)), verify))
 
 
 @app.command()

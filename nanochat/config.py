@@ -47,7 +47,7 @@ class Config:
 
     dataset: str = _field("climbmix", "embedded, climbmix, fineweb-edu or hf:OWNER/NAME")
     data: str = _field("", "your own text instead: a folder or file of parquet, jsonl or txt")
-    chat_data: str = _field("", "your own conversations: jsonl")
+    chat_data: str = _field("", "your own conversations: jsonl, or a public set of them: hf:OWNER/NAME")
     identity: str = _field("", "a TOML of the model's name, maker, languages and traits, to be taught in fine-tuning")
     shards: int = _field(-1, "training shards to use; -1: what the token count needs")
     vocab_size: int = _field(-1, "tokens in the vocabulary, the nine specials included; -1: by rule")

@@ -23,7 +23,7 @@ _CALCULATION = re.compile(r"<<([^<>=]*)=([^<>]*)>>")
 
 
 def talk(row: dict[str, Any]) -> Conversation:
-    """A row of SmolTalk: its messages, as they are."""
+    """A row of SmolTalk, or of any set with a column `messages`: those, as they are."""
     return [{"role": message["role"], "content": message["content"]} for message in row["messages"]]
 
 
@@ -128,9 +128,11 @@ def with_identity(others: Sequence[Conversation], path: Path, seed: int) -> Mixt
 
 
 def conversations(name: str) -> Sequence[Conversation]:
-    """One set: a name of TASKS, or identity. Fetched where it is not there. Raises UsageError for another name, DataError."""
+    """One set: a name of TASKS, identity or hf:OWNER/NAME. Fetched where it is not there. Raises UsageError for another name, DataError."""
     if name == "identity":
         return read_conversations(ensure_identity())
+    if name.startswith("hf:"):
+        return Rows(ensure_task(name), talk)
     if name not in TASKS:
         raise UsageError(f"no set {name!r} for fine-tuning", f"one of: identity, {', '.join(TASKS)}")
     return Rows(ensure_task(name), _CONVERT[name])

@@ -12,7 +12,9 @@ import zipfile
 from pathlib import Path
 
 from nanochat.console import log
+from nanochat.data import hub
 from nanochat.data.documents import read_conversations
+from nanochat.data.download import origin
 from nanochat.data.hub import Remote, list_files
 from nanochat.data.shards import sha256
 from nanochat.data.transfer import fetch, fetch_all, require_space
@@ -41,6 +43,18 @@ TASKS = {
     "mmlu": Task("cais/mmlu", "auxiliary_train/", "MIT"),
     "gsm8k": Task("openai/gsm8k", "main/train-", "MIT"),
 }
+
+
+def task_of(name: str) -> Task:
+    """The set `name`: one of TASKS, or hf:OWNER/NAME, a public set of conversations (its parquet files, column `messages`)."""
+    if name in TASKS:
+        return TASKS[name]
+    return Task(origin(name).repo, "")
+
+
+def task_folder(name: str) -> Path:
+    """Where a set's files lie."""
+    return dataset_dir("tasks") / name.replace(":", "--").replace("/", "--")
 
 
 def asset_url(name: str) -> str:
@@ -79,7 +93,7 @@ def ensure_identity() -> Path:
 
 def task_files(name: str) -> list[Path]:
     """The parquet files of a set in TASKS that are there and whole, by its index or put there by hand; [] where it has to be fetched."""
-    folder = dataset_dir("tasks") / name
+    folder = task_folder(name)
     index = folder / INDEX
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         sizes = {folder / file: entry["bytes"] for file, entry in json.loads(index.read_text(encoding="utf-8"))["files"].items()}
@@ -90,7 +104,7 @@ def task_files(name: str) -> list[Path]:
 
 def ensure_task(name: str) -> list[Path]:
     """The parquet files of a set in TASKS, in data/tasks/<name>/: fetched, or used as somebody put them there. Raises DataError."""
-    task, folder = TASKS[name], dataset_dir("tasks") / name
+    task, folder = task_of(name), task_folder(name)
     if found := task_files(name):
         if not (folder / INDEX).exists():
             log(f"{name}: using the {len(found)} file(s) found in {folder}")
@@ -110,20 +124,24 @@ def _fetch_task(name: str, task: Task, folder: Path) -> None:
     def listed() -> dict[str, Remote]:
         prefix = task.prefix.replace("/", "__")
         found = [remote for remote in list_files(task.repo) if remote.name.startswith(prefix) and remote.name.endswith(".parquet")]
+        if not task.prefix:  # a set that marks its parts is not to be learned with its test part
+            found = [remote for remote in found if "train" in remote.name] or found
         return {remote.name: remote for remote in found}
 
     files = listed()
+    known = hub.licence(task.repo) if task.licence == SEE_CARD else task.licence
+    log(f"{name}: fetching {len(files)} file(s) (licence: {known})")
     if not files:
         raise DataError(f"{task.repo} has no parquet file whose name begins with {task.prefix}")
     found: dict[Path, str] = {}
     fetch_all(f"downloading {name}", list(files.values()), folder, found.__setitem__, lambda remote: listed().get(remote.name, remote))
     entries = {path.name: {"bytes": path.stat().st_size, "sha256": digest} for path, digest in sorted(found.items())}
-    atomic_write_json(folder / INDEX, {"source": f"{task.repo} (Hugging Face)", "licence": task.licence, "files": entries})
+    atomic_write_json(folder / INDEX, {"source": f"{task.repo} (Hugging Face)", "licence": known, "files": entries})
 
 
 def verify_task(name: str) -> None:
     """Hash a set's files again. Raises DataError where one is not what was fetched; nothing where it was put there by hand."""
-    folder = dataset_dir("tasks") / name
+    folder = task_folder(name)
     if not (folder / INDEX).exists():
         return
     for file, entry in json.loads((folder / INDEX).read_text(encoding="utf-8"))["files"].items():

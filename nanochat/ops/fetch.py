@@ -13,6 +13,7 @@ from nanochat.paths import base_dir, dataset_dir
 SHARD_BYTES = 100_000_000  # of a published shard's file, about
 # Of each set's files, about.
 SET_BYTES = {"smol-smoltalk": 900_000_000, "mmlu": 50_000_000, "gsm8k": 3_000_000, "identity": 2_500_000}
+OTHER_SET_BYTES = 500_000_000
 BUNDLE_BYTES = 170_000_000
 
 
@@ -23,6 +24,8 @@ def published(config: Config) -> bool:
 
 def sets_of(config: Config) -> list[str]:
     """The published sets that the run is fine-tuned on; a trial needs some conversations, not a gigabyte of them."""
+    if config.chat_data.startswith("hf:"):
+        return [config.chat_data]
     if not published(config) or config.chat_data or not config.sft_iterations:
         return []
     names = ["identity"] if config.trial else list(MIXTURE)
@@ -38,7 +41,7 @@ def missing(config: Config) -> dict[str, int]:
             lacking[f"{shards} of {config.shards + 1} shards of {config.dataset}"] = shards * SHARD_BYTES
     for name in sets_of(config):
         if not (sets.has_identity() if name == "identity" else sets.task_files(name)):
-            lacking[f"the conversations of {name}"] = SET_BYTES[name]
+            lacking[f"the conversations of {name}"] = SET_BYTES.get(name, OTHER_SET_BYTES)
     return lacking
 
 
@@ -47,14 +50,8 @@ def fetch_for(config: Config, check: bool = False) -> Path:
 
     With `check` every file is hashed again. Returns the dataset's folder. Raises DataError, PreflightError.
     """
-    if not published(config):
-        dataset = corpus.build() if not config.data else None
-        if dataset and check:
-            verify(dataset)
-        return dataset.folder if dataset else Path(config.data)
-    bundle = not config.trial and not sets.has_bundle()
+    bundle = published(config) and not config.trial and not sets.has_bundle()
     require_space("this download", sum(missing(config).values()) + bundle * BUNDLE_BYTES, base_dir())
-    dataset = ensure_shards(config.dataset, config.shards)
     for name in sets_of(config):
         if name == "identity":
             sets.ensure_identity()
@@ -64,6 +61,9 @@ def fetch_for(config: Config, check: bool = False) -> Path:
                 sets.verify_task(name)
     if bundle:
         sets.ensure_bundle()
+    if config.data:
+        return Path(config.data)
+    dataset = ensure_shards(config.dataset, config.shards) if published(config) else corpus.build()
     if check:
         verify(dataset)
     return dataset_dir(dataset.folder.name)

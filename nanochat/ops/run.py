@@ -13,6 +13,7 @@ from nanochat import console, paths
 from nanochat.config import EMBEDDED, Config
 from nanochat.console import Progress, log
 from nanochat.data import conversations, corpus, documents, download, identity
+from nanochat.data.sets import ensure_task
 from nanochat.data.shards import Dataset, open_dataset, sha256, texts
 from nanochat.data.summary import conversations_line
 from nanochat.errors import DataError, PreflightError, UsageError
@@ -218,15 +219,22 @@ def _own_conversations(config: Config) -> str:
     if config.identity:
         who = identity.read_identity(Path(config.identity))
         log(f"identity: {' / '.join(dict.fromkeys(who.name.values()))}, in {', '.join(who.languages)}")
-    if config.chat_data:
-        log(conversations_line(documents.read_conversations(Path(config.chat_data))))
-    return " ".join(sha256(Path(path)) for path in (config.chat_data, config.identity) if path)
+    if config.chat_data.startswith("hf:"):
+        files = ensure_task(config.chat_data)
+    else:
+        files = [Path(config.chat_data)] if config.chat_data else []
+        for path in files:
+            log(conversations_line(documents.read_conversations(path)))
+    return " ".join(sha256(path) for path in (*files, *([Path(config.identity)] if config.identity else [])))
 
 
 def sft_conversations(config: Config) -> Sequence[Conversation]:
     """What fine-tuning learns from: the user's conversations, the embedded ones, or the published sets; and the user's identity."""
-    if config.chat_data:
-        found: Sequence[Conversation] = documents.read_conversations(Path(config.chat_data))
+    found: Sequence[Conversation]
+    if config.chat_data.startswith("hf:"):
+        found = conversations.conversations(config.chat_data)
+    elif config.chat_data:
+        found = documents.read_conversations(Path(config.chat_data))
     elif config.data:
         found = []
     elif config.dataset == EMBEDDED:
