@@ -24,7 +24,6 @@ from nanochat.generate.sampling import Sampling
 from nanochat.model.gpt import GPT
 from nanochat.tokenizer import Tokenizer
 
-
 ONE_THREAD_PARAMETERS = 2_000_000  # of the matrices: docs/EXPERIMENTS.md
 
 

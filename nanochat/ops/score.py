@@ -38,7 +38,7 @@ def score_run(session: Session, began: float) -> None:
     opened = runs.open_model(config.run, str(session.ranks.device))
     engine = Engine(opened.model, tokenizer)
     if opened.chats and config.dataset == EMBEDDED and not config.data and not config.chat_data:
-        items = corpus.heldout()
+        items = [item for item in corpus.heldout() if not config.identity or item.skill != corpus.IDENTITY]
         lines_out = [json.dumps({"skill": item.skill, "prompt": item.prompt, "answer": item.answer}, ensure_ascii=False) for item in items]
         paths.atomic_write(folder / "heldout.jsonl", "\n".join(lines_out) + "\n")
         untrained, some = answer_items(Engine(session.new_model(), tokenizer), items, "asking the untrained model")
@@ -98,3 +98,4 @@ def show_result(config: Config) -> None:
     if config.trial:
         log(f"this was a trial: its model has learned next to nothing. The real run: entrypoint.py train --profile {config.profile}")
     log(style(f"chat:   python entrypoint.py chat --run {config.run}"))
+    log(style(f"page:   python entrypoint.py serve --run {config.run}, then open http://127.0.0.1:8000/ in a browser"))
