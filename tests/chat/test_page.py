@@ -503,7 +503,10 @@ def test_a_real_training_live(browser: Browser, tmp_path: Path) -> None:
             accessible(page)
             page.get_by_role("button", name="Talk to it").click(timeout=90_000)  # the first checkpoint
             expect(page.get_by_role("heading", name="This model continues text")).to_be_visible()
-            expect(page.get_by_role("button", name=re.compile("Training [0-9]+%"))).to_be_visible()
+            page.get_by_role("button", name=re.compile("Training [0-9]+%")).click()
+            scale = "(svg) => svg.getBoundingClientRect().width / svg.viewBox.baseVal.width"
+            assert 0.9 < page.locator("#training svg.plot").evaluate(scale) < 1.2  # letters as large as meant, though it was drawn unseen
+            page.get_by_role("button", name="New chat").click()
             expect(page.locator("#model")).to_have_text(re.compile("live", re.S))
             expect(page.get_by_role("heading", name="What shall we talk about?")).to_be_visible(timeout=90_000)  # and the fine-tuned one
             assert training.wait(60) == 0
