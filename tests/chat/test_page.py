@@ -145,6 +145,30 @@ def test_stop_edit_and_answer_again(browser: Browser, server: Running) -> None:
         assert page.locator(".user .text").first.inner_text() == "tell me everything"
 
 
+def test_editing_an_answer_under_way(browser: Browser, server: Running) -> None:
+    with opened(browser, server.url, LONG) as page:
+        for text in ("first", "second"):
+            message(page).fill(text)
+            page.keyboard.press("Enter")
+            expect(page.locator(".assistant .body").last).to_have_text(re.compile(".{5}", re.S))
+            if text == "first":
+                page.keyboard.press("Escape")
+        page.locator(".user").first.hover()
+        page.locator(".user").first.get_by_role("button", name="Edit").click()
+        page.get_by_label("Edit your message").fill("changed")
+        page.keyboard.press("Enter")
+        expect(page.locator(".message")).to_have_count(2)
+        expect(page.locator(".assistant .body")).to_have_text(re.compile(".{30}", re.S))
+        expect(
+            page.get_by_role("button", name="Stop", exact=True)
+        ).to_be_visible()  # of the new answer, though the old one's end came later
+        page.get_by_role("button", name="Undo").click()
+        expect(page.locator(".message")).to_have_count(4)
+        assert server.idle()
+        page.reload()
+        assert page.locator(".user .text").all_inner_texts() == ["first", "second"]
+
+
 def test_a_history_beyond_the_context(browser: Browser) -> None:
     with running(served(context=128)) as server, opened(browser, server.url, {"temperature": 0, "max_tokens": 20}, "400") as page:
         for turn in range(4):
