@@ -32,7 +32,7 @@ class FaultyServer:
     429 and 503 with the two forms of Retry-After. no range, other range, refuse range: what is answered to a Range.
     """
 
-    def __init__(self, seed: int, kinds: tuple[str, ...], size: int = 64 * MB, rate: float = 0.5, stalls: float = 1.0):
+    def __init__(self, seed: int, kinds: tuple[str, ...], size: int = 64 * MB, rate: float = 0.5, stalls: float = 3.0):
         self.random, self.kinds, self.rate, self.stalls = random.Random(seed), kinds, rate, stalls
         self.bodies = [content(seed, size), content(seed + 1000, size)] if "replace" in kinds else [content(seed, size)]
         self.current = 0
@@ -126,20 +126,21 @@ class FaultyServer:
         if kind == "truncate":
             part = part[:limit]
             length = len(part)
+        sent, cut = part[:limit], limit < len(part)
         if kind == "flip":
-            spoilt = bytearray(part)
+            spoilt = bytearray(sent)
             spoilt[int(flipped * len(spoilt))] ^= 1
-            part = memoryview(spoilt)
+            sent = memoryview(spoilt)
         handler.send_response(status)
         for key, value in (headers | {"Content-Length": str(length)}).items():
             handler.send_header(key, value)
         handler.end_headers()
-        self._body(handler, part[:limit])
-        if kind == "stall" and limit < len(part):
+        self._body(handler, sent)
+        if kind == "stall" and cut:
             time.sleep(self.stalls)
         if kind == "reset":
             handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        if limit < len(part) or kind in ("longer", "reset"):
+        if cut or kind in ("longer", "reset"):
             handler.close_connection = True
             handler.connection.close() if kind == "reset" else handler.connection.shutdown(socket.SHUT_RDWR)
         return None

@@ -187,6 +187,9 @@ class _Transfer:
     def _accept(self, url: str, response: Any) -> None:
         """Make the part ready for the response's body. Raises Again where it is not what was asked for."""
         part, status, validator = self.part, response.status_code, _validator(response)
+        linked = next((found for hop in _hops(response) if (found := digest_of(hop.headers.get("X-Linked-Etag", "").strip('"')))), None)
+        if linked and self.remote.sha256 and linked != self.remote.sha256:
+            raise _Replaced("the file was replaced since it was listed")
         size = _size(response, part.bytes)
         if self.remote.size is not None and size["published"] not in (None, self.remote.size):
             raise _Replaced(f"the file has {size['published']} bytes instead of {self.remote.size}")
@@ -202,7 +205,6 @@ class _Transfer:
                 self._restart("the file was replaced meanwhile")
         else:
             self.meter.discard(part.bytes)
-            linked = next((found for hop in _hops(response) if (found := digest_of(hop.headers.get("X-Linked-Etag", "").strip('"')))), None)
             self.published = self.remote.sha256 or linked
             part.begin({"url": url, "validator": validator, "sha256": self.published})
         whole = self.remote.size if self.remote.size is not None else size["published"]

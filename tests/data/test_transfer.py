@@ -28,7 +28,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Waiting costs little."""
     monkeypatch.setattr(hub, "FIRST_WAIT", 0.01)
     monkeypatch.setattr(hub, "LONGEST_BACKOFF", 0.1)
-    monkeypatch.setattr(hub, "TIMEOUT", (5.0, 0.5))
+    monkeypatch.setattr(hub, "TIMEOUT", (5.0, 1.5))
 
 
 @pytest.fixture
