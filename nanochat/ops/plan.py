@@ -197,6 +197,8 @@ def _compile(config: Config, gpt: scaling.GPTConfig, hardware: Hardware) -> tupl
 TOKEN_CACHE_BYTES = 20 * 10**9  # at most, of packed rows
 START_SECONDS = 10.0  # of the program, and of what is saved and reported
 LINE = 10e6  # bytes a second of a download, for its time
+TOKENIZER_BYTES = 2_000_000_000  # of text that a tokenizer is trained on, at most
+TEXT_RATE = 20e6  # bytes of it a second
 LOOP_SECONDS = 0.002  # of a step, for reading rows and writing the line
 HELD_OUT_TOKENS = 50_000  # of training that the held-out questions of the embedded text take as long as
 WORTH_MEASURING = 60.0  # seconds of a run
@@ -278,7 +280,7 @@ def make_plan(config: Config, hardware: Hardware | None = None, *, text_bytes: i
     per_token = scaling.flops_per_token(gpt)
     compiled = config.compile == "on"
     rate = _tokens_per_second(config, hardware, per_token, measured)
-    seconds = _seconds(config, rate)
+    seconds = _seconds(config, rate) + _text_seconds(config, text_bytes)
     if compiled:
         seconds += COMPILE_GPU_START if cuda else COMPILE_CPU_START / hardware.flops
     download = sum(missing(config).values())
@@ -328,6 +330,13 @@ def _seconds(config: Config, rate: float) -> float:
     tokens = config.total_batch_size * (config.num_iterations + config.sft_iterations) + evaluations * config.eval_tokens / 3
     asked = HELD_OUT_TOKENS if config.dataset == EMBEDDED and not config.data and config.sft_iterations else 0
     return START_SECONDS + (tokens + asked) / rate
+
+
+def _text_seconds(config: Config, text_bytes: int | None) -> float:
+    """Of what comes before the first step: the tokenizer, and the first rows."""
+    if text_bytes is None:
+        text_bytes = config.shards * SHARD_BYTES if config.shards > 0 else 0
+    return min(text_bytes, TOKENIZER_BYTES) / TEXT_RATE
 
 
 def _licence(config: Config) -> str:
