@@ -17,7 +17,7 @@ from nanochat.console import duration, quantity
 from nanochat.data.download import origin
 from nanochat.model import scaling
 from nanochat.ops.calibrate import Measured, calibrated
-from nanochat.ops.fetch import missing
+from nanochat.ops.fetch import missing, published
 from nanochat.ops.hardware import (
     CPU_FLOPS,
     Hardware,
@@ -101,8 +101,7 @@ def apply_rules(config: Config, *, text_bytes: int | None = None, hardware: Hard
         return value
 
     changes: dict[str, Any] = {}
-    published = not config.data and config.dataset != EMBEDDED
-    if text_bytes is None and published and config.profile == "cpu":
+    if text_bytes is None and published(config) and config.profile == "cpu":
         text_bytes = max(config.shards, 1) * SHARD_BYTES
 
     if config.device == "auto":
@@ -133,7 +132,7 @@ def apply_rules(config: Config, *, text_bytes: int | None = None, hardware: Hard
     if config.sft_iterations == -1:
         why = "an eighth of pretraining's steps, and never more than one pass over the conversations"
         config = config.replace(sft_iterations=rule("sft_iterations", max(config.num_iterations // SFT_SHARE, 1), why))
-    if config.shards == -1 and published:
+    if config.shards == -1 and published(config):
         known = origin(config.dataset).last or sys.maxsize
         shards = min(shards_rule(batch * config.num_iterations), known)
         config = config.replace(shards=rule("shards", shards, f"one for each {quantity(SHARD_TOKENS)} tokens"))
@@ -335,7 +334,7 @@ def _seconds(config: Config, rate: float) -> float:
 def _text_seconds(config: Config, text_bytes: int | None) -> float:
     """Of what comes before the first step: the tokenizer, and the first rows."""
     if text_bytes is None:
-        text_bytes = config.shards * SHARD_BYTES if config.shards > 0 else 0
+        text_bytes = config.shards * SHARD_BYTES if published(config) else 0
     return min(text_bytes, TOKENIZER_BYTES) / TEXT_RATE
 
 
