@@ -139,13 +139,14 @@ class _Transfer:
                     wrong += 1
                     furthest = 0
                     self._look_again()
-                if self.part.bytes > furthest + (self.expected or 0) // 200:  # it goes on, if in small steps
+                if moved := self.part.bytes > furthest + (self.expected or 0) // 200:  # it goes on, if in small steps
                     furthest, failures = self.part.bytes, 1
                 if failures >= hub.ATTEMPTS or wrong >= WHOLE_FILES:
                     count = f"{wrong} whole files" if wrong >= WHOLE_FILES else f"{failures} attempts"
                     raise DataError(f"{url}: {error} ({count})") from error
                 log(f"{self.remote.name}: {error}; going on from {quantity(self.part.bytes)}B")
-                self.stop.wait(hub.pause(error, failures))
+                if error.wait is not None or not moved:  # a line that only drops is taken up again at once
+                    self.stop.wait(hub.pause(error, failures))
             except DataError as error:
                 if len(self.urls) == 1:
                     raise
