@@ -36,6 +36,7 @@ class FaultyServer:
         self.random, self.kinds, self.rate, self.stalls = random.Random(seed), kinds, rate, stalls
         self.bodies = [content(seed, size), content(seed + 1000, size)] if "replace" in kinds else [content(seed, size)]
         self.current = 0
+        self.pace = 0.0  # bytes a second of one connection; 0: as fast as it goes
         self.sent = 0  # bytes of bodies
         self.requests: list[dict[str, str]] = []
         self.lock = threading.Lock()
@@ -157,9 +158,11 @@ class FaultyServer:
         handler.end_headers()
 
     def _body(self, handler: Any, part: memoryview) -> None:
-        for begin in range(0, len(part), MB):
-            block = part[begin : begin + MB]
+        size = MB if not self.pace else 1 << 16
+        for begin in range(0, len(part), size):
+            block = part[begin : begin + size]
             handler.wfile.write(block)
+            time.sleep(len(block) / self.pace if self.pace else 0)
             with self.lock:
                 self.sent += len(block)
 

@@ -121,10 +121,11 @@ class _Transfer:
         self.expected: int | None = remote.size
         self.published: str | None = remote.sha256
         self.refused = 0  # ranges in a row that the server did not give
+        self.restarts = 0  # how often what had come was of no use
 
     def run(self) -> str:
         """Bring the whole file into the part; returns its SHA-256. Raises DataError where it is not to be had."""
-        failures = turn = wrong = 0
+        failures = turn = wrong = restarts = 0
         furthest = self.part.bytes
         while True:
             if self.stop.is_set():
@@ -139,6 +140,8 @@ class _Transfer:
                     wrong += 1
                     furthest = 0
                     self._look_again()
+                if restarts < self.restarts <= hub.ATTEMPTS:  # from the beginning: every byte is progress again, some times
+                    restarts, furthest = self.restarts, 0
                 if moved := self.part.bytes > furthest + (self.expected or 0) // 200:  # it goes on, if in small steps
                     furthest, failures = self.part.bytes, 1
                 if failures >= hub.ATTEMPTS or wrong >= WHOLE_FILES:
@@ -197,7 +200,7 @@ class _Transfer:
         if status == 416 or (status == 206 and size["start"] != part.bytes):
             self.refused += 1
             why = "the server does not send the range that was asked for"
-            if self.refused > 1:  # once may be a fault that passes; from now on the whole file is asked for
+            if self.refused > 2:  # that was no fault that passes; now the whole file is asked for
                 self._restart(why)
             raise Again(why)
         self.refused = 0
@@ -212,6 +215,8 @@ class _Transfer:
         self.expected = whole if whole is not None else size["claimed"]
 
     def _restart(self, why: str) -> None:
+        self.restarts += 1
+        self.refused = 0
         self.meter.discard(self.part.bytes)
         self.part.begin({})
         raise Again(why)
