@@ -160,16 +160,17 @@ def _announce(config: Config, stages: Sequence[str], text_bytes: int | None) -> 
         log(f"by rule: {line}")
     for line in _skipped(resolved.config, stages):
         log(f"skipped: {line}")
+    if config.device == "auto" and not hardware.cuda and config.profile not in ("", "cpu") and plan.seconds > CPU_DAYS * 86400:
+        raise PreflightError(
+            f"no CUDA device is visible, and on this CPU the run would take about {console.duration(plan.seconds)}",
+            "check the driver (nvidia-smi; in a container its toolkit and docker run --gpus all), or use --profile cpu or --trial; "
+            "--device=cpu begins it all the same",
+        )
     if not plan.fits:
         most = plan.max_device_batch_size
         raise PreflightError(
             f"this needs {plan.memory_bytes['total'] / 1e9:.1f} GB, and {plan.memory_bytes['usable'] / 1e9:.1f} GB are usable",
             f"use --device_batch_size={most}: the losses stay the same" if most else "use a smaller --depth or --max_seq_len",
-        )
-    if config.device == "auto" and not hardware.cuda and config.profile not in ("", "cpu") and plan.seconds > CPU_DAYS * 86400:
-        raise PreflightError(
-            f"no CUDA GPU is visible, and on this CPU the run would take about {console.duration(plan.seconds)}",
-            "use --profile cpu or --trial; or --device=cpu to begin it all the same",
         )
     return resolved.config
 
