@@ -139,6 +139,32 @@ def chat(
     )
 
 
+@app.command()
+def serve(
+    host: Annotated[str, typer.Option(help="address to listen on; 0.0.0.0 lets other machines ask")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="port to listen on")] = 8000,
+    run: Annotated[str | None, typer.Option(help="the run whose model answers; without it the newest")] = None,
+    api_key_file: Annotated[
+        Path | None, typer.Option("--api-key-file", "--api_key_file", help="file with the key that clients must send (or NANOCHAT_API_KEY)")
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option("--allow-host", "--allow_host", help="a name this server is reached by, *.example.org for all under it"),
+    ] = None,
+    insecure_no_key: Annotated[
+        bool, typer.Option("--insecure-no-key", "--insecure_no_key", help="no key although other machines can ask")
+    ] = False,
+    device: Annotated[str, typer.Option(help="auto, cuda or cpu")] = "auto",
+    slots: Annotated[int, typer.Option(help="answers at once; 0: as the memory allows")] = 0,
+    queue: Annotated[int, typer.Option(help="answers that may wait")] = 64,
+) -> None:
+    """Serve the newest model: a page to chat in a browser, and OpenAI's API."""
+    from nanochat.ops.serve import Options
+    from nanochat.ops.serve import serve as answer
+
+    raise typer.Exit(answer(Options(host, port, run, api_key_file, tuple(allow_host or ()), insecure_no_key, device, slots, queue)))
+
+
 @app.command(name="eval")
 def evaluate(
     run: Annotated[str | None, typer.Option(help="the run; without it the newest")] = None,
@@ -202,9 +228,10 @@ def base_train(arguments: list[str]) -> int:
     return run(config, ("base",), ["-m", "scripts.base_train", *arguments])
 
 
-def chat_web(_arguments: list[str]) -> int:
-    """`python -m scripts.chat_web`: not there yet, and says what is."""
-    raise UsageError("the chat in a browser is not part of this version", "chat in the terminal: python entrypoint.py chat")
+def chat_web(arguments: list[str]) -> int:
+    """`python -m scripts.chat_web`: `serve`, with the same options."""
+    sys.argv[1:] = ["serve", *arguments]
+    return _dispatch()
 
 
 def _for_user(error: Exception) -> NanochatError:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from nanochat.console import log
 from nanochat.errors import UsageError
-from nanochat.generate.engine import Answer, Engine, Sampling
+from nanochat.generate.engine import Answer, Engine
+from nanochat.generate.sampling import Sampling
 from nanochat.tokenizer import Conversation, Tokenizer
 
 # Control characters could move the cursor or worse: a model's words are printed without them (tab and newline stay).

@@ -81,18 +81,21 @@ class KVCache:
         self.previous = torch.zeros(slots, config.dim, device=device, dtype=dtype)
         self.length = length
 
-    def slot(self, index: int) -> "KVCache":
-        """A view of one slot as a cache of its own; what is written to it lands here."""
+    def slots(self, first: int, last: int) -> "KVCache":
+        """A view of the slots from `first` to before `last` as a cache of its own; what is written to it lands here."""
         view = object.__new__(KVCache)
-        one = slice(index, index + 1)
-        view.keys, view.values, view.length = self.keys[:, one], self.values[:, one], self.length
-        view.lengths, view.previous = self.lengths[one], self.previous[one]
+        part = slice(first, last)
+        view.keys, view.values, view.length = self.keys[:, part], self.values[:, part], self.length
+        view.lengths, view.previous = self.lengths[part], self.previous[part]
         return view
 
-    def keep(self, rows: Tensor) -> None:
-        """Keep only the slots `rows` (n,), in that order."""
-        self.keys, self.values = self.keys[:, rows], self.values[:, rows]
-        self.lengths, self.previous = self.lengths[rows], self.previous[rows]
+    def swap(self, a: int, b: int, positions: int) -> None:
+        """Exchange what slots `a` and `b` hold, in so many positions from the first on."""
+        there, here = [a, b], [b, a]
+        for tensor in (self.keys[:, :, :, :positions], self.values[:, :, :, :positions]):
+            tensor[:, there] = tensor[:, here]
+        for tensor in (self.lengths, self.previous):
+            tensor[there] = tensor[here]
 
 
 class Append:

@@ -128,7 +128,7 @@ class GPT(nn.Module):
         else:
             rows = append.positions.clamp(max=config.max_seq_len - 1)
             cos, sin = self.cos[rows], self.sin[rows]  # (B, T, K/2)
-        x = rms_norm(self.embed(ids).to(self.compute_dtype))
+        x = self.embedded(ids)
         if config.smear:
             x = self._smear(x, cache, counts)
         first, middle = x, x
@@ -145,6 +145,10 @@ class GPT(nn.Module):
         if cache is not None:
             cache.lengths += ids.size(1) if counts is None else counts
         return rms_norm(x)
+
+    def embedded(self, ids: Tensor) -> Tensor:
+        """What the first layer's input begins as: ids (...) -> (..., D)."""
+        return rms_norm(self.embed(ids).to(self.compute_dtype))
 
     def _smear(self, x: Tensor, cache: KVCache | None, counts: Tensor | None) -> Tensor:
         """Let each position see the embedding before it, through a learned gate: x (B, T, D) -> (B, T, D)."""

@@ -1,5 +1,6 @@
 """`train` from door to door: the run's identity, the plan, the data, the tokenizer, the stages, the score, the report."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -23,6 +24,7 @@ from nanochat.tokenizer import Conversation, Tokenizer
 from nanochat.train import device, ranks
 from nanochat.train.checkpoint import Checkpoint, Checkpoints
 from nanochat.train.finetune import finetune
+from nanochat.train.heartbeat import heartbeat
 from nanochat.train.loop import StopSignal
 from nanochat.train.pretrain import pretrain
 from nanochat.train.session import Session
@@ -57,7 +59,7 @@ def train(config: Config, stages: Sequence[str] = (BASE, SFT), relaunch: Sequenc
                 return code
         else:
             device.set_up(prepared.config)
-            with ranks.join(prepared.config.device) as here:
+            with ranks.join(prepared.config.device) as here, _alive(prepared.config, here):
                 _stages(prepared, stages, here, stop, began)
         show_result(config)
         return 0
@@ -76,8 +78,17 @@ def _worker(config: Config, stages: Sequence[str], stop: StopSignal, began: floa
             log(prepared)
             return 0
         device.set_up(prepared.config)
-        _stages(prepared, stages, here, stop, began)
+        with _alive(prepared.config, here):
+            _stages(prepared, stages, here, stop, began)
         return 0
+
+
+def _alive(config: Config, here: ranks.Ranks) -> contextlib.AbstractContextManager[None]:
+    """The run's sign of life, given by its main rank."""
+    if not here.main:
+        return contextlib.nullcontext()
+    steps = {BASE: config.num_iterations, SFT: config.sft_iterations}
+    return heartbeat(paths.run_dir(config.run), {"device": here.device.type, "steps": steps, "trial": config.trial})
 
 
 def _prepared(config: Config) -> runs.Record:

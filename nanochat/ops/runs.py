@@ -6,6 +6,7 @@ runs/<run>/config.toml    the config, every auto resolved, and [frozen]: what el
 import dataclasses
 import tomllib
 from dataclasses import dataclass
+from pathlib import Path
 
 import tomli_w
 import torch
@@ -19,6 +20,7 @@ from nanochat.tokenizer import Tokenizer
 from nanochat.train.checkpoint import Checkpoint, Checkpoints
 
 RECORD = "config.toml"
+ANSWERING = ("sft", "base")  # the stages whose model answers, the better one first
 
 
 @dataclass(frozen=True)
@@ -105,27 +107,44 @@ class TrainedModel:
         return self.checkpoint.meta["stage"] != "base"
 
 
+def _folder(run: str) -> Path:
+    """The folder of a run. Raises DataError, with the names there are, where there is none."""
+    folder = paths.run_dir(run)
+    if not folder.is_dir():
+        others = sorted(path.name for path in paths.runs_dir().glob("*") if (path / RECORD).exists())
+        raise DataError(f"there is no run {run!r}", f"runs: {', '.join(others) or 'none yet; train one'}")
+    return folder
+
+
+def finished_steps(run: str) -> list[Path]:
+    """Folders of the checkpoints of `run` that may answer, the best first: sft from the newest on, then base; unverified."""
+    folder = _folder(run)
+    return [step for stage in ANSWERING for step in reversed(Checkpoints(folder / stage).steps())]
+
+
 def open_model(run: str | None = None, device: str = "cpu", stage: str | None = None) -> TrainedModel:
     """The newest complete sft step of `run` (without one, base) on `device`; without `run`, of the newest run.
 
     Raises DataError where there is no such run or no complete checkpoint, or the tokenizer is missing.
     """
     name = run or newest_run()
-    folder = paths.run_dir(name)
-    if not folder.is_dir():
-        others = sorted(path.name for path in paths.runs_dir().glob("*") if (path / RECORD).exists())
-        raise DataError(f"there is no run {name!r}", f"runs: {', '.join(others) or 'none yet; train one'}")
-    found = (Checkpoints(folder / part).newest() for part in ([stage] if stage else ["sft", "base"]))
+    folder = _folder(name)
+    found = (Checkpoints(folder / part).newest() for part in ([stage] if stage else ANSWERING))
     checkpoint = next(filter(None, found), None)
     if checkpoint is None:
         raise DataError(f"the run {name!r} has no complete checkpoint yet", "let it train on: the same train command resumes it")
+    return open_checkpoint(name, checkpoint, device)
+
+
+def open_checkpoint(run: str, checkpoint: Checkpoint, device: str = "cpu") -> TrainedModel:
+    """The model of a verified step, in the precision that suits `device`. Raises DataError where its tokenizer is missing."""
     tokenizer = Tokenizer.load(paths.tokenizer_dir(checkpoint.meta["tokenizer"]))
     if tokenizer.vocab_size != checkpoint.meta["model"]["vocab_size"]:
         raise DataError(f"{checkpoint.folder} was not trained with its tokenizer {tokenizer.id}", "start a new run with --run NEW")
     model = checkpoint.read_model(device)
     if device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
         model.compute_dtype = torch.bfloat16
-    return TrainedModel(name, checkpoint, model, tokenizer)
+    return TrainedModel(run, checkpoint, model, tokenizer)
 
 
 def describe(opened: TrainedModel) -> None:

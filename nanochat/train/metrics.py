@@ -8,6 +8,7 @@ from typing import Any
 
 from nanochat import paths
 
+SAMPLES = "samples.jsonl"  # beside metrics.jsonl: what the model said while it was trained
 STAGES = ("base", "sft", "rl")
 
 

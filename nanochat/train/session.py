@@ -1,5 +1,6 @@
 """What all stages of a run share, and how a stage finds its place: its checkpoints, its metrics, its model."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,7 @@ from nanochat.train import device
 from nanochat.train.checkpoint import Checkpoint, Checkpoints
 from nanochat.train.evaluate import bits_per_byte
 from nanochat.train.loop import BatchSource, Schedule, Stage, StopSignal, run_stage
-from nanochat.train.metrics import Metrics
+from nanochat.train.metrics import SAMPLES, Metrics
 from nanochat.train.ranks import Ranks
 
 SAMPLE_TOKENS = 32
@@ -98,7 +99,7 @@ class Session:
             peak_flops=device.peak_flops(ranks.device),
             evaluate=evaluate,
             eval_tokens=validation[0].size,
-            sample=self.sampler(model, prompts),
+            sample=self.sampler(name, model, prompts),
             meta=self.meta(name),
         )
         metrics = Metrics(self.folder / "metrics.jsonl", name, start) if ranks.main else None
@@ -120,14 +121,18 @@ class Session:
             "steps": self.config.num_iterations if stage == "base" else self.config.sft_iterations,
         }
 
-    def sampler(self, model: GPT, prompts: list[list[int]]) -> Callable[[int], None]:
-        """A hook that shows how the model continues `prompts`, likeliest token by token."""
+    def sampler(self, name: str, model: GPT, prompts: list[list[int]]) -> Callable[[int], None]:
+        """A hook that shows how the model continues `prompts`, likeliest token by token, and keeps what it said."""
 
         def sample(step: int) -> None:
             if self.ranks.main:
                 answers = Engine(model, self.tokenizer).complete(prompts, max_tokens=SAMPLE_TOKENS, temperature=0.0)
                 for prompt, ids in zip(prompts, answers, strict=True):
                     asked = self.tokenizer.decode([token for token in prompt if self.tokenizer.token_bytes()[token]])
-                    log(f"  sample at step {step}: {asked!r} -> {answer_text(self.tokenizer, ids)!r}")
+                    said = answer_text(self.tokenizer, ids)
+                    log(f"  sample at step {step}: {asked!r} -> {said!r}")
+                    entry = {"stage": name, "step": step, "prompt": asked, "text": said}
+                    with (self.folder / SAMPLES).open("a", encoding="utf-8") as file:
+                        file.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
         return sample

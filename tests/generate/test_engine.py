@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanochat.errors import UsageError
-from nanochat.generate.engine import Answer, Engine, Sampling, answer_text, sample
+from nanochat.generate.engine import Answer, Engine, answer_text
+from nanochat.generate.sampling import Sampling, sample
 from nanochat.model.gpt import GPT
 from nanochat.model.scaling import GPTConfig
 from nanochat.tokenizer import SPECIAL_TOKENS, Tokenizer
@@ -155,7 +156,9 @@ def slow_distribution(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
 def test_samples_follow_the_distribution(sampling: Sampling) -> None:
     logits = torch.tensor([0.3, 2.0, -1.0, 1.2, 0.9, -3.0, 1.9, 0.0])
     draws = 20_000
-    counts = torch.bincount(torch.tensor(sample(logits.expand(draws, -1), sampling, sampling.generators(range(draws)))), minlength=8)
+    counts = torch.bincount(
+        torch.tensor(sample(logits.expand(draws, -1), [sampling] * draws, [sampling.generator(row) for row in range(draws)])), minlength=8
+    )
     expected = slow_distribution(logits, sampling)
     assert not counts[expected == 0].any()
     assert (counts / draws - expected).abs().max() < 0.015
@@ -166,7 +169,7 @@ def test_samples_follow_the_distribution(sampling: Sampling) -> None:
 def test_what_is_drawn_is_among_the_likeliest(values: list[float], temperature: float, top_k: int, top_p: float, seed: int) -> None:
     logits = torch.tensor([values])
     sampling = Sampling(temperature, top_k, top_p, seed)
-    [token] = sample(logits, sampling, sampling.generators([0]))
+    [token] = sample(logits, [sampling], [sampling.generator()])
     likelier = int((logits[0] > logits[0, token]).sum())
     assert likelier < (top_k or len(values))
     if temperature < 1e-4:

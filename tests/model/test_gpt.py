@@ -167,9 +167,11 @@ def test_ragged_batches_with_counts_equal_the_full_pass(shape: str, data: st.Dat
             done[row] += count
         assert cache.lengths.tolist() == [done[row] for row in rows]
         if len(rows) > 1 and data.draw(st.booleans()):
-            chosen = data.draw(st.permutations(range(len(rows))))[:-1]
-            cache.keep(torch.tensor(chosen))
-            rows = [rows[place] for place in chosen]
+            one, other = data.draw(st.permutations(range(len(rows))))[:2]
+            cache.swap(one, other, room)
+            rows[one], rows[other] = rows[other], rows[one]
+            last = data.draw(st.integers(1, len(rows)))
+            cache, rows = cache.slots(0, last), rows[:last]
 
 
 def test_a_slots_view_writes_into_the_cache() -> None:
@@ -180,7 +182,7 @@ def test_a_slots_view_writes_into_the_cache() -> None:
     cache = KVCache(model.config, slots=3, length=200)
     with torch.inference_mode():
         for row in (2, 0, 1):
-            hidden = model(ids[row : row + 1, : lengths[row]], cache=cache.slot(row))
+            hidden = model(ids[row : row + 1, : lengths[row]], cache=cache.slots(row, row + 1))
             torch.testing.assert_close(model.logits(hidden[0, -1]), expected[row, lengths[row] - 1], rtol=1e-4, atol=1e-4)
         for step in range(5):
             places = torch.tensor(lengths) + step

@@ -1,0 +1,103 @@
+"""Which model answers: the newest checkpoint, taken over while the server runs, on a device that no training needs."""
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from nanochat.chat.scheduler import Scheduler, Served
+from nanochat.chat.training import newest_training
+from nanochat.console import log
+from nanochat.errors import DataError, NanochatError
+from nanochat.train.checkpoint import MANIFEST
+
+POLL_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A checkpoint's folder, when it was finished, and the device to run it on."""
+
+    checkpoint: Path
+    finished: float
+    device: str
+
+
+class ModelWatcher:
+    """Looks every two seconds for a newer checkpoint, and whether a training has taken or left the GPU.
+
+    `find` gives the folders of checkpoints that may answer, the best first (DataError where there is none), `load` opens one on a
+    device. One that cannot be loaded is refused, once, with the reason, and the next one looked at: so the model before it goes on.
+    """
+
+    def __init__(
+        self, scheduler: Scheduler, find: Callable[[], list[Path]], load: Callable[[Path, str], Served], runs: Path, device: str = "cpu"
+    ):
+        self._scheduler, self._find, self._load, self._runs, self._device = scheduler, find, load, runs, device
+        self._chosen: Choice | None = None
+        self._refused: set[Choice] = set()
+        self._empty_said = False
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="models", daemon=True)
+
+    def start(self) -> None:
+        """Load the newest model, if there is one, and keep looking for newer ones."""
+        self.look()
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Look no more."""
+        self._ended.set()
+        self._thread.join(timeout=30)
+
+    def look(self) -> None:
+        """Take over the checkpoint that should answer now, unless it already does."""
+        device = self._place()
+        for choice in self._choices(device):
+            if choice == self._chosen:
+                return
+            if choice not in self._refused and self._take(choice):
+                return
+        if self._chosen is None and not self._empty_said:
+            self._empty_said = True
+            log("there is no model yet: the page says what to run, and answers begin when one is trained")
+
+    def _choices(self, device: str) -> Iterator[Choice]:
+        try:
+            for folder in self._find():
+                with contextlib.suppress(FileNotFoundError):  # it was pruned meanwhile
+                    yield Choice(folder, (folder / MANIFEST).stat().st_mtime, device)
+        except DataError:  # no run yet
+            return
+
+    def _take(self, choice: Choice) -> bool:
+        """Whether the scheduler now answers with `choice`."""
+        try:
+            served = self._load(choice.checkpoint, choice.device)
+        except (NanochatError, OSError, MemoryError, RuntimeError) as error:
+            self._refused.add(choice)
+            log(f"warning: {choice.checkpoint} is refused: {error}")
+            return False
+        self._chosen = choice
+        self._scheduler.serve(served)
+        log(f"serving run {served.name}, {served.stage} step {served.step}, on the {'GPU' if served.device == 'cuda' else 'CPU'}")
+        return True
+
+    def _place(self) -> str:
+        """The device to answer on: not the GPU while a training lives on it, so that neither pushes the other out of memory."""
+        if self._device != "cuda":
+            return self._device
+        training = newest_training(self._runs)
+        if training and training[1]["alive"] and training[1]["device"] == "cuda":
+            if self._chosen is None or self._chosen.device == "cuda":
+                log(f"the training of {training[0].name} has the GPU: answers come from the CPU until it ends")
+            return "cpu"
+        return "cuda"
+
+    def _run(self) -> None:
+        while not self._ended.wait(POLL_SECONDS):
+            try:
+                self.look()
+            except Exception as error:  # whatever a folder holds, the server goes on
+                log(f"warning: looking for a newer model failed: {type(error).__name__}: {error}")

@@ -1,0 +1,113 @@
+"""What the OpenAI routes accept: OpenAI's field names and meanings, every number and list bounded.
+
+docs/API.md has the table of what is supported, refused and ignored.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, model_validator
+
+MAX_MESSAGES = 2_000
+MAX_ANSWERS = 8
+MAX_STOPS = 4
+
+
+def _valid_text(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("the text has a lone surrogate: it is no valid Unicode") from None
+    return text
+
+
+Text = Annotated[str, AfterValidator(_valid_text)]
+Role = Literal["system", "developer", "user", "assistant"]
+
+# Fields of OpenAI's that change the answer and that this server does not have -> the values that ask for nothing.
+REFUSED: dict[str, tuple[Any, ...]] = {
+    "tools": (None, []),
+    "tool_choice": (None, "none", "auto"),
+    "functions": (None, []),
+    "function_call": (None, "none", "auto"),
+    "response_format": (None, {"type": "text"}),
+    "logit_bias": (None, {}),
+    "frequency_penalty": (None, 0),
+    "presence_penalty": (None, 0),
+    "modalities": (None, ["text"]),
+    "audio": (None,),
+    "prediction": (None,),
+    "web_search_options": (None,),
+    "suffix": (None, ""),
+    "echo": (None, False),
+    "best_of": (None, 1),
+}
+
+
+class Part(BaseModel):
+    """A part of a message's content. python and python_output are an assistant's call of the calculator and its result."""
+
+    type: Literal["text", "python", "python_output"]
+    text: Text
+
+
+class Message(BaseModel):
+    """One message of a conversation."""
+
+    role: Role
+    content: Text | Annotated[list[Part], Field(max_length=256)]
+
+
+class StreamOptions(BaseModel):
+    """Options of a streamed answer."""
+
+    include_usage: StrictBool | None = None
+
+
+class Sampled(BaseModel):
+    """What chat completions and completions have in common. top_k is an addition of ours, as in other open servers."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    model: Text | None = None
+    max_tokens: int | None = Field(None, ge=1, le=1_000_000)
+    temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False)
+    top_p: float | None = Field(None, gt=0, le=1, allow_inf_nan=False)
+    top_k: int | None = Field(None, ge=0, le=1_000_000)
+    n: int | None = Field(None, ge=1, le=MAX_ANSWERS)
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    stop: (
+        Annotated[Text, Field(max_length=256)] | Annotated[list[Annotated[Text, Field(max_length=256)]], Field(max_length=MAX_STOPS)] | None
+    ) = None
+    stream: StrictBool | None = None
+    stream_options: StreamOptions | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse(cls, values: Any) -> Any:
+        for name, nothing in REFUSED.items():
+            if isinstance(values, dict) and name in values and values[name] not in nothing:
+                raise ValueError(f"unsupported parameter: {name}")
+        return values
+
+    @property
+    def stops(self) -> list[str]:
+        """The stop strings."""
+        return [self.stop] if isinstance(self.stop, str) else list(self.stop or [])
+
+
+class ChatRequest(Sampled):
+    """POST /v1/chat/completions."""
+
+    messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
+    max_completion_tokens: int | None = Field(None, ge=1, le=1_000_000)
+    logprobs: StrictBool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+
+
+class CompletionRequest(Sampled):
+    """POST /v1/completions: text, ids, or a list of either."""
+
+    prompt: (
+        Text | Annotated[list[Text], Field(max_length=MAX_ANSWERS)] | list[int] | Annotated[list[list[int]], Field(max_length=MAX_ANSWERS)]
+    ) = ""
+    logprobs: int | None = Field(None, ge=0, le=5)

@@ -1,0 +1,50 @@
+"""A training's sign of life, for the chat on the same machine: which run, on which device, how far it has to go.
+
+runs/<run>/heartbeat.json    written every two seconds while the run is trained, removed at its end
+"""
+
+import contextlib
+import json
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+HEARTBEAT = "heartbeat.json"
+SECONDS = 2.0
+ALIVE_SECONDS = 15.0  # a file older than that was left by a process that was killed
+
+
+@contextlib.contextmanager
+def heartbeat(folder: Path, about: dict[str, Any]) -> Iterator[None]:
+    """Write `about` and the time into the run's folder, again and again, until the block ends."""
+    path, ended = folder / HEARTBEAT, threading.Event()
+    temporary = folder / f".{HEARTBEAT}"
+
+    def beat() -> None:
+        while True:
+            with contextlib.suppress(OSError):  # a full disk must not end a training for this
+                temporary.write_text(json.dumps(about | {"pid": os.getpid(), "time": time.time()}), encoding="utf-8")
+                temporary.replace(path)
+            if ended.wait(SECONDS):
+                return
+
+    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        path.unlink(missing_ok=True)
+
+
+def read_heartbeat(folder: Path) -> dict[str, Any] | None:
+    """What the run's training last said of itself, None where none is under way or was killed; `alive` is whether it still speaks."""
+    try:
+        about: dict[str, Any] = json.loads((folder / HEARTBEAT).read_text(encoding="utf-8"))
+        return about | {"alive": time.time() - about["time"] < ALIVE_SECONDS}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

@@ -1,0 +1,178 @@
+"""The engine's thread: slots and queue are bounded, who leaves frees a slot, a new model takes over, a failure is not the end."""
+
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from nanochat.chat.meters import Meters
+from nanochat.chat.scheduler import Answering, Busy, Delta, Scheduler, Served
+from nanochat.generate.engine import Engine
+from nanochat.generate.sampling import Sampling
+from tests.chat.serving import TOKENIZER, served
+
+pytestmark = pytest.mark.long
+GREEDY = Sampling(0.0)
+
+
+class Client:
+    """Collects the deltas of one answer."""
+
+    def __init__(self, model: Served, text: str, max_tokens: int = 20, **options: Any):
+        self.deltas: list[Delta] = []
+        self.ended = threading.Event()
+        self.answer = Answering(
+            model, [TOKENIZER.bos, *TOKENIZER.encode(text)], max_tokens, options.pop("sampling", GREEDY), self.take, **options
+        )
+
+    def take(self, delta: Delta) -> None:
+        self.deltas.append(delta)
+        if delta.finish:
+            self.ended.set()
+
+    @property
+    def text(self) -> str:
+        return "".join(piece for delta in self.deltas for piece in delta.pieces if isinstance(piece, str))
+
+    def wait(self) -> "Client":
+        assert self.ended.wait(60), "no end came"
+        return self
+
+
+def alone(model: Served, text: str, max_tokens: int = 20) -> str:
+    [ids] = Engine(model.model, TOKENIZER).complete([[TOKENIZER.bos, *TOKENIZER.encode(text)]], max_tokens=max_tokens)
+    return TOKENIZER.decode(ids)
+
+
+@pytest.fixture
+def scheduler() -> Iterator[Scheduler]:
+    one = Scheduler(Meters(), queue=8)
+    one.start()
+    yield one
+    one.stop()
+    assert not one._thread.is_alive()
+
+
+def wait_until(true: Any) -> None:
+    end = time.monotonic() + 30
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def test_more_answers_than_slots(scheduler: Scheduler) -> None:
+    model = served(slots=3)
+    clients = [Client(model, f"question {i}", 5 + i) for i in range(8)]
+    scheduler.submit([client.answer for client in clients])
+    for i, client in enumerate(clients):
+        assert client.wait().text == alone(model, f"question {i}", 5 + i)
+        assert client.deltas[-1].completion_tokens == 5 + i
+        assert client.deltas[-1].finish == "length"
+    assert model.batch.free == 3
+
+
+def test_the_queue_is_bounded(scheduler: Scheduler) -> None:
+    model = served(slots=1)
+    first = Client(model, "long", 400)
+    scheduler.submit([first.answer])
+    wait_until(lambda: scheduler._running)
+    scheduler.submit([Client(model, "x", 2).answer for _ in range(8)])
+    with pytest.raises(Busy):
+        scheduler.submit([Client(model, "y", 2).answer])
+    scheduler.cancel([first.answer])
+    wait_until(lambda: not scheduler._waiting)
+    scheduler.submit([Client(model, "y", 2).answer])
+
+
+def test_who_leaves_frees_the_slot_within_two_tokens(scheduler: Scheduler) -> None:
+    model = served(slots=1)
+    client, other = Client(model, "long", 400), Client(model, "next", 3)
+    seen = []
+
+    def take(delta: Delta) -> None:  # in the engine's thread: the client leaves at its third token
+        seen.append(delta)
+        if len(seen) == 3:
+            scheduler.cancel([client.answer])
+
+    client.answer.deliver = take
+    scheduler.submit([client.answer])
+    scheduler.submit([other.answer])
+    other.wait()
+    assert 3 <= client.answer.completion_tokens <= 5
+    assert other.text == alone(model, "next", 3)
+    wait_until(lambda: model.batch.free == 1)
+
+
+def test_one_that_waits_can_leave(scheduler: Scheduler) -> None:
+    model = served(slots=1)
+    long, waiting = Client(model, "long", 300), Client(model, "waits", 3)
+    scheduler.submit([long.answer])
+    scheduler.submit([waiting.answer])
+    scheduler.cancel([waiting.answer])
+    wait_until(lambda: not scheduler._waiting)
+    assert not waiting.deltas
+    scheduler.cancel([long.answer])
+
+
+def test_a_new_model_does_not_break_running_answers(scheduler: Scheduler) -> None:
+    old, new = served(seed=1, slots=2), served(seed=2, slots=2)
+    scheduler.serve(old)
+    before = Client(old, "hello", 200)
+    scheduler.submit([before.answer])
+    wait_until(lambda: len(before.deltas) > 3)
+    scheduler.serve(new)
+    assert scheduler.current is new
+    after = Client(new, "hello", 10)
+    scheduler.submit([after.answer])
+    assert after.wait().text == alone(new, "hello", 10)
+    assert not before.ended.is_set()
+    assert before.wait().text == alone(old, "hello", 200)
+
+
+def test_a_stop_string_frees_the_slot(scheduler: Scheduler) -> None:
+    model = served(slots=1)
+    whole = alone(model, "hello", 50)
+    stop = whole[10:13]
+    client = Client(model, "hello", 50, stop=[stop])
+    scheduler.submit([client.answer])
+    assert client.wait().text == whole[: whole.index(stop)]
+    assert client.deltas[-1].finish == "stop"
+    wait_until(lambda: model.batch.free == 1)
+
+
+def test_a_failing_step_ends_its_answers_and_not_the_server(scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = served(slots=2)
+    failed = Client(model, "hello", 50)
+    batch = model.batch
+    monkeypatch.setattr(batch, "step", lambda: (_ for _ in ()).throw(RuntimeError("out of memory")))
+    scheduler.submit([failed.answer])
+    assert failed.wait().deltas[-1].finish == "error"
+    assert model.batch is not batch
+    good = Client(model, "hello", 5)
+    scheduler.submit([good.answer])
+    assert good.wait().text == alone(model, "hello", 5)
+
+
+def test_the_end_tells_everyone() -> None:
+    scheduler = Scheduler(Meters(), queue=8)
+    scheduler.start()
+    model = served(slots=1)
+    clients = [Client(model, "x", 400), Client(model, "y", 400)]
+    scheduler.submit([client.answer for client in clients])
+    scheduler.stop()
+    assert [client.wait().deltas[-1].finish for client in clients] == ["error", "error"]
+    with pytest.raises(Busy):
+        scheduler.submit([Client(model, "z").answer])
+
+
+def test_sampling_is_repeatable_beside_any_neighbours(scheduler: Scheduler) -> None:
+    model = served(slots=8)
+    texts = []
+    for neighbours in (0, 5):
+        clients = [Client(model, "same", 20, sampling=Sampling(1.0, seed=11))]
+        clients += [Client(model, f"other {i}", 10 + i, sampling=Sampling(1.2, seed=i)) for i in range(neighbours)]
+        scheduler.submit([client.answer for client in clients])
+        texts.append(clients[0].wait().text)
+    assert texts[0] == texts[1]
