@@ -40,10 +40,13 @@ test-slow: $(STAMP) ## the long tests: kill loops, fuzzing, load
 test-containers: $(STAMP) ## the tests that build and run containers
 	$(PYTHON) -m pytest -m container
 
-lint: $(STAMP) ## ruff, mypy, clippy and the formatters' checks
+lint: $(STAMP) ## ruff, mypy, clippy, the formatters' checks, hadolint, zizmor
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+	.venv/bin/hadolint Dockerfile.cuda
+	.venv/bin/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	.venv/bin/zizmor --offline --quiet --no-progress .github
 	cargo fmt --check $(CRATE)
 	cargo clippy --quiet --all-targets --all-features $(CRATE) -- -D warnings
 
