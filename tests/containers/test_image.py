@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.containers.engine import IMAGE, RESTRICTED, call, docker, python, run
+from tests.containers.engine import IMAGE, RESTRICTED, Completed, call, docker, python, run
 
 pytestmark = [pytest.mark.container, pytest.mark.usefixtures("image")]
 
@@ -50,33 +50,32 @@ def test_settings() -> None:
 
 
 def test_only_what_runs() -> None:
-    """No test, cache, compiler output or developer's tool of ours; every module has its bytecode."""
+    """No developer's tool, no test, no cache, nothing of the compilers' own; every module has its bytecode."""
     code = f"""
 import importlib.metadata, pathlib
+tools = {{"pytest", "ruff", "mypy", "maturin", "hatchling", "uv", "openai", "hypothesis", "pip"}}
+print([found.name for found in importlib.metadata.distributions() if found.name in tools])
+places = ("/root", "/src", "/wheels", "/lock", "/opt/build", "/var/lib/apt/lists", "/var/cache/apt", "/tmp")
+kept = [path for place in places for path in pathlib.Path(place).rglob("*") if path.is_file() and path.stat().st_size]
+print([str(path) for path in kept if path.name not in (".bashrc", ".profile", "lock")])
 site = pathlib.Path("{SITE}")
-print(sorted(name for name in ("pytest", "ruff", "mypy", "maturin", "hatchling", "uv", "openai", "hypothesis")
-    if any(site.glob(f"{{name}}*"))))
-print([str(path) for place in ("/root/.cache", "/root/.cargo", "/src", "/wheels", "/lock", "/opt/build", "/var/lib/apt/lists", "/var/cache/apt")
-    for path in pathlib.Path(place).rglob("*") if path.is_file()])
-print([str(path) for name in ("tests", "bench", "rustbpe/src") for path in site.glob(name)])
+print([str(path) for name in ("tests", "bench", "scripts/*.sh", "rustbpe/src") for path in site.glob(name)])
 print([str(path) for path in (site / "nanochat").rglob("*.py") if not list((path.parent / "__pycache__").glob(path.stem + ".*.pyc"))])
 """
     done = python(code, options=("--user=0",))
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split("\n") == ["[]", "[]", "[]", "[]", ""]
+    assert done.stdout.splitlines() == ["[]", "[]", "[]", "[]"]
 
 
 def test_left_out_is_never_loaded() -> None:
     """Every CUDA library loads without what was left out, nothing names it, and Triton compiles for NVIDIA's cards."""
     code = f"""
-import ctypes, mmap, pathlib, torch
+import ctypes, pathlib, torch
 site = pathlib.Path("{SITE}")
 libraries = [path for name in {CUDA!r} for path in (site / name).rglob("*.so*") if not path.is_symlink()]
 assert len(libraries) > 50
 left_out = (b"libcusolverMg", b"libtriton_amd_codegen")
-named = {{str(path) for path in libraries if path.stat().st_size for name in left_out
-    if mmap.mmap(path.open("rb").fileno(), 0, access=mmap.ACCESS_READ).find(name) >= 0}}
-print(sorted(named))
+print([str(path) for path in libraries if any(name in path.read_bytes() for name in left_out)])
 for library in sorted((site / "nvidia").rglob("lib*.so*")):
     if "nvshmem" not in library.name and "rdma" not in library.name:  # those two want a cluster's network libraries
         ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)
@@ -124,11 +123,12 @@ def test_quickstart_with_every_right_taken_away(volume: str) -> None:
 
 
 def test_as_the_images_own_user_with_torch_compile(volume: str) -> None:
-    done = run("train", "--profile=cpu", "--num-iterations=10", "--sft-iterations=2", "--compile=on", "--threads=1", volume=volume)
+    options = ("--depth=1", "--num-iterations=10", "--sft-iterations=2", "--compile=on", "--threads=1")
+    done = run("train", "--profile=cpu", *options, volume=volume)
     assert done.returncode == 0, done.stderr
     assert answered(volume)
-    kept = run("-c", "ls /data/cache", options=("--entrypoint=sh",), volume=volume).stdout.split()
-    assert [name for name in kept if name.startswith("cpu-torch")], kept
+    compiled = run("-c", "find /data/cache/cpu-torch* -name '*.so' | wc -l", options=("--entrypoint=sh",), volume=volume)
+    assert int(compiled.stdout) > 0
 
 
 def test_a_cards_profile_without_a_card() -> None:
@@ -139,7 +139,7 @@ def test_a_cards_profile_without_a_card() -> None:
     assert all(word in errors[1] for word in ("driver", "toolkit", "--gpus all", "--profile cpu"))
 
 
-def refused(done: "object") -> str:
+def refused(done: Completed) -> str:
     """The one error line of a command that the data volume could not serve."""
     errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
     assert done.returncode == 3 and len(errors) == 1 and "Traceback" not in done.stderr, done.stderr
