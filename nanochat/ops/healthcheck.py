@@ -1,6 +1,6 @@
 """`python -m nanochat.ops.healthcheck`: whether the command that runs in this container is well; exit 0 or 1, one line on stdout.
 
-A server is well when it answers; a training when it is not stopped and, once it has begun to step, goes on; any other command is well
+A server is well when it answers; a training when it is not stopped and, once it has begun to step, goes on; anything else is well
 as long as it runs. Only the standard library is imported: this is called every half minute.
 """
 
@@ -23,27 +23,29 @@ def check(now: float | None = None) -> str | None:
     """What is wrong with the command that runs here, None where nothing is."""
     command = _command()
     if command is None:
-        return "no nanochat command runs"
+        return None
     process, arguments = command
-    if any(name in arguments for name in SERVERS):
+    if arguments[0] in SERVERS:
         return _server(arguments)
-    if any(name in arguments for name in TRAININGS):
+    if arguments[0] in TRAININGS:
         return _training(process, now or time.time())
     return None
 
 
 def _command() -> tuple[Path, list[str]] | None:
-    """The first process (its folder under /proc) that is an entrypoint of ours, and its arguments."""
-    for process in sorted((path for path in PROCESSES.glob("[0-9]*")), key=lambda path: int(path.name)):
+    """The first process (its folder under /proc) that runs a command of ours, and the command with its arguments."""
+    for process in sorted(PROCESSES.glob("[0-9]*"), key=lambda path: int(path.name)):
         try:
-            arguments = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
-        except OSError:
+            words = (process / "cmdline").read_bytes().decode(errors="replace").rstrip("\0").split("\0")
+        except OSError:  # it has ended meanwhile
             continue
-        for place, word in enumerate(arguments[:4]):
-            if Path(word).name in ("nanochat", "entrypoint.py") and Path(arguments[0]).name not in ("tini", "docker-init"):
-                return process, arguments[place + 1 :]
+        if "python" not in Path(words[0]).name:
+            continue
+        for place, word in enumerate(words[1:3], start=1):
+            if Path(word).name in ("nanochat", "entrypoint.py") and words[place + 1 :]:
+                return process, words[place + 1 :]
             if word.startswith("scripts."):
-                return process, arguments[place:]
+                return process, words[place:]
     return None
 
 
@@ -66,8 +68,8 @@ def _training(process: Path, now: float) -> str | None:
     steps = max((path.stat().st_mtime for path in paths.runs_dir().glob("*/metrics.jsonl")), default=0.0)
     if steps < started:  # it prepares its data, which may take hours
         return None
-    newest = max((path.stat().st_mtime for path in paths.runs_dir().glob("*/*")), default=0.0)
-    still = now - max(steps, newest)
+    saved = max((path.stat().st_mtime for path in paths.runs_dir().glob("*/*/")), default=0.0)  # base/ and sft/ gain a folder
+    still = now - max(steps, saved)
     return f"no step for {still:.0f} seconds" if still > STEP_SECONDS else None
 
 

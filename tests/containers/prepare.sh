@@ -24,7 +24,7 @@ mirror() {
 
 docker info >/dev/null 2>&1 || fail "no Docker engine answers" "start it (service docker start), or add your user to the group docker"
 
-# A package of the suite's, unpacked into $work/root; apt checks its signature.
+# A package of the suite's, unpacked into $work/unpacked; apt checks its signature.
 unpack() { # name
     if [ ! -d "$work/apt" ]; then
         mkdir -p "$work"/apt/{lists,cache,etc}/partial
@@ -33,14 +33,14 @@ unpack() { # name
             -o Dir::Cache="$work/apt/cache" -o APT::Sandbox::User=root)
         apt-get "${options[@]}" update
     fi
-    (cd "$work" && apt-get "${options[@]}" download "$1" && dpkg-deb -x "$1"_*.deb root)
+    (cd "$work" && apt-get "${options[@]}" download "$1" && dpkg-deb -x "$1"_*.deb unpacked)
 }
 
 for plugin in compose buildx; do
     docker "$plugin" version >/dev/null 2>&1 && continue
     unpack "docker-$plugin"
     mkdir -p "$plugins"
-    install -m 755 "$work/root/usr/libexec/docker/cli-plugins/docker-$plugin" "$plugins/"
+    install -m 755 "$work/unpacked/usr/libexec/docker/cli-plugins/docker-$plugin" "$plugins/"
     docker "$plugin" version >&2
 done
 

@@ -1,4 +1,4 @@
-"""The services as a user starts them: a training, then the chat, asked from outside and from beside; and what compose makes of every file."""
+"""The services as a user starts them: the chat, a training, questions from outside and from beside; and what compose makes of the files."""
 
 import itertools
 import json
@@ -45,7 +45,11 @@ def test_every_combination_is_valid(engine: None, files: tuple[str, ...], settin
 def test_the_example_settings_are_the_defaults(engine: None) -> None:
     """.env.example names every variable that the files read, with its default."""
     read = "".join((ROOT / name).read_text(encoding="utf-8") for name in FILES[:2])
-    example = dict(line[1:].split("=", 1) for line in (ROOT / ".env.example").read_text(encoding="utf-8").splitlines() if line[:1] == "#" and line[1:2].isupper() and "=" in line)
+    example = dict(
+        line[1:].split("=", 1)
+        for line in (ROOT / ".env.example").read_text(encoding="utf-8").splitlines()
+        if line[:1] == "#" and line[1:2].isupper() and "=" in line
+    )
     plain = call("docker", "compose", "config", "--format=json").stdout
     for name, value in example.items():
         if not name.startswith("COMPOSE_"):

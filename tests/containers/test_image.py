@@ -46,7 +46,7 @@ def test_settings() -> None:
     assert environment["NVIDIA_VISIBLE_DEVICES"] == "all" and environment["NVIDIA_DRIVER_CAPABILITIES"] == "compute,utility"
     assert environment["NANOCHAT_BASE_DIR"] == "/data" and environment["TMPDIR"].startswith("/data/")
     assert config["Labels"]["org.opencontainers.image.licenses"] == "MIT"
-    assert run("-c", "import getpass, pwd, os; print(pwd.getpwuid(os.getuid()).pw_name)", options=("--entrypoint=python",)).stdout == "nanochat\n"
+    assert python("import pwd, os; print(pwd.getpwuid(os.getuid()).pw_name)").stdout == "nanochat\n"
 
 
 def test_only_what_runs() -> None:
