@@ -38,7 +38,7 @@ test-slow: $(STAMP) ## the long tests: kill loops, fuzzing, load
 	$(PYTEST) -m "slow and not gpu and not container and not browser"
 
 test-containers: $(STAMP) ## the tests that build and run containers
-	$(PYTHON) -m pytest -m container
+	$(PYTHON) -m pytest -m "container and not slow" -rs --durations=10
 
 lint: $(STAMP) ## ruff, mypy, clippy, the formatters' checks, hadolint, zizmor
 	.venv/bin/ruff check .
