@@ -148,7 +148,7 @@ def test_health_follows_the_server(image: str, volume: str) -> None:
     docker("run", "-d", "--name", name, *quick, "-v", f"{volume}:/data", image, "serve", "--port=9000")
     try:
         print(f"healthy after {health(name, 'healthy', 90):.0f} s")
-        stop = "kill -STOP $(grep -la serve /proc/[0-9]*/cmdline | cut -d/ -f3 | grep -vx 1 | head -n 1)"
+        stop = "for p in /proc/[0-9]*; do ! grep -qa ^/opt/venv/bin/python $p/cmdline || kill -STOP ${p#/proc/}; done"
         docker("exec", name, "sh", "-c", stop)
         print(f"unhealthy after {health(name, 'unhealthy', 90):.0f} s")
         docker("exec", name, "sh", "-c", stop.replace("-STOP", "-CONT"))
