@@ -5,12 +5,15 @@ server's event loop.
 """
 
 import contextlib
+import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import torch
 
 from nanochat.chat.meters import Meters
 from nanochat.chat.stream import AnswerStream, Piece, TokenLogProb
@@ -21,12 +24,14 @@ from nanochat.generate.sampling import Sampling
 from nanochat.model.gpt import GPT
 from nanochat.tokenizer import Tokenizer
 
+ONE_THREAD_PARAMETERS = 2_000_000  # of the matrices: docs/EXPERIMENTS.md
+
 
 class Busy(NanochatError):
     """The queue is full."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Served:
     """A model that answers, and what a client may know of it."""
 
@@ -45,6 +50,9 @@ class Served:
     def __post_init__(self) -> None:
         self.context = self.model.config.max_seq_len
         self.device = next(self.model.parameters()).device.type
+        # The matrices of a small model are multiplied in less time than a second thread takes to wake up.
+        small = sum(parameter.numel() for block in self.model.blocks for parameter in block.parameters()) < ONE_THREAD_PARAMETERS
+        self.threads = 1 if small else os.cpu_count() or 1
         self.batch = Batch(self.model, self.tokenizer, self.slots)
 
 
@@ -136,6 +144,7 @@ class Scheduler:
             self._wake.notify()
 
     def _run(self) -> None:
+        threads = 0
         while True:
             with self._wake:
                 while not (self._ending or self._waiting or self._running):
@@ -144,7 +153,10 @@ class Scheduler:
                     break
                 self._admit()
             deltas: list[tuple[Deliver, Delta]] = []
-            for served in dict.fromkeys(answer.served.batch for answer in self._running.values()):
+            for served in dict.fromkeys(answer.served for answer in self._running.values()):
+                if served.threads != threads:
+                    threads = served.threads
+                    torch.set_num_threads(threads)
                 deltas += self._step(served)
             if deltas:
                 self.publish(lambda deltas=deltas: _deliver(deltas))  # type: ignore[misc]
@@ -167,12 +179,12 @@ class Scheduler:
             self._running[answer.row] = answer
             self._meters.prompt(len(answer.prompt), answer.served.batch.join(answer.row))
 
-    def _step(self, batch: Batch) -> list[tuple[Deliver, Delta]]:
+    def _step(self, served: Served) -> list[tuple[Deliver, Delta]]:
         began = time.monotonic()
         try:
-            tokens = batch.step()
+            tokens = served.batch.step()
         except Exception as error:  # out of memory, for one: these answers are lost, the server is not
-            return self._give_up(batch, error)
+            return self._give_up(served, error)
         now = time.monotonic()
         deltas = []
         for token in tokens:
@@ -197,13 +209,13 @@ class Scheduler:
     def _finish(self, row: Row) -> None:
         del self._running[row]
 
-    def _give_up(self, batch: Batch, error: Exception) -> list[tuple[Deliver, Delta]]:
-        log(f"error: the engine failed: {type(error).__name__}: {error}; {len(batch.rows)} answers were given up")
+    def _give_up(self, served: Served, error: Exception) -> list[tuple[Deliver, Delta]]:
+        lost = [answer for answer in self._running.values() if answer.served is served]
+        log(f"error: the engine failed: {type(error).__name__}: {error}; {len(lost)} answers were given up")
         self._meters.failures.inc()
-        lost = [answer for answer in self._running.values() if answer.served.batch is batch]
         for answer in lost:
             self._finish(answer.row)
-        lost[0].served.batch = Batch(batch.model, batch.tokenizer, batch.slots)  # the old one's cache may hold half a step
+        served.batch = Batch(served.model, served.tokenizer, served.slots)  # the old one's cache may hold half a step
         return [(one.deliver, Delta(one.index, finish="error", error="the engine failed; the server's log says why")) for one in lost]
 
 

@@ -44,7 +44,7 @@ class TrainingView:
             later = int(beat["steps"].get("sft", 0)) if stage == "base" else 0
             left = round((steps - last["step"] + later) * sorted(seconds)[len(seconds) // 2])
         every = -(-len(self._lines) // CURVE_POINTS) or 1
-        curve = [{key: line[key] for key in ("stage", "step", "loss")} for line in self._lines[len(self._lines) % every :: every]]
+        curve = [{key: line[key] for key in ("stage", "step", "loss")} for line in self._lines[(len(self._lines) - 1) % every :: every]]
         return {
             "run": folder.name,
             "stage": stage,

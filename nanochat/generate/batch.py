@@ -13,6 +13,7 @@ from torch import Tensor
 from nanochat.generate.sampling import LogProbs, Sampling, log_probs, sample
 from nanochat.generate.tools import calculate
 from nanochat.model.attention import KVCache
+from nanochat.model.decode import Decoder
 from nanochat.model.gpt import GPT
 from nanochat.tokenizer import Tokenizer
 
@@ -90,6 +91,8 @@ class Batch:
         self._writing = 0  # so many of `rows`, from the first on, have their prompt read
         self._prompt_tokens = prompt_tokens
         self._cache = KVCache(model.config, slots, min(length or self.context, self.context), self.device, model.compute_dtype)
+        # A model with a forward pass of its own is asked through that.
+        self._decoder = Decoder(model) if type(model) is GPT else None
         self._held: list[list[int]] = [[] for _ in range(slots)]  # the ids that each slot of the cache holds
         self._used = [0] * slots  # when each slot was last left, to forget the oldest first
         self._clock = 0
@@ -137,7 +140,7 @@ class Batch:
         tokens: list[Token] = []
         if self._writing:
             writing = self.rows[: self._writing]
-            tokens += self._advance(writing, self._feed(0, [[row.last] for row in writing]))
+            tokens += self._advance(writing, self._write([row.last for row in writing]))
         if self._writing < len(self.rows):
             tokens += self._read()
         for token in tokens:
@@ -160,6 +163,15 @@ class Batch:
             self._exchange(self._writing, first + i)
             self._writing += 1
         return tokens
+
+    def _write(self, ids: list[int]) -> Tensor:
+        """Let the rows that write read their newest token; the logits (B, V) after it."""
+        if self._decoder is None:
+            return self._feed(0, [[id] for id in ids])
+        lengths = [len(held) for held in self._held[: len(ids)]]
+        for held, id in zip(self._held, ids, strict=False):
+            held.append(id)
+        return self._decoder(ids, lengths, self._cache.slots(0, len(ids)))
 
     @torch.inference_mode()
     def _feed(self, first: int, ids: list[list[int]]) -> Tensor:

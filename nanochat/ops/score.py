@@ -98,3 +98,4 @@ def show_result(config: Config) -> None:
     if config.trial:
         log(f"this was a trial: its model has learned next to nothing. The real run: entrypoint.py train --profile {config.profile}")
     log(style(f"chat:   python entrypoint.py chat --run {config.run}"))
+    log(style(f"page:   python entrypoint.py serve --run {config.run}, then open http://127.0.0.1:8000/ in a browser"))

@@ -1,0 +1,207 @@
+"""The chat's engine: tokens a second at 1 to 64 streams, against one at a time and against Hugging Face's generate.
+
+The model's weights are random (their values do not change the speed) and its answers are of equal length. The peer is a GPT-2
+of the same layers, width, heads and vocabulary, greedy, left-padded, with its KV cache, in an environment of its own, with one
+thread and with all cores, whichever is faster. Prints one line a measurement and the ratios.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nanochat.chat.meters import Meters
+from nanochat.chat.scheduler import Answering, Delta, Scheduler, Served
+from nanochat.generate.sampling import Sampling
+from nanochat.model.gpt import GPT
+from nanochat.model.scaling import GPTConfig, count_parameters
+from nanochat.tokenizer import Tokenizer
+
+ROOT = Path(__file__).resolve().parent.parent
+TRANSFORMERS = "transformers==5.24.0"
+SHAPES: dict[str, dict[str, Any]] = {
+    "quickstart": {
+        "depth": 3,
+        "dim": 96,
+        "n_head": 3,
+        "n_kv_head": 3,
+        "head_dim": 32,
+        "vocab_size": 512,
+        "max_seq_len": 256,
+        "window_pattern": "SSSL",
+    },
+    "d8": {
+        "depth": 8,
+        "dim": 512,
+        "n_head": 4,
+        "n_kv_head": 4,
+        "head_dim": 128,
+        "vocab_size": 32768,
+        "max_seq_len": 2048,
+        "window_pattern": "L",
+    },
+}
+TOKENS = {"quickstart": 128, "d8": 32}
+PROMPTS = [12 + 7 * i % 40 for i in range(64)]  # lengths, mixed
+
+PEER = """
+import json, sys, time, torch
+from transformers import GPT2Config, GPT2LMHeadModel
+shape, lengths, tokens, threads = json.loads(sys.argv[1])
+torch.set_num_threads(threads)
+config = GPT2Config(n_layer=shape["depth"], n_embd=shape["dim"], n_head=shape["n_head"], vocab_size=shape["vocab_size"],
+    n_positions=shape["max_seq_len"], bos_token_id=None, eos_token_id=None, pad_token_id=0)
+torch.manual_seed(0)
+model = GPT2LMHeadModel(config).eval()
+for line in sys.stdin:
+    streams = int(line)
+    longest = max(lengths[:streams])
+    ids, mask = torch.zeros(streams, longest, dtype=torch.long), torch.zeros(streams, longest, dtype=torch.long)
+    for row, length in enumerate(lengths[:streams]):
+        ids[row, longest - length:] = torch.randint(1, 500, (length,))
+        mask[row, longest - length:] = 1
+    began = time.perf_counter()
+    with torch.inference_mode():
+        out = model.generate(ids, attention_mask=mask, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False, use_cache=True)
+    assert out.shape[1] == longest + tokens
+    print(time.perf_counter() - began, flush=True)
+"""
+
+
+def peer_python() -> Path:
+    """The peer's interpreter, in an environment of its own with this one's torch."""
+    folder, uv = ROOT / ".venv" / "serve-peers", ROOT / ".venv" / "bin" / "uv"
+    if not (folder / "bin" / "python").exists():
+        subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, folder], check=True)
+        subprocess.run(
+            [
+                uv,
+                "pip",
+                "install",
+                "--quiet",
+                "--python",
+                folder / "bin" / "python",
+                f"torch=={torch.__version__.split('+')[0]}",
+                TRANSFORMERS,
+            ],
+            check=True,
+        )
+    return folder / "bin" / "python"
+
+
+def served(shape: dict[str, Any], streams: int = 64) -> Served:
+    """A model with random weights that never says a special token."""
+    model = GPT.build(GPTConfig(**shape))
+    tokenizer = Tokenizer([bytes([b]) for b in range(256)] + [i.to_bytes(3, "big") for i in range(shape["vocab_size"] - 265)])
+    with torch.no_grad():
+        model.head.weight.normal_(0, 0.05)
+        model.head.weight[len(tokenizer.tokens) :] = 0
+    return Served("bench", "sft", 0, model, tokenizer, True, False, 0, streams)
+
+
+class Load:
+    """`streams` answers asked at once; the seconds to the end of all, and to each one's first token."""
+
+    def __init__(self, model: Served, scheduler: Scheduler, streams: int, tokens: int):
+        self.first: list[float] = []
+        self._left, self._done = streams, threading.Event()
+        answers = []
+        for row in range(streams):
+            prompt = torch.randint(1, 256, (PROMPTS[row],)).tolist()
+            answers.append(Answering(model, prompt, tokens, Sampling(0.0), self._take(), row))
+        self._began = time.perf_counter()
+        scheduler.submit(answers)
+        self._done.wait()
+        self.seconds = time.perf_counter() - self._began
+        assert all(answer.completion_tokens == tokens for answer in answers)
+
+    def _take(self) -> Callable[[Delta], None]:
+        seen = False
+
+        def take(delta: Delta) -> None:
+            nonlocal seen
+            if not seen:
+                seen = True
+                self.first.append(time.perf_counter() - self._began)
+            if delta.finish:
+                self._left -= 1
+                if not self._left:
+                    self._done.set()
+
+        return take
+
+
+class Peer:
+    """Hugging Face's generate in a process of its own."""
+
+    def __init__(self, shape: dict[str, Any], tokens: int, threads: int):
+        command = [str(peer_python()), "-c", PEER, json.dumps([shape, PROMPTS, tokens, threads])]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+
+    def seconds(self, streams: int) -> float:
+        """The seconds of one batch."""
+        assert self._process.stdin
+        assert self._process.stdout
+        print(streams, file=self._process.stdin, flush=True)
+        return float(self._process.stdout.readline())
+
+    def end(self) -> None:
+        """End the process."""
+        self._process.communicate()
+
+
+def measure(name: str, streams: list[int], repeats: int) -> None:
+    """Alternate ours and the peer's, and print medians and ratios."""
+    shape, tokens = SHAPES[name], TOKENS[name]
+    peers = [Peer(shape, tokens, threads) for threads in sorted({1, torch.get_num_threads()})]
+    model, scheduler = served(shape), Scheduler(Meters())
+    scheduler.start()
+    ours: dict[int, list[float]] = {count: [] for count in streams}
+    theirs: dict[int, list[list[float]]] = {count: [[] for _ in peers] for count in streams}
+    first: dict[int, list[float]] = {count: [] for count in streams}
+    for repeat in range(repeats + 1):  # the first one warms up
+        for count in streams:
+            load = Load(model, scheduler, count, tokens)
+            seconds = [peer.seconds(count) for peer in peers]
+            if repeat:
+                ours[count].append(count * tokens / load.seconds)
+                first[count] += load.first
+                for rates, taken in zip(theirs[count], seconds, strict=True):
+                    rates.append(count * tokens / taken)
+    for peer in peers:
+        peer.end()
+    scheduler.stop()
+    parameters = count_parameters(model.model.config)["total"]
+    print(f"{name}: {parameters:,} parameters, answers of {tokens} tokens, {model.threads} thread(s), medians of {repeats}")
+    alone = statistics.median(ours[1])
+    for count in streams:
+        own, other = statistics.median(ours[count]), max(map(statistics.median, theirs[count]))
+        waits = sorted(first[count])
+        print(
+            f"  {count:2} streams: {own:7.0f} tokens/s, {own / alone:5.2f}x one at a time; generate {other:7.0f}, "
+            f"ratio {own / other:5.2f}; first token median {waits[len(waits) // 2] * 1000:5.0f} ms, slowest {waits[-1] * 1000:5.0f} ms",
+            flush=True,
+        )
+
+
+def main() -> None:
+    """Parse and measure."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", nargs="+", default=list(SHAPES), choices=SHAPES)
+    parser.add_argument("--streams", nargs="+", type=int, default=[1, 8, 32, 64])
+    parser.add_argument("--repeats", type=int, default=5)
+    options = parser.parse_args()
+    for name in options.models:
+        measure(name, options.streams, options.repeats)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+// Requests to the server that this page came from, and its streams of events.
+
+const KEY = "nanochat.key"; // in sessionStorage: gone with the tab
+
+let key = null;
+try {
+  key = sessionStorage.getItem(KEY);
+} catch {
+  // Then it is asked for again after a reload.
+}
+
+/** Use this API key from now on. */
+export function useKey(value) {
+  key = value;
+  try {
+    sessionStorage.setItem(KEY, value);
+  } catch {
+    // See above.
+  }
+}
+
+/** Whether a key has been given. */
+export const hasKey = () => key !== null;
+
+/** What went wrong. `kind` is network, broken, key, too_long, busy, draining, not_ready or other; `retryAfter` is in seconds. */
+export class ApiError extends Error {
+  constructor(kind, message = "", retryAfter = 0) {
+    super(message);
+    this.kind = kind;
+    this.retryAfter = retryAfter;
+  }
+}
+
+async function request(path, options = {}) {
+  const headers = { ...options.headers };
+  if (key !== null) headers.Authorization = `Bearer ${key}`;
+  let response;
+  try {
+    response = await fetch(path, { cache: "no-store", ...options, headers });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new ApiError("network", String(error));
+  }
+  if (!response.ok) throw await failure(response);
+  return response;
+}
+
+async function failure(response) {
+  let said = {};
+  try {
+    said = (await response.json()).error ?? {};
+  } catch {
+    // A proxy's page, perhaps: the status says enough.
+  }
+  const wait = Math.min(Math.max(Number(response.headers.get("Retry-After")) || 0, 0), 60);
+  return new ApiError(kindOf(response.status, said.code), said.message ?? `${response.status} ${response.statusText}`, wait);
+}
+
+function kindOf(status, code) {
+  if (code === "context_length_exceeded" || status === 413) return "too_long";
+  if (status === 401) return "key";
+  if (status === 429) return "busy";
+  if (status === 503) return code === "model_not_ready" ? "not_ready" : "draining";
+  return "other";
+}
+
+/** The model that answers and the training that runs: {model, training, hint}. */
+export async function status() {
+  return (await request("/api/training")).json();
+}
+
+/**
+ * Ask for an answer. Yields {text}, {calculator: {expression, result}}, {dropped} and {finish} as they come.
+ * Throws ApiError, or an AbortError after `signal`.
+ */
+export async function* answer(messages, settings, signal) {
+  const body = JSON.stringify({ messages, stream: true, ...settings });
+  const response = await request("/v1/chat/completions", {
+    method: "POST",
+    headers: { "Content-Type": "application/json" },
+    body,
+    signal,
+  });
+  for await (const data of events(response.body)) {
+    if (data === "[DONE]") return;
+    const chunk = JSON.parse(data);
+    if (chunk.error) throw new ApiError("other", chunk.error.message);
+    if (chunk.dropped_turns) yield { dropped: chunk.dropped_turns };
+    for (const { delta, finish_reason: finish } of chunk.choices) {
+      if (delta?.content) yield { text: delta.content };
+      if (delta?.calculator) yield { calculator: delta.calculator };
+      if (finish) yield { finish };
+    }
+  }
+  throw new ApiError("broken"); // the end came without [DONE]
+}
+
+// The data of each server-sent event.
+async function* events(stream) {
+  const reader = stream.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  try {
+    for (;;) {
+      const { done, value } = await reader.read();
+      if (done) return;
+      const parts = (rest + value).split("\n\n");
+      rest = parts.pop();
+      for (const part of parts) {
+        const lines = part.split("\n").filter((line) => line.startsWith("data:"));
+        if (lines.length) yield lines.map((line) => line.slice(5).trimStart()).join("\n");
+      }
+    }
+  } catch (error) {
+    throw error.name === "AbortError" ? error : new ApiError("broken", String(error));
+  } finally {
+    reader.cancel().catch(() => {}); // leaving early tells the server that nobody listens
+  }
+}

@@ -1,0 +1,345 @@
+// The page: what stands where, what the keys do, and what the server says of its model and its training.
+
+import * as api from "./api.js";
+import { Chat } from "./chat.js";
+import * as conversations from "./conversations.js";
+import { byId, el, icon } from "./dom.js";
+import { number, stage, switchLanguage, t, translate } from "./i18n.js";
+import { drawSettings, drawTheme, loadSettings, resetSettings, settings, setUpTheme } from "./settings.js";
+import { drawConversations, setUpSidebar, showSidebar } from "./sidebar.js";
+import { drawTraining, percent } from "./training.js";
+import { Transcript } from "./transcript.js";
+
+const LIVE = 2000; // milliseconds between looks at a training, or while there is no model or no server
+const CALM = 10000; // and otherwise
+const TOAST = 8000;
+
+const message = byId("message");
+let status = null; // the server's last answer {model, training, hint}
+let offline = false;
+let viewChosen = false; // a person has chosen between chat and training
+let showsTraining = false;
+
+const model = () => status?.model ?? null;
+const chat = new Chat(settings, model, { opened, changed: (answer) => transcript.update(answer), ended, kept });
+const transcript = new Transcript(
+  { edit, again: () => chat.again(), retry: (kind) => (kind === "key" ? askKey() : chat.again()), announce },
+  () => model()?.context ?? null,
+);
+
+// What is said aloud, and what can be taken back.
+
+function announce(text) {
+  byId("announcer").textContent = text;
+}
+
+let toastTimer;
+function toast(text, undo) {
+  const take = () => {
+    byId("toast").hidden = true;
+    undo();
+    message.focus();
+  };
+  byId("toast").replaceChildren(el("span", {}, text), el("button", { type: "button", onclick: take }, t("undo")));
+  byId("toast").hidden = false;
+  clearTimeout(toastTimer);
+  toastTimer = setTimeout(() => (byId("toast").hidden = true), TOAST);
+}
+
+let storageFull = false;
+function drawNotice() {
+  const text = offline ? t("offline") : storageFull ? t("storage_full") : conversations.persistent() ? "" : t("storage_none");
+  if (byId("notice").textContent !== text) byId("notice").textContent = text;
+  byId("notice").hidden = !text;
+}
+
+// The conversation.
+
+function opened() {
+  transcript.show(chat.current, chat.busy);
+  drawChat();
+  const hash = chat.current.messages.length ? `#${chat.current.id}` : " ";
+  if (location.hash !== hash.trim()) history.replaceState(null, "", hash === " " ? location.pathname : hash);
+}
+
+function ended(conversation, answer) {
+  if (conversation === chat.current) {
+    transcript.finish(answer);
+    drawChat();
+    announce(answer.error ? "" : t("answered", conversations.textOf(answer)));
+  }
+  if (answer.error?.kind === "key") askKey(true);
+  if (answer.error) look();
+}
+
+function kept(room) {
+  storageFull = !room;
+  drawNotice();
+}
+
+function edit(index, text) {
+  const before = { ...chat.current, messages: [...chat.current.messages] };
+  const removed = before.messages.length - index - 2; // the message itself and its answer are no loss to mention
+  chat.stop();
+  chat.edit(index, text);
+  if (removed > 0) toast(t("edited", removed), () => bringBack(before));
+  message.focus();
+}
+
+function bringBack(conversation) {
+  chat.stop(conversation.id);
+  conversations.save(conversation);
+  showChat();
+  chat.open(conversation);
+}
+
+function remove(conversation) {
+  chat.stop(conversation.id);
+  conversations.remove(conversation.id);
+  if (conversation === chat.current) chat.open();
+  drawChat();
+  toast(t("deleted", conversation.title || t("untitled")), () => bringBack(conversation));
+}
+
+function rename(conversation, title) {
+  conversation.title = title;
+  kept(conversations.save(conversation));
+  drawChat();
+}
+
+function newChat() {
+  showChat();
+  chat.open();
+  showSidebar(false);
+  message.focus();
+}
+
+function submit() {
+  const text = message.value.trim();
+  if (chat.busy || !text || !model()) return;
+  message.value = "";
+  grow();
+  chat.send(text);
+  announce(t("thinking"));
+}
+
+// What depends on the conversation, the model or the language.
+
+function drawChat() {
+  const { current, busy } = chat;
+  const answering = model();
+  const title = showsTraining ? t("training") : current.title || t("untitled");
+  byId("title").textContent = title;
+  document.title = current.title && !showsTraining ? `${current.title} · NanoChat` : "NanoChat";
+  message.placeholder = t(answering || !status ? (answering?.chats === false ? "placeholder_base" : "placeholder") : "placeholder_none");
+  byId("send").replaceChildren(icon(busy ? "stop" : "send"));
+  byId("send").setAttribute("aria-label", t(busy ? "stop" : "send"));
+  byId("send").title = t(busy ? "stop" : "send");
+  byId("send").disabled = !busy && (!answering || !message.value.trim());
+  byId("welcome").hidden = current.messages.length > 0;
+  byId("messages").hidden = current.messages.length === 0;
+  drawWelcome();
+  drawConversations(current, {
+    open: (conversation) => {
+      showChat();
+      chat.open(conversation);
+      showSidebar(false);
+      message.focus();
+    },
+    rename,
+    remove,
+  });
+}
+
+function drawWelcome() {
+  const answering = model();
+  const base = answering?.chats === false;
+  const ask = (text) => {
+    message.value = text;
+    submit();
+    message.focus();
+  };
+  const tries = t(base ? "suggestions_base" : "suggestions").map((text) => el("button", { type: "button", onclick: () => ask(text) }, text));
+  byId("welcome").replaceChildren(
+    el("img", { src: "/web/icon.svg", alt: "", width: 56, height: 56 }),
+    el("h3", {}, t(base ? "welcome_base" : "welcome")),
+    ...(base ? [el("p", {}, t("welcome_base_text"))] : []),
+    ...(answering?.trial ? [el("p", {}, t("trial_note"))] : []),
+    ...(answering ? [el("div", { class: "suggestions", role: "group", "aria-label": t("try_these") }, ...tries)] : []),
+  );
+}
+
+function drawModel() {
+  const answering = model();
+  const training = status?.training;
+  const badges = [];
+  if (answering?.trial) badges.push(el("span", { class: "badge", title: t("trial_note") }, t("trial")));
+  if (answering?.chats === false) badges.push(el("span", { class: "badge", title: t("base_note") }, stage("base")));
+  const name = answering && el("span", { title: t("model_label", { ...answering, step: number(answering.step) }) }, answering.run);
+  byId("model").replaceChildren(...(answering ? [name, ...badges] : []));
+  byId("training-pill").hidden = !training?.alive;
+  if (training?.alive) byId("training-pill").textContent = t("pill", percent(training));
+  drawTraining(status, document.documentElement.lang, { announce, chat: newChat });
+}
+
+// Chat or training.
+
+function showChat() {
+  viewChosen = true;
+  show(false);
+}
+
+function show(training) {
+  showsTraining = training;
+  byId("training").hidden = !training;
+  byId("chat").hidden = training;
+  byId("open-training").toggleAttribute("data-open", training);
+  if (training) byId("open-training").setAttribute("aria-current", "page");
+  else byId("open-training").removeAttribute("aria-current");
+  drawChat();
+}
+
+function openTraining() {
+  viewChosen = true;
+  show(true);
+  showSidebar(false);
+  byId("training").focus();
+}
+
+// The server's state, looked at again and again while the page is visible.
+
+let timer;
+async function look() {
+  clearTimeout(timer);
+  let failed = null;
+  try {
+    const next = await api.status();
+    // Until a person chooses, the view is the chat where there is a model, else the training; nobody who watches one is interrupted.
+    const watching = showsTraining && next.training?.alive;
+    if (!viewChosen && !watching && !next.model !== showsTraining) show(!next.model);
+    status = next;
+  } catch (error) {
+    failed = error;
+  }
+  offline = failed?.kind === "network";
+  if (failed?.kind === "key") askKey(api.hasKey());
+  drawNotice();
+  drawModel();
+  const drawn = JSON.stringify([model(), offline]);
+  if (drawn !== look.drawn) drawChat();
+  look.drawn = drawn;
+  clearTimeout(timer);
+  const wait = failed || !model() || status.training?.alive ? LIVE : CALM;
+  if (!document.hidden && failed?.kind !== "key") timer = setTimeout(look, wait);
+}
+
+function askKey(wrong = api.hasKey()) {
+  if (byId("key").open) return;
+  byId("key-text").textContent = t(wrong ? "key_wrong" : "key_text");
+  byId("key-input").value = "";
+  byId("key").showModal();
+}
+
+function drawHelp() {
+  const row = ([keys, meaning]) => el("div", {}, el("dt", {}, ...keys.split(" ").map((key) => el("kbd", {}, key))), el("dd", {}, meaning));
+  byId("help-list").replaceChildren(...t("keys").map(row));
+}
+
+function draw() {
+  translate();
+  drawTheme();
+  drawSettings();
+  drawHelp();
+  drawModel();
+  transcript.show(chat.current, chat.busy);
+  drawChat();
+  drawNotice();
+}
+
+// The height of the message's field follows its text.
+function grow() {
+  message.style.height = "auto";
+  message.style.height = `${message.scrollHeight}px`;
+  byId("send").disabled = !chat.busy && (!model() || !message.value.trim());
+}
+
+function onKey(event) {
+  if (event.isComposing || event.keyCode === 229 || document.querySelector("dialog[open]")) return;
+  const typing = event.target.matches("input, textarea");
+  if (event.key === "Escape" && chat.busy) chat.stop();
+  else if ((event.ctrlKey || event.metaKey) && event.shiftKey && event.key.toLowerCase() === "o") newChat();
+  else if (!typing && event.key === "/") message.focus();
+  else if (!typing && event.key === "?") byId("help").showModal();
+  else return;
+  event.preventDefault();
+}
+
+function onMessageKey(event) {
+  if (event.isComposing || event.keyCode === 229) return; // Enter ends the input of a Chinese word
+  if (event.key === "Enter" && !event.shiftKey) {
+    event.preventDefault();
+    submit();
+  } else if (event.key === "ArrowUp" && !message.value && !chat.busy) {
+    event.preventDefault();
+    transcript.editLast();
+  }
+}
+
+function setUp() {
+  for (const node of document.querySelectorAll("[data-icon]")) node.prepend(icon(node.dataset.icon));
+  for (const node of document.querySelectorAll("[data-close]")) node.addEventListener("click", () => node.closest("dialog").close());
+  const clicks = {
+    "new-chat": newChat,
+    "open-training": () => (showsTraining ? newChat() : openTraining()),
+    "training-pill": openTraining,
+    "open-settings": () => byId("settings").showModal(),
+    "reset-settings": resetSettings,
+    "open-help": () => byId("help").showModal(),
+    language: () => {
+      switchLanguage();
+      draw();
+    },
+  };
+  for (const [id, click] of Object.entries(clicks)) byId(id).addEventListener("click", click);
+  byId("skip").addEventListener("click", (event) => {
+    event.preventDefault();
+    message.focus();
+  });
+  byId("composer").addEventListener("submit", (event) => {
+    event.preventDefault();
+    if (chat.busy) chat.stop();
+    else submit();
+  });
+  byId("key-form").addEventListener("submit", (event) => {
+    event.preventDefault();
+    api.useKey(byId("key-input").value.trim());
+    byId("key").close();
+    if (chat.current.messages.at(-1)?.error?.kind === "key") chat.again();
+    look();
+  });
+  message.addEventListener("input", grow);
+  message.addEventListener("keydown", onMessageKey);
+  document.addEventListener("keydown", onKey);
+  document.addEventListener("visibilitychange", () => !document.hidden && look());
+  window.addEventListener("pagehide", () => chat.keep());
+  window.addEventListener("hashchange", () => openHash());
+  conversations.onOtherTab((id) => {
+    if (id === chat.current.id && !chat.busy && conversations.get(id)) chat.open(conversations.get(id));
+    else drawChat();
+  });
+}
+
+function openHash() {
+  const found = conversations.get(location.hash.slice(1));
+  if (found && found !== chat.current) chat.open(found);
+}
+
+conversations.load();
+loadSettings();
+setUpTheme();
+setUpSidebar();
+setUp();
+draw();
+openHash();
+message.focus();
+look();

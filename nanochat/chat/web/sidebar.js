@@ -1,0 +1,78 @@
+// The list of conversations: open, rename, delete.
+
+import * as conversations from "./conversations.js";
+import { byId, el, iconButton } from "./dom.js";
+import { t } from "./i18n.js";
+
+const list = byId("conversations");
+const narrow = window.matchMedia("(max-width: 52rem)"); // as in style.css
+
+/** Draw the list. `on` does what is asked for: open(conversation), rename(conversation, title), remove(conversation). */
+export function drawConversations(current, on) {
+  if (list.querySelector("input")) return; // a title is being written
+  const items = conversations.all().map((conversation) => item(conversation, conversation.id === current.id, on));
+  list.replaceChildren(...(items.length ? items : [el("li", { class: "empty" }, t("no_conversations"))]));
+}
+
+function item(conversation, open, on) {
+  const title = conversation.title || t("untitled");
+  const button = el("button", { type: "button", class: "row", title, onclick: () => on.open(conversation) }, el("span", {}, title));
+  if (open) button.setAttribute("aria-current", "page");
+  const rename = iconButton("edit", `${t("rename")}: ${title}`, () => startRenaming(row, conversation, on), { class: "icon rename" });
+  const remove = iconButton("trash", `${t("delete")}: ${title}`, () => on.remove(conversation), { class: "icon delete" });
+  const row = el("li", { class: open ? "open" : "" }, button, rename, remove);
+  return row;
+}
+
+function startRenaming(row, conversation, on) {
+  const input = el("input", { "aria-label": t("title_label"), maxlength: 120 });
+  input.value = conversation.title;
+  let done = false;
+  const end = (keep) => {
+    if (done) return;
+    done = true;
+    input.remove();
+    on.rename(conversation, keep && input.value.trim() ? input.value.trim() : conversation.title);
+    list.querySelector("[aria-current]")?.focus();
+  };
+  input.addEventListener("keydown", (event) => {
+    if (event.isComposing || event.keyCode === 229) return;
+    if (event.key === "Enter" || event.key === "Escape") {
+      event.preventDefault();
+      event.stopPropagation();
+      end(event.key === "Enter");
+    }
+  });
+  input.addEventListener("blur", () => end(true));
+  row.replaceChildren(input);
+  input.focus();
+  input.select();
+}
+
+/** On a phone the sidebar is a drawer: what is closed cannot be reached by keyboard either. */
+export function showSidebar(open) {
+  document.body.classList.toggle("drawer", open && narrow.matches);
+  byId("sidebar").inert = narrow.matches && !open;
+  document.querySelector("main").inert = narrow.matches && open;
+  if (narrow.matches) byId(open ? "close-sidebar" : "open-sidebar").focus({ preventScroll: true });
+}
+
+/** Let the sidebar follow the window's width, its buttons and Escape. */
+export function setUpSidebar() {
+  const closed = () => {
+    document.body.classList.remove("drawer");
+    byId("sidebar").inert = narrow.matches;
+    document.querySelector("main").inert = false;
+  };
+  narrow.addEventListener("change", closed);
+  byId("open-sidebar").addEventListener("click", () => showSidebar(true));
+  byId("close-sidebar").addEventListener("click", () => showSidebar(false));
+  byId("backdrop").addEventListener("click", () => showSidebar(false));
+  byId("sidebar").addEventListener("keydown", (event) => {
+    if (event.key === "Escape" && document.body.classList.contains("drawer")) {
+      event.stopPropagation();
+      showSidebar(false);
+    }
+  });
+  closed();
+}
