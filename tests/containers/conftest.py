@@ -38,8 +38,8 @@ def image(engine: None) -> str:
 
 @pytest.fixture
 def volume(image: str) -> Iterator[str]:
-    """A new, empty data volume."""
-    name = f"nanochat-test-{uuid.uuid4().hex[:8]}"
+    """A new, empty data volume, under the name that compose gives it in a project of its own (`project_of`)."""
+    name = f"nanochat-test-{uuid.uuid4().hex[:8]}_data"
     docker("volume", "create", name)
     yield name
     call("docker", "volume", "rm", "-f", name)

@@ -44,6 +44,11 @@ def python(code: str, volume: str = "", options: tuple[str, ...] = ()) -> Comple
     return run("-c", code, options=(*options, "--entrypoint=python"), volume=volume)
 
 
+def project_of(volume: str) -> dict[str, str]:
+    """The environment of compose for the project whose data volume is `volume`."""
+    return {"NANOCHAT_IMAGE": IMAGE, "COMPOSE_PROJECT_NAME": volume.removesuffix("_data")}
+
+
 def losses(volume: str, run_name: str) -> list[tuple[str, int, float]]:
     """(stage, step, loss) of each line of a run's metrics on a volume."""
     done = run(f"/data/runs/{run_name}/metrics.jsonl", options=("--entrypoint=cat",), volume=volume)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.containers.engine import COMPOSE, HANG, IMAGE, ROOT, Completed, call, docker
+from tests.containers.engine import COMPOSE, HANG, ROOT, Completed, call, docker, project_of
 
 pytestmark = pytest.mark.container
 FILES = ("docker-compose.yml", "docker-compose.cpu.yml", "docker-compose.webui.yml")
@@ -66,12 +66,7 @@ class Project:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         self.volume = volume
-        self.environment = {
-            "NANOCHAT_IMAGE": IMAGE,
-            "NANOCHAT_DATA": volume,
-            "NANOCHAT_PORT": str(self.port),
-            "COMPOSE_PROJECT_NAME": volume,
-        }
+        self.environment = project_of(volume) | {"NANOCHAT_PORT": str(self.port)}
 
     def __call__(self, *arguments: str, timeout: float = HANG) -> Completed:
         return call(*COMPOSE, *arguments, timeout=timeout, **self.environment)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests import tiny
-from tests.containers.engine import COMPOSE, IMAGE, ROOT, call, container, docker, exit_code, losses, run, wait_for_log
+from tests.containers.engine import COMPOSE, ROOT, call, container, docker, exit_code, losses, project_of, run, wait_for_log
 
 pytestmark = [pytest.mark.container, pytest.mark.usefixtures("image")]
 STOPS = 5
@@ -55,7 +55,7 @@ def test_docker_stop_at_five_moments(volume: str, text: str) -> None:
 
 def composed(volume: str, *arguments: str) -> tuple[list[str], dict[str, str]]:
     """A command line of compose on `volume`, and its environment."""
-    return [*COMPOSE, *arguments], os.environ | {"NANOCHAT_IMAGE": IMAGE, "NANOCHAT_DATA": volume, "COMPOSE_PROJECT_NAME": volume}
+    return [*COMPOSE, *arguments], os.environ | project_of(volume)
 
 
 @pytest.mark.parametrize("terminal", [False, True])
@@ -101,7 +101,7 @@ def test_compose_stop(volume: str) -> None:
     environment["NANOCHAT_TRAIN_ARGS"] = "--profile cpu --threads 1 --sft-iterations 0"
     try:
         subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, timeout=120)
-        name = f"{volume}-train-1"
+        name = f"{volume.removesuffix('_data')}-train-1"
         wait_for_log(name, "| loss ")
         stop, _ = composed(volume, "stop", "train")
         subprocess.run(stop, cwd=ROOT, env=environment, check=True, capture_output=True, timeout=240)
