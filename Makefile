@@ -14,7 +14,7 @@ CRATE_FILES := $(wildcard rustbpe/*.toml rustbpe/*.pyi rustbpe/Cargo.lock) $(she
 export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test check test-slow test-containers lint bench lock clean
+.PHONY: help install quickstart test check test-slow test-containers test-browser lint bench lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' Makefile
@@ -40,7 +40,14 @@ test-slow: $(STAMP) ## the long tests: kill loops, fuzzing, load
 test-containers: $(STAMP) ## the tests that build and run containers
 	$(PYTHON) -m pytest -m "container and not slow" -rs --durations=10
 
+<<<<<<< HEAD
 lint: $(STAMP) ## ruff, mypy, clippy, the formatters' checks, hadolint, zizmor
+=======
+test-browser: $(STAMP) ## the page in headless Chromium (skipped where there is none)
+	$(PYTHON) -m pytest -m browser
+
+lint: $(STAMP) ## ruff, mypy, clippy and the formatters' checks
+>>>>>>> main
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy

@@ -44,7 +44,7 @@ def _run_config(profile: str, trial: bool, arguments: list[str]) -> configuratio
     """The profile's values with the flags on top. Text of the user's own lets vocabulary and length follow from it."""
     overrides = configuration.parse_flags(arguments)
     if profile == "auto":
-        from nanochat.ops.plan import profile_here
+        from nanochat.ops.hardware import profile_here
 
         profile = profile_here()
         log(f"profile: {profile}, by what this machine has")
@@ -81,24 +81,49 @@ def quickstart(context: typer.Context) -> None:
     raise typer.Exit(run(config, relaunch=[str(HERE), *sys.argv[1:]]))
 
 
-@app.command()
+@app.command(context_settings=FLAGS)
 def download(
-    shards: Annotated[int, typer.Option("-n", "--shards", help="training shards; the validation shard is one more")] = 16,
-    dataset: Annotated[str, typer.Option(help="climbmix, fineweb-edu or hf:OWNER/NAME")] = "climbmix",
+    context: typer.Context,
+    shards: Annotated[int | None, typer.Option("-n", "--shards", help="training shards; the validation shard is one more")] = None,
+    dataset: Annotated[str | None, typer.Option(help="climbmix, fineweb-edu, hf:OWNER/NAME or hf:OWNER/NAME:COLUMN")] = None,
+    profile: Annotated[str | None, typer.Option("--for", help="everything that this profile's run needs, to train with no network")] = None,
+    trial: Annotated[bool, typer.Option("--trial", help="with --for: what its trial needs")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="hash every file again afterwards")] = False,
+    limit: Annotated[str | None, typer.Option(help="bytes a second, as in 500K or 2M")] = None,
 ) -> None:
-    """Download training shards and the validation shard."""
-    from nanochat.data.download import ensure_shards
+    """Download training shards and the validation shard, or with --for all that a run needs. Called again, it goes on where it stopped."""
+    from nanochat import dataset as command
 
-    found = ensure_shards(dataset, shards)
-    print(found.folder)
+    command.limit_rate(limit)
+    if profile is None:
+        if context.args:
+            raise UsageError(f"{context.args[0]} is an option of a run", "name whose: download --for PROFILE")
+        print(command.download(dataset or "climbmix", shards, verify).folder)
+        return
+    named = ([f"--dataset={dataset}"] if dataset else []) + ([f"--shards={shards}"] if shards else [])
+    config = _run_config(profile, trial, [*named, *context.args])
+    from nanochat.ops.fetch import fetch_for
+    from nanochat.ops.plan import choose_hardware, normal, resolve
+
+    print(fetch_for(resolve(normal(config), hardware=choose_hardware(config)), verify))
 
 
 @app.command()
-def identity() -> None:
-    """Download the identity conversations."""
-    from nanochat.data.download import ensure_identity
+def identity(
+    file: Annotated[Path | None, typer.Argument(help="a TOML of name, maker, languages and traits; without it the published ones")] = None,
+    out: Annotated[Path | None, typer.Option(help="where they are written; without it beside the TOML")] = None,
+) -> None:
+    """Make the conversations that teach a model who it is, from a TOML file (train --identity does the same), or download some."""
+    if file is None:
+        from nanochat.data.sets import ensure_identity
 
-    print(ensure_identity())
+        print(ensure_identity())
+        return
+    from nanochat.data import identity as who
+
+    path = out or file.with_suffix(".jsonl")
+    who.write_conversations(path, who.conversations(who.read_identity(file)))
+    print(path)
 
 
 @app.command(context_settings=FLAGS)
@@ -186,19 +211,50 @@ def plan(
     context: typer.Context,
     profile: Annotated[str, typer.Option(help="cpu, rtx4050, rtx4090 (and 3090), h100x8, or auto")] = "auto",
     trial: Annotated[bool, typer.Option("--trial", help="the guide's plan for the card")] = False,
+    card: Annotated[str, typer.Option(help="plan for another card than this machine's: 4070, A100, H100, ...")] = "",
+    price: Annotated[float, typer.Option(help="dollars for one card and hour")] = 0.0,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object on stdout")] = False,
 ) -> None:
     """What a run needs and gives, before its first step: parameters, tokens, memory, time, disk, download."""
+    import dataclasses
+
+    from nanochat.ops import budget, cards, hardware
     from nanochat.ops import plan as planning
 
-    config = _run_config(profile, trial, context.args)
+    config = planning.normal(_run_config(profile, trial, context.args))
     text_bytes = None
     if config.data:  # its size decides the vocabulary and the length
         from nanochat.data.documents import import_texts
 
-        text_bytes = import_texts(Path(config.data).expanduser()).text_bytes
-    made = planning.make_plan(config, text_bytes=text_bytes)
+        text_bytes = import_texts(Path(config.data)).text_bytes
+    if card:
+        config = config.replace(device="cuda")
+    machine = hardware.card_hardware(cards.named(card), config.nproc_per_node) if card else hardware.choose_hardware(config)
+    machine = dataclasses.replace(machine, dollars=price) if price else machine
+    _, made = budget.decide(config, machine, text_bytes=text_bytes)
     print(json.dumps(made.to_dict(), ensure_ascii=False) if as_json else planning.describe(made))
+
+
+@app.command(context_settings=FLAGS)
+def doctor(
+    context: typer.Context,
+    profile: Annotated[str, typer.Option(help="cpu, rtx4050, rtx4090 (and 3090), h100x8, or auto")] = "auto",
+    trial: Annotated[bool, typer.Option("--trial", help="the guide's plan for the card")] = False,
+    gpus: Annotated[bool, typer.Option("--gpus", help="also ten seconds of work on each GPU, and an all-reduce between them")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object on stdout")] = False,
+) -> None:
+    """Look for what would make a run fail or crawl on this machine; exit 3 where it would fail."""
+    from nanochat.ops import doctor as examination
+    from nanochat.ops import plan as planning
+
+    config = planning.resolve(_run_config(profile, trial, context.args))
+    findings = examination.examine(config, planning.make_plan(config, planning.this_machine(config.device)))
+    if gpus:
+        from nanochat.ops.gpus import check_gpus
+
+        findings += check_gpus(config.device)
+    print(json.dumps(examination.to_json(findings), ensure_ascii=False) if as_json else examination.describe(findings))
+    raise typer.Exit(0 if examination.healthy(findings) else 3)
 
 
 @app.command()
@@ -261,7 +317,7 @@ def guarded(command: Any, *arguments: Any) -> None:
     except Exception as error:
         code = fail(_for_user(error))
     except KeyboardInterrupt:
-        log("stopped; run the same command again to begin anew")
+        log("stopped; run the same command again")
         code = 130
     finally:
         if "RANK" in os.environ:

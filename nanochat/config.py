@@ -47,7 +47,8 @@ class Config:
 
     dataset: str = _field("climbmix", "embedded, climbmix, fineweb-edu or hf:OWNER/NAME")
     data: str = _field("", "your own text instead: a folder or file of parquet, jsonl or txt")
-    chat_data: str = _field("", "your own conversations: jsonl")
+    chat_data: str = _field("", "your own conversations: jsonl, or a public set of them: hf:OWNER/NAME")
+    identity: str = _field("", "a TOML of the model's name, maker, languages and traits, to be taught in fine-tuning")
     shards: int = _field(-1, "training shards to use; -1: what the token count needs")
     vocab_size: int = _field(-1, "tokens in the vocabulary, the nine specials included; -1: by rule")
 
@@ -62,6 +63,7 @@ class Config:
     total_batch_size: int = _field(-1, "tokens of one step over all devices; -1: by rule")
     num_iterations: int = _field(-1, "steps of pretraining; -1: by target_param_data_ratio")
     target_param_data_ratio: float = _field(12.0, "tokens for each scaling parameter")
+    hours: float = _field(0.0, "the best depth, batch and number of steps for so many hours on this machine; 0: as the other values say")
     embedding_lr: float = _field(0.3, "AdamW learning rate of the token embedding")
     value_embedding_lr: float = _field(0.15, "AdamW learning rate of the value embeddings")
     unembedding_lr: float = _field(0.008, "AdamW learning rate of the head")
@@ -85,6 +87,7 @@ class Config:
     device: str = _field("auto", "auto, cuda or cpu", "auto", "cuda", "cpu")
     compile: str = _field("auto", "torch.compile: on, off, or auto (where the run is long enough to earn it back)", "on", "off", "auto")
     nproc_per_node: int = _field(1, "processes (GPUs) on this machine", keeps_losses=True)
+    hang_timeout: float = _field(1800.0, "seconds without any progress after which a process ends with exit 7; 0: never", keeps_losses=True)
     seed: int = _field(42, "of the initial weights and of the data's order")
     deterministic: bool = _field(False, "fp32, compile off, deterministic algorithms: equal losses, digit for digit")
     threads: int = _field(-1, "CPU threads for each process; -1: by rule")
@@ -102,6 +105,8 @@ class Config:
             value = getattr(self, name)
             if value < -1 or (value == 0 and name != "sft_iterations"):
                 raise UsageError(f"{name} = {value} is not possible", f"give --{name} a positive number, or -1 for the rule")
+        if not 0 <= self.hours < 10_000:
+            raise UsageError(f"hours = {self.hours:g} is not possible", "give --hours a positive number, such as 8 or 0.5")
         if self.seed < 0:
             raise UsageError(f"seed = {self.seed} is negative", "give --seed a number from 0")
         if self.head_dim % 2:

@@ -1,11 +1,13 @@
 """`python -m nanochat.dataset -n 16`: fetch that many training shards, and the validation shard."""
 
 import argparse
+import os
 import sys
 
 from nanochat.console import fail, log
 from nanochat.data.download import KNOWN, ensure_shards, origin
-from nanochat.data.shards import MANIFEST, read_manifest, verify
+from nanochat.data.shards import MANIFEST, Dataset, read_manifest, verify
+from nanochat.data.transfer import LIMIT, parse_rate
 from nanochat.errors import NanochatError, UsageError
 from nanochat.paths import dataset_dir
 
@@ -30,19 +32,35 @@ def shards_wanted(dataset: str, asked: int | None) -> int:
     return max(len(read_manifest(folder).training), 1) if (folder / MANIFEST).exists() else DEFAULT
 
 
+def download(dataset: str, asked: int | None, check: bool = False) -> Dataset:
+    """Have `asked` training shards of `dataset` (see `shards_wanted`), fetched where they are missing; with `check`, hash every file."""
+    found = ensure_shards(dataset, shards_wanted(dataset, asked))
+    if check:
+        verify(found)
+    return found
+
+
+def limit_rate(limit: str | None) -> None:
+    """Let the downloads of this process take `limit` bytes a second together ("2M"). Raises UsageError."""
+    if limit:
+        parse_rate(limit)
+        os.environ[LIMIT] = limit
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code. Errors are an `error:` and a `hint:` line on stderr."""
     parser = _Parser(prog="python -m nanochat.dataset", description=__doc__)
     parser.add_argument(
         "-n", "--num-files", "--num_files", "--shards", type=int, metavar="N", help="training shards to have; -1: all of them"
     )
-    parser.add_argument("--dataset", default="climbmix", help=f"{', '.join(KNOWN)} or hf:OWNER/NAME (default: climbmix)")
+    known = ", ".join(KNOWN)
+    parser.add_argument("--dataset", default="climbmix", help=f"{known}, hf:OWNER/NAME or hf:OWNER/NAME:COLUMN (default: climbmix)")
+    parser.add_argument("--limit", metavar="RATE", help="bytes a second, as in 500K or 2M")
     parser.add_argument("--verify", action="store_true", help="hash every file again afterwards")
     try:
         options = parser.parse_args(arguments)
-        dataset = ensure_shards(options.dataset, shards_wanted(options.dataset, options.num_files))
-        if options.verify:
-            verify(dataset)
+        limit_rate(options.limit)
+        dataset = download(options.dataset, options.num_files, options.verify)
     except NanochatError as error:
         return fail(error)
     except KeyboardInterrupt:

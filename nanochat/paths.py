@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from nanochat.console import log
 from nanochat.errors import NanochatError, PreflightError
 
 TEMPORARY = ".tmp-"  # prefix of unfinished files and folders; never read, swept when stale
@@ -113,11 +114,23 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the lock that the file `path` stands for: one process at a time, freed by the system when its holder dies."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+def locked(path: Path, holder: str = "") -> Iterator[None]:
+    """Hold the lock that the file `path` stands for: one process at a time, freed by the system when its holder dies.
+
+    Where there is a wait, `holder` says for whom. Raises PreflightError where the file cannot be made.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("w")
+    except OSError as error:
+        raise disk_error(error, f"preparing {path.parent}") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if holder:
+                log(f"waiting for {holder} in {path.parent}")
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 

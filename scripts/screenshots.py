@@ -38,6 +38,7 @@ def take(browser: Browser, url: str, what: str, name: str, options: dict[str, An
     else:
         page.locator("#training-pill").click()
         page.locator("#training polyline").first.wait_for()
+        page.mouse.move(0, 0)
     page.screenshot(path=DOCS / f"{what}-{name}.png")
     context.close()
 

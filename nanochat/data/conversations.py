@@ -10,8 +10,9 @@ from typing import Any, overload
 
 import numpy as np
 
+from nanochat.data import identity
 from nanochat.data.documents import Conversation, conversation_fault, read_conversations
-from nanochat.data.download import TASKS, ensure_identity, ensure_task
+from nanochat.data.sets import TASKS, ensure_identity, ensure_task
 from nanochat.errors import DataError, UsageError
 
 # How often each set goes into one pass (karpathy/nanochat's mixture).
@@ -22,7 +23,7 @@ _CALCULATION = re.compile(r"<<([^<>=]*)=([^<>]*)>>")
 
 
 def talk(row: dict[str, Any]) -> Conversation:
-    """A row of SmolTalk: its messages, as they are."""
+    """A row of SmolTalk, or of any set with a column `messages`: those, as they are."""
     return [{"role": message["role"], "content": message["content"]} for message in row["messages"]]
 
 
@@ -121,10 +122,17 @@ class Mixture(Sequence[Conversation]):
         return self.sets[which][place - int(self.starts[which])]
 
 
+def with_identity(others: Sequence[Conversation], path: Path, seed: int) -> Mixture:
+    """`others` and the conversations about the identity that a TOML file describes, as often as the published ones. Raises DataError."""
+    return Mixture([(others, 1), (identity.conversations(identity.read_identity(path)), MIXTURE["identity"])], seed)
+
+
 def conversations(name: str) -> Sequence[Conversation]:
-    """One set: a name of TASKS, or identity. Fetched where it is not there. Raises UsageError for another name, DataError."""
+    """One set: a name of TASKS, identity or hf:OWNER/NAME. Fetched where it is not there. Raises UsageError for another name, DataError."""
     if name == "identity":
         return read_conversations(ensure_identity())
+    if name.startswith("hf:"):
+        return Rows(ensure_task(name), talk)
     if name not in TASKS:
         raise UsageError(f"no set {name!r} for fine-tuning", f"one of: identity, {', '.join(TASKS)}")
     return Rows(ensure_task(name), _CONVERT[name])

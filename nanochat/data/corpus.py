@@ -19,6 +19,7 @@ from nanochat.data.skills import SCORED, STORIES, Example, worksheet
 from nanochat.paths import dataset_dir
 
 NAME = "embedded"
+IDENTITY = "identity"  # the skill that a user's own identity takes the place of
 DOCUMENTS = 40_000  # about 2 million tokens with the quickstart's tokenizer: more than it trains on
 CONVERSATIONS = 12_000
 PARTS = (1, 1, 1, 1, 2, 3)  # examples in a document or turns in a conversation, one of these
@@ -54,10 +55,11 @@ def documents(seed: int = 0, count: int = DOCUMENTS) -> Iterator[str]:
         yield "\n\n".join(part.document() for part in parts)
 
 
-def conversations(seed: int = 0, count: int = CONVERSATIONS) -> list[list[dict[str, Any]]]:
-    """`count` conversations of one to three turns for fine-tuning."""
+def conversations(seed: int = 0, count: int = CONVERSATIONS, identity: bool = True) -> list[list[dict[str, Any]]]:
+    """`count` conversations of one to three turns for fine-tuning; without `identity` none of them says who the model is."""
     random = Random(f"conversations {seed}")
-    examples = _examples(random, CONVERSATION_WEIGHTS)
+    kinds = zip((*SCORED, STORIES), CONVERSATION_WEIGHTS, strict=True)
+    examples = _examples(random, tuple(weight * (identity or skill.name != IDENTITY) for skill, weight in kinds))
     return [[message for _ in range(random.choice(PARTS)) for message in next(examples).turns()] for _ in range(count)]
 
 

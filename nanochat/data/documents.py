@@ -15,6 +15,7 @@ from typing import Any
 
 from nanochat.console import Progress, log, quantity
 from nanochat.data.shards import COLUMN, MANIFEST, Dataset, open_dataset, texts, write_dataset
+from nanochat.data.summary import Summary
 from nanochat.data.textfile import BLOCK, detect_encoding, open_text
 from nanochat.errors import DataError
 from nanochat.paths import dataset_dir
@@ -55,7 +56,10 @@ def import_texts(path: Path) -> Dataset:
     size = sum(source.path.stat().st_size for source in sources)
     cut = min(CUT, max(size // 100, 400))  # a small text in small pieces, so that a tenth of it can be told apart
 
-    chosen, total, count = _choose_validation(_progress(f"reading {path}", _documents(sources, cut), 0), path)
+    summary = Summary()
+    chosen, total = _choose_validation(_progress(f"reading {path}", _documents(sources, cut), 0), path, summary)
+    for line in summary.lines():
+        log(line)
 
     def side(validation: bool) -> Iterator[str]:
         return (text for text in _documents(sources, cut) if (_hash(text) in chosen) == validation)
@@ -70,7 +74,7 @@ def import_texts(path: Path) -> Dataset:
     )
     held_out = dataset.validation
     kept = f"{held_out.documents} of them ({quantity(held_out.text_bytes)}B) kept for validation"
-    log(f"{path}: {count} documents, {quantity(total)}B; {kept}")
+    log(f"{path}: {summary.documents} documents, {quantity(total)}B; {kept}")
     return dataset
 
 
@@ -208,19 +212,19 @@ def _hash(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
-def _choose_validation(documents: Iterable[str], path: Path) -> tuple[set[int], int, int]:
-    """Hashes of the documents to hold out: the smallest hashes, until their bytes suffice; and all documents' bytes and count.
+def _choose_validation(documents: Iterable[str], path: Path, summary: Summary) -> tuple[set[int], int]:
+    """Hashes of the documents to hold out: the smallest hashes, until their bytes suffice; and all documents' bytes.
 
-    Only the smallest hashes are kept in memory, twice as many bytes' worth as needed so far. Raises DataError where the
-    text is too small, or cannot be divided.
+    `summary` is told of each document. Only the smallest hashes are kept in memory, twice as many bytes' worth as needed so
+    far. Raises DataError where the text is too small, or cannot be divided.
     """
     smallest: list[tuple[int, int]] = []  # a heap of (-hash, bytes): the largest hash is on top
-    held = total = count = 0
+    held = total = 0
     for text in documents:
-        size = len(text.encode())
+        size, value = len(text.encode()), _hash(text)
         total += size
-        count += 1
-        heapq.heappush(smallest, (-_hash(text), size))
+        summary.add(text, size, value)
+        heapq.heappush(smallest, (-value, size))
         held += size
         while held - smallest[0][1] > 2 * max(HELD_OUT * total, HELD_OUT_BYTES / HELD_OUT_MOST):
             held -= heapq.heappop(smallest)[1]
@@ -245,8 +249,8 @@ def _choose_validation(documents: Iterable[str], path: Path) -> tuple[set[int], 
             held += bytes_of[value]
     if not chosen:
         hint = "give more text, or text that repeats itself less: a tenth of it at most is held out"
-        raise DataError(f"{path} holds {count} documents, none of which can be kept for validation", hint)
-    return chosen, total, count
+        raise DataError(f"{path} holds {summary.documents} documents, none of which can be kept for validation", hint)
+    return chosen, total
 
 
 def _progress(what: str, documents: Iterable[str], total: int) -> Iterator[str]:

@@ -1,26 +1,22 @@
-"""What comes over the network: pretraining shards, the sets for fine-tuning, the identity conversations.
+"""Pretraining shards from a hub: which are there, which are missing, and the manifest that names them.
 
-What is already there, put by this module or by hand, is not fetched again. How a file is fetched is hub.py's.
+What is already there, put by this module or by hand, is not fetched again. How a file is fetched is transfer.py's.
 """
 
 import contextlib
 import dataclasses
-import json
-import os
 import re
 from pathlib import Path
 
 from nanochat.console import Progress, log
-from nanochat.data.documents import read_conversations
-from nanochat.data.hub import NotListed, Remote, endpoint, fetch, fetch_all, list_files, resolve_url
-from nanochat.data.shards import MANIFEST, Dataset, Shard, borrow, damage, inspect, read_manifest, shard_name, write_manifest
+from nanochat.data import hub
+from nanochat.data.hub import NotListed, Remote, endpoint, list_files
+from nanochat.data.shards import COLUMN, MANIFEST, Dataset, Shard, borrow, damage, inspect, read_manifest, shard_name, write_manifest
+from nanochat.data.transfer import fetch_all
 from nanochat.errors import DataError, UsageError
-from nanochat.paths import atomic_write_json, base_dir, dataset_dir, disk_error
+from nanochat.paths import base_dir, dataset_dir, disk_error, locked
 
-ASSETS = "https://karpathy-public.s3.us-west-2.amazonaws.com"  # NANOCHAT_ASSET_URL replaces it
-IDENTITY = "identity_conversations.jsonl"
 NON_COMMERCIAL = "CC BY-NC 4.0 (not for commercial use)"
-SEE_CARD = "see the dataset's card"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +29,7 @@ class Origin:
     licence: str
     last: int | None = None
     upstream: str = ""  # the folder of the data directory where karpathy/nanochat keeps the same shards
+    column: str = ""  # that holds the text; "": found
 
 
 KNOWN = {
@@ -41,30 +38,24 @@ KNOWN = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Task:
-    """A set for fine-tuning: the files of `repo` whose path begins with `prefix`."""
-
-    repo: str
-    prefix: str
-    licence: str = SEE_CARD
-
-
-TASKS = {
-    "smol-smoltalk": Task("HuggingFaceTB/smol-smoltalk", "data/train-"),
-    "mmlu": Task("cais/mmlu", "auxiliary_train/"),
-    "gsm8k": Task("openai/gsm8k", "main/train-"),
-}
-
-
 def origin(dataset: str) -> Origin:
-    """The origin of climbmix, fineweb-edu or hf:OWNER/NAME. Raises UsageError for another name."""
+    """The origin of climbmix, fineweb-edu, hf:OWNER/NAME or hf:OWNER/NAME:COLUMN. Raises UsageError for another name."""
     if dataset in KNOWN:
         return KNOWN[dataset]
-    repo = dataset.removeprefix("hf:")
-    if dataset.startswith("hf:") and re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", repo):
-        return Origin(dataset, repo, "hf--" + repo.replace("/", "--"), SEE_CARD)
-    raise UsageError(f"no dataset {dataset!r} can be downloaded", f"one of: {', '.join(KNOWN)}, hf:OWNER/NAME")
+    if found := re.fullmatch(r"hf:([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?::([\w.-]+))?", dataset):
+        repo, column = found[1], found[2] or ""
+        return Origin(dataset, repo, dataset.replace(":", "--").replace("/", "--"), hub.UNKNOWN_LICENCE, column=column)
+    raise UsageError(f"no dataset {dataset!r} can be downloaded", f"one of: {', '.join(KNOWN)}, hf:OWNER/NAME, hf:OWNER/NAME:COLUMN")
+
+
+def have_shards(dataset: str) -> list[str]:
+    """Names of the shards of a published dataset that lie in its folder, whole by their size where the manifest names it; no network."""
+    folder = dataset_dir(origin(dataset).folder)
+    listed: dict[str, Shard] = {}
+    with contextlib.suppress(DataError):
+        manifest = read_manifest(folder)
+        listed = {shard.path.name: shard for shard in (*manifest.training, manifest.validation)}
+    return sorted(path.name for path in folder.glob("*.parquet") if path.name not in listed or not damage(listed[path.name]))
 
 
 # --- shards
@@ -83,21 +74,30 @@ def ensure_shards(dataset: str, training: int) -> Dataset:
         raise UsageError(f"{dataset} has {where.last} training shards, not {training}", f"ask for {where.last} at most")
     folder = dataset_dir(where.folder)
     have, validation = _on_disk(where, folder, training)
-    remote = _Listing(where)
+    if validation not in have or len(have) <= training:
+        with locked(folder / ".lock", f"another download of {dataset}"):
+            have, validation = _on_disk(where, folder, training)  # the other may have brought it all
+            validation = _complete(where, folder, training, have, validation)
+    assert validation is not None
+    return _manifest_of(where, folder, have, validation).first(training)
+
+
+def _complete(where: Origin, folder: Path, training: int, have: dict[str, Shard], validation: str | None) -> str:
+    """Fetch what is missing into `have`; returns the validation shard's name."""
+    listing = _Listing(where)
     try:
-        if validation is None:
-            validation = remote.validation()
+        validation = validation or listing.validation()
         missing = [name for name in (validation,) if name not in have]
         lacking = training - sum(name != validation for name in have)
         if lacking > 0:
-            missing += remote.next_training(lacking, {*have, validation})
+            missing += listing.next_training(lacking, {*have, validation})
         if missing:
-            _fetch_shards(where, folder, [remote.file(name) for name in missing], have, validation)
+            _fetch_shards(where, folder, listing, missing, have, validation)
+        return validation
     except DataError as error:
         spare = f"; with the {len(have)} shards that are there, --shards {len(have) - 1} needs no network" if len(have) > 1 else ""
-        command = f"python -m nanochat.dataset --dataset {dataset} -n {training}"
+        command = f"python -m nanochat.dataset --dataset {where.name} -n {training}"
         raise DataError(error.message, error.hint or f"run again: {command} (HF_ENDPOINT names a mirror){spare}") from error
-    return _manifest_of(where, folder, have, validation).first(training)
 
 
 def _on_disk(where: Origin, folder: Path, training: int) -> tuple[dict[str, Shard], str | None]:
@@ -127,7 +127,7 @@ def _on_disk(where: Origin, folder: Path, training: int) -> tuple[dict[str, Shar
         ) as progress:
             for path in strangers:
                 try:
-                    have[path.name] = inspect(path, progress=progress)
+                    have[path.name] = inspect(path, progress=progress, column=where.column)
                     changed = True
                 except DataError as error:
                     log(f"{error.message}: not used")
@@ -146,7 +146,10 @@ def _on_disk(where: Origin, folder: Path, training: int) -> tuple[dict[str, Shar
 def _manifest_of(where: Origin, folder: Path, have: dict[str, Shard], validation: str) -> Dataset:
     """Write the manifest of `have` where it says something new, and return its dataset: training shards in the order of their names."""
     training = tuple(have[name] for name in sorted(have) if name != validation)
-    dataset = Dataset(where.name, folder, f"{where.repo} (Hugging Face)", where.licence, training, have[validation])
+    licence = where.licence
+    with contextlib.suppress(DataError):
+        licence = read_manifest(folder).licence if licence == hub.UNKNOWN_LICENCE else licence
+    dataset = Dataset(where.name, folder, f"{where.repo} (Hugging Face)", licence, training, have[validation])
     with contextlib.suppress(DataError):
         if read_manifest(folder) == dataset:
             return dataset
@@ -169,9 +172,9 @@ class _Listing:
         if self._files is None:
             try:
                 found = list_files(self.where.repo, recursive=self.where.last is None)
-                self._files = {
-                    remote.name: remote for remote in sorted(found, key=lambda remote: remote.name) if remote.name.endswith(".parquet")
-                }
+                names = {remote.name: remote for remote in sorted(found, key=lambda found: found.name) if remote.name.endswith(".parquet")}
+                # A set that marks its parts is not to be trained on its test part.
+                self._files = {name: remote for name, remote in names.items() if "train" in name} or names
             except NotListed as error:
                 if self.where.last is None:
                     raise
@@ -184,7 +187,7 @@ class _Listing:
         if len(names) < 2:
             raise DataError(
                 f"{self.where.repo} holds {len(names)} parquet file(s): one to train on and one for validation are needed",
-                "choose another dataset",
+                "choose another dataset, or download that file and give it as --data",
             )
         log(f"{self.where.name}: {names[-1]}, its last file, is kept for validation and not trained on")
         return names[-1]
@@ -199,67 +202,30 @@ class _Listing:
         return free[:count]
 
     def file(self, name: str) -> Remote:
-        return self.files().get(name) or Remote(resolve_url(self.where.repo, name), name)
+        return self.files().get(name) or hub.remote(self.where.repo, name)
+
+    def again(self, remote: Remote) -> Remote:
+        """The file as the hub lists it by now."""
+        self._files = None
+        return self.file(remote.name)
 
 
-def _fetch_shards(where: Origin, folder: Path, files: list[Remote], have: dict[str, Shard], validation: str) -> None:
-    """Fetch `files`, several at once, into `have`; the manifest grows with each. Raises the first failure when all have stopped."""
+def _fetch_shards(where: Origin, folder: Path, listing: _Listing, names: list[str], have: dict[str, Shard], validation: str) -> None:
+    """Fetch files, several at once, into `have`; the manifest grows with each. Raises the first failure when all have stopped."""
+    files = [listing.file(name) for name in names]
+    if where.licence == hub.UNKNOWN_LICENCE:
+        where = dataclasses.replace(where, licence=hub.licence(where.repo))
     log(f"{where.name}: fetching {len(files)} shard(s) from {endpoint()} (licence: {where.licence})")
     unhashed = [remote.name for remote in files if not remote.sha256]
     if unhashed:
         log(f"warning: no hash is published for {len(unhashed)} of them (such as {unhashed[0]}): they are checked by size alone")
 
     def done(path: Path, digest: str) -> None:
-        have[path.name] = inspect(path, digest)
+        shard = inspect(path, digest, column=where.column)
+        if not where.column and shard.column != COLUMN:
+            log(f"{path.name}: the text is taken from its column {shard.column!r}")
+        have[path.name] = shard
         if validation in have and len(have) > 1:
             _manifest_of(where, folder, have, validation)
 
-    fetch_all(f"downloading {where.name}", files, folder, done)
-
-
-# --- the sets for fine-tuning
-
-
-def ensure_identity() -> Path:
-    """The identity conversations: identity_conversations.jsonl in the data directory, fetched where it is not there. Raises DataError."""
-    path = base_dir() / IDENTITY
-    if path.is_file() and path.stat().st_size:
-        return path
-    base = (os.environ.get("NANOCHAT_ASSET_URL") or ASSETS).rstrip("/")
-    log(f"fetching {IDENTITY} from {base}")
-    log("warning: no hash is published for it: it is checked by size alone")
-    try:
-        fetch(Remote(f"{base}/{IDENTITY}", IDENTITY), path.parent)
-        read_conversations(path)
-    except DataError as error:
-        path.unlink(missing_ok=True)
-        raise DataError(error.message, error.hint or f"run again, or put the file at {path} (NANOCHAT_ASSET_URL names a mirror)") from error
-    return path
-
-
-def ensure_task(name: str) -> list[Path]:
-    """The parquet files of a set in TASKS, in data/tasks/<name>/: fetched, or used as somebody put them there. Raises DataError."""
-    task, folder = TASKS[name], dataset_dir("tasks") / name
-    index = folder / "files.json"
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        sizes = {folder / file: entry["bytes"] for file, entry in json.loads(index.read_text(encoding="utf-8"))["files"].items()}
-        if sizes and all(path.stat().st_size == size for path, size in sizes.items()):
-            return sorted(sizes)
-    by_hand = sorted(folder.glob("*.parquet"))
-    if by_hand and not index.exists():
-        log(f"{name}: using the {len(by_hand)} file(s) found in {folder}")
-        return by_hand
-    try:
-        prefix = task.prefix.replace("/", "__")
-        files = [remote for remote in list_files(task.repo) if remote.name.startswith(prefix) and remote.name.endswith(".parquet")]
-        if not files:
-            raise DataError(f"{task.repo} has no parquet file whose name begins with {task.prefix}")
-        found: dict[Path, str] = {}
-        fetch_all(f"downloading {name}", files, folder, found.__setitem__)
-        entries = {path.name: {"bytes": path.stat().st_size, "sha256": digest} for path, digest in sorted(found.items())}
-        atomic_write_json(index, {"source": f"{task.repo} (Hugging Face)", "licence": task.licence, "files": entries})
-    except DataError as error:
-        raise DataError(
-            error.message, error.hint or f"run again, or put its parquet files into {folder} (HF_ENDPOINT names a mirror)"
-        ) from error
-    return sorted(found)
+    fetch_all(f"downloading {where.name}", files, folder, done, listing.again)

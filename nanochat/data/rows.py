@@ -73,8 +73,8 @@ class RowCache:
 
     def prefetch(self, shard: Shard) -> None:
         """Begin to pack a shard in the background, so that it is there when its turn comes."""
-        if self.packer and shard.sha256 not in self.packing and not self._packed(shard):
-            self.packing[shard.sha256] = self.background.submit(self._pack, shard)
+        if self.packer and shard.content not in self.packing and not self._packed(shard):
+            self.packing[shard.content] = self.background.submit(self._pack, shard)
 
     def close(self) -> None:
         """Let go of the background thread; what it has not finished is dropped."""
@@ -82,17 +82,17 @@ class RowCache:
         self.background.shutdown(wait=False, cancel_futures=True)
 
     def _bin(self, shard: Shard) -> Path:
-        return self.folder / f"{shard.sha256[:16]}.bin"
+        return self.folder / f"{shard.content[:16]}.bin"
 
     def _index(self, shard: Shard) -> Path:
-        return self.folder / f"{shard.sha256[:16]}.json"
+        return self.folder / f"{shard.content[:16]}.json"
 
     def _packed(self, shard: Shard) -> bool:
         return self._bin(shard).exists() and self._index(shard).exists()
 
     def _ensure(self, shard: Shard) -> None:
-        if shard.sha256 in self.packing:
-            self.packing.pop(shard.sha256).result()
+        if shard.content in self.packing:
+            self.packing.pop(shard.content).result()
         while not self._packed(shard):
             if not self.packer:
                 time.sleep(HEAD_START)

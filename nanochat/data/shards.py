@@ -21,18 +21,28 @@ from nanochat.paths import atomic_folder, atomic_write_json, disk_error
 MANIFEST = "manifest.json"
 FORMAT = 1
 COLUMN = "text"
+USUAL_COLUMNS = ("content", "raw_content", "markdown", "document", "body", "article")  # where there is no `text`
 ROW_GROUP = 1000  # documents read or written at once
 
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """One parquet file. `bytes` is the file's size; `text_bytes` its documents' UTF-8 bytes, 0 where nobody counted them."""
+    """One parquet file. `bytes` is the file's size; `text_bytes` its documents' UTF-8 bytes, 0 where nobody counted them.
+
+    The text is in `column`.
+    """
 
     path: Path
     bytes: int
     sha256: str
     documents: int
     text_bytes: int = 0
+    column: str = COLUMN
+
+    @property
+    def content(self) -> str:
+        """The hash that stands for this text: the file's, and where the column is not the usual one, that of both."""
+        return self.sha256 if self.column == COLUMN else hashlib.sha256(f"{self.sha256} {self.column}".encode()).hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +76,9 @@ def mend(name: str, folder: Path) -> str:
     """The hint for a dataset that is incomplete or broken: what restores it. `name` may be its folder's name too."""
     if name.startswith("user-") or name == "embedded":
         return f"remove the folder {folder} and run the same command again: it is made anew"
-    return f"run: python -m nanochat.dataset --dataset {name.replace('hf--', 'hf:').replace('--', '/')} (it fetches what is missing)"
+    if name.startswith("hf--"):
+        name = "hf:" + name.removeprefix("hf--").replace("--", "/", 1).replace("--", ":", 1)
+    return f"run: python -m nanochat.dataset --dataset {name} (it fetches what is missing)"
 
 
 # --- the manifest
@@ -121,7 +133,8 @@ def _shard(folder: Path, entry: dict[str, Any]) -> Shard:
     for key in ("bytes", "documents"):
         if type(entry[key]) is not int or entry[key] < 0:
             raise ValueError(f"{key} of {name} is {entry[key]!r}")
-    return Shard(folder / name, entry["bytes"], str(entry["sha256"]), entry["documents"], int(entry.get("text_bytes", 0)))
+    text_bytes, column = int(entry.get("text_bytes", 0)), str(entry.get("column", COLUMN))
+    return Shard(folder / name, entry["bytes"], str(entry["sha256"]), entry["documents"], text_bytes, column)
 
 
 def open_dataset(folder: Path) -> Dataset:
@@ -172,12 +185,12 @@ def sha256(path: Path, progress: Progress | None = None) -> str:
 # --- reading
 
 
-def texts(shard: Shard | Path, column: str = COLUMN) -> Iterator[list[str]]:
+def texts(shard: Shard | Path) -> Iterator[list[str]]:
     """The shard's documents, in order, some `ROW_GROUP` at a time; nulls are left out. Raises DataError where it cannot be read."""
     import pyarrow
     import pyarrow.parquet
 
-    path = shard.path if isinstance(shard, Shard) else shard
+    path, column = (shard.path, shard.column) if isinstance(shard, Shard) else (shard, COLUMN)
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             _require_column(file.schema_arrow, column, path)
@@ -202,16 +215,38 @@ def _require_column(schema: Any, column: str, path: Path) -> None:
         raise DataError(f"the column {column!r} of {path} is of type {kind}, not string", f"write it with a column {column!r} of strings")
 
 
-def inspect(path: Path, digest: str | None = None, progress: Progress | None = None) -> Shard:
-    """The Shard that a parquet file is: footer read, hashed unless `digest` is given. Raises DataError where it is not one of text."""
+def find_column(schema: Any, path: Path) -> str:
+    """The column that holds the text: `text`, else one of the usual names, else the only one of strings. Raises DataError."""
+    import pyarrow.types
+
+    strings = [
+        name for name in schema.names if pyarrow.types.is_string(kind := schema.field(name).type) or pyarrow.types.is_large_string(kind)
+    ]
+    for name in (COLUMN, *USUAL_COLUMNS):
+        if name in strings:
+            return name
+    if len(strings) == 1:
+        return strings[0]
+    raise DataError(
+        f"{path.name}: which column holds the text? It has no {COLUMN!r}; its columns are: {', '.join(schema.names)}",
+        "name it: --dataset hf:OWNER/NAME:COLUMN",
+    )
+
+
+def inspect(path: Path, digest: str | None = None, progress: Progress | None = None, column: str = "") -> Shard:
+    """The Shard that a parquet file is: footer read, hashed unless `digest` is given; the text's column is found unless named.
+
+    Raises DataError where it is not one of text.
+    """
     import pyarrow
     import pyarrow.parquet
 
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            _require_column(file.schema_arrow, COLUMN, path)
+            column = column or find_column(file.schema_arrow, path)
+            _require_column(file.schema_arrow, column, path)
             documents = file.metadata.num_rows
-        return Shard(path, path.stat().st_size, digest or sha256(path, progress), documents)
+        return Shard(path, path.stat().st_size, digest or sha256(path, progress), documents, column=column)
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(
             f"{path} is no complete parquet file: {error}", f"remove {path} and put a good copy there, or download it again"

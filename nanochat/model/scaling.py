@@ -181,11 +181,13 @@ def width_lr_scale(dim: int) -> float:
 
 # ---- memory ---------------------------------------------------------------------------------------------------
 
-# Bytes kept for the backward pass, for each token x dim x depth, in bf16; the model's other figures are +-15% too.
-ACTIVATION_BYTES = {"eager": 48.0, "compiled": 37.5}
-STEP_BYTES = 8  # what Muon's step needs for a moment, for each matrix parameter
+# Bytes kept for the backward pass for each token x dim in bf16 (twice as much in fp32): of each layer, more of a layer with a
+# window (its keys and values lie there twice), and of the model as a whole. Eager: measured on a CPU at 20 shapes, good to 8%
+# there (docs/EXPERIMENTS.md); compiled: 37.5 is a published figure, good to 15%.
+ACTIVATION_BYTES = {"eager": (36.0, 41.0, 62.0), "compiled": (37.5, 32.0, 0.0)}
+STEP_BYTES = {2: 8, 4: 28}  # what Muon's step needs for a moment, for each matrix parameter, by the bytes of a number
 LOSS_CHUNK = 16 * 2**20  # logits that the chunked loss holds at once (at least 256 rows of them)
-LOSS_BYTES = 20  # bytes for each of them
+LOSS_BYTES = 16  # bytes for each of them
 SAMPLE_SLOTS = 8  # conversations that a sample or an evaluation decodes side by side
 
 
@@ -194,25 +196,28 @@ def memory_bytes(gpt: GPTConfig, rows: int, *, processes: int = 1, bf16: bool = 
 
     weights: fp32, and where `bf16` the copies that the matrix units read, kept until the backward pass.
     optimizer: 4 bytes for a matrix parameter (Muon's momentum), 8 for any other (AdamW's two moments), dealt over
-    `processes`. activations: what the backward pass needs, or the optimizer's step where that is more, for the one
+    `processes`. activations: what the backward pass needs, or the optimizer's step where that is more than it and the logits, for the one
     is gone before the other comes. logits: the chunked loss. cache: keys and values of the samples.
     """
     parts = count_parameters(gpt)
     matrices, rest = parts["matrices"], parts["total"] - parts["matrices"]
     number = 2 if bf16 else 4
     tokens = rows * gpt.max_seq_len
-    kept = ACTIVATION_BYTES["compiled" if compiled else "eager"] * number / 2 * tokens * gpt.dim * gpt.depth
-    stepping = STEP_BYTES * matrices // processes + (4 * matrices if processes > 1 else 0)  # ranks also gather the updated weights
-    chunk = max(LOSS_CHUNK, 256 * gpt.padded_vocab)
+    layer, windowed, model = ACTIVATION_BYTES["compiled" if compiled else "eager"]
+    windows = sum(gpt.window(index) < gpt.max_seq_len for index in range(gpt.depth))
+    kept = (layer * gpt.depth + windowed * windows + model) * number / 2 * tokens * gpt.dim
+    stepping = STEP_BYTES[number] * matrices // processes + (4 * matrices if processes > 1 else 0)  # ranks also gather the updated weights
+    logits = LOSS_BYTES * min(tokens * gpt.padded_vocab, max(LOSS_CHUNK, 256 * gpt.padded_vocab)) + 8 * parts["head"]
     bytes_of = {
         "weights": 4 * parts["total"] + (2 * (matrices + parts["head"]) if bf16 else 0),
         "gradients": 4 * parts["total"],
         "optimizer": (4 * matrices + 8 * rest) // processes,
-        "activations": max(int(kept), stepping),
-        "logits": LOSS_BYTES * min(tokens * gpt.padded_vocab, chunk) + 8 * parts["head"] + 2 * number * tokens * gpt.dim,
+        "activations": max(int(kept), stepping - logits),
+        "logits": logits,
         "cache": cache_bytes(gpt, SAMPLE_SLOTS, gpt.max_seq_len, bf16=bf16),
     }
-    return bytes_of | {"total": sum(bytes_of.values())}
+    training = bytes_of["gradients"] + bytes_of["activations"] + bytes_of["logits"]
+    return bytes_of | {"total": bytes_of["weights"] + bytes_of["optimizer"] + max(training, bytes_of["cache"])}
 
 
 def cache_bytes(gpt: GPTConfig, slots: int, length: int, *, bf16: bool = True) -> int:

@@ -1,181 +1,31 @@
 """Before a run: every "by rule" gets its value, and the plan says what the run needs, how long it takes and whether it fits.
 
 `resolve` turns a Config with -1 and "auto" into one without, deterministically: the same config on the same kind of
-device gives the same values, whatever the machine's speed today. `make_plan` estimates; its seconds are a guess.
-torch is imported only where there might be a GPU, so that a plan without one answers at once.
+device gives the same values, whatever the machine's speed today. `make_plan` estimates: from a table of cards, or better
+from a few steps that were measured here (calibrate.py).
 """
 
-import ctypes
 import dataclasses
-import functools
 import math
-import os
 import shutil
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from nanochat import paths
 from nanochat.config import EMBEDDED, Config
 from nanochat.console import duration, quantity
 from nanochat.data.download import origin
 from nanochat.model import scaling
-
-GIB = 2**30
-
-# ---- hardware -------------------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Hardware:
-    """What a run is planned for: `count` equal devices."""
-
-    name: str
-    cuda: bool
-    memory: int  # bytes of one device
-    usable: int  # bytes that training may take of them
-    flops: float  # floating-point operations a second that training achieves on one device, by scaling.flops_per_token
-    count: int = 1
-    bf16: bool = False
-    dollars: float | None = None  # rent of one device for an hour, about; None where it is not rented out
-    here: bool = True  # this machine has it
-
-
-# Achieved FLOP/s in training, and rent. Published runs reach 470e12 on an H100 (d26, 8 cards, 630K tokens/s), 110e12 on a
-# 4090 (GPT-2 small, 130K tokens/s), 34e12 on a 3090, 230e12 on an A100; three quarters of that is planned with, for their
-# kernels are tuned to the card. For the 4050 only a guess exists (d8 28K, d12 11K tokens/s), taken as it is.
-_CARDS = {
-    "RTX 4050": (9.8e12, None),
-    "RTX 4090": (80e12, 0.7),
-    "RTX 3090": (25e12, 0.45),
-    "A100": (170e12, 1.8),
-    "H100": (350e12, 3.0),
-    "H200": (350e12, 3.6),
-}
-_PROFILE_CARDS = {
-    "rtx4050": ("NVIDIA GeForce RTX 4050 Laptop GPU", 6 * GIB),
-    "rtx4090": ("NVIDIA GeForce RTX 4090", 24 * GIB),
-    "h100x8": ("NVIDIA H100 80GB HBM3", 80 * GIB),
-}
-_FLOPS_PER_MULTIPROCESSOR = 0.45e12  # of a card that is not in the table: between a 3090's and a 4050's
-CPU_FLOPS = 15e9  # training on two slow cores (measured: 17e9); a fast pair reaches 130e9
-
-
-def _usable(memory: int) -> int:
-    """What a card leaves to training: 5.2 of 6 GiB, 22.5 of 24, 76 of 80 (in 1e9 bytes)."""
-    return int(0.9 * memory - 0.6e9)
-
-
-def _known(name: str) -> tuple[float, float | None] | None:
-    return next((value for key, value in _CARDS.items() if key in name), None)
-
-
-def _may_have_gpu() -> bool:
-    """Whether a GPU driver is installed: asked first, because importing torch takes seconds."""
-    if "torch" in sys.modules or os.path.exists("/dev/kfd"):
-        return True
-    try:
-        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-    except OSError:
-        return False
-    return True
-
-
-def this_machine(device: str = "auto") -> Hardware:
-    """This machine's GPU, or with `device` "cpu", or without one, its CPU (whose speed is not measured here)."""
-    if device != "cpu" and _may_have_gpu():
-        import torch
-
-        if torch.cuda.is_available():
-            card = torch.cuda.get_device_properties(0)
-            known = _known(card.name)
-            return Hardware(
-                name=card.name,
-                cuda=True,
-                memory=card.total_memory,
-                usable=_usable(card.total_memory),
-                flops=known[0] if known else _FLOPS_PER_MULTIPROCESSOR * card.multi_processor_count,
-                count=torch.cuda.device_count(),
-                bf16=card.major >= 8,
-                dollars=known[1] if known else None,
-            )
-    memory = _free_memory()
-    model = next((line.partition(":")[2].strip() for line in _read("/proc/cpuinfo").splitlines() if line.startswith("model name")), "CPU")
-    return Hardware(name=f"{model}, {physical_cores()} cores", cuda=False, memory=memory, usable=int(0.8 * memory), flops=CPU_FLOPS)
-
-
-def profile_hardware(config: Config) -> Hardware | None:
-    """The card that `config`'s profile is for, from the table; None for cpu and for no profile."""
-    if config.profile not in _PROFILE_CARDS or config.device == "cpu":
-        return None
-    name, memory = _PROFILE_CARDS[config.profile]
-    flops, dollars = _known(name) or (0.0, None)
-    return Hardware(name, True, memory, _usable(memory), flops, config.nproc_per_node, bf16=True, dollars=dollars, here=False)
-
-
-def choose_hardware(config: Config) -> Hardware:
-    """What to plan for: this machine's GPU where there is one, else the profile's card, else this CPU."""
-    here = this_machine(config.device)
-    return here if here.cuda else profile_hardware(config) or here
-
-
-def _read(path: str) -> str:
-    try:
-        return Path(path).read_text()
-    except OSError:
-        return ""
-
-
-def profile_here() -> str:
-    """The profile that this machine is made for: by its GPUs' number and memory, cpu without one."""
-    here = this_machine()
-    if not here.cuda:
-        return "cpu"
-    if here.count >= 8 and here.memory >= 70 * GIB:
-        return "h100x8"
-    return "rtx4090" if here.memory >= 20 * GIB else "rtx4050"
-
-
-@functools.cache
-def physical_cores() -> int:
-    """Cores that this process may use, hyperthreads counted once, a container's limit respected."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    cores = set()
-    for processor in _read("/proc/cpuinfo").split("\n\n"):
-        fields = dict(line.split(":", 1) for line in processor.splitlines() if ":" in line)
-        ids = {key.strip(): value.strip() for key, value in fields.items()}
-        if "core id" in ids:
-            cores.add((ids.get("physical id", "0"), ids["core id"]))
-    limit, _, period = _read("/sys/fs/cgroup/cpu.max").partition(" ")
-    quota = math.ceil(int(limit) / int(period)) if limit.isdigit() and period.strip().isdigit() else allowed
-    return max(min(allowed, len(cores) or allowed, quota), 1)
-
-
-def _free_memory() -> int:
-    """Bytes of memory that this process may still take."""
-    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 8 * GIB
-    available = [int(line.split()[1]) * 1024 for line in _read("/proc/meminfo").splitlines() if line.startswith("MemAvailable")]
-    limit, used = _read("/sys/fs/cgroup/memory.max").strip(), _read("/sys/fs/cgroup/memory.current").strip()
-    contained = [int(limit) - int(used)] if limit.isdigit() and used.isdigit() else []
-    return min([total, *available, *contained])
-
-
-def measured_cpu_flops(seconds: float = 0.2) -> float:
-    """Operations a second that training on this CPU may reach: a quarter of a matrix product's, measured for `seconds`.
-
-    Between 1/1.5 and 1/9 of it were seen on two kinds of machine: a guess, good to a factor of two.
-    """
-    a = np.ones((768, 768), np.float32)
-    a @ a  # the first product starts the threads
-    best, began = math.inf, time.perf_counter()
-    while (now := time.perf_counter()) - began < seconds:
-        a @ a
-        best = min(best, time.perf_counter() - now)
-    return 2 * 768**3 / best / 4
-
+from nanochat.ops.calibrate import Measured, calibrated
+from nanochat.ops.fetch import missing
+from nanochat.ops.hardware import (
+    CPU_FLOPS,
+    Hardware,
+    choose_hardware,
+    measured_cpu_flops,
+    physical_cores,
+    this_machine,
+)
 
 # ---- rules ----------------------------------------------------------------------------------------------------
 
@@ -219,6 +69,16 @@ def vocab_rule(text_bytes: int) -> int:
 def shards_rule(tokens: float) -> int:
     """Training shards for `tokens` of training."""
     return max(math.ceil(tokens / SHARD_TOKENS), 1)
+
+
+def normal(config: Config) -> Config:
+    """The user's paths as absolute ones, the same text whatever the working directory; no fine-tuning where there is nothing to tune on."""
+    named = {
+        name: str(Path(getattr(config, name)).expanduser().absolute())
+        for name in ("data", "chat_data", "identity")
+        if getattr(config, name)
+    }
+    return config.replace(**named, **({"sft_iterations": 0} if config.data and not (config.chat_data or config.identity) else {}))
 
 
 def resolve(config: Config, *, text_bytes: int | None = None, hardware: Hardware | None = None) -> Config:
@@ -334,9 +194,14 @@ def _compile(config: Config, gpt: scaling.GPTConfig, hardware: Hardware) -> tupl
 
 # ---- the plan -------------------------------------------------------------------------------------------------
 
-PARQUET_BYTES = 100_000_000  # of one published shard
-SFT_BYTES = 1_100_000_000  # SmolTalk, MMLU and GSM8K, about
 TOKEN_CACHE_BYTES = 20 * 10**9  # at most, of packed rows
+START_SECONDS = 10.0  # of the program, and of what is saved and reported
+LINE = 10e6  # bytes a second of a download, for its time
+LOOP_SECONDS = 0.002  # of a step, for reading rows and writing the line
+HELD_OUT_TOKENS = 50_000  # of training that the held-out questions of the embedded text take as long as
+WORTH_MEASURING = 60.0  # seconds of a run
+LONGEST_MICRO_STEP = 5.0  # seconds that are measured
+COMPILE_CACHE_BYTES = 200_000_000
 CPU_COMPILED_SPEED = 1.3  # against eager, measured
 GPU_EAGER_SPEED = 0.7  # against compiled, which is what the table's figures are
 LAUNCH_SECONDS = 0.0025  # of one micro-step for each layer, however little there is to compute
@@ -356,6 +221,7 @@ class Plan:
     max_device_batch_size: int  # the largest that fits and deals the step in whole rows; 0: none does
     seconds: float  # of pretraining, fine-tuning and evaluation, downloads not counted
     disk_bytes: int  # at the most, what lies there already not counted
+    disk_parts: dict[str, int]  # download, rows, checkpoints, cache
     download_bytes: int  # still to fetch
     cost: float | None  # dollars of rent; None where nothing is rented
     data_licence: str
@@ -363,6 +229,7 @@ class Plan:
     card_here: bool
     flops: float  # of pretraining
     tokens_per_second: float
+    basis: str  # of the time
     sft_steps: int
     rules: list[str]
     config: dict[str, Any]
@@ -372,8 +239,25 @@ class Plan:
         return dataclasses.asdict(self)
 
 
-def make_plan(config: Config, hardware: Hardware | None = None, *, text_bytes: int | None = None) -> Plan:
-    """Plan the run that `config` (resolved or not) asks for, on `hardware`: `choose_hardware`'s unless given."""
+def plan_here(config: Config, hardware: Hardware, *, text_bytes: int | None = None) -> Plan:
+    """`make_plan`, from steps measured on this machine where the run is long enough to be worth the seconds that this takes."""
+    rough = make_plan(config, hardware, text_bytes=text_bytes)
+    return make_plan(config, hardware, text_bytes=text_bytes, measured=measured_steps(Config(**rough.config), rough))
+
+
+def measured_steps(config: Config, rough: Plan) -> Measured | None:
+    """A calibration of a resolved config, None where the run is short, is not for this machine, or one step would take too long."""
+    micro = config.device_batch_size * config.max_seq_len / max(rough.tokens_per_second, 1e-9)
+    if not rough.card_here or not rough.fits or rough.seconds < WORTH_MEASURING or micro > LONGEST_MICRO_STEP:
+        return None
+    return calibrated(config, rough.card)
+
+
+def make_plan(config: Config, hardware: Hardware | None = None, *, text_bytes: int | None = None, measured: Measured | None = None) -> Plan:
+    """Plan the run that `config` (resolved or not) asks for, on `hardware`: `choose_hardware`'s unless given.
+
+    Its seconds follow from the steps that were `measured`, else from what the hardware is thought to reach.
+    """
     hardware = hardware or choose_hardware(config)
     resolved = apply_rules(config, text_bytes=text_bytes, hardware=hardware)
     config = resolved.config
@@ -393,16 +277,12 @@ def make_plan(config: Config, hardware: Hardware | None = None, *, text_bytes: i
     tokens = config.total_batch_size * config.num_iterations
     per_token = scaling.flops_per_token(gpt)
     compiled = config.compile == "on"
-    if cuda:
-        speed = processes * hardware.flops * (1 if compiled else GPU_EAGER_SPEED)
-        micro_step = processes * config.device_batch_size * config.max_seq_len  # tokens
-        rate = 1 / max(per_token / speed, LAUNCH_SECONDS * gpt.depth / micro_step)
-    else:
-        rate = hardware.flops * (CPU_COMPILED_SPEED if compiled else 1) / per_token
-    seconds = (tokens * (1 + EVALUATION_SHARE) + config.total_batch_size * config.sft_iterations) / rate
+    rate = _tokens_per_second(config, hardware, per_token, measured)
+    seconds = _seconds(config, rate)
     if compiled:
         seconds += COMPILE_GPU_START if cuda else COMPILE_CPU_START / hardware.flops
-    download = _download_bytes(config)
+    download = sum(missing(config).values())
+    disk = {"download": download} | _made_bytes(config, gpt, tokens)
     return Plan(
         profile=config.profile,
         card=hardware.name,
@@ -413,7 +293,8 @@ def make_plan(config: Config, hardware: Hardware | None = None, *, text_bytes: i
         memory_bytes=memory | {"usable": usable},
         max_device_batch_size=max((n for n in range(1, min(rows, share) + 1) if share % n == 0), default=0),
         seconds=round(seconds, 1),
-        disk_bytes=download + _made_bytes(config, gpt, tokens),
+        disk_bytes=sum(disk.values()),
+        disk_parts=disk,
         download_bytes=download,
         cost=round(hardware.dollars * processes * seconds / 3600, 2) if hardware.dollars else None,
         data_licence=_licence(config),
@@ -422,9 +303,31 @@ def make_plan(config: Config, hardware: Hardware | None = None, *, text_bytes: i
         flops=float(tokens * per_token),
         tokens_per_second=round(rate, 1),
         sft_steps=config.sft_iterations,
+        basis="steps measured here" if measured else hardware.source or "a guess",
         rules=resolved.rules,
         config=config.to_dict(),
     )
+
+
+def _tokens_per_second(config: Config, hardware: Hardware, per_token: int, measured: Measured | None) -> float:
+    """Tokens of training a second, of all processes together."""
+    processes, compiled = config.nproc_per_node, config.compile == "on"
+    group = processes * config.device_batch_size * config.max_seq_len  # tokens of a micro-step
+    if measured:
+        step = config.total_batch_size / group * measured.micro_seconds + measured.optimizer_seconds + LOOP_SECONDS
+        return config.total_batch_size / step
+    if config.device != "cuda":
+        return hardware.flops * (CPU_COMPILED_SPEED if compiled else 1) / per_token
+    speed = processes * hardware.flops * (1 if compiled else GPU_EAGER_SPEED)
+    return 1 / max(per_token / speed, LAUNCH_SECONDS * scaling.gpt_config(config).depth / group)
+
+
+def _seconds(config: Config, rate: float) -> float:
+    """Of a whole run at `rate` tokens a second: both stages, their evaluations (a third of a training token each), start and score."""
+    evaluations = 1 + (config.num_iterations // config.eval_every if config.eval_every > 0 else 0)
+    tokens = config.total_batch_size * (config.num_iterations + config.sft_iterations) + evaluations * config.eval_tokens / 3
+    asked = HELD_OUT_TOKENS if config.dataset == EMBEDDED and not config.data and config.sft_iterations else 0
+    return START_SECONDS + (tokens + asked) / rate
 
 
 def _licence(config: Config) -> str:
@@ -434,20 +337,17 @@ def _licence(config: Config) -> str:
     return "MIT (made by this project)" if config.dataset == EMBEDDED else origin(config.dataset).licence
 
 
-def _download_bytes(config: Config) -> int:
-    """What is still to be fetched: missing shards (the validation shard is one more) and the conversations."""
-    if config.data or config.dataset == EMBEDDED:
-        return 0
-    have = len(list(paths.dataset_dir(config.dataset).glob("*.parquet"))) if ":" not in config.dataset else 0
-    return max(config.shards + 1 - have, 0) * PARQUET_BYTES + (SFT_BYTES if config.sft_iterations and not config.chat_data else 0)
-
-
-def _made_bytes(config: Config, gpt: scaling.GPTConfig, tokens: int) -> int:
-    """Packed rows, and the checkpoints of both stages with one more while it is being written."""
+def _made_bytes(config: Config, gpt: scaling.GPTConfig, tokens: int) -> dict[str, int]:
+    """Packed rows, the checkpoints of both stages with one more while it is being written, and compiled kernels."""
     parts = scaling.count_parameters(gpt)
     checkpoint = 4 * parts["total"] + 4 * parts["matrices"] + 8 * (parts["total"] - parts["matrices"])
     ids = (2 if config.vocab_size <= 65536 else 4) * tokens
-    return min(ids, TOKEN_CACHE_BYTES) + (2 * config.keep_last + 1) * checkpoint
+    stages = 2 if config.sft_iterations else 1
+    return {
+        "rows": min(ids, TOKEN_CACHE_BYTES),
+        "checkpoints": (stages * config.keep_last + 1) * checkpoint,
+        "cache": COMPILE_CACHE_BYTES if config.compile == "on" else 0,
+    }
 
 
 def describe(plan: Plan) -> str:
@@ -465,15 +365,37 @@ def describe(plan: Plan) -> str:
         "chat": f"{plan.sft_steps} steps of conversations after that",
         "memory": f"{_size(memory['total'])} of {_size(memory['usable'])} usable: {verdict} ({parts})",
         "batch": f"device_batch_size {config['device_batch_size']}; the largest that fits: {plan.max_device_batch_size}",
-        "time": f"about {duration(plan.seconds)}, {quantity(plan.tokens_per_second)} tokens/s",
-        "disk": f"{_size(plan.disk_bytes)} at most, {_size(plan.download_bytes)} of it to download",
+        "time": f"about {duration(plan.seconds)}, {quantity(plan.tokens_per_second)} tokens/s ({plan.basis})",
+        "disk": f"{_size(plan.disk_bytes)} at most, {_download(plan)}",
         "data": f"{config['data'] or config['dataset']}: {plan.data_licence}",
     }
     if not plan.card_here:
-        rows["plan"] += " (not in this machine: figures from a table)"
+        rows["plan"] += " (not in this machine)"
     if plan.cost is not None:
         rows["cost"] = f"about ${plan.cost:.2f} where the cards are rented (prices change)"
     return "\n".join(f"{name:<10}{text}" for name, text in rows.items())
+
+
+def brief(plan: Plan) -> str:
+    """The plan in three lines, as `train` prints it."""
+    config, memory = plan.config, plan.memory_bytes
+    cards = f"{plan.cards} x {plan.card}" if plan.cards > 1 else plan.card
+    cost = f", about ${plan.cost:.2f} where it is rented" if plan.cost is not None else ""
+    run = f"{plan.profile or 'no profile'}{', trial' if config['trial'] else ''} on {cards}"
+    model = f"depth {config['depth']}, {quantity(plan.parameters)} parameters"
+    steps = f"{plan.steps} steps = {quantity(plan.tokens)} tokens, {plan.sft_steps} of conversations"
+    batch = f"device_batch_size {config['device_batch_size']} of {plan.max_device_batch_size} at most"
+    space = f"{_size(memory['total'])} of {_size(memory['usable'])} memory, {batch}; disk {_size(plan.disk_bytes)}, {_download(plan)}"
+    time = f"about {duration(plan.seconds)} at {quantity(plan.tokens_per_second)} tokens/s ({plan.basis}){cost}"
+    data = f"data {config['data'] or config['dataset']}: {plan.data_licence}"
+    return f"plan: {run}: {model}, {steps}\nplan: {space}\nplan: {time}; {data}"
+
+
+def _download(plan: Plan) -> str:
+    """What is to be downloaded, and how long that takes at a rate that is said."""
+    if not plan.download_bytes:
+        return "nothing to download"
+    return f"{_size(plan.download_bytes)} to download ({duration(plan.download_bytes / LINE)} at {quantity(LINE)}B/s)"
 
 
 def _size(size: float) -> str:

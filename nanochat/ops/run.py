@@ -13,11 +13,14 @@ import torch
 from nanochat import console, paths
 from nanochat.config import EMBEDDED, Config
 from nanochat.console import Progress, log
-from nanochat.data import conversations, corpus, documents, download
+from nanochat.data import conversations, corpus, documents, download, identity
+from nanochat.data.sets import ensure_task
 from nanochat.data.shards import Dataset, open_dataset, sha256, texts
+from nanochat.data.summary import conversations_line
 from nanochat.errors import DataError, PreflightError, UsageError
+from nanochat.ops import budget, doctor, runs
 from nanochat.ops import plan as planning
-from nanochat.ops import runs
+from nanochat.ops.fetch import sets_of
 from nanochat.ops.report import read_metrics
 from nanochat.ops.score import score_run, show_result
 from nanochat.tokenizer import Conversation, Tokenizer
@@ -49,7 +52,7 @@ def train(config: Config, stages: Sequence[str] = (BASE, SFT), relaunch: Sequenc
             return _worker(config, stages, stop, began)
         paths.require_writable(paths.base_dir())
         paths.sweep()
-        prepared = prepare(config, stages)
+        prepared = prepare(config, stages, began)
         if isinstance(prepared, str):
             log(prepared)
         elif config.nproc_per_node > 1:
@@ -73,7 +76,7 @@ def _worker(config: Config, stages: Sequence[str], stop: StopSignal, began: floa
         config = config.replace(device="cuda" if torch.cuda.is_available() else "cpu")
     config = config.replace(nproc_per_node=int(os.environ["WORLD_SIZE"]))
     with ranks.join(config.device) as here:
-        prepared = _prepared(config) if ranks.has_launcher() else here.main_first("prepared", lambda: prepare(config, stages))
+        prepared = _prepared(config) if ranks.has_launcher() else here.main_first("prepared", lambda: prepare(config, stages, began))
         if isinstance(prepared, str):
             log(prepared)
             return 0
@@ -95,23 +98,23 @@ def _prepared(config: Config) -> runs.Record:
     """The record that this process's launcher has written before it started its workers."""
     record = runs.read_record(config.run)
     assert record is not None, config.run
-    return dataclasses.replace(record, config=runs.inherit(_normal(config), record))
+    return dataclasses.replace(record, config=runs.inherit(planning.normal(config), record))
 
 
-def prepare(config: Config, stages: Sequence[str]) -> runs.Record | str:
+def prepare(config: Config, stages: Sequence[str], began: float | None = None) -> runs.Record | str:
     """Everything before the first step: identity, plan, preflight, shards, tokenizer. The run's record, or a line where it is finished."""
-    config = _normal(config)
+    config = planning.normal(config)
     record = runs.read_record(config.run)
     if record:
-        config = runs.inherit(config, record)
+        config = runs.inherit(budget.as_begun(config, record.config), record)
         if finished := _finished(record, stages):
             return finished
     talks = ""
-    if config.sft_iterations and config.chat_data:
-        documents.read_conversations(Path(config.chat_data))  # a mistake in them is said now, not after pretraining
-        talks = sha256(Path(config.chat_data))
+    if config.sft_iterations:
+        talks = _own_conversations(config)
     local = _local_text(config)
-    config = _announce(config, stages, local.text_bytes if local else None)
+    spent = time.monotonic() - began if began is not None else 0.0
+    config = _announce(config, stages, local.text_bytes if local else None, spent, begun=record is not None)
     dataset = local or download.ensure_shards(config.dataset, config.shards)
     dataset = dataset.first(config.shards) if config.shards != -1 else dataset
     if SFT in stages and config.sft_iterations:
@@ -128,12 +131,6 @@ def prepare(config: Config, stages: Sequence[str]) -> runs.Record | str:
         record = runs.Record(config, dataset.folder.name, names, tokenizer.id, talks)
         record.write()
     return dataclasses.replace(record, config=config)
-
-
-def _normal(config: Config) -> Config:
-    """The user's paths as absolute ones, the same text whatever the working directory; no fine-tuning where there is nothing to tune on."""
-    named = {name: str(Path(getattr(config, name)).expanduser().absolute()) for name in ("data", "chat_data") if getattr(config, name)}
-    return config.replace(**named, **({"sft_iterations": 0} if config.data and not config.chat_data else {}))
 
 
 def _finished(record: runs.Record, stages: Sequence[str]) -> str | None:
@@ -161,12 +158,11 @@ def _local_text(config: Config) -> Dataset | None:
     return corpus.build() if config.dataset == EMBEDDED else None
 
 
-def _announce(config: Config, stages: Sequence[str], text_bytes: int | None) -> Config:
+def _announce(config: Config, stages: Sequence[str], text_bytes: int | None, spent: float, begun: bool) -> Config:
     """Resolve, print the plan and the rules, and refuse what cannot run here; returns the resolved config."""
     hardware = planning.this_machine(config.device)
-    resolved = planning.apply_rules(config, text_bytes=text_bytes, hardware=hardware)
-    plan = planning.make_plan(resolved.config, hardware, text_bytes=text_bytes)
-    log(planning.describe(plan))
+    resolved, plan = budget.decide(config, hardware, text_bytes=text_bytes, spent=spent, begun=begun)
+    log(planning.brief(plan))
     for line in resolved.rules:
         log(f"by rule: {line}")
     for line in _skipped(resolved.config, stages):
@@ -177,12 +173,7 @@ def _announce(config: Config, stages: Sequence[str], text_bytes: int | None) -> 
             "check the driver (nvidia-smi; in a container its toolkit and docker run --gpus all), or use --profile cpu or --trial; "
             "--device=cpu begins it all the same",
         )
-    if not plan.fits:
-        most = plan.max_device_batch_size
-        raise PreflightError(
-            f"this needs {plan.memory_bytes['total'] / 1e9:.1f} GB, and {plan.memory_bytes['usable'] / 1e9:.1f} GB are usable",
-            f"use --device_batch_size={most}: the losses stay the same" if most else "use a smaller --depth or --max_seq_len",
-        )
+    doctor.require(resolved.config, plan)
     return resolved.config
 
 
@@ -205,7 +196,7 @@ def _skipped(config: Config, stages: Sequence[str]) -> Iterator[str]:
 def ensure_tokenizer(dataset: Dataset, vocab_size: int) -> Tokenizer:
     """The tokenizer of `dataset`'s first 2 billion characters, trained once. Raises DataError where there is no text."""
     key = {
-        "shards": [shard.sha256 for shard in dataset.training],
+        "shards": [shard.content for shard in dataset.training],
         "vocab_size": vocab_size,
         "characters": TOKENIZER_CHARACTERS,
         "format": 1,
@@ -235,17 +226,37 @@ def ensure_tokenizer(dataset: Dataset, vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
+def _own_conversations(config: Config) -> str:
+    """Look through the user's conversations and identity: a mistake in them is said now. A hash of both, "" where there are none."""
+    if config.identity:
+        who = identity.read_identity(Path(config.identity))
+        log(f"identity: {' / '.join(dict.fromkeys(who.name.values()))}, in {', '.join(who.languages)}")
+    if config.chat_data.startswith("hf:"):
+        files = ensure_task(config.chat_data)
+    else:
+        files = [Path(config.chat_data)] if config.chat_data else []
+        for path in files:
+            log(conversations_line(documents.read_conversations(path)))
+    return " ".join(sha256(path) for path in (*files, *([Path(config.identity)] if config.identity else [])))
+
+
 def sft_conversations(config: Config) -> Sequence[Conversation]:
-    """What fine-tuning learns from: the user's conversations, the embedded ones, or the published sets."""
-    if config.chat_data:
-        return documents.read_conversations(Path(config.chat_data))
-    if config.dataset == EMBEDDED:
-        return corpus.conversations()
-    # A trial needs some conversations, not a gigabyte of them.
-    try:
-        return conversations.mixture(["identity"] if config.trial else conversations.MIXTURE, config.seed)
-    except DataError as error:
-        raise DataError(error.message, f"{error.hint}; or pretrain alone: --stage=base") from error
+    """What fine-tuning learns from: the user's conversations, the embedded ones, or the published sets; and the user's identity."""
+    found: Sequence[Conversation]
+    if config.chat_data.startswith("hf:"):
+        found = conversations.conversations(config.chat_data)
+    elif config.chat_data:
+        found = documents.read_conversations(Path(config.chat_data))
+    elif config.data:
+        found = []
+    elif config.dataset == EMBEDDED:
+        found = corpus.conversations(identity=not config.identity)
+    else:
+        try:
+            found = conversations.mixture(sets_of(config), config.seed)
+        except DataError as error:
+            raise DataError(error.message, f"{error.hint}; or pretrain alone: --stage=base") from error
+    return conversations.with_identity(found, Path(config.identity), config.seed) if config.identity else found
 
 
 def _stages(record: runs.Record, stages: Sequence[str], here: ranks.Ranks, stop: StopSignal, began: float) -> None:
@@ -305,7 +316,7 @@ def _open(record: runs.Record) -> Dataset:
 
 def tokenizer_of(config: Config) -> Path:
     """The folder of the tokenizer that a run of `config` uses, trained if it is not there."""
-    text = _local_text(_normal(config))
+    text = _local_text(planning.normal(config))
     config = planning.resolve(config, text_bytes=text.text_bytes if text else None)
     dataset = text or download.ensure_shards(config.dataset, config.shards)
     return paths.tokenizer_dir(ensure_tokenizer(dataset.first(config.shards) if config.shards != -1 else dataset, config.vocab_size).id)

@@ -38,7 +38,7 @@ def score_run(session: Session, began: float) -> None:
     opened = runs.open_model(config.run, str(session.ranks.device))
     engine = Engine(opened.model, tokenizer)
     if opened.chats and config.dataset == EMBEDDED and not config.data and not config.chat_data:
-        items = corpus.heldout()
+        items = [item for item in corpus.heldout() if not config.identity or item.skill != corpus.IDENTITY]
         lines_out = [json.dumps({"skill": item.skill, "prompt": item.prompt, "answer": item.answer}, ensure_ascii=False) for item in items]
         paths.atomic_write(folder / "heldout.jsonl", "\n".join(lines_out) + "\n")
         untrained, some = answer_items(Engine(session.new_model(), tokenizer), items, "asking the untrained model")

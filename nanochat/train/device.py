@@ -8,6 +8,7 @@ from torch import Tensor
 
 from nanochat import paths
 from nanochat.config import Config
+from nanochat.console import log
 from nanochat.model.gpt import GPT
 
 # Dense bfloat16 peaks of the vendors' data sheets, in FLOP/s, for the "model FLOPs utilisation" of the metrics.
@@ -35,6 +36,9 @@ def compute_dtype(config: Config) -> torch.dtype:
 
 def forward_of(model: GPT, config: Config) -> Callable[[Tensor], Tensor]:
     """The model's forward pass, compiled where the config says so."""
+    if config.compile == "on":
+        expected = "about a minute" if config.device == "cuda" else "40 s to 4 minutes"
+        log(f"torch.compile: the first step takes {expected} longer, and the first evaluation too")
     return torch.compile(model, dynamic=False) if config.compile == "on" else model
 
 

@@ -24,9 +24,11 @@ from nanochat.model.optim import MuonAdamW
 from nanochat.train.checkpoint import Checkpoints
 from nanochat.train.metrics import Metrics
 from nanochat.train.ranks import Ranks
+from nanochat.train.watchdog import spilled
 
 LOG_SECONDS = 2.0  # between two step lines, so that fast steps do not flood the terminal
 FIRST_LINES = 3
+SETTLED = 10  # steps after which a slow step is no longer the start's
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,7 @@ class Stage:
     eval_tokens: int = 0  # that one evaluation reads
     sample: Callable[[int], None] | None = None
     meta: dict[str, Any] = field(default_factory=dict)  # goes into every checkpoint
+    beat: Callable[[str], object] = lambda where: None  # told what begins now, for the watchdog
 
     @property
     def steps(self) -> int:
@@ -168,6 +171,7 @@ def run_stage(
 
     def save(step: int) -> None:
         nonlocal saved_at
+        stage.beat(f"saving {stage.name} step {step}")
         if metrics:
             metrics.sync()
         store.save(model, optimizer, stage.meta | {"step": step, "optimizer_steps": optimizer.steps}, ranks, stage.keep_last)
@@ -176,6 +180,7 @@ def run_stage(
 
     def evaluate(step: int) -> None:
         if stage.evaluate and due(step, stage.eval_every, stage.steps):
+            stage.beat(f"evaluating {stage.name} step {step}")
             bpb = stage.evaluate()
             if metrics:
                 log(f"{stage.name} step {step}/{stage.steps} | validation {bpb:.4f} bits per byte")
@@ -186,7 +191,14 @@ def run_stage(
         if not metrics:
             return
         now, rate = time.monotonic(), batch.tokens / seconds
-        entry = {"stage": stage.name, "step": done, "loss": loss, "lr": lr, "tokens": tokens, "tokens_per_second": round(rate, 1)}
+        entry: dict[str, Any] = {
+            "stage": stage.name,
+            "step": done,
+            "loss": loss,
+            "lr": lr,
+            "tokens": tokens,
+            "tokens_per_second": round(rate, 1),
+        }
         entry |= {"step_seconds": round(seconds, 4), "elapsed_seconds": round(elapsed, 3)}
         if stage.peak_flops:
             entry["mfu"] = round(stage.flops_per_token * rate / (stage.peak_flops * ranks.world_size), 4)
@@ -196,6 +208,8 @@ def run_stage(
             left = duration((stage.steps - done) * (now - began_at) / (done - start))
             speed = f"dt {seconds * 1000:.0f} ms | {quantity(rate)} tokens/s"
             log(f"{stage.name} step {done}/{stage.steps} | loss {loss:.4f} | {speed} | {left} left")
+        if done - start == SETTLED and (alarm := spilled(ranks, entry.get("mfu", 1.0), stage.device_batch_size)):
+            log(alarm)
 
     stop.in_loop = True
     unseen = torch.tensor(float(0 < start == last.get("step") and "bpb" not in last), device=ranks.device)
@@ -203,11 +217,14 @@ def run_stage(
         evaluate(start)
     for step in range(start, stage.steps):
         began, done = time.monotonic(), step + 1
+        stage.beat(f"reading the rows of {stage.name} step {done}")
         batch = stage.source.batch(step, ranks)
         lr = stage.schedule.lr(step)
+        stage.beat(f"computing {stage.name} step {done}")
         with _memory_explained(stage.device_batch_size, batch.inputs.shape[1]):
             loss = _forward_backward(batch, stage.device_batch_size, model, forward, ranks)
             overdue = ranks.main and began - saved_at >= stage.save_seconds
+            stage.beat(f"waiting for the other ranks in {stage.name} step {done}")
             flags = loss.new_tensor([float(stop.set), float(overdue)])
             totals = ranks.all_reduce_sum(torch.cat((loss[None], _gradient_norm(model, ranks.device)[None], flags)))
             loss_value, norm, stopping, saving = totals.tolist()
@@ -226,6 +243,7 @@ def run_stage(
             )
         evaluate(done)
         if stage.sample and due(done, stage.sample_every, stage.steps):
+            stage.beat(f"sampling after {stage.name} step {done}")
             stage.sample(done)
     stop.in_loop = False
 

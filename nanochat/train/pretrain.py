@@ -36,9 +36,24 @@ def pretrain(session: Session) -> GPT:
         held_out = cache.rows(session.dataset.validation)[: max(config.eval_tokens // config.max_seq_len, 1)]
         if not len(held_out):
             raise DataError("the validation text gives no row", "give it more text")
+        if session.ranks.world_size > 1:
+            _require_rows(session, cache)
         schedule = Schedule(config.num_iterations, config.warmup_steps, config.warmdown_ratio, config.final_lr_frac, config.weight_decay)
         source = TextBatches(TextRows(session.dataset, cache, config.seed), session.rows_per_step())
         prompts = [row[: min(SAMPLE_PROMPT, config.max_seq_len)].astype(np.int64).tolist() for row in held_out[:SAMPLES]]
         return session.run("base", source, schedule, (held_out[:, :-1], held_out[:, 1:]), prompts)
     finally:
         cache.close()
+
+
+def _require_rows(session: Session, cache: RowCache) -> None:
+    """Raise DataError where there are more processes than rows: some of them would have nothing to read, or all the same."""
+    rows = 0
+    for shard in session.dataset.training:
+        rows += cache.count(shard)
+        if rows >= session.ranks.world_size:
+            return
+    raise DataError(
+        f"{session.ranks.world_size} processes asked, and the text gives {rows} row(s) of {session.config.max_seq_len} tokens",
+        f"use --nproc_per_node={max(rows, 1)}, a smaller --max_seq_len, or more text",
+    )

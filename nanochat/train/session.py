@@ -22,6 +22,7 @@ from nanochat.train.evaluate import bits_per_byte
 from nanochat.train.loop import BatchSource, Schedule, Stage, StopSignal, run_stage
 from nanochat.train.metrics import SAMPLES, Metrics
 from nanochat.train.ranks import Ranks
+from nanochat.train.watchdog import Watchdog
 
 SAMPLE_TOKENS = 32
 
@@ -104,7 +105,9 @@ class Session:
         )
         metrics = Metrics(self.folder / "metrics.jsonl", name, start) if ranks.main else None
         try:
-            run_stage(stage, model, forward, optimizer, ranks, store, metrics, self.stop, start)
+            with Watchdog(config.hang_timeout, ranks.rank) as watchdog:
+                stage.beat = watchdog.beat
+                run_stage(stage, model, forward, optimizer, ranks, store, metrics, self.stop, start)
         finally:
             if metrics:
                 metrics.close()

@@ -12,6 +12,7 @@ from playwright.sync_api import Browser, Page, Route, expect
 
 from nanochat.chat.gate import Limits
 from nanochat.chat.scheduler import Served
+from nanochat.chat.server import WEB
 from nanochat.model.gpt import GPT
 from nanochat.model.scaling import GPTConfig
 from nanochat.tokenizer import Tokenizer
@@ -387,6 +388,8 @@ def test_a_key(browser: Browser) -> None:
         dialog = page.get_by_role("dialog", name="This server asks for a key")
         expect(dialog).to_be_visible()
         accessible(page)
+        page.get_by_role("button", name="Cancel").click()
+        page.get_by_role("button", name="Enter it").click()
         page.get_by_label("API key").fill("wrong")
         page.keyboard.press("Enter")
         expect(page.get_by_text("The server did not accept that key.")).to_be_visible()
@@ -442,6 +445,38 @@ def test_models_of_other_kinds(browser: Browser) -> None:
         done(page)
         assert page.locator(".assistant .text").inner_text().strip()
         accessible(page)
+
+
+def test_two_tabs_and_a_full_storage(page: Page) -> None:
+    say(page, "in both")
+    other = page.context.new_page()
+    other.goto(page.url)
+    expect(other.locator(".message")).to_have_count(2)
+    say(page, "more")
+    expect(other.locator(".message")).to_have_count(4)
+    other.get_by_role("button", name="Delete: in both").click()
+    expect(page.locator("#conversations .row")).to_have_count(0)
+    page.evaluate("() => { Storage.prototype.setItem = () => { throw new DOMException('full', 'QuotaExceededError'); }; }")
+    page.get_by_role("button", name="New chat").click()
+    say(page, "kept in memory")
+    expect(page.get_by_role("alert")).to_contain_text("storage is full")
+    say(page, "and it goes on")
+
+
+def test_the_texts_are_whole_and_no_module_parses_html() -> None:
+    texts = (WEB / "i18n.js").read_text(encoding="utf-8")
+    english, chinese = (
+        re.findall(r"^  (\w+): (\(?)", part, re.M) for part in re.findall(r"^const (?:EN|ZH) = \{(.*?)^\};", texts, re.M | re.S)
+    )
+    assert english == chinese and len(english) > 80
+    sources = {path.name: path.read_text(encoding="utf-8") for path in WEB.iterdir()}
+    used = re.findall(r'\bt\("(\w+)"|data-(?:text|label|placeholder)="(\w+)"', "".join(sources.values()))
+    assert {first or second for first, second in used} <= {key for key, _ in english}
+    for name, source in sources.items():
+        assert not re.search(
+            r"innerHTML|outerHTML|insertAdjacent|document\.write|DOMParser|\beval\b|style=|\son\w+=\"|https?://(?!www\.w3\.org/2000/svg)\w",
+            source,
+        ), name
 
 
 def test_a_real_training_live(browser: Browser, tmp_path: Path) -> None:

@@ -1,112 +1,26 @@
 """Downloads from a real server on this machine: what comes is right, whatever the server does on the way."""
 
 import email.utils
-import hashlib
-import http.server
 import io
 import json
 import subprocess
 import sys
-import threading
 import time
+import zipfile
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from nanochat import dataset as command
-from nanochat.data import download, hub
-from nanochat.data.download import ensure_identity, ensure_shards, ensure_task
+from nanochat.data import download, hub, transfer
+from nanochat.data.download import ensure_shards
+from nanochat.data.sets import ensure_bundle, ensure_identity, ensure_task
 from nanochat.data.shards import open_dataset, shard_name, texts, verify
 from nanochat.errors import DataError, UsageError
 from nanochat.paths import dataset_dir
+from tests.hub import Hub, parquet
 
 pytestmark = pytest.mark.long
-
-
-def parquet(label: str, **columns) -> bytes:
-    sink = io.BytesIO()
-    pq.write_table(pa.table(columns or {"text": [f"{label} document {i}" for i in range(50)]}), sink)
-    return sink.getvalue()
-
-
-class Hub:
-    """A small hub: files by repository and path; `faults` are answers to give before the right one, by path."""
-
-    def __init__(self) -> None:
-        self.files: dict[str, dict[str, bytes]] = {}
-        self.assets: dict[str, bytes] = {}
-        self.faults: dict[str, list] = {}
-        self.requests: list[str] = []
-        self.hashes = self.listing = True
-        hub_ = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                hub_.answer(self)
-
-            def log_message(self, *arguments) -> None:
-                pass
-
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
-        threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-
-    def fetched(self) -> list[str]:
-        return [path.rpartition("/")[2] for path in self.requests if "/resolve/" in path]
-
-    def answer(self, handler) -> None:
-        path, _, query = handler.path.partition("?")
-        self.requests.append(path)
-        name = path.rpartition("/")[2]
-        if path.startswith("/api/datasets/"):
-            repo, name = path.removeprefix("/api/datasets/").removesuffix("/tree/main"), "tree"
-            body = self.tree(repo, query) if self.listing and repo in self.files else None
-        elif path.startswith("/datasets/"):
-            repo, _, file = path.removeprefix("/datasets/").partition("/resolve/main/")
-            body = self.files.get(repo, {}).get(file)
-        else:
-            body = self.assets.get(path)
-        fault = self.faults[name].pop(0) if self.faults.get(name) else None
-        if fault is None:
-            self.send(handler, 404 if body is None else 200, body or b"", self.link(path, query))
-        elif isinstance(fault, tuple):
-            self.send(handler, fault[0], b"", fault[1])
-        elif fault == "cut":  # says how much, sends half
-            handler.send_response(200)
-            handler.send_header("Content-Length", str(len(body)))
-            handler.end_headers()
-            handler.wfile.write(body[: len(body) // 2])
-        elif fault == "short":  # half a file that claims to be whole
-            self.send(handler, 200, body[: len(body) // 2])
-        elif fault == "flip":
-            self.send(handler, 200, bytes([*body[:100], body[100] ^ 1, *body[101:]]))
-
-    @staticmethod
-    def send(handler, status: int, body: bytes, headers=()) -> None:
-        handler.send_response(status)
-        for key, value in dict(headers).items():
-            handler.send_header(key, value)
-        handler.send_header("Content-Length", str(len(body)))
-        handler.end_headers()
-        handler.wfile.write(body)
-
-    def tree(self, repo: str, query: str) -> bytes:
-        """Two files a page, with a folder among them."""
-        start = int(query.partition("cursor=")[2] or 0)
-        entries = [{"type": "directory", "path": "data", "size": 0}]
-        for path, body in list(self.files[repo].items())[start : start + 2]:
-            entry = {"type": "file", "path": path, "size": len(body), "oid": "0" * 40}
-            if self.hashes:
-                entry |= {"lfs": {"oid": hashlib.sha256(body).hexdigest(), "size": len(body)}}
-            entries.append(entry)
-        return json.dumps(entries).encode()
-
-    def link(self, path: str, query: str) -> dict[str, str]:
-        repo = path.removeprefix("/api/datasets/").removesuffix("/tree/main")
-        start = int(query.partition("cursor=")[2] or 0) + 2
-        return {"Link": f'<{self.url}{path}?cursor={start}>; rel="next"'} if start < len(self.files.get(repo, {})) else {}
 
 
 CLIMBMIX = "karpathy/climbmix-400b-shuffle"
@@ -177,12 +91,12 @@ def test_faults_that_pass_are_survived(server, fault):
     assert server.fetched().count(shard_name(0)) == 3 and no_leftovers(dataset.folder)
 
 
-@pytest.mark.parametrize("fault", ["cut", "flip", (503, {})])
-def test_a_fault_that_stays_is_one_clear_error(server, fault):
+@pytest.mark.parametrize(("fault", "tried"), [("cut", "6 attempts"), ("flip", "4 whole files"), ((503, {}), "6 attempts")])
+def test_a_fault_that_stays_is_one_clear_error(server, fault, tried):
     server.faults = {shard_name(1): [fault] * 100}
     with pytest.raises(DataError) as caught:
         ensure_shards("climbmix", 2)
-    assert shard_name(1) in caught.value.message and "6 attempts" in caught.value.message
+    assert shard_name(1) in caught.value.message and tried in caught.value.message
     assert "python -m nanochat.dataset --dataset climbmix -n 2" in caught.value.hint and "HF_ENDPOINT" in caught.value.hint
     folder = dataset_dir("climbmix")
     assert not (folder / shard_name(1)).exists() and no_leftovers(folder)
@@ -280,9 +194,99 @@ def test_names_that_lead_elsewhere_are_refused(server, base, path):
 
 
 def test_a_dataset_without_text(server):
-    server.files["some/corpus"] = {f"{i}.parquet": parquet("", content=["a"], id=[1]) for i in range(2)}
-    with pytest.raises(DataError, match="content, id"):
+    server.files["some/corpus"] = {f"{i}.parquet": parquet("", title=["a"], summary=["b"], id=[1]) for i in range(2)}
+    with pytest.raises(DataError, match="title, summary, id") as caught:
         ensure_shards("hf:some/corpus", 1)
+    assert "hf:OWNER/NAME:COLUMN" in caught.value.hint
+    with pytest.raises(DataError, match="no column 'text'"):
+        ensure_shards("hf:some/corpus:text", 1)
+
+
+@pytest.mark.parametrize(
+    ("columns", "name", "column"),
+    [
+        ({"title": ["t"], "content": ["a b"], "id": [1]}, "hf:some/corpus", "content"),
+        ({"story": ["a b"], "id": [1]}, "hf:some/corpus", "story"),
+        ({"title": ["t"], "summary": ["a b"]}, "hf:some/corpus:summary", "summary"),
+        ({"text": ["t"], "content": ["a b"]}, "hf:some/corpus:content", "content"),
+    ],
+)
+def test_the_column_of_text_is_found_or_named(server, columns, name, column):
+    server.files["some/corpus"] = {f"{i}.parquet": parquet("", **columns) for i in range(2)}
+    dataset = ensure_shards(name, 1)
+    assert dataset.training[0].column == column and list(texts(dataset.training[0])) == [["a b"]]
+    assert open_dataset(dataset.folder) == dataset  # the manifest knows it too
+    assert (dataset.training[0].content == dataset.training[0].sha256) == (column == "text")
+    server.requests.clear()
+    assert ensure_shards(name, 1) == dataset and server.requests == []
+
+
+def test_a_set_is_never_trained_on_its_test_part(server):
+    server.files["some/corpus"] = {f"{part}-{i}.parquet": parquet(part) for part in ("train", "test", "validation") for i in range(2)}
+    dataset = ensure_shards("hf:some/corpus", 1)
+    assert names(dataset) == ["train-0.parquet"] and dataset.validation.path.name == "train-1.parquet"
+
+
+def test_the_licence_is_the_cards(server, capsys):
+    server.files["some/corpus"] = {f"{i}.parquet": parquet(str(i)) for i in range(3)}
+    server.assets["/api/datasets/some/corpus"] = json.dumps({"cardData": {"license": "cc-by-sa-4.0"}}).encode()
+    assert ensure_shards("hf:some/corpus", 1).licence == "cc-by-sa-4.0"
+    assert "licence: cc-by-sa-4.0" in capsys.readouterr().err
+    server.assets.clear()
+    assert ensure_shards("hf:some/corpus", 2).licence == "cc-by-sa-4.0"  # what was once known stays known
+    server.files["other/corpus"] = server.files["some/corpus"]
+    assert ensure_shards("hf:other/corpus", 1).licence == hub.UNKNOWN_LICENCE
+
+
+def test_a_mirror_takes_over(server, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("NANOCHAT_MIRRORS", f"http://127.0.0.1:9/other, {server.url}/")
+    verify(ensure_shards("climbmix", 2))
+    monkeypatch.setenv("HF_ENDPOINT", f"{server.url}/nothing-here")  # which refuses, instead of being silent
+    verify(ensure_shards("climbmix", 4))
+
+
+def test_the_token_goes_to_the_hub_alone(server, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    ensure_shards("climbmix", 1)
+    assert set(server.tokens) == {"Bearer hf_secret"}
+    server.tokens.clear()
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("NANOCHAT_MIRRORS", server.url)
+    server.assets["/assets/identity_conversations.jsonl"] = IDENTITY
+    ensure_shards("climbmix", 2)
+    ensure_identity()
+    assert set(server.tokens) == {None}
+
+
+def test_two_downloaders_in_one_folder(server, base):
+    """The second waits, and finds what the first has brought: nothing is fetched twice."""
+    code = "import sys; from nanochat.dataset import main; sys.exit(main(['-n', '4']))"
+    root = Path(download.__file__).parents[2]
+    both = [subprocess.Popen([sys.executable, "-c", code], cwd=root, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    assert [process.wait(60) for process in both] == [0, 0], [process.stderr.read() for process in both]
+    assert len(server.fetched()) == 5
+    verify(open_dataset(dataset_dir("climbmix")))
+
+
+def test_the_evaluation_bundle(server, base):
+    def archive(*names):
+        sink = io.BytesIO()
+        with zipfile.ZipFile(sink, "w") as file:
+            for name in names:
+                file.writestr(name, "tasks: []")
+        return sink.getvalue()
+
+    for body in (b"no archive", archive("eval_bundle/core.yaml", "eval_bundle/../../evil")):
+        server.assets["/assets/eval_bundle.zip"] = body
+        with pytest.raises(DataError):
+            ensure_bundle()
+        assert not (base / "eval_bundle").exists() and not list(base.rglob("evil"))
+    server.assets["/assets/eval_bundle.zip"] = archive("eval_bundle/core.yaml", "eval_bundle/eval_data/a.jsonl", "__MACOSX/x")
+    folder = ensure_bundle()
+    assert (folder / "core.yaml").read_text() == "tasks: []" and (folder / "eval_data" / "a.jsonl").exists()
+    server.requests.clear()
+    assert ensure_bundle() == folder and server.requests == []
 
 
 @pytest.mark.parametrize("name", ["nonsense", "hf:", "hf:a", "hf:../b", "hf:a/..", "hf:a/b/c"])
@@ -305,7 +309,7 @@ def test_retry_after():
 
 
 def test_a_full_disk_is_seen_beforehand(server, monkeypatch):
-    monkeypatch.setattr(hub.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10})())
+    monkeypatch.setattr(transfer.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10})())
     with pytest.raises(Exception, match="are free") as caught:
         ensure_shards("climbmix", 1)
     assert caught.value.exit_code == 3

@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 
 from nanochat.config import FIELDS, PROFILE_NAMES, Config, build_config
 from nanochat.model import scaling
-from nanochat.ops import plan
-from nanochat.ops.plan import GIB, Hardware, apply_rules, make_plan, profile_hardware, resolve
+from nanochat.ops import fetch, hardware, plan
+from nanochat.ops.cards import GIB
+from nanochat.ops.hardware import Hardware, profile_hardware
+from nanochat.ops.plan import apply_rules, make_plan, resolve
 
 CPU = Hardware(name="a CPU", cuda=False, memory=16 * GIB, usable=12 * GIB, flops=30e9)
 GPU = Hardware(name="NVIDIA GeForce RTX 4090", cuda=True, memory=24 * GIB, usable=22 * GIB, flops=80e12, bf16=True, here=False)
@@ -142,7 +144,7 @@ def test_the_plans_of_the_shipped_profiles(base: Path) -> None:
     assert plans["cpu"].download_bytes == 0
     for each in plans.values():
         assert each.max_device_batch_size >= each.config["device_batch_size"]
-        assert each.memory_bytes["total"] == sum(size for part, size in each.memory_bytes.items() if part not in ("total", "usable"))
+        assert max(size for part, size in each.memory_bytes.items() if part not in ("total", "usable")) < each.memory_bytes["total"]
         assert "usable: fits" in plan.describe(each)
 
 
@@ -165,13 +167,13 @@ def test_shards_that_lie_there_are_not_downloaded_again(base: Path) -> None:
     folder = base / "data" / "climbmix"
     folder.mkdir(parents=True)
     (folder / "shard_00000.parquet").touch()
-    assert before - make_plan(config, GPU).download_bytes == plan.PARQUET_BYTES
+    assert before - make_plan(config, GPU).download_bytes == fetch.SHARD_BYTES
 
 
 def test_a_plan_needs_no_torch() -> None:
     code = (
-        "import sys; from nanochat.config import build_config; from nanochat.ops import plan\n"
-        "plan._may_have_gpu = lambda: False\n"
+        "import sys; from nanochat.config import build_config; from nanochat.ops import hardware, plan\n"
+        "hardware._may_have_gpu = lambda: False\n"
         "print(plan.describe(plan.make_plan(build_config('rtx4050')))); assert 'torch' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(plan.__file__).parents[2], check=False)
@@ -180,8 +182,8 @@ def test_a_plan_needs_no_torch() -> None:
 
 
 def test_this_machine_has_a_cpu() -> None:
-    here = plan.this_machine("cpu")
+    here = hardware.this_machine("cpu")
     assert not here.cuda
     assert 0 < here.usable < here.memory
-    assert 1 <= plan.physical_cores() <= 4096
-    assert plan.measured_cpu_flops(0.01) > 1e8
+    assert 1 <= hardware.physical_cores() <= 4096
+    assert hardware.measured_cpu_flops(0.01) > 1e8

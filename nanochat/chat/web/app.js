@@ -17,13 +17,15 @@ const TOAST = 8000;
 const message = byId("message");
 let status = null; // the server's last answer {model, training, hint}
 let offline = false;
+let keyless = false; // the server asks for a key, and none was given that it takes
 let viewChosen = false; // a person has chosen between chat and training
 let showsTraining = false;
 
 const model = () => status?.model ?? null;
+const ready = () => !status || model() !== null; // until the server has spoken, a message may be tried
 const chat = new Chat(settings, model, { opened, changed: (answer) => transcript.update(answer), ended, kept });
 const transcript = new Transcript(
-  { edit, again: () => chat.again(), retry: (kind) => (kind === "key" ? askKey() : chat.again()), announce },
+  { edit, again, retry: (kind) => (kind === "key" ? askKey() : again()), announce },
   () => model()?.context ?? null,
 );
 
@@ -38,7 +40,7 @@ function toast(text, undo) {
   const take = () => {
     byId("toast").hidden = true;
     undo();
-    message.focus();
+    focusMessage();
   };
   byId("toast").replaceChildren(el("span", {}, text), el("button", { type: "button", onclick: take }, t("undo")));
   byId("toast").hidden = false;
@@ -48,9 +50,13 @@ function toast(text, undo) {
 
 let storageFull = false;
 function drawNotice() {
-  const text = offline ? t("offline") : storageFull ? t("storage_full") : conversations.persistent() ? "" : t("storage_none");
-  if (byId("notice").textContent !== text) byId("notice").textContent = text;
-  byId("notice").hidden = !text;
+  const kind = offline ? "offline" : keyless ? "error_key" : storageFull ? "storage_full" : conversations.persistent() ? "" : "storage_none";
+  const notice = byId("notice");
+  const state = kind && t(kind);
+  if (notice.dataset.state === state) return;
+  notice.dataset.state = state;
+  notice.hidden = !kind;
+  notice.replaceChildren(state, ...(keyless ? [" ", el("button", { type: "button", class: "quiet", onclick: askKey }, t("key_enter"))] : []));
 }
 
 // The conversation.
@@ -68,7 +74,6 @@ function ended(conversation, answer) {
     drawChat();
     announce(answer.error ? "" : t("answered", conversations.textOf(answer)));
   }
-  if (answer.error?.kind === "key") askKey(true);
   if (answer.error) look();
 }
 
@@ -83,7 +88,12 @@ function edit(index, text) {
   chat.stop();
   chat.edit(index, text);
   if (removed > 0) toast(t("edited", removed), () => bringBack(before));
-  message.focus();
+  focusMessage();
+}
+
+function again() {
+  chat.again();
+  focusMessage(); // the button that had the focus is gone
 }
 
 function bringBack(conversation) {
@@ -111,12 +121,17 @@ function newChat() {
   showChat();
   chat.open();
   showSidebar(false);
-  message.focus();
+  focusMessage();
+}
+
+// Where there is a keyboard: on a phone it would cover the half of the page.
+function focusMessage() {
+  if (window.matchMedia("(hover: hover)").matches) message.focus();
 }
 
 function submit() {
   const text = message.value.trim();
-  if (chat.busy || !text || !model()) return;
+  if (chat.busy || !text || !ready()) return;
   message.value = "";
   grow();
   chat.send(text);
@@ -131,11 +146,11 @@ function drawChat() {
   const title = showsTraining ? t("training") : current.title || t("untitled");
   byId("title").textContent = title;
   document.title = current.title && !showsTraining ? `${current.title} · NanoChat` : "NanoChat";
-  message.placeholder = t(answering || !status ? (answering?.chats === false ? "placeholder_base" : "placeholder") : "placeholder_none");
+  message.placeholder = t(!ready() ? "placeholder_none" : answering?.chats === false ? "placeholder_base" : "placeholder");
   byId("send").replaceChildren(icon(busy ? "stop" : "send"));
   byId("send").setAttribute("aria-label", t(busy ? "stop" : "send"));
   byId("send").title = t(busy ? "stop" : "send");
-  byId("send").disabled = !busy && (!answering || !message.value.trim());
+  byId("send").disabled = !busy && (!ready() || !message.value.trim());
   byId("welcome").hidden = current.messages.length > 0;
   byId("messages").hidden = current.messages.length === 0;
   drawWelcome();
@@ -144,7 +159,7 @@ function drawChat() {
       showChat();
       chat.open(conversation);
       showSidebar(false);
-      message.focus();
+      focusMessage();
     },
     rename,
     remove,
@@ -157,7 +172,7 @@ function drawWelcome() {
   const ask = (text) => {
     message.value = text;
     submit();
-    message.focus();
+    focusMessage();
   };
   const tries = t(base ? "suggestions_base" : "suggestions").map((text) => el("button", { type: "button", onclick: () => ask(text) }, text));
   byId("welcome").replaceChildren(
@@ -222,7 +237,8 @@ async function look() {
     failed = error;
   }
   offline = failed?.kind === "network";
-  if (failed?.kind === "key") askKey(api.hasKey());
+  keyless = failed?.kind === "key";
+  if (keyless) askKey();
   drawNotice();
   drawModel();
   const drawn = JSON.stringify([model(), offline]);
@@ -230,12 +246,12 @@ async function look() {
   look.drawn = drawn;
   clearTimeout(timer);
   const wait = failed || !model() || status.training?.alive ? LIVE : CALM;
-  if (!document.hidden && failed?.kind !== "key") timer = setTimeout(look, wait);
+  if (!document.hidden && !keyless) timer = setTimeout(look, wait);
 }
 
-function askKey(wrong = api.hasKey()) {
+function askKey() {
   if (byId("key").open) return;
-  byId("key-text").textContent = t(wrong ? "key_wrong" : "key_text");
+  byId("key-text").textContent = t(api.hasKey() ? "key_wrong" : "key_text");
   byId("key-input").value = "";
   byId("key").showModal();
 }
@@ -260,7 +276,7 @@ function draw() {
 function grow() {
   message.style.height = "auto";
   message.style.height = `${message.scrollHeight}px`;
-  byId("send").disabled = !chat.busy && (!model() || !message.value.trim());
+  byId("send").disabled = !chat.busy && (!ready() || !message.value.trim());
 }
 
 function onKey(event) {
@@ -341,5 +357,5 @@ setUpSidebar();
 setUp();
 draw();
 openHash();
-message.focus();
+focusMessage();
 look();

@@ -3,7 +3,7 @@
 import { byId, copyButton, el, icon, svg } from "./dom.js";
 import { duration, number, stage, t } from "./i18n.js";
 
-const WIDTH = 640;
+const WIDEST = 640; // of the plot, in pixels
 const HEIGHT = 240;
 const LEFT = 44; // of the plot, for the axis' numbers
 const BOTTOM = 26;
@@ -80,13 +80,13 @@ function command(hint, on) {
 
 function stats({ step, steps, loss, bpb, tokens_per_second: speed, seconds_left: left, alive }) {
   const rows = [
-    [t("step"), t("step_of", number(step), number(steps))],
+    [t("step"), number(step), el("small", {}, t("of", number(steps)))],
     [t("loss"), known(loss) ? number(loss, 3) : "–"],
     ...(known(bpb) ? [[t("bpb"), number(bpb, 3)]] : []),
     [t("speed"), known(speed) ? number(speed) : "–"],
     ...(alive ? [[t("left"), known(left) ? duration(left) : "–"]] : []),
   ];
-  return el("dl", { class: "stats" }, ...rows.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value))));
+  return el("dl", { class: "stats" }, ...rows.map(([name, ...value]) => el("div", {}, el("dt", {}, name), el("dd", {}, ...value))));
 }
 
 const known = (value) => typeof value === "number" && Number.isFinite(value);
@@ -110,14 +110,15 @@ function plot(curve) {
   });
   const points = lines.flatMap((line) => line.points);
   if (points.length < 2) return "";
+  const width = Math.max(240, Math.min(WIDEST, byId("training").clientWidth - 72)); // its letters stay as large on a phone
   const [low, high, tick] = ticks(Math.min(...points.map(([, loss]) => loss)), Math.max(...points.map(([, loss]) => loss)));
-  const x = (step) => LEFT + ((WIDTH - LEFT - 8) * step) / Math.max(begin, 1);
+  const x = (step) => LEFT + ((width - LEFT - 8) * step) / Math.max(begin, 1);
   const y = (loss) => TOP + ((HEIGHT - TOP - BOTTOM) * (high - loss)) / (high - low);
   const digits = tick < 0.1 ? 2 : tick < 1 ? 1 : 0;
   const label = t("loss_curve_label", number(points[0][1], 2), number(points.at(-1)[1], 2), number(begin));
-  const chart = svg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, class: "plot", role: "img", "aria-label": label });
+  const chart = svg("svg", { viewBox: `0 0 ${width} ${HEIGHT}`, class: "plot", role: "img", "aria-label": label });
   for (let value = low; value <= high + tick / 2; value += tick) {
-    chart.append(svg("line", { x1: LEFT, x2: WIDTH - 8, y1: y(value), y2: y(value), class: "grid" }));
+    chart.append(svg("line", { x1: LEFT, x2: width - 8, y1: y(value), y2: y(value), class: "grid" }));
     chart.append(svg("text", { x: LEFT - 8, y: y(value) + 4, class: "y" }, number(value, digits)));
   }
   for (const { name, begin: from, points: own } of lines) {
@@ -125,7 +126,7 @@ function plot(curve) {
     if (from) chart.append(svg("line", { x1: x(from), x2: x(from), y1: TOP, y2: HEIGHT - BOTTOM, class: "border" }));
     const path = own.map(([step, loss]) => `${x(step).toFixed(1)},${y(loss).toFixed(1)}`).join(" ");
     chart.append(svg("polyline", { points: path, class: `curve ${name}` }));
-    chart.append(svg("text", { x: Math.min(x(from) + 4, WIDTH - 70), y: HEIGHT - 8, class: "x" }, stage(name)));
+    chart.append(svg("text", { x: Math.min(x(from) + 4, width - 70), y: HEIGHT - 8, class: "x" }, stage(name)));
   }
   const [lastStep, lastLoss] = points.at(-1);
   chart.append(svg("circle", { cx: x(lastStep), cy: y(lastLoss), r: 4, class: "now" }));

@@ -15,7 +15,6 @@ export class Transcript {
     this.list = byId("messages");
     this.scroll = byId("scroll");
     this.scroll.addEventListener("scroll", () => this.#showToEnd(), { passive: true });
-    byId("to-end").append(icon("down"));
     byId("to-end").addEventListener("click", () => this.toEnd());
   }
 

@@ -1,0 +1,111 @@
+"""Claim: over a network that fails, our downloader alone ends with the right file, and fetches little twice.
+
+A 64 MB file from a web server on this machine that misbehaves by five seeded schedules; each downloader in turn, each called
+again while it fails, for half a minute, as a patient user would. Peers: curl and wget, where they are installed, and
+huggingface_hub, where HF_PEER names a Python that has it. Prints a table: right, wrong or given up; bytes sent, as a multiple
+of the file; the most disk used; seconds.
+"""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from nanochat.data import hub
+from nanochat.data.hub import Remote
+from nanochat.data.transfer import fetch
+from nanochat.errors import DataError
+from tests.faulty import MB, FaultyServer
+
+SIZE = 64 * MB
+SECONDS = 30  # in which a peer is called again whenever it ends with an error
+SCHEDULES: dict[str, tuple[str, ...]] = {
+    "drops": ("drop",),
+    "drops, resets, 429, 503": ("drop", "reset", "too many", "unavailable"),
+    "drops, replaced midway": ("drop", "replace"),
+    "drops, flipped bits": ("drop", "flip"),
+    "drops, stalls, wrong lengths": ("drop", "stall", "longer", "truncate"),
+}
+
+HF = """
+import sys
+from huggingface_hub.file_download import http_get
+with open(sys.argv[2], "ab") as file:
+    http_get(sys.argv[1], file, resume_size=file.tell(), expected_size=64 << 20, displayed_filename="file")
+"""
+
+
+def ours(server: FaultyServer, folder: Path) -> bool:
+    """Our downloader in this process, once: it does its own trying again."""
+    try:
+        fetch(Remote(server.url, "file", SIZE, server.sha256), folder, relist=lambda _: Remote(server.url, "file", SIZE, server.sha256))
+        return True
+    except DataError as error:
+        print("   ", error.message)
+        return False
+
+
+def command(*words: str) -> Callable[[FaultyServer, Path], bool]:
+    """A peer's command line: URL and FILE are put in."""
+
+    def run(server: FaultyServer, folder: Path) -> bool:
+        filled = [word.replace("URL", server.url).replace("FILE", str(folder / "file")) for word in words]
+        over = time.monotonic() + SECONDS
+        while (left := over - time.monotonic()) > 0:
+            try:
+                if subprocess.run(filled, capture_output=True, timeout=left, check=False).returncode == 0:
+                    return True
+            except subprocess.TimeoutExpired:
+                break
+        return False
+
+    return run
+
+
+def peers() -> dict[str, Callable[[FaultyServer, Path], bool]]:
+    """Every downloader that is here."""
+    found: dict[str, Callable[[FaultyServer, Path], bool]] = {"ours": ours}
+    if shutil.which("curl"):
+        found["curl -C -"] = command("curl", "-sSfL", "-C", "-", "--speed-time", "2", "--speed-limit", "1000", "-o", "FILE", "URL")
+    if shutil.which("wget"):
+        found["wget -c"] = command("wget", "-q", "-c", "--tries=20", "--waitretry=1", "--read-timeout=2", "-O", "FILE", "URL")
+    if os.environ.get("HF_PEER"):
+        found["huggingface_hub"] = command(os.environ["HF_PEER"], "-c", HF, "URL", "FILE")
+    return found
+
+
+def measure(kinds: tuple[str, ...], seed: int, download: Callable[[FaultyServer, Path], bool]) -> str:
+    """One download under one schedule."""
+    server = FaultyServer(seed, kinds, SIZE, rate=0.3, stalls=3.0)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        began = time.monotonic()
+        done = download(server, folder)
+        seconds = time.monotonic() - began
+        path = folder / "file"
+        data = path.read_bytes() if path.exists() else b""
+        right = hashlib.sha256(data).hexdigest() in {hashlib.sha256(body).hexdigest() for body in server.bodies}
+        used = sum(each.stat().st_blocks * 512 for each in folder.iterdir())
+    server.close()
+    outcome = ("right" if right else "WRONG FILE") if done else "gave up"
+    return f"{outcome}, {server.sent / SIZE:.2f}x sent, {used / SIZE:.2f}x disk, {seconds:.1f} s"
+
+
+def main() -> None:
+    """Every downloader under every schedule."""
+    hub.TIMEOUT = (5.0, 2.0)  # the patience that the peers are given too
+    hub.FIRST_WAIT = 0.5
+    for number, (label, kinds) in enumerate(SCHEDULES.items()):
+        for name, download in peers().items():
+            print(f"{label} | {name} | {measure(kinds, number, download)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

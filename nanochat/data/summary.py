@@ -1,0 +1,119 @@
+"""What a user's text is like, in a few lines, before anything is trained on it: how much, in which scripts, how often repeated."""
+
+import bisect
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from nanochat.console import quantity
+from nanochat.model.scaling import round_up
+
+SAMPLE = 400  # characters of a document whose script is looked at
+REMEMBERED = 5_000_000  # documents whose duplicates are looked for
+REPEATS = 0.1  # part of the documents that may be duplicates without a word
+EPOCHS = 4  # text read up to four times is nearly as good as new
+RATIO = 10.5  # tokens that a parameter wants
+ASPECT, STEP = 64, 128  # a model's width is depth x 64, in steps of a head
+DEPTHS = range(1, 33)
+# Bytes of a token, about, at the vocabulary that the rules choose; a character of these scripts has three bytes.
+LATIN_BYTES, WIDE_BYTES = 3.3, 3.0
+
+# First code point of each block that is told apart, and its script ("" is none: digits, marks, blanks).
+_BLOCKS = (
+    *((0x00, ""), (0x41, "Latin"), (0x5B, ""), (0x61, "Latin"), (0x7B, ""), (0xC0, "Latin"), (0x250, ""), (0x370, "Greek")),
+    *((0x400, "Cyrillic"), (0x530, ""), (0x590, "Hebrew"), (0x600, "Arabic"), (0x700, ""), (0x900, "Devanagari"), (0x980, "")),
+    *((0xE00, "Thai"), (0xE80, ""), (0x1100, "Hangul"), (0x1200, ""), (0x1E00, "Latin"), (0x2000, ""), (0x3040, "Kana")),
+    *((0x3100, "Bopomofo"), (0x3130, "Hangul"), (0x3190, ""), (0x3400, "Han"), (0xA000, ""), (0xAC00, "Hangul"), (0xD7B0, "")),
+    *((0xF900, "Han"), (0xFB00, ""), (0x20000, "Han"), (0x32000, "")),
+)
+_STARTS = [start for start, _ in _BLOCKS]
+WIDE = ("Han", "Kana", "Hangul", "Bopomofo", "Thai")
+# Characters that only one of the two ways of writing Chinese has.
+TRADITIONAL, SIMPLIFIED = (
+    frozenset("這個們國學說時來對會過後還發現開關為從與無業動點實體麼"),
+    frozenset("这个们国学说时来对会过后还发现开关为从与无业动点实体么"),
+)
+
+
+def script_of(character: str) -> str:
+    """The script of a character, "" for digits, marks and blanks."""
+    return _BLOCKS[bisect.bisect_right(_STARTS, ord(character)) - 1][1]
+
+
+class Summary:
+    """Counts that grow with each document; `lines` puts them into words."""
+
+    def __init__(self) -> None:
+        self.documents = self.bytes = self.duplicates = 0
+        self.scripts: Counter[str] = Counter()
+        self.seen: set[int] = set()
+        self.traditional = self.simplified = 0
+
+    def add(self, text: str, size: int, key: int) -> None:
+        """Count one document of `size` UTF-8 bytes whose content hashes to `key`."""
+        self.documents += 1
+        self.bytes += size
+        if key in self.seen:
+            self.duplicates += 1
+        elif len(self.seen) < REMEMBERED:
+            self.seen.add(key)
+        sample = text[:SAMPLE]
+        self.scripts.update(map(script_of, sample))
+        self.traditional += sum(character in TRADITIONAL for character in sample)
+        self.simplified += sum(character in SIMPLIFIED for character in sample)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all the text, about."""
+        counted = self.scripts.total() - self.scripts[""]
+        wide = sum(self.scripts[script] for script in WIDE) / max(counted, 1)
+        return int(self.bytes / (wide * WIDE_BYTES + (1 - wide) * LATIN_BYTES))
+
+    def lines(self) -> list[str]:
+        """The summary, and warnings where there are reasons for some."""
+        counted = self.scripts.total() - self.scripts[""]
+        shares = [(name, count / max(counted, 1)) for name, count in self.scripts.most_common() if name]
+        named = ", ".join(f"{self._name(script)} {share:.0%}" for script, share in shares if share >= 0.01)
+        amount = f"{self.documents} documents, {quantity(self.bytes)}B, about {quantity(self.tokens)} tokens"
+        found = [f"text: {amount}; {named or 'no letters'}; {self.duplicates} duplicates"]
+        if self.duplicates > REPEATS * self.documents:
+            found.append(
+                f"warning: {self.duplicates / self.documents:.0%} of the documents are duplicates: they teach less than their number"
+            )
+        depth = suits(self.tokens)
+        if not depth:
+            found.append(
+                "warning: this is little text: a model of any depth will repeat it more than it understands it; "
+                f"depth 1 wants about {quantity(wanted(1) / EPOCHS)} tokens of it"
+            )
+        else:
+            found.append(f"text: enough for a depth of {depth} (read {EPOCHS} times); a deeper model would learn it by heart")
+        return found
+
+    def _name(self, script: str) -> str:
+        if script != "Han" or not self.traditional + self.simplified:
+            return script
+        return "Han (traditional)" if self.traditional >= self.simplified else "Han (simplified)"
+
+
+def wanted(depth: int) -> float:
+    """Tokens that a model of `depth` wants to read."""
+    width = round_up(ASPECT * depth, STEP)
+    return RATIO * 12 * depth * width**2
+
+
+def suits(tokens: int) -> int:
+    """The deepest model that `tokens`, read EPOCHS times, are enough for; 0 where they are too few for any."""
+    return max((depth for depth in DEPTHS if wanted(depth) <= EPOCHS * tokens), default=0)
+
+
+def conversations_line(conversations: Sequence[list[dict[str, Any]]]) -> str:
+    """One line about a user's conversations."""
+    turns = sum(len(messages) for messages in conversations)
+    size = sum(len(str(message["content"]).encode(errors="replace")) for messages in conversations for message in messages)
+    duplicates = len(conversations) - len({str(messages) for messages in conversations})
+    system = sum(messages[0]["role"] == "system" for messages in conversations)
+    return (
+        f"conversations: {len(conversations)}, {turns / len(conversations):.1f} messages each, {quantity(size)}B; "
+        f"{system} with a system message, {duplicates} duplicates"
+    )

@@ -1,0 +1,98 @@
+"""`--hours`: the plan turned round. The depth, batch and number of steps that make the most of so many hours on one card.
+
+A model of N parameters that reads D tokens learns the most from a given number of operations at a certain D / N. Deeper, it reads too
+little; shallower, it cannot hold what it reads. So of all depths the one is taken at which the time buys the tokens that are
+nearest to that ratio.
+"""
+
+import math
+
+from nanochat.config import EMBEDDED, Config
+from nanochat.console import duration
+from nanochat.errors import PreflightError
+from nanochat.model import scaling
+from nanochat.ops.calibrate import Measured
+from nanochat.ops.hardware import Hardware
+from nanochat.ops.plan import Plan, Resolved, apply_rules, make_plan, measured_steps, plan_here
+
+RATIO = 10.5  # tokens for each scaling parameter that operations are best spent on; measured by published runs
+DEPTHS = (*range(2, 13), *range(14, 33, 2))
+ROWS = (64, 32, 16, 8, 4, 2, 1)  # of the device batches that are tried on a GPU
+LEAST_STEPS = 100
+RESERVE = 0.97  # of the time that is planned away
+# What follows from the hours: kept as the run began where the same command comes again.
+CHOSEN = ("depth", "device_batch_size", "total_batch_size", "num_iterations", "sft_iterations")
+
+
+def fit(config: Config, hardware: Hardware, *, text_bytes: int | None = None, spent: float = 0.0) -> Resolved:
+    """`config` resolved for its hours on `hardware`, of which `spent` seconds have gone. Raises PreflightError where they are too few.
+
+    The depths are compared by what the hardware is thought to reach; of the nearest three, steps are measured where it is here.
+    """
+    seconds = RESERVE * (3600 * config.hours - spent)
+    rough = {depth: _at(config, depth, seconds, hardware, text_bytes, None) for depth in DEPTHS}
+    possible = sorted((plan for plan in rough.values() if plan), key=_distance)[:3]
+    plans = [
+        _at(config, plan.config["depth"], seconds, hardware, text_bytes, measured_steps(Config(**plan.config), plan)) for plan in possible
+    ]
+    best = min(filter(None, plans), key=_distance, default=None)
+    if best is None:
+        raise PreflightError(
+            f"{duration(3600 * config.hours)} are too short for {LEAST_STEPS} steps of the smallest model here",
+            "give --hours a larger number, or lower --total_batch_size or --max_seq_len",
+        )
+    chosen = Config(**best.config)
+    ratio = best.tokens / scaling.scaling_parameters(scaling.gpt_config(chosen))
+    why = f"in {duration(3600 * config.hours)} it reads {ratio:.1f} tokens for each scaling parameter, of all depths the nearest to {RATIO}"
+    return Resolved(chosen, [f"depth = {chosen.depth}: {why}", *(rule for rule in best.rules if not rule.startswith("depth"))])
+
+
+def as_begun(config: Config, recorded: Config) -> Config:
+    """`config` with what was chosen for its hours when the run began; unchanged where those are other hours."""
+    if not config.hours or config.hours != recorded.hours:
+        return config
+    return config.replace(**{name: getattr(recorded, name) for name in CHOSEN})
+
+
+def decide(
+    config: Config, hardware: Hardware, *, text_bytes: int | None = None, spent: float = 0.0, begun: bool = False
+) -> tuple[Resolved, Plan]:
+    """`config` resolved, by its hours where it has some and the run has not `begun`, and its plan."""
+    if config.hours and not begun:
+        resolved = fit(config, hardware, text_bytes=text_bytes, spent=spent)
+    else:
+        resolved = apply_rules(config, text_bytes=text_bytes, hardware=hardware)
+    return resolved, plan_here(resolved.config, hardware, text_bytes=text_bytes)
+
+
+def _distance(plan: Plan) -> float:
+    """How far a plan's tokens are from the best ratio, in doublings."""
+    return abs(math.log2(plan.tokens / scaling.scaling_parameters(scaling.gpt_config(Config(**plan.config))) / RATIO))
+
+
+def _at(config: Config, depth: int, seconds: float, hardware: Hardware, text_bytes: int | None, measured: Measured | None) -> Plan | None:
+    """The plan at one depth with as many steps as `seconds` allow; None where it does not fit into memory or time."""
+    shaped = config.replace(depth=depth, num_iterations=-1, sft_iterations=-1 if config.sft_iterations else 0)
+    embedded = text_bytes if config.data or config.dataset == EMBEDDED else None
+    if hardware.cuda:
+        shaped = shaped.replace(device_batch_size=1, total_batch_size=-1)
+        rows = next((rows for rows in ROWS if _fits(shaped.replace(device_batch_size=rows), hardware, embedded)), 0)
+        if not rows:
+            return None
+        shaped = shaped.replace(device_batch_size=rows)
+    group = shaped.device_batch_size * shaped.max_seq_len * shaped.nproc_per_node
+    tokens = float(LEAST_STEPS * group)
+    for _ in range(5):  # the batch follows from the tokens, their number from the time, and that again from the batch: it settles quickly
+        batch = shaped.total_batch_size if shaped.total_batch_size != -1 else scaling.total_batch_rule(max(tokens, group), group)
+        steps = max(int(tokens // batch), 1)
+        plan = make_plan(shaped.replace(total_batch_size=batch, num_iterations=steps), hardware, text_bytes=text_bytes, measured=measured)
+        tokens = plan.tokens + (seconds - plan.seconds) * plan.tokens_per_second / (1 + plan.sft_steps / plan.steps)
+    return plan if plan.fits and plan.steps >= LEAST_STEPS else None
+
+
+def _fits(config: Config, hardware: Hardware, text_bytes: int | None) -> bool:
+    resolved = apply_rules(config.replace(num_iterations=LEAST_STEPS), text_bytes=text_bytes, hardware=hardware).config
+    bf16, compiled = hardware.bf16 and not config.deterministic, resolved.compile == "on"
+    gpt = scaling.gpt_config(resolved)
+    needed = scaling.memory_bytes(gpt, config.device_batch_size, processes=config.nproc_per_node, bf16=bf16, compiled=compiled)
+    return needed["total"] <= hardware.usable

@@ -1,0 +1,156 @@
+"""A short measured run on the machine at hand: how long a step takes and what memory it needs, remembered in the data directory.
+
+It trains the very model of a config for some steps on random ids, in a process of its own, so that the memory it
+measures is its own. `python -m nanochat.ops.calibrate` is that process: a config on stdin, what was measured on stdout.
+"""
+
+import contextlib
+import dataclasses
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from nanochat import paths
+from nanochat.config import Config
+from nanochat.console import log
+
+FILE = "calibration.json"  # in the data directory's cache/
+FORMAT = 1
+SECONDS = 4.0  # of measuring, about; the start of the process comes on top
+MOST, LEAST = 24, 2  # steps
+TIMEOUT = 180.0
+# What time and memory depend on.
+FIELDS = (
+    *("architecture", "depth", "aspect_ratio", "head_dim", "max_seq_len", "window_pattern", "vocab_size"),
+    *("device_batch_size", "device", "compile", "deterministic", "threads"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """Of one device: seconds of a micro-step (forward and backward of one device batch) and of the optimizer; peak bytes of training."""
+
+    micro_seconds: float
+    optimizer_seconds: float
+    memory_bytes: int
+
+
+def measure(config: Config) -> Measured | None:
+    """What a resolved config's steps take here; None where they could not be measured (not even one fits, or a step takes too long)."""
+    command = [sys.executable, "-m", "nanochat.ops.calibrate"]
+    text = json.dumps(config.to_dict())
+    try:
+        done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=TIMEOUT, check=True)
+        return Measured(**json.loads(done.stdout))
+    except (OSError, subprocess.SubprocessError, ValueError, TypeError):
+        return None
+
+
+def calibrated(config: Config, machine: str, fresh: bool = False) -> Measured | None:
+    """`measure`, once for each kind of model on `machine` (a name); with `fresh`, anew."""
+    path = paths.base_dir() / "cache" / FILE
+    key = json.dumps([FORMAT, machine, *(getattr(config, name) for name in FIELDS)])
+    known = _read(path)
+    if key in known and not fresh:
+        with contextlib.suppress(TypeError):
+            return Measured(**known[key])
+    log("measuring a few steps on this machine")
+    found = measure(config)
+    if found:
+        with contextlib.suppress(OSError):  # a plan needs no disk
+            paths.atomic_write_json(path, _read(path) | {key: dataclasses.asdict(found)})
+    return found
+
+
+def _read(path: Path) -> dict[str, dict[str, Any]]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return found if isinstance(found, dict) else {}
+    except (OSError, ValueError):
+        return {}
+
+
+# ---- the process ------------------------------------------------------------------------------------------------
+
+
+def _peak(device: str) -> int:
+    """The most bytes that this process has held since `_forget_peak`."""
+    import torch
+
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return _status("VmHWM")
+
+
+def _status(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
+
+
+def _forget_peak(device: str) -> int:
+    """Begin to look for a peak; returns what is held now."""
+    import torch
+
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
+    Path("/proc/self/clear_refs").write_text("5")
+    return _status("VmRSS")
+
+
+def train_briefly(config: Config) -> Measured:
+    """Some steps of `config`'s model in this process, each two micro-steps and the optimizer."""
+    from nanochat.train import device
+
+    device.set_up(config)
+    _steps(config.replace(depth=1, aspect_ratio=64, max_seq_len=128, vocab_size=512, device_batch_size=1, compile="off"), 0.0)
+    before = _forget_peak(config.device)  # what torch itself takes when it first works is not the model's
+    micro, step = _steps(config, SECONDS)
+    return Measured(micro, step, _peak(config.device) - before)
+
+
+def _steps(config: Config, seconds: float) -> tuple[float, float]:
+    """Train on random ids; medians of the seconds of a micro-step and of the optimizer."""
+    import torch
+
+    from nanochat.model.gpt import GPT
+    from nanochat.model.loss import cross_entropy_sum
+    from nanochat.model.optim import LearningRates, MuonAdamW
+    from nanochat.model.scaling import gpt_config
+    from nanochat.train import device
+    from nanochat.train.ranks import single
+
+    here = single(config.device)
+    shape = (config.device_batch_size, config.max_seq_len)
+    model = GPT.build(gpt_config(config), here.device, config.seed)
+    model.compute_dtype = device.compute_dtype(config)
+    optimizer = MuonAdamW(model, LearningRates(*([1e-4] * 5)), shape[0] * shape[1], here)
+    forward = device.forward_of(model, config)
+
+    def now() -> float:
+        if config.device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    micro: list[float] = []
+    step: list[float] = []
+    began = now()
+    while len(step) < MOST and (len(step) < LEAST or now() - began < seconds):
+        for _ in range(2):  # from the second on there are gradients to add to
+            start = now()
+            ids = torch.randint(0, config.vocab_size, shape, device=here.device)
+            cross_entropy_sum(model, forward(ids), ids).backward()
+            micro.append(now() - start)
+        start = now()
+        optimizer.step(lr=0.0, beta=0.9, weight_decay=0.0)
+        optimizer.zero_grad()
+        step.append(now() - start)
+    return statistics.median(micro[2:]), statistics.median(step[1:])  # the first ones set things up
+
+
+if __name__ == "__main__":
+    print(json.dumps(dataclasses.asdict(train_briefly(Config(**json.load(sys.stdin))))))

@@ -1,0 +1,86 @@
+"""What a run needs from the network is known beforehand, and comes with one command."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from nanochat.config import TEXT_RULES, build_config
+from nanochat.data import hub as hub_module
+from nanochat.data.conversations import conversations
+from nanochat.data.download import KNOWN
+from nanochat.data.shards import shard_name
+from nanochat.errors import DataError, PreflightError
+from nanochat.ops import fetch
+from nanochat.ops.fetch import fetch_for, missing, sets_of
+from tests.hub import Hub, parquet
+
+TALK = [{"role": "user", "content": "你好"}, {"role": "assistant", "content": "嗨"}]
+
+
+@pytest.fixture
+def server(base: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    served = Hub()
+    names = [*map(shard_name, range(3)), shard_name(6542)]
+    served.files[KNOWN["climbmix"].repo] = {name: parquet(name) for name in names}
+    served.assets["/identity_conversations.jsonl"] = (json.dumps(TALK) + "\n").encode()
+    served.files["some/Talks"] = {f"data/{part}-0.parquet": parquet("", messages=[TALK] * 3) for part in ("train", "test")}
+    served.assets["/api/datasets/some/Talks"] = json.dumps({"cardData": {"license": "cc-by-nc-4.0"}}).encode()
+    monkeypatch.setenv("HF_ENDPOINT", served.url)
+    monkeypatch.setenv("NANOCHAT_ASSET_URL", served.url)
+    monkeypatch.setattr(hub_module, "FIRST_WAIT", 0.001)
+    yield served
+    served.server.shutdown()
+    served.server.server_close()
+
+
+def trial(**changes: object):
+    values = TEXT_RULES | {"shards": 2, "vocab_size": 300, "num_iterations": 2, "sft_iterations": 2}
+    return build_config("cpu", True, values | changes)
+
+
+@pytest.mark.long
+def test_a_trial_needs_little(server: Hub, capsys: pytest.CaptureFixture[str]) -> None:
+    config = trial()
+    assert list(missing(config)) == ["3 of 3 shards of climbmix", "the conversations of identity"]
+    assert fetch_for(config, check=True).name == "climbmix"
+    assert missing(config) == {} and not any("eval_bundle" in path for path in server.requests)
+    server.requests.clear()
+    fetch_for(config, check=True)
+    assert server.requests == []
+    (fetch_for(config) / shard_name(1)).unlink()
+    assert list(missing(config)) == ["1 of 3 shards of climbmix"]
+
+
+@pytest.mark.long
+def test_damage_is_found(server: Hub) -> None:
+    config = trial()
+    path = fetch_for(config) / shard_name(0)
+    data = bytearray(path.read_bytes())
+    data[100] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(DataError, match="is corrupt"):
+        fetch_for(config, check=True)
+
+
+@pytest.mark.long
+def test_a_public_set_of_conversations(server: Hub, capsys: pytest.CaptureFixture[str]) -> None:
+    config = trial(chat_data="hf:some/Talks", dataset="embedded")
+    assert sets_of(config) == ["hf:some/Talks"] and "the conversations of hf:some/Talks" in missing(config)
+    fetch_for(config, check=True)
+    assert "licence: cc-by-nc-4.0" in capsys.readouterr().err
+    assert missing(config) == {} and list(conversations("hf:some/Talks")) == [TALK] * 3  # the test part stays out
+
+
+def test_what_needs_no_network(base: Path) -> None:
+    assert missing(build_config("cpu")) == {} and sets_of(build_config("cpu")) == []
+    assert sets_of(trial(data="texts", chat_data="talks.jsonl")) == []
+    assert sets_of(trial(trial=False, identity="who.toml")) == ["smol-smoltalk", "mmlu", "gsm8k"]
+
+
+def test_no_room(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nanochat.data.transfer.shutil.disk_usage", lambda path: type("Usage", (), {"free": 10})())
+    with pytest.raises(PreflightError, match="are free"):
+        fetch_for(trial())
+    assert fetch.SET_BYTES["smol-smoltalk"] > 10

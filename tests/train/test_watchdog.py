@@ -1,0 +1,95 @@
+"""What does not move is noticed, said by every rank, and ended so that the launcher goes on from the last checkpoint."""
+
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from nanochat.train import watchdog
+from nanochat.train.ranks import single
+from nanochat.train.watchdog import Watchdog, spilled
+from tests import tiny
+
+
+@pytest.fixture
+def ended(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    monkeypatch.setattr(watchdog, "GRACE", 0.05)
+    return []
+
+
+def test_it_ends_what_does_not_move_and_says_where(ended: list[int], capfd: pytest.CaptureFixture[str]) -> None:
+    over = threading.Event()
+
+    def end(code: int) -> None:
+        ended.append(code)
+        over.set()
+
+    with Watchdog(0.2, rank=3, end=end) as dog:
+        dog.beat("reading the rows of base step 7")
+        assert over.wait(10)
+    said = capfd.readouterr().err
+    assert ended == [7]
+    assert "rank 3 has not moved for" in said and "reading the rows of base step 7" in said and "test_watchdog.py" in said
+    assert "error: nothing moves any more" in said and "hint:" in said
+
+
+@pytest.mark.parametrize("timeout", [0.0, 0.3])
+def test_it_lets_go_on_what_moves(ended: list[int], capfd: pytest.CaptureFixture[str], timeout: float) -> None:
+    with Watchdog(timeout, end=ended.append) as dog:
+        for _ in range(20):
+            time.sleep(0.03)
+            dog.beat("computing")
+    time.sleep(0.4)  # and nothing once it is over
+    assert ended == [] and capfd.readouterr().err == ""
+
+
+HANGS = """
+import sys, time
+from pathlib import Path
+from nanochat.train.pretrain import TextBatches
+from nanochat.ops import run
+from tests import tiny
+
+text, marker = map(Path, sys.argv[1:])
+batch = TextBatches.batch
+
+def hanging(self, step, ranks):
+    if step == 3 and ranks.rank == 1 and not marker.exists():
+        marker.touch()
+        time.sleep(600)
+    return batch(self, step, ranks)
+
+TextBatches.batch = hanging
+config = tiny.config(text, device="cpu", nproc_per_node=2, hang_timeout=5.0, save_every=1)
+sys.exit(run.train(config, relaunch=sys.argv))
+"""
+
+
+@pytest.mark.long
+def test_a_rank_that_hangs_is_restarted_from_the_last_checkpoint(tmp_path: Path) -> None:
+    text, script, base = tiny.sentences(tmp_path / "text.txt"), tmp_path / "hangs.py", tmp_path / "base"
+    script.write_text(HANGS)
+    command = [sys.executable, str(script), str(text), str(tmp_path / "marker")]
+    environment = tiny.environment(base) | {"PYTHONPATH": str(tiny.ROOT)}
+    done = subprocess.run(command, cwd=tiny.ROOT, env=environment, capture_output=True, text=True, timeout=180, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "rank 1 has not moved for" in done.stderr and "reading the rows of base step 4" in done.stderr
+    assert "rank 0 has not moved for" in done.stderr and "waiting for the other ranks in base step 4" in done.stderr
+    assert "a worker was lost; restart 1 of 2" in done.stderr and "resuming at step 3 of 6" in done.stderr
+    assert [line[1] for line in tiny.losses(base)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_the_alarm_names_what_to_lower(monkeypatch: pytest.MonkeyPatch) -> None:
+    card = type("Card", (), {"total_memory": 6_000_000_000})()
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda device: 5_900_000_000)
+    full = single("cuda")
+    assert "use is 2%" in str(spilled(full, 0.02, 8)) and "--device_batch_size (now 8)" in str(spilled(full, 0.02, 8))
+    assert "--max_seq_len" in str(spilled(full, 0.02, 1))
+    assert spilled(full, 0.4, 8) is None and spilled(single("cpu"), 0.02, 8) is None
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda device: 1_000_000_000)
+    assert spilled(full, 0.02, 8) is None  # a small model on a large card
