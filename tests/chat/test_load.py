@@ -53,7 +53,7 @@ async def client(server: Serve, number: int, end: float, statuses: Counter[str])
                 answer = await http.post(url, content=rng.choice(NONSENSE), headers={"content-type": "application/json"})
                 statuses[f"nonsense {answer.status_code}"] += 1
                 continue
-            words = " ".join(rng.choice(("cat", "dog", "old", "貓")) for _ in range(rng.randint(1, 60)))
+            words = " ".join(rng.choice(("cat", "dog", "old", "貓")) for _ in range(rng.randint(1, 25)))
             body = {"messages": [{"role": "user", "content": words}], "max_tokens": rng.randint(1, 120), "temperature": rng.choice((0, 1))}
             async with http.stream("POST", url, json=body | {"stream": True}) as answer:
                 if answer.status_code == 429:
@@ -113,7 +113,7 @@ def test_two_hundred_clients_for_three_minutes(server: Serve) -> None:
     )
     assert metric(server, "nanochat_requests_running") == metric(server, "nanochat_requests_waiting") == 0
     assert metric(server, "nanochat_engine_failures_total") == 0
-    assert set(statuses) <= {"200", "429", "nonsense 400"}, statuses
+    assert set(statuses) <= {"200", "429", "nonsense 400", "nonsense 429"}, statuses
     assert statuses["200"] > 100
     assert abs(after - before) < 0.05 * before
     assert server.ask().status_code == 200
