@@ -40,14 +40,10 @@ test-slow: $(STAMP) ## the long tests: kill loops, fuzzing, load
 test-containers: $(STAMP) ## the tests that build and run containers
 	$(PYTHON) -m pytest -m "container and not slow" -rs --durations=10
 
-<<<<<<< HEAD
-lint: $(STAMP) ## ruff, mypy, clippy, the formatters' checks, hadolint, zizmor
-=======
 test-browser: $(STAMP) ## the page in headless Chromium (skipped where there is none)
 	$(PYTHON) -m pytest -m browser
 
-lint: $(STAMP) ## ruff, mypy, clippy and the formatters' checks
->>>>>>> main
+lint: $(STAMP) ## ruff, mypy, clippy, the formatters' checks, hadolint, zizmor
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
