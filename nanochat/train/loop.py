@@ -5,6 +5,7 @@ import math
 import os
 import resource
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -102,8 +103,11 @@ class StopSignal:
         if not self.in_loop:
             what = "stopped: all that was trained is saved" if self.trained else "stopped before the first step: there was nothing to save"
             raise Preempted(what, "run the same command again to go on")
-        # Not print: the signal may have come in the midst of one, and stderr's buffer cannot be entered twice.
-        os.write(2, b"stopping: saving after this step (once more to stop at once)\n")
+        line = "stopping: saving after this step (once more to stop at once)"
+        try:
+            print(line, file=sys.stderr, flush=True)
+        except RuntimeError:  # the signal came in the midst of another print, and stderr's buffer cannot be entered twice
+            os.write(2, f"{line}\n".encode())
 
     def release(self) -> None:
         """Give the signals back to whoever waits for workers: they handle their own."""
