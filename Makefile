@@ -38,15 +38,18 @@ test-slow: $(STAMP) ## the long tests: kill loops, fuzzing, load
 	$(PYTEST) -m "slow and not gpu and not container and not browser"
 
 test-containers: $(STAMP) ## the tests that build and run containers
-	$(PYTHON) -m pytest -m container
+	$(PYTHON) -m pytest -m "container and not slow" -rs --durations=10
 
 test-browser: $(STAMP) ## the page in headless Chromium (skipped where there is none)
 	$(PYTHON) -m pytest -m browser
 
-lint: $(STAMP) ## ruff, mypy, clippy and the formatters' checks
+lint: $(STAMP) ## ruff, mypy, clippy, the formatters' checks, hadolint, zizmor
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+	.venv/bin/hadolint Dockerfile.cuda
+	.venv/bin/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	.venv/bin/zizmor --offline --quiet --no-progress .github
 	cargo fmt --check $(CRATE)
 	cargo clippy --quiet --all-targets --all-features $(CRATE) -- -D warnings
 

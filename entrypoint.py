@@ -3,6 +3,7 @@
 Nothing heavy is imported before a command needs it: `--help` answers without torch.
 """
 
+import contextlib
 import json
 import os
 import sys
@@ -304,6 +305,9 @@ def guarded(command: Any, *arguments: Any) -> None:
     """Run a command; turn its error into two lines on stderr and its exit code, and leave the code for the launcher."""
     # A thread that waits for another yields its core: on a busy machine spinning makes small steps several times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if temporary := os.environ.get("TMPDIR"):  # the image's lies on the data volume, which may be new
+        with contextlib.suppress(OSError):
+            os.makedirs(temporary, exist_ok=True)
     code = 1
     try:
         code = command(*arguments) or 0

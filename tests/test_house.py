@@ -59,7 +59,7 @@ def test_annotated_tree_is_the_real_tree(readme: str, files: list[str]) -> None:
 
 def test_tests_mirror_the_package(files: list[str]) -> None:
     folders = {str(Path(name).parent.relative_to("tests")) for name in files if name.startswith("tests/") and name.endswith(".py")}
-    assert [folder for folder in folders if not (ROOT / "nanochat" / folder).is_dir()] == []
+    assert [folder for folder in folders - {"containers"} if not (ROOT / "nanochat" / folder).is_dir()] == []
 
 
 def test_readmes_say_the_same() -> None:
@@ -96,6 +96,7 @@ def test_make_targets(readme: str) -> None:
 def test_flags_in_the_documents_exist(name: str) -> None:
     """Every --key of a training command is a config field (the entrypoint's own options are listed here)."""
     own = {"profile", "trial", "stage", "prompt", "temperature", "help", "json", "extra", "run", "release", "manifest-path"}
+    own |= {"rm", "gpus", "secret", "install", "update", "shutdown", "runtime", "output"}  # Docker's, WSL's and nvidia-ctk's
     own |= {"standalone", "nproc_per_node", "system-certs", "torch-backend", "no-deps", "no-build-isolation", "key"}
     own |= {"host", "port", "api-key-file", "allow-host", "insecure-no-key", "slots", "queue"}
     own |= {"for", "verify", "limit", "gpus", "card", "price", "out"}
@@ -219,3 +220,18 @@ def test_help_is_fast_and_leaves_torch_alone() -> None:
         seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     print(f"--help: {min(seconds):.2f} s of processor time")
     assert min(seconds) < 0.5
+
+
+def test_the_image_installs_what_runs(tmp_path: Path) -> None:
+    """scripts/image_layers.py deals out the lock: the project's dependencies and what they need, once each, with their hashes."""
+    subprocess.run([sys.executable, str(ROOT / "scripts/image_layers.py"), str(tmp_path)], cwd=ROOT, check=True)
+    layers = {path.stem: path.read_text(encoding="utf-8") for path in tmp_path.iterdir()}
+    assert set(layers) == {"uv", "build", "cuda", "torch", "others"}
+    assert all(block in read("requirements.lock") for text in layers.values() for block in re.split(r"^(?=[a-z0-9])", text, flags=re.M))
+    names = {layer: re.findall(r"^([a-z0-9-]+)==", text, re.M) for layer, text in layers.items()}
+    runs = names["cuda"] + names["torch"] + names["others"]
+    asked = {re.split("[>=]", need)[0] for need in tomllib.loads(read("pyproject.toml"))["project"]["dependencies"]} - {"nanochat-rustbpe"}
+    assert len(runs) == len(set(runs)) and asked <= set(runs)
+    assert {"pydantic-core", "nvidia-cublas", "triton", "sympy"} <= set(runs)
+    assert not {"pytest", "ruff", "mypy", "openai", "httpx", "hypothesis", "maturin", "uv"} & set(runs)
+    assert names["uv"] == ["uv"] and {"maturin", "hatchling", "pluggy"} <= set(names["build"])

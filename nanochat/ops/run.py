@@ -167,12 +167,13 @@ def _announce(config: Config, stages: Sequence[str], text_bytes: int | None, spe
         log(f"by rule: {line}")
     for line in _skipped(resolved.config, stages):
         log(f"skipped: {line}")
-    doctor.require(resolved.config, plan)
     if config.device == "auto" and not hardware.cuda and config.profile not in ("", "cpu") and plan.seconds > CPU_DAYS * 86400:
         raise PreflightError(
-            f"no CUDA GPU is visible, and on this CPU the run would take about {console.duration(plan.seconds)}",
-            "use --profile cpu or --trial; or --device=cpu to begin it all the same",
+            f"no CUDA device is visible, and on this CPU the run would take about {console.duration(plan.seconds)}",
+            "check the driver (nvidia-smi; in a container its toolkit and docker run --gpus all), or use --profile cpu or --trial; "
+            "--device=cpu begins it all the same",
         )
+    doctor.require(resolved.config, plan)
     return resolved.config
 
 

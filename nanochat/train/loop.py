@@ -23,7 +23,7 @@ from nanochat.model.loss import IGNORE, cross_entropy_sum
 from nanochat.model.optim import MuonAdamW
 from nanochat.train.checkpoint import Checkpoints
 from nanochat.train.metrics import Metrics
-from nanochat.train.ranks import Ranks
+from nanochat.train.ranks import Ranks, echoed
 from nanochat.train.watchdog import spilled
 
 LOG_SECONDS = 2.0  # between two step lines, so that fast steps do not flood the terminal
@@ -88,10 +88,14 @@ class StopSignal:
 
     def __init__(self) -> None:
         self.set = False
+        self.came: float | None = None  # when the first one did
         self.in_loop = False  # a step is under way: it is finished and saved first
         self.trained = False  # there is a checkpoint
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
+        if echoed(self.came):
+            return
+        self.came = self.came or time.monotonic()
         if self.set:  # the second one ends at once
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
@@ -99,7 +103,11 @@ class StopSignal:
         if not self.in_loop:
             what = "stopped: all that was trained is saved" if self.trained else "stopped before the first step: there was nothing to save"
             raise Preempted(what, "run the same command again to go on")
-        print("stopping: saving after this step (once more to stop at once)", file=sys.stderr, flush=True)
+        line = "stopping: saving after this step (once more to stop at once)"
+        try:
+            print(line, file=sys.stderr, flush=True)
+        except RuntimeError:  # the signal came in the midst of another print, and stderr's buffer cannot be entered twice
+            os.write(2, f"{line}\n".encode())
 
     def release(self) -> None:
         """Give the signals back to whoever waits for workers: they handle their own."""

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -173,6 +174,14 @@ def launch(arguments: list[str], processes: int, restarts: int = 2) -> int:
     return 7 if 7 in codes else 1
 
 
+def echoed(first: float | None) -> bool:
+    """Whether a signal that comes now is the one of `first` (by time.monotonic) again, within NANOCHAT_SIGNAL_ECHO seconds.
+
+    The image sets it: `docker compose run` delivers one Ctrl-C twice, and the second of two signals means "at once".
+    """
+    return first is not None and time.monotonic() - first < float(os.environ.get("NANOCHAT_SIGNAL_ECHO", 0))
+
+
 def _wait(command: list[str], environment: dict[str, str]) -> tuple[int, bool]:
     """Run `command` to its end, passing SIGINT and SIGTERM on: its exit code, and whether such a signal came.
 
@@ -180,16 +189,17 @@ def _wait(command: list[str], environment: dict[str, str]) -> tuple[int, bool]:
     ends it at once.
     """
     process = subprocess.Popen(command, env=environment, start_new_session=True)
-    stopped = False
+    stopped: float | None = None
 
     def forward(number: int, _frame: Any) -> None:
         nonlocal stopped
-        stopped = True
-        process.send_signal(number)
+        if not echoed(stopped):
+            process.send_signal(number)
+        stopped = stopped or time.monotonic()
 
     before = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        return process.wait(), stopped
+        return process.wait(), stopped is not None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

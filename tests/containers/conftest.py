@@ -1,0 +1,45 @@
+"""Fixtures of the container tests: the engine, the image (built once), and a data volume of each test's own."""
+
+import os
+import time
+import uuid
+from collections.abc import Iterator
+
+import pytest
+
+from tests.containers.engine import IMAGE, ROOT, call, docker
+
+REQUIRED = "NANOCHAT_CONTAINER_TESTS"  # "required": what is missing is a failure, not a reason to skip
+
+
+@pytest.fixture(scope="session")
+def engine() -> None:
+    """A Docker engine, with compose, buildx and the base image."""
+    try:
+        prepared = call(str(ROOT / "tests/containers/prepare.sh"))
+        missing = prepared.stderr if prepared.returncode else ""
+    except OSError as error:
+        missing = str(error)
+    if missing and os.environ.get(REQUIRED) == "required":
+        pytest.fail(missing)
+    if missing:
+        pytest.skip(missing)
+
+
+@pytest.fixture(scope="session")
+def image(engine: None) -> str:
+    """The image of this checkout."""
+    began = time.monotonic()
+    built = call("docker", "buildx", "build", "-f", "Dockerfile.cuda", "-t", IMAGE, ".", timeout=1500)
+    assert built.returncode == 0, built.stderr[-5000:]
+    print(f"docker build: {time.monotonic() - began:.0f} s")
+    return IMAGE
+
+
+@pytest.fixture
+def volume(image: str) -> Iterator[str]:
+    """A new, empty data volume, under the name that compose gives it in a project of its own (`project_of`)."""
+    name = f"nanochat-test-{uuid.uuid4().hex[:8]}_data"
+    docker("volume", "create", name)
+    yield name
+    call("docker", "volume", "rm", "-f", name)

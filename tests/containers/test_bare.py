@@ -1,0 +1,35 @@
+"""The README's first block of commands on a Debian that has Python and neither venv, pip nor make."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.containers.engine import ROOT, call
+
+pytestmark = pytest.mark.container
+
+
+def test_first_block_of_the_readme(engine: None, tmp_path: Path) -> None:
+    block = re.search(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
+    assert block and "make install" in block[1]
+    files = call("git", "ls-files", "-z").stdout
+    packed = tmp_path / "checkout.tar"
+    assert call("git", "ls-files", "-z").returncode == 0 and files
+    assert call("sh", "-c", f"git ls-files -z | tar -c --null -T - -f {packed}").returncode == 0
+    script = f"""
+set -e
+apt-get update -qq && apt-get install -y -qq --no-install-recommends python3 >/dev/null
+! command -v make && ! command -v pip && ! python3 -c 'import ensurepip' 2>/dev/null
+mkdir /checkout && cd /checkout && tar -xf /checkout.tar
+export DEBIAN_FRONTEND=noninteractive
+{block[1]}
+.venv/bin/python entrypoint.py --help
+"""
+    cache = call(".venv/bin/uv", "cache", "dir").stdout.strip()
+    done = call(
+        *("docker", "run", "--rm", "-v", f"{packed}:/checkout.tar:ro", "-v", f"{cache}:/cache", "-e", "UV_CACHE_DIR=/cache"),
+        *("-e", "UV_LINK_MODE=copy", "debian:trixie-slim", "bash", "-c", script),
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "quickstart" in done.stdout
