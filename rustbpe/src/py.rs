@@ -10,9 +10,9 @@ use pyo3::buffer::{Element, PyBuffer};
 use pyo3::exceptions::{PyOSError, PyOverflowError, PyTypeError, PyUnicodeEncodeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedStr;
-use pyo3::types::{PyBytes, PyIterator, PyList, PyString, PyTuple};
+use pyo3::types::{PyByteArray, PyBytes, PyIterator, PyList, PyString, PyTuple};
 
-use crate::core::encode::Encoder;
+use crate::core::encode::{Encoded, Encoder, Id};
 use crate::core::pack::{self, Packer};
 use crate::core::train::{Counter, learn};
 use crate::core::{Check, Error, Result as CoreResult};
@@ -89,24 +89,33 @@ impl Encoding {
         let threads = natural("threads", threads)?;
         let texts = Texts::new(texts)?.all()?;
         let texts: Vec<&str> = texts.iter().map(|text| &**text).collect();
-        let parts = detached(py, |check| self.0.encode_batch(&texts, threads, check))?;
-
-        let total = parts.iter().map(|part| part.ids.len()).sum();
-        let ids = parts.iter().flat_map(|part| part.ids.iter().copied());
-        let ids = if self.0.fits_u16() { array(py, "uint16", total, ids.map(|id| id as u16)) } else { array(py, "uint32", total, ids) }?;
-        let mut end = 0;
-        let ends = parts.iter().flat_map(|part| &part.lengths).map(|&length| {
-            end += length as i64;
-            end
-        });
-        let offsets = array(py, "int64", texts.len() + 1, std::iter::once(0).chain(ends))?;
-        Ok((ids, offsets))
+        if self.0.fits_u16() { self.arrays::<u16>(py, &texts, threads) } else { self.arrays::<u32>(py, &texts, threads) }
     }
 
     fn decode_bytes<'py>(&self, py: Python<'py>, ids: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyBytes>> {
         let ids = integers(ids)?;
         let bytes = detached(py, |_| self.0.decode(ids))?;
         Ok(PyBytes::new(py, &bytes))
+    }
+
+    fn decode_batch<'py>(
+        &self,
+        py: Python<'py>,
+        ids: &Bound<'py, PyAny>,
+        offsets: &Bound<'py, PyAny>,
+    ) -> PyResult<Vec<Bound<'py, PyBytes>>> {
+        let (ids, offsets) = (integers(ids)?, integers(offsets)?);
+        let documents = detached(py, |_| {
+            let document = |ends: &[i64]| {
+                let range = usize::try_from(ends[0]).ok().zip(usize::try_from(ends[1]).ok());
+                let ids = range
+                    .and_then(|(start, end)| ids.get(start..end))
+                    .ok_or_else(|| Error::Invalid(format!("the offsets {} and {} bound no part of {} ids", ends[0], ends[1], ids.len())))?;
+                self.0.decode(ids.iter().copied())
+            };
+            offsets.windows(2).map(document).collect::<CoreResult<Vec<_>>>()
+        })?;
+        Ok(documents.iter().map(|bytes| PyBytes::new(py, bytes)).collect())
     }
 
     #[pyo3(signature = (texts, row, path, bos, *, buffer = 1000, threads = 0))]
@@ -128,32 +137,13 @@ impl Encoding {
         }
         pack::check_pack(row, buffer).map_err(exception)?;
         let batches = iterate(texts, "texts")?;
-        let file = File::create(&path).map_err(|error| os_error(py, &error, &path))?;
+        let file = BufWriter::with_capacity(1 << 20, File::create(&path).map_err(|error| os_error(py, &error, &path))?);
         let pack = || {
-            let mut packer =
-                Packer::new(BufWriter::with_capacity(1 << 20, file), row, bos as u32, buffer, !self.0.fits_u16()).map_err(exception)?;
-            let (mut bytes, mut index) = (0, 0);
-            for batch in batches {
-                let mut batch = Texts::from(&batch?, index)?;
-                let texts = batch.all()?;
-                index = batch.index;
-                let texts: Vec<&str> = texts.iter().map(|text| &**text).collect();
-                bytes += texts.iter().map(|text| text.len() as u64).sum::<u64>();
-                let add = |check: &mut Check| {
-                    for part in self.0.encode_batch(&texts, threads, check)? {
-                        let mut ids = &part.ids[..];
-                        for length in part.lengths {
-                            let (document, rest) = ids.split_at(length);
-                            packer.add(document)?;
-                            ids = rest;
-                        }
-                    }
-                    Ok(())
-                };
-                detached_at(py, Some(&path), add)?;
+            if self.0.fits_u16() {
+                self.pack::<u16>(py, batches, Packer::new(file, row, bos as u32, buffer).map_err(exception)?, &path, threads)
+            } else {
+                self.pack::<u32>(py, batches, Packer::new(file, row, bos as u32, buffer).map_err(exception)?, &path, threads)
             }
-            let summary = detached_at(py, Some(&path), |_| packer.finish())?;
-            Ok((summary.rows, summary.tokens, bytes))
         };
         let result = pack();
         if result.is_err() && fs::symlink_metadata(&path).is_ok_and(|found| found.is_file()) {
@@ -168,6 +158,55 @@ impl Encoding {
     }
 }
 
+impl Encoding {
+    /// (ids, offsets) of `texts`.
+    fn arrays<'py, I: Id>(&self, py: Python<'py>, texts: &[&str], threads: usize) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyAny>)> {
+        let parts = detached(py, |check| self.0.encode_batch::<I>(texts, threads, check))?;
+        let mut start = 0;
+        let mut offsets = Vec::with_capacity(texts.len() + 1);
+        offsets.push(0);
+        for part in &parts {
+            offsets.extend(part.ends.iter().map(|&end| (start + end) as i64));
+            start += part.ids.len();
+        }
+        Ok((array_of_ids(py, &parts)?, array(py, "int64", &offsets)?))
+    }
+
+    fn pack<'py, I: Id>(
+        &self,
+        py: Python<'py>,
+        batches: Bound<'py, PyIterator>,
+        mut packer: Packer<BufWriter<File>, I>,
+        path: &Path,
+        threads: usize,
+    ) -> PyResult<(u64, u64, u64)> {
+        let (mut bytes, mut index) = (0, 0);
+        for batch in batches {
+            let mut batch = Texts::from(&batch?, index)?;
+            let texts = batch.all()?;
+            index = batch.index;
+            let texts: Vec<&str> = texts.iter().map(|text| &**text).collect();
+            bytes += texts.iter().map(|text| text.len() as u64).sum::<u64>();
+            let add = |check: &mut Check| {
+                let mut document = Vec::new();
+                for part in self.0.encode_batch::<I>(&texts, threads, check)? {
+                    let mut start = 0;
+                    for end in part.ends {
+                        document.extend_from_slice(&part.ids[start..end]);
+                        packer.add(std::mem::take(&mut document))?;
+                        start = end;
+                    }
+                    document.extend_from_slice(&part.ids[start..]);
+                }
+                Ok(())
+            };
+            detached_at(py, Some(path), add)?;
+        }
+        let summary = detached_at(py, Some(path), |_| packer.finish())?;
+        Ok((summary.rows, summary.tokens, bytes))
+    }
+}
+
 /// Best-fit packing over lengths alone; see rustbpe.pyi.
 #[pyfunction]
 #[pyo3(signature = (lengths, row, *, buffer, crop))]
@@ -178,7 +217,8 @@ fn plan_rows<'py>(py: Python<'py>, lengths: &Bound<'py, PyAny>, row: i64, buffer
     let columns: [fn(&pack::Placement) -> usize; 4] = [|part| part.row, |part| part.item, |part| part.start, |part| part.length];
     let mut arrays = Vec::new();
     for column in columns {
-        arrays.push(array(py, "int64", plan.len(), plan.iter().map(|part| column(part) as i64))?);
+        let values: Vec<i64> = plan.iter().map(|part| column(part) as i64).collect();
+        arrays.push(array(py, "int64", &values)?);
     }
     PyTuple::new(py, arrays)
 }
@@ -295,13 +335,32 @@ fn integers(items: &Bound<'_, PyAny>) -> PyResult<Vec<i64>> {
     Ok(integers)
 }
 
-/// A numpy array of `length` values.
-fn array<'py, T: Element>(py: Python<'py>, dtype: &str, length: usize, values: impl Iterator<Item = T>) -> PyResult<Bound<'py, PyAny>> {
-    let array = py.import("numpy")?.call_method1("empty", (length, dtype))?;
-    if length > 0 {
-        PyBuffer::get(&array)?.copy_from_slice(py, &values.collect::<Vec<T>>())?;
+/// A numpy array of the values.
+fn array<'py, T: Element>(py: Python<'py>, dtype: &str, values: &[T]) -> PyResult<Bound<'py, PyAny>> {
+    let array = py.import("numpy")?.call_method1("empty", (values.len(), dtype))?;
+    if !values.is_empty() {
+        PyBuffer::get(&array)?.copy_from_slice(py, values)?;
     }
     Ok(array)
+}
+
+/// A numpy array of all ids, copied once.
+fn array_of_ids<'py, I: Id>(py: Python<'py>, parts: &[Encoded<I>]) -> PyResult<Bound<'py, PyAny>> {
+    let numpy = py.import("numpy")?;
+    let total: usize = parts.iter().map(|part| part.ids.len()).sum();
+    let dtype = if size_of::<I>() == 2 { "uint16" } else { "uint32" };
+    if total == 0 {
+        return numpy.call_method1("empty", (0, dtype));
+    }
+    let bytes = PyByteArray::new_with(py, total * size_of::<I>(), |mut bytes| {
+        for part in parts {
+            let (here, rest) = std::mem::take(&mut bytes).split_at_mut(part.ids.len() * size_of::<I>());
+            I::write(&part.ids, here);
+            bytes = rest;
+        }
+        Ok(())
+    })?;
+    numpy.call_method1("frombuffer", (bytes, dtype))
 }
 
 // Work without the interpreter, errors and signals
