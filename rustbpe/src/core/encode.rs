@@ -178,37 +178,40 @@ impl Encoder {
     }
 
     fn encode_into<I: Id>(&self, text: &str, cache: &mut Cache, out: &mut Vec<I>) {
-        let bytes = text.as_bytes();
-        self.splitter.split(text, |start, end| {
-            if end - start <= SHORT {
-                let key = pieces::key(bytes, start, end);
-                match cache.short(key) {
-                    Some((ids, 1)) => out.push(I::new(ids[0])),
-                    Some((ids, n)) => out.extend(ids[..n].iter().map(|&id| I::new(id))),
-                    None => {
-                        let ids = self.piece(&bytes[start..end], cache);
-                        out.extend(ids.iter().map(|&id| I::new(id)));
-                        cache.remember_short(key);
+        pieces::cut(&self.splitter, text, |pieces| {
+            for piece in pieces {
+                let bytes = || &text.as_bytes()[piece.start..piece.end];
+                if piece.key != 0 {
+                    match cache.short.get(piece.key, piece.hash) {
+                        Some((ids, 1)) => out.push(I::new(ids[0])),
+                        Some((ids, n)) => out.extend(ids[..n].iter().map(|&id| I::new(id))),
+                        None => {
+                            self.encode_long(bytes(), piece.hash, cache, out);
+                            cache.short.remember(piece.key, piece.hash, &cache.merged);
+                        }
                     }
+                } else {
+                    self.encode_long(bytes(), piece.hash, cache, out);
                 }
-            } else {
-                out.extend(self.piece(&bytes[start..end], cache).iter().map(|&id| I::new(id)));
             }
         });
     }
 
-    /// The ids of a piece that is not among the short ones of the cache; they lie in the cache too.
-    fn piece<'c>(&self, piece: &[u8], cache: &'c mut Cache) -> &'c [u32] {
+    /// A piece that is not among the short ones of the cache; where it was not remembered at all, its ids are in `merged`.
+    fn encode_long<I: Id>(&self, piece: &[u8], hash: u64, cache: &mut Cache, out: &mut Vec<I>) {
         cache.merged.clear();
+        if cache.long.copy(piece, hash, out) {
+            return;
+        }
         if piece.len() > SCANNED {
             self.merge_by_heap(piece, &mut cache.merged);
-        } else if let Some(&(start, end)) = cache.places.get(piece) {
-            cache.merged.extend_from_slice(&cache.ids[start as usize..end as usize]);
         } else {
             self.merge_by_scan(piece, &mut cache.ranks, &mut cache.merged);
-            cache.remember(piece);
         }
-        &cache.merged
+        out.extend(cache.merged.iter().map(|&id| I::new(id)));
+        if piece.len() > SHORT || cache.merged.len() > IDS {
+            cache.long.remember(piece, hash, &cache.merged);
+        }
     }
 
     /// Merges the neighbours of lowest rank, of several the leftmost, until there are none. Quadratic, and fastest for a
@@ -278,75 +281,119 @@ impl Encoder {
     }
 }
 
-/// What one thread remembers, in bounded memory: the ids of pieces it has seen, and its working memory.
+/// What one thread remembers, in bounded memory, and its working memory.
 #[derive(Default)]
 struct Cache {
-    /// Short pieces of few ids, in sets of `WAYS`; a new one takes an empty place of its set, or else an old one's.
-    sets: Vec<Known>,
-    /// Other pieces: where their ids are in `ids`. All are forgotten when they are `CACHED_PIECES`.
-    places: FxHashMap<Box<[u8]>, (u32, u32)>,
-    ids: Vec<u32>,
+    short: Short,
+    long: Long,
     /// The ids of the piece at hand.
     merged: Vec<u32>,
     ranks: Vec<u32>,
+}
+
+/// The ids of short pieces that have at most `IDS`. A piece is at one of the `WAYS` places from the one that its hash names;
+/// where all of them are taken and the table has its full size, it takes the place of another.
+#[derive(Default)]
+struct Short {
+    table: Vec<Known>,
+    used: usize,
 }
 
 /// A short piece's ids. The key's four highest bits, which a key leaves free, are their number.
 #[derive(Clone, Copy, Default)]
 struct Known {
     key: u128,
-    ids: [u32; 4],
+    ids: [u32; IDS],
 }
 
-const SETS: usize = 1 << 15;
-const WAYS: usize = 4;
-const CACHED_PIECES: usize = 1 << 16;
+const IDS: usize = 4;
+const WAYS: usize = 8;
+/// Places of a new and of a full table (16 MB).
+const FEW: usize = 1 << 12;
+const MOST: usize = 1 << 19;
 const KEY: u128 = u128::MAX >> 4;
 
-impl Cache {
-    /// The first of the places where a short piece may be.
+impl Short {
+    /// The ids of a piece, and how many they are.
     #[inline]
-    fn set(key: u128) -> usize {
-        WAYS * (pieces::hash(key) as usize % SETS)
+    fn get(&self, key: u128, hash: u64) -> Option<(&[u32; IDS], usize)> {
+        let mask = self.table.len().wrapping_sub(1);
+        for way in 0..WAYS {
+            let known = self.table.get((hash as usize).wrapping_add(way) & mask)?;
+            if known.key & KEY == key {
+                return Some((&known.ids, (known.key >> 124) as usize));
+            }
+            if known.key == 0 {
+                return None;
+            }
+        }
+        None
     }
 
-    /// The ids of a short piece, and how many they are.
-    #[inline]
-    fn short(&self, key: u128) -> Option<(&[u32; 4], usize)> {
-        let set = Self::set(key);
-        let known = self.sets.get(set..set + WAYS)?.iter().find(|known| known.key & KEY == key)?;
-        Some((&known.ids, (known.key >> 124) as usize))
-    }
-
-    /// Remembers the ids in `merged` for a short piece.
-    fn remember_short(&mut self, key: u128) {
-        let n = self.merged.len();
-        if n > 4 {
+    /// Remembers a piece, unless it has no ids (it is remembered elsewhere) or too many.
+    fn remember(&mut self, key: u128, hash: u64, ids: &[u32]) {
+        if ids.is_empty() || ids.len() > IDS {
             return;
         }
-        if self.sets.is_empty() {
-            self.sets.resize(SETS * WAYS, Known::default());
+        if 2 * self.used >= self.table.len() && self.table.len() < MOST {
+            let larger = vec![Known::default(); (2 * self.table.len()).max(FEW)];
+            let smaller = std::mem::replace(&mut self.table, larger);
+            self.used = 0;
+            for known in smaller.into_iter().filter(|known| known.key != 0) {
+                self.put(pieces::hash(known.key & KEY), known);
+            }
         }
-        let set = Self::set(key);
-        let other = pieces::hash(key) as usize / SETS % WAYS;
-        let place = (set..set + WAYS).find(|&place| self.sets[place].key == 0).unwrap_or(set + other);
-        let known = &mut self.sets[place];
-        known.key = key | (n as u128) << 124;
-        known.ids[..n].copy_from_slice(&self.merged);
+        let mut known = Known { key: key | (ids.len() as u128) << 124, ids: [0; IDS] };
+        known.ids[..ids.len()].copy_from_slice(ids);
+        self.put(hash, known);
     }
 
-    /// Remembers the ids in `merged` for a piece that `remember_short` does not.
-    fn remember(&mut self, piece: &[u8]) {
-        if piece.len() <= SHORT && self.merged.len() <= 4 {
+    fn put(&mut self, hash: u64, known: Known) {
+        let place = |way| (hash as usize).wrapping_add(way) & (self.table.len() - 1);
+        let free = (0..WAYS).map(place).find(|&place| self.table[place].key == 0);
+        self.used += usize::from(free.is_some());
+        let place = free.unwrap_or_else(|| place((hash >> 61) as usize % WAYS));
+        self.table[place] = known;
+    }
+}
+
+/// Pieces with their ids behind them, found by a hash and then compared. When there are too many, all are forgotten.
+#[derive(Default)]
+struct Long {
+    /// Hash -> where in `memory` the bytes begin, where the ids do, and where they end.
+    places: FxHashMap<u64, (u32, u32, u32)>,
+    memory: Vec<u8>,
+}
+
+/// Bytes of all long pieces and their ids; bytes of one piece.
+const MEMORY: usize = 32 << 20;
+const LONGEST: usize = 1 << 10;
+
+impl Long {
+    /// Appends the ids of a piece to `out`; whether they were remembered.
+    fn copy<I: Id>(&self, piece: &[u8], hash: u64, out: &mut Vec<I>) -> bool {
+        let Some(&(start, ids, end)) = self.places.get(&hash) else { return false };
+        let found = self.memory[start as usize..ids as usize] == *piece;
+        if found {
+            let ids = self.memory[ids as usize..end as usize].chunks_exact(4);
+            out.extend(ids.map(|id| I::new(u32::from_le_bytes([id[0], id[1], id[2], id[3]]))));
+        }
+        found
+    }
+
+    fn remember(&mut self, piece: &[u8], hash: u64, ids: &[u32]) {
+        if piece.len() > LONGEST {
             return;
         }
-        if self.places.len() >= CACHED_PIECES {
+        if self.memory.len() > MEMORY {
             self.places.clear();
-            self.ids.clear();
+            self.memory.clear();
         }
-        let start = self.ids.len() as u32;
-        self.ids.extend_from_slice(&self.merged);
-        self.places.insert(piece.into(), (start, self.ids.len() as u32));
+        let start = self.memory.len() as u32;
+        self.memory.extend_from_slice(piece);
+        let middle = self.memory.len() as u32;
+        self.memory.extend(ids.iter().flat_map(|id| id.to_le_bytes()));
+        self.places.insert(hash, (start, middle, self.memory.len() as u32));
     }
 }
 
@@ -469,17 +516,25 @@ mod tests {
     }
 
     #[test]
-    fn a_full_cache_starts_again() {
-        let encoder = Encoder::new(alphabet(), GPT4_PATTERN, vec![]).unwrap();
-        let text: String = (0..CACHED_PIECES + 1000).map(|i| format!(" {}", i.to_string().replace(char::is_numeric, "x") + "!?")).collect();
-        assert_eq!(encoder.encode(&text).len(), text.len());
-        let mut cache = Cache { merged: vec![0; 5], ..Cache::default() };
-        for i in 0..CACHED_PIECES as u32 + 1 {
-            cache.merged[0] = i;
-            cache.remember(&i.to_le_bytes());
+    fn a_full_cache_goes_on() {
+        let mut short = Short::default();
+        for i in 0..MOST as u64 {
+            let bytes = [&i.to_le_bytes()[..], &[7]].concat();
+            let key = pieces::key(&bytes, 0, 9);
+            short.remember(key, pieces::hash(key), &[i as u32, 1]);
+            let (ids, n) = short.get(key, pieces::hash(key)).unwrap();
+            assert_eq!(ids[..n], [i as u32, 1]);
         }
-        assert_eq!(cache.places.len(), 1);
-        assert_eq!(cache.ids, [CACHED_PIECES as u32, 0, 0, 0, 0]);
+        assert!(short.table.len() == MOST && short.used < MOST);
+        let mut long = Long::default();
+        for i in 0..MEMORY as u32 / LONGEST as u32 + 10 {
+            let piece = i.to_le_bytes().repeat(LONGEST / 4);
+            long.remember(&piece, 1, &[i]); // all of one hash: the last is found, the one before is another
+            let mut ids: Vec<u32> = Vec::new();
+            assert!(long.copy(&piece, 1, &mut ids) && ids == [i]);
+            assert!(!long.copy(&piece[1..], 1, &mut ids));
+        }
+        assert!(long.memory.len() < MEMORY);
     }
 
     proptest! {

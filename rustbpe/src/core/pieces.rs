@@ -2,6 +2,8 @@
 
 use rustc_hash::FxHashMap;
 
+use super::split::Splitter;
+
 /// Pieces of at most this many bytes have a key.
 pub const SHORT: usize = 15;
 
@@ -34,6 +36,48 @@ pub fn hash(key: u128) -> u64 {
     product as u64 ^ (product >> 64) as u64
 }
 
+/// The hash of any bytes, 16 at a time.
+pub fn hash_bytes(bytes: &[u8]) -> u64 {
+    let mut state = bytes.len() as u64;
+    for start in (0..bytes.len()).step_by(SHORT) {
+        state = hash(key(bytes, start, bytes.len().min(start + SHORT))) ^ state.rotate_left(23).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    }
+    state
+}
+
+/// One piece of a text, ready to be looked up.
+#[derive(Clone, Copy)]
+pub struct Piece {
+    pub start: usize,
+    pub end: usize,
+    /// 0 for a piece that is not short.
+    pub key: u128,
+    pub hash: u64,
+}
+
+/// Pieces that are cut before any of them is looked up: the processor then waits for many places of a table at once.
+const AHEAD: usize = 128;
+
+/// Cuts a text and calls `work` with its pieces, several at a time, in order.
+#[inline]
+pub fn cut(splitter: &Splitter, text: &str, mut work: impl FnMut(&[Piece])) {
+    let mut pieces = Vec::with_capacity(AHEAD);
+    splitter.split(text, |start, end| {
+        let (key, hash) = if end - start <= SHORT {
+            let key = key(text.as_bytes(), start, end);
+            (key, hash(key))
+        } else {
+            (0, hash_bytes(&text.as_bytes()[start..end]))
+        };
+        pieces.push(Piece { start, end, key, hash });
+        if pieces.len() == AHEAD {
+            work(&pieces);
+            pieces.clear();
+        }
+    });
+    work(&pieces);
+}
+
 #[derive(Clone, Copy, Default)]
 struct Entry {
     key: [u64; 2],
@@ -50,28 +94,31 @@ pub struct Counts {
 }
 
 impl Counts {
-    /// Counts `text[start..end]` once more.
-    #[inline]
-    pub fn add(&mut self, text: &[u8], start: usize, end: usize) {
-        if end - start <= SHORT {
-            self.add_short(key(text, start, end), 1);
-        } else {
-            let piece = &text[start..end];
-            match self.long.get_mut(piece) {
-                Some(count) => *count += 1,
-                None => drop(self.long.insert(piece.into(), 1)),
+    /// Counts every piece of `text` once more.
+    pub fn add(&mut self, splitter: &Splitter, text: &str) {
+        cut(splitter, text, |pieces| {
+            for piece in pieces {
+                if piece.key != 0 {
+                    self.add_short(piece.key, piece.hash, 1);
+                } else {
+                    let piece = &text.as_bytes()[piece.start..piece.end];
+                    match self.long.get_mut(piece) {
+                        Some(count) => *count += 1,
+                        None => drop(self.long.insert(piece.into(), 1)),
+                    }
+                }
             }
-        }
+        });
     }
 
     #[inline]
-    fn add_short(&mut self, key: u128, count: i64) {
+    fn add_short(&mut self, key: u128, hash: u64, count: i64) {
         if 3 * self.used >= 2 * self.short.len() {
             self.grow();
         }
         let halves = [key as u64, (key >> 64) as u64];
         let mask = self.short.len() - 1;
-        let mut at = hash(key) as usize & mask;
+        let mut at = hash as usize & mask;
         loop {
             let entry = &mut self.short[at];
             if entry.key == halves {
@@ -92,14 +139,14 @@ impl Counts {
         let smaller = std::mem::replace(&mut self.short, larger);
         self.used = 0;
         for entry in smaller.into_iter().filter(|entry| entry.count > 0) {
-            self.add_short(entry.wide(), entry.count);
+            self.add_short(entry.wide(), hash(entry.wide()), entry.count);
         }
     }
 
     /// Adds all of another's counts.
     pub fn merge(&mut self, other: Counts) {
         for entry in other.short.into_iter().filter(|entry| entry.count > 0) {
-            self.add_short(entry.wide(), entry.count);
+            self.add_short(entry.wide(), hash(entry.wide()), entry.count);
         }
         for (piece, count) in other.long {
             *self.long.entry(piece).or_insert(0) += count;
@@ -138,6 +185,7 @@ impl Entry {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::split::GPT4_PATTERN;
     use proptest::prelude::*;
     use std::collections::BTreeMap;
 
@@ -152,13 +200,12 @@ mod tests {
         }
 
         #[test]
-        fn counts_equal_a_plain_map(pieces in prop::collection::vec("[ab\\x00é]{1,20}", 0..300), other in prop::collection::vec("[ab]{1,4}|a{16}", 0..50)) {
+        fn counts_equal_a_plain_map(text in "[ab \\x00é]{0,300}|[ab]{1,4}|a{1,40}", other in "[ab ]{0,300}") {
+            let splitter = Splitter::new(GPT4_PATTERN).unwrap();
             let (mut counts, mut more, mut expected) = (Counts::default(), Counts::default(), BTreeMap::new());
-            for (pieces, counts) in [(&pieces, &mut counts), (&other, &mut more)] {
-                for piece in pieces {
-                    counts.add(piece.as_bytes(), 0, piece.len());
-                    *expected.entry(piece.as_bytes().to_vec()).or_insert(0) += 1;
-                }
+            for (text, counts) in [(&text, &mut counts), (&other, &mut more)] {
+                counts.add(&splitter, text);
+                splitter.split(text, |start, end| *expected.entry(text.as_bytes()[start..end].to_vec()).or_insert(0) += 1);
             }
             counts.merge(more);
             prop_assert_eq!(counts.size(), (expected.keys().map(Vec::len).sum(), expected.len()));
@@ -170,14 +217,14 @@ mod tests {
 
     #[test]
     fn it_grows() {
+        let splitter = Splitter::new(r"\w+").unwrap();
         let mut counts = Counts::default();
-        for i in 0..20_000u32 {
-            counts.add(&i.to_le_bytes(), 0, 4);
-            counts.add(&(i / 2).to_le_bytes(), 0, 4);
-        }
-        assert_eq!(counts.size(), (80_000, 20_000));
+        let text: String = (0..20_000).map(|i| format!("{:05}{:05}", i, i / 2)).collect::<Vec<_>>().join(" ");
+        counts.add(&splitter, &text);
+        counts.add(&splitter, &text);
+        assert_eq!(counts.size(), (200_001, 20_001));
         let mut total = 0;
         counts.visit(|_, count| total += count);
-        assert_eq!(total, 40_000);
+        assert_eq!(total, 2 * (20_000 + 19_999));
     }
 }

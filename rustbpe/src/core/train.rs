@@ -36,7 +36,7 @@ impl Counter {
         let splitter = &self.splitter;
         parallel(&mut self.tables, jobs.len(), check, |counts, job| {
             for (text, _) in &parts[jobs[job].clone()] {
-                splitter.split(text, |start, end| counts.add(text.as_bytes(), start, end));
+                counts.add(splitter, text);
             }
             Ok(())
         })?;
@@ -421,7 +421,7 @@ mod tests {
     #[test]
     fn the_check_can_stop_it() {
         let mut counts = Counts::default();
-        counts.add("ab".repeat(1 << 19).as_bytes(), 0, 1 << 20);
+        counts.add(&Splitter::new(GPT4_PATTERN).unwrap(), &"ab".repeat(1 << 19));
         assert!(matches!(learn(counts, 300, &mut || Err(Error::Stopped)), Err(Error::Stopped)));
     }
 
