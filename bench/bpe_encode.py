@@ -2,8 +2,9 @@
 
     bench/bpe_encode.py [--text FOLDER_OF_PARQUET] [--chinese FOLDER_OF_PARQUET] [--mb 60] [--rounds 5]
 
-One vocabulary of 32,759 tokens, cl100k's split (gigatoken has not ours), documents in lists of str, ours and gigatoken's into arrays. Prints MB/s of the
-first and of the second pass, and whether the ids are equal. Without --text: the Python files of this environment.
+One vocabulary of 32,759 tokens, cl100k's split (gigatoken has not ours), documents in lists of str, ours and gigatoken's
+into arrays. Prints MB/s of the first and of the second pass, and where ids differ. Without --text: the Python files of
+this environment.
 """
 
 import argparse

@@ -39,7 +39,8 @@ def main() -> None:
             print(f"{who:10} {done[-1]['error']}")
             continue
         seconds = median(done, "seconds")
-        print(f"{who:10} {seconds:6.2f} s ({seconds / ours:4.1f} of ours), peak {median(done, 'rss') / 1e6:5.0f} MB, {done[0]['tokens']:,} tokens")
+        peak, tokens = median(done, "rss") / 1e6, done[0]["tokens"]
+        print(f"{who:10} {seconds:6.2f} s ({seconds / ours:4.1f} of ours), peak {peak:5.0f} MB, {tokens:,} tokens", flush=True)
     print("growth, ours: MB, seconds, of which counting alone (a vocabulary of 256), peak MB")
     for mb in arguments.growth:
         with written(texts(), mb * 1_000_000) as (path, size):
@@ -47,7 +48,8 @@ def main() -> None:
                 print(f"there are only {size / 1e6:.0f} MB of text")
                 break
             whole, counting = (
-                [measure("ours", peers, path=path, vocab_size=vocab, **task) for _ in range(arguments.rounds)] for vocab in (arguments.vocab, 256)
+                [measure("ours", peers, path=path, vocab_size=vocab, **task) for _ in range(arguments.rounds)]
+                for vocab in (arguments.vocab, 256)
             )
         seconds, count = median(whole, "seconds"), median(counting, "seconds")
         print(f"{size / 1e6:5.0f} {seconds:6.2f} {count:6.2f} (merging {1 - count / seconds:.0%}) {median(whole, 'rss') / 1e6:5.0f}")

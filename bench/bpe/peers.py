@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import statistics
 import subprocess
 import sys
@@ -33,7 +34,7 @@ def measure(who: str, peers: Path, **task: Any) -> dict[str, Any]:
     python = sys.executable if who == "ours" else str(peers)
     environment = {**os.environ, "RAYON_NUM_THREADS": str(task["threads"])}
     command = [python, str(Path(__file__).with_name("worker.py")), json.dumps({"who": who, **task})]
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
         return {"error": f"exit {done.returncode}"}
     return json.loads(done.stdout.splitlines()[-1])
@@ -70,6 +71,60 @@ def source_texts() -> Iterator[str]:
             yield path.read_text(encoding="utf-8")
         except UnicodeDecodeError:
             continue
+
+
+def generated_texts(seed: int) -> Iterator[str]:
+    """An endless stream of documents made of units that splitters and merges may treat differently."""
+    choose = random.Random(seed)
+    words = [
+        "the",
+        "The",
+        "of",
+        "and",
+        "tokens",
+        "naïve",
+        "Straße",
+        "你好",
+        "世界",
+        "訓練",
+        "ありがとう",
+        "안녕",
+        "привет",
+        "ſ",
+        "K",
+        "éa\u0301",
+    ]
+    words += [
+        "'s",
+        "'LL",
+        "'re",
+        "'ſ",
+        "'",
+        "1",
+        "23",
+        "4567",
+        "²",
+        "Ⅷ",
+        "٣",
+        ".",
+        "!?",
+        "_",
+        "🙂",
+        "👩‍🚀",
+        "\0",
+        "==",
+        "//",
+        "()",
+        "x_y",
+        "<|bos|>",
+    ]
+    spaces = [" ", " ", " ", " ", "", "", "  ", "\t", "\n", "\n\n", "\r\n", " \n ", "\u00a0", "\u3000", "\u0085", "    "]
+    while True:
+        parts = [*words, *(chr(choose.choice((*range(0x20, 0xD800), *range(0xE000, 0x110000, 97)))) for _ in range(40))]
+        parts += ["".join(choose.choices("abcdefghijklmnopqrstuvwxyz", k=choose.randint(1, 40))) for _ in range(40)]
+        for _ in range(20):
+            k = choose.randint(0, 5_000)
+            yield "".join(map("".join, zip(choose.choices(parts, k=k), choose.choices(spaces, k=k), strict=True)))
 
 
 @contextmanager

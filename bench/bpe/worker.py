@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 SEPARATOR = b"\n\0\0\n"
+BLOCK = 16_000_000
 CL100K = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]|\s+(?!\S)|\s"
 
 
@@ -74,6 +75,11 @@ def encoder(who: str, path: str, threads: int, pattern: str) -> Callable[[list[s
         tokens = ranks(path)
         tik = tiktoken.Encoding("bench", pat_str=pattern, mergeable_ranks={token: i for i, token in enumerate(tokens)}, special_tokens={})
         return lambda texts: tik.encode_ordinary_batch(texts, num_threads=threads)
+    if who == "tokenizers":  # `path` is a tokenizer.json
+        import tokenizers
+
+        hf = tokenizers.Tokenizer.from_file(path)
+        return lambda texts: [one.ids for one in hf.encode_batch(texts, add_special_tokens=False)]
     raise ValueError(who)
 
 
@@ -86,7 +92,7 @@ def digest(encoded: Any) -> tuple[int, str]:
 
         encoded = awkward.to_numpy(awkward.flatten(encoded))
     elif isinstance(encoded, list):
-        encoded = np.concatenate([np.array(ids, np.uint32) for ids in encoded])
+        encoded = np.concatenate([np.empty(0, np.uint32), *(np.array(ids, np.uint32) for ids in encoded)])
     return len(encoded), hashlib.sha256(np.asarray(encoded, np.uint32).tobytes()).hexdigest()[:16]
 
 
@@ -103,6 +109,20 @@ def encode(who: str, path: str, ranks: str, threads: int, pattern: str, passes: 
     return {"seconds": seconds, "ids": count, "hash": hashed}
 
 
+def digests(who: str, path: str, ranks: str, threads: int, pattern: str) -> dict[str, Any]:
+    """The ids of a file of any size as one hash for each `BLOCK` of its characters, to be compared with another encoder's."""
+    function = encoder(who, ranks, threads, pattern)
+    found, block, size = [], [], 0
+    for text in stream(path):
+        block.append(text)
+        size += len(text)
+        if size >= BLOCK:
+            found.append(digest(function(block)))
+            block, size = [], 0
+    found.append(digest(function(block)))
+    return {"ids": sum(count for count, _ in found), "hashes": [hashed for _, hashed in found]}
+
+
 def peak_memory() -> int:
     """Bytes of this process alone (getrusage's figure begins with that of the process that started it)."""
     return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) << 10
@@ -112,7 +132,7 @@ def main() -> None:
     """Run one task."""
     task = json.loads(sys.argv[1])
     try:
-        result = {"train": train, "encode": encode}[task.pop("task")](**task)
+        result = {"train": train, "encode": encode, "digests": digests}[task.pop("task")](**task)
     except BaseException as error:  # tiktoken's PanicException is no Exception
         result = {"error": f"{type(error).__name__}: {str(error)[:80]}"}
     print(json.dumps(result | {"rss": peak_memory()}))
