@@ -4,6 +4,9 @@ use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, BufWriter};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use pyo3::buffer::{Element, PyBuffer};
@@ -36,16 +39,10 @@ fn train<'py>(
         // Known before any text is read.
         return Err(PyValueError::new_err(format!("vocab_size is {vocab_size}, but the 256 bytes alone are 256 tokens")));
     }
-    let mut counter = Counter::new(pattern, natural("threads", threads)?).map_err(exception)?;
+    let counter = Counter::new(pattern, natural("threads", threads)?).map_err(exception)?;
     let mut texts = Texts::new(texts)?;
-    loop {
-        let batch = texts.batch()?;
-        if batch.is_empty() {
-            break;
-        }
-        let batch: Vec<&str> = batch.iter().map(|text| &**text).collect();
-        detached(py, |check| counter.add(&batch, check))?;
-    }
+    let next = || texts.batch().map(|batch| Some(batch).filter(|batch| !batch.is_empty()));
+    let counter = pipeline(py, None, counter, next, |counter, texts, check| counter.add(texts, check), |()| Ok(()))?;
     let tokens = detached(py, |check| learn(counter.finish(), vocab_size, check))?;
     Ok(tokens.iter().map(|token| PyBytes::new(py, token)).collect())
 }
@@ -181,27 +178,30 @@ impl Encoding {
         threads: usize,
     ) -> PyResult<(u64, u64, u64)> {
         let (mut bytes, mut index) = (0, 0);
-        for batch in batches {
+        let mut batches = batches;
+        let next = || {
+            let Some(batch) = batches.next() else { return Ok(None) };
             let mut batch = Texts::from(&batch?, index)?;
             let texts = batch.all()?;
             index = batch.index;
-            let texts: Vec<&str> = texts.iter().map(|text| &**text).collect();
             bytes += texts.iter().map(|text| text.len() as u64).sum::<u64>();
-            let add = |check: &mut Check| {
-                let mut document = Vec::new();
-                for part in self.0.encode_batch::<I>(&texts, threads, check)? {
-                    let mut start = 0;
-                    for end in part.ends {
-                        document.extend_from_slice(&part.ids[start..end]);
-                        packer.add(std::mem::take(&mut document))?;
-                        start = end;
-                    }
-                    document.extend_from_slice(&part.ids[start..]);
+            Ok(Some(texts))
+        };
+        let encode = |_: &mut (), texts: &[&str], check: &mut Check| self.0.encode_batch::<I>(texts, threads, check);
+        let add = |parts: Vec<Encoded<I>>| {
+            let mut document = Vec::new();
+            for part in parts {
+                let mut start = 0;
+                for end in part.ends {
+                    document.extend_from_slice(&part.ids[start..end]);
+                    packer.add(std::mem::take(&mut document))?;
+                    start = end;
                 }
-                Ok(())
-            };
-            detached_at(py, Some(path), add)?;
-        }
+                document.extend_from_slice(&part.ids[start..]);
+            }
+            Ok(())
+        };
+        pipeline(py, Some(path), (), next, encode, add)?;
         let summary = detached_at(py, Some(path), |_| packer.finish())?;
         Ok((summary.rows, summary.tokens, bytes))
     }
@@ -364,6 +364,60 @@ fn array_of_ids<'py, I: Id>(py: Python<'py>, parts: &[Encoded<I>]) -> PyResult<B
 }
 
 // Work without the interpreter, errors and signals
+
+/// Three steps at once: `next` fetches texts with the interpreter, `work` runs on a thread of its own with the texts before
+/// and `state`, which comes back at the end, and `after` takes what the work before that gave.
+fn pipeline<S: Send, T: Send>(
+    py: Python<'_>,
+    path: Option<&Path>,
+    state: S,
+    mut next: impl FnMut() -> PyResult<Option<Vec<PyBackedStr>>>,
+    work: impl Fn(&mut S, &[&str], &mut Check) -> CoreResult<T> + Sync,
+    mut after: impl FnMut(T) -> CoreResult<()> + Send,
+) -> PyResult<S> {
+    let stop = AtomicBool::new(false);
+    let start = |mut state: S, texts: Vec<PyBackedStr>| {
+        let refs: Vec<&str> = texts.iter().map(|text| &**text).collect();
+        let mut check = || if stop.load(Ordering::Relaxed) { Err(Error::Stopped) } else { Ok(()) };
+        let result = work(&mut state, &refs, &mut check);
+        drop(refs);
+        (state, texts, result)
+    };
+    thread::scope(|scope| {
+        let run = || {
+            let (mut state, mut texts, mut done) = (state, next()?, None);
+            loop {
+                let Some(batch) = texts else {
+                    done.map_or(Ok(()), |done| detached_at(py, path, |_| after(done)))?;
+                    return Ok(state);
+                };
+                let (sender, receiver) = channel();
+                let start = &start;
+                thread::Builder::new().spawn_scoped(scope, move || sender.send(start(state, batch)))?;
+                done.map_or(Ok(()), |done| detached_at(py, path, |_| after(done)))?;
+                let fetched = next();
+                let (back, batch, result): (S, Vec<PyBackedStr>, CoreResult<T>) = detached(py, move |check| wait(&receiver, check))?;
+                drop(batch); // with the interpreter, which owns it
+                (state, done) = (back, Some(result.map_err(exception)?));
+                texts = fetched?;
+            }
+        };
+        let result = run();
+        stop.store(true, Ordering::Relaxed);
+        result
+    })
+}
+
+/// What another thread sends, with a look at signals meanwhile.
+fn wait<T>(receiver: &Receiver<T>, check: &mut Check) -> CoreResult<T> {
+    loop {
+        match receiver.recv_timeout(Duration::from_millis(50)) {
+            Ok(value) => return Ok(value),
+            Err(RecvTimeoutError::Timeout) => check()?,
+            Err(RecvTimeoutError::Disconnected) => return Err(Error::Stopped),
+        }
+    }
+}
 
 /// Runs `work` without the interpreter; `check`, called there, sees Ctrl-C.
 fn detached<T: Send>(py: Python<'_>, work: impl FnOnce(&mut Check) -> CoreResult<T> + Send) -> PyResult<T> {
