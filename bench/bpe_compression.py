@@ -12,11 +12,13 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from bpe.peers import parquet_texts, source_texts
+from bpe.worker import CL100K, O200K
 
 import rustbpe
 from nanochat.data.vocabularies import read_ranks
 from nanochat.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN
 
+PATTERNS = {"cl100k_base": CL100K, "o200k_base": O200K}
 SIZES = (4_096, 8_192, 16_384, 32_768, 49_152, 65_536)
 
 
@@ -52,7 +54,8 @@ def main() -> None:
     for size in SIZES:  # the tokens of a smaller vocabulary are the first ones of a larger
         print(row(f"{size:,}", rustbpe.Encoding(tokens[: size - len(SPECIAL_TOKENS)], SPLIT_PATTERN), held_out))
     for path in arguments.ranks:
-        print(row(path.name, rustbpe.Encoding(read_ranks(path), SPLIT_PATTERN), held_out))
+        tokens = read_ranks(path)
+        print(row(f"{path.stem}, {len(tokens):,}", rustbpe.Encoding(tokens, PATTERNS[path.stem]), held_out))
 
 
 if __name__ == "__main__":

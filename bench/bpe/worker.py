@@ -15,6 +15,13 @@ from typing import Any
 SEPARATOR = b"\n\0\0\n"
 BLOCK = 16_000_000
 CL100K = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]|\s+(?!\S)|\s"
+O200K = "|".join(
+    (
+        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
+        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
+        r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    )
+)
 
 
 def stream(path: str) -> Iterator[str]:
@@ -98,6 +105,8 @@ def digest(encoded: Any) -> tuple[int, str]:
 
 def encode(who: str, path: str, ranks: str, threads: int, pattern: str, passes: int) -> dict[str, Any]:
     """Seconds of each pass of one encoder over all documents, and what came out."""
+    import numpy  # noqa: F401  (all of them need it; nobody's first pass should pay for loading it)
+
     texts = list(stream(path))
     function = encoder(who, ranks, threads, pattern)
     seconds = []

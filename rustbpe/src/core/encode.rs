@@ -12,7 +12,7 @@ use super::{Check, Error, Result, group_by_bytes, parallel, thread_count};
 
 /// Text per job of a thread, in bytes.
 const JOB_BYTES: usize = 1 << 16;
-/// Pieces of at most this many bytes are remembered, and merged by scanning; longer ones use a heap.
+/// Pieces of at most this many bytes are remembered, and merged by scanning; longer ones in the order of ranks.
 const SCANNED: usize = 128;
 /// No merge; no neighbour.
 const NONE: u32 = u32::MAX;
@@ -203,10 +203,10 @@ impl Encoder {
         if cache.long.copy(piece, hash, out) {
             return;
         }
-        if piece.len() > SCANNED {
-            self.merge_by_heap(piece, &mut cache.merged);
-        } else {
+        if piece.len() <= SCANNED {
             self.merge_by_scan(piece, &mut cache.ranks, &mut cache.merged);
+        } else if !self.merge_by_rank(piece, &mut cache.merged) {
+            self.merge_by_heap(piece, &mut cache.merged);
         }
         out.extend(cache.merged.iter().map(|&id| I::new(id)));
         if piece.len() > SHORT || cache.merged.len() > IDS {
@@ -242,43 +242,85 @@ impl Encoder {
         }
     }
 
-    /// The same, n log n in the piece's length: a linked list of parts, and a heap of merges that may have become stale.
-    fn merge_by_heap(&self, piece: &[u8], out: &mut Vec<u32>) {
-        struct Part {
-            id: u32,
-            before: u32,
-            after: u32,
+    /// The same, nearly linear: one rank after the other. That is right as long as no merge makes one of a lower rank
+    /// possible, as is so where the tokens were learned; otherwise false, and no ids.
+    fn merge_by_rank(&self, piece: &[u8], out: &mut Vec<u32>) -> bool {
+        let mut parts = self.parts(piece);
+        let mut places: FxHashMap<u32, Vec<u32>> = FxHashMap::default();
+        for (i, part) in (0..).zip(&parts).filter(|(_, part)| part.rank != NONE) {
+            places.entry(part.rank).or_default().push(i);
         }
-        let mut parts: Vec<Part> =
-            (0u32..).zip(piece).map(|(i, &byte)| Part { id: self.bytes[byte as usize], before: i.wrapping_sub(1), after: i + 1 }).collect();
-        // The rank of merging part i with the next; NONE also where part i has been taken by another.
-        let rank = |parts: &[Part], i: u32| match parts.get(i as usize).and_then(|part| parts.get(part.after as usize)) {
-            Some(after) if parts[i as usize].id != NONE => self.merges.get(parts[i as usize].id, after.id),
-            _ => NONE,
-        };
-        let mut heap: BinaryHeap<Reverse<(u32, u32)>> =
-            (0..piece.len() as u32).map(|i| Reverse((rank(&parts, i), i))).filter(|entry| entry.0.0 != NONE).collect();
-        while let Some(Reverse((lowest, i))) = heap.pop() {
-            if rank(&parts, i) != lowest {
-                continue;
-            }
-            let taken = parts[i as usize].after as usize;
-            let after = parts[taken].after;
-            parts[taken].id = NONE;
-            parts[i as usize].id = lowest;
-            parts[i as usize].after = after;
-            if let Some(after) = parts.get_mut(after as usize) {
-                after.before = i;
-            }
-            for changed in [parts[i as usize].before, i] {
-                let rank = rank(&parts, changed);
-                if rank != NONE {
-                    heap.push(Reverse((rank, changed)));
+        let mut ranks: BinaryHeap<Reverse<u32>> = places.keys().copied().map(Reverse).collect();
+        let mut ascend = true;
+        while let Some(Reverse(rank)) = ranks.pop() {
+            let mut here = places.remove(&rank).unwrap_or_default();
+            here.sort_unstable();
+            for i in here {
+                if parts[i as usize].rank == rank {
+                    self.merge_part(&mut parts, i, |next, i| {
+                        ascend &= next > rank;
+                        places.entry(next).or_insert_with(|| (ranks.push(Reverse(next)), Vec::new()).1).push(i);
+                    });
                 }
+            }
+            if !ascend {
+                return false;
+            }
+        }
+        out.extend(parts.iter().map(|part| part.id).filter(|&id| id != NONE));
+        true
+    }
+
+    /// The same for any ranks, n log n.
+    fn merge_by_heap(&self, piece: &[u8], out: &mut Vec<u32>) {
+        let mut parts = self.parts(piece);
+        let mut heap: BinaryHeap<Reverse<(u32, u32)>> =
+            (0..).zip(&parts).map(|(i, part)| Reverse((part.rank, i))).filter(|entry| entry.0.0 != NONE).collect();
+        while let Some(Reverse((rank, i))) = heap.pop() {
+            if parts[i as usize].rank == rank {
+                self.merge_part(&mut parts, i, |rank, i| heap.push(Reverse((rank, i))));
             }
         }
         out.extend(parts.iter().map(|part| part.id).filter(|&id| id != NONE));
     }
+
+    fn parts(&self, piece: &[u8]) -> Vec<Part> {
+        let rank = |i: usize| piece.get(i + 1).map_or(NONE, |&next| self.byte_pairs[usize::from(piece[i]) << 8 | usize::from(next)]);
+        let part =
+            |i: usize| Part { id: self.bytes[piece[i] as usize], rank: rank(i), before: (i as u32).wrapping_sub(1), after: i as u32 + 1 };
+        (0..piece.len()).map(part).collect()
+    }
+
+    /// Merges part i with the next, and calls `found` with each merge that is possible since: its rank and its left part.
+    fn merge_part(&self, parts: &mut [Part], i: u32, mut found: impl FnMut(u32, u32)) {
+        let part = parts[i as usize];
+        let taken = &mut parts[part.after as usize];
+        let after = taken.after;
+        (taken.id, taken.rank) = (NONE, NONE);
+        parts[i as usize] = Part { id: part.rank, after, ..part };
+        if let Some(after) = parts.get_mut(after as usize) {
+            after.before = i;
+        }
+        for left in [part.before, i] {
+            let Some(&Part { id, after, .. }) = parts.get(left as usize) else { continue };
+            let rank = parts.get(after as usize).map_or(NONE, |after| self.merges.get(id, after.id));
+            parts[left as usize].rank = rank;
+            if rank != NONE {
+                found(rank, left);
+            }
+        }
+    }
+}
+
+/// A part of a long piece, in a list of parts.
+#[derive(Clone, Copy)]
+struct Part {
+    /// NONE for one that another has taken.
+    id: u32,
+    /// Of its merge with the part after it.
+    rank: u32,
+    before: u32,
+    after: u32,
 }
 
 /// What one thread remembers, in bounded memory, and its working memory.
@@ -400,7 +442,6 @@ impl Long {
 /// The id of two neighbouring tokens' bytes put together, where that is a token: open addressing, at most half full.
 struct Merges {
     slots: Vec<(u64, u32)>,
-    shift: u32,
 }
 
 impl Merges {
@@ -420,7 +461,7 @@ impl Merges {
             }
         }
         let size = (2 * found.len()).next_power_of_two().max(2);
-        let mut merges = Merges { slots: vec![(u64::MAX, NONE); size], shift: 64 - size.trailing_zeros() };
+        let mut merges = Merges { slots: vec![(u64::MAX, NONE); size] };
         for (pair, id) in found {
             let at = merges.place(pair);
             merges.slots[at] = (pair, id);
@@ -431,7 +472,7 @@ impl Merges {
     /// Where a pair is, or would be.
     #[inline]
     fn place(&self, pair: u64) -> usize {
-        let mut at = (pair.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> self.shift) as usize;
+        let mut at = pieces::hash(pair.into()) as usize & (self.slots.len() - 1);
         while self.slots[at].0 != pair && self.slots[at].0 != u64::MAX {
             at = (at + 1) & (self.slots.len() - 1);
         }
@@ -564,12 +605,14 @@ mod tests {
         }
 
         #[test]
-        fn scan_equals_heap(text in "[abc]{0,100}") {
+        fn all_ways_to_merge_are_equal(text in "[abc]{0,100}") {
             let encoder = Encoder::new(train(&text, 280), GPT4_PATTERN, vec![]).unwrap();
-            let (mut by_scan, mut by_heap) = (Vec::new(), Vec::new());
+            let (mut by_scan, mut by_rank, mut by_heap) = (Vec::new(), Vec::new(), Vec::new());
             encoder.merge_by_scan(text.as_bytes(), &mut Vec::new(), &mut by_scan);
+            prop_assert!(encoder.merge_by_rank(text.as_bytes(), &mut by_rank));
             encoder.merge_by_heap(text.as_bytes(), &mut by_heap);
-            prop_assert_eq!(by_scan, by_heap);
+            prop_assert_eq!(&by_scan, &by_rank);
+            prop_assert_eq!(&by_scan, &by_heap);
         }
 
         #[test]
