@@ -4,8 +4,6 @@ Byte-level BPE (rustbpe) over a GPT-4-style split, with nine special tokens at t
 yields a special token, whatever it spells: only `render` and `render_prompt` place them.
 """
 
-import base64
-import binascii
 import codecs
 import hashlib
 import json
@@ -18,6 +16,7 @@ import numpy as np
 
 import rustbpe
 from nanochat.console import log
+from nanochat.data.vocabularies import parse_ranks, ranks_text
 from nanochat.errors import DataError, UsageError
 from nanochat.paths import atomic_folder, atomic_write, atomic_write_json
 
@@ -259,9 +258,8 @@ class Tokenizer:
             except DataError:
                 pass
             shutil.rmtree(folder)
-        ranks = "".join(f"{base64.b64encode(token).decode()} {rank}\n" for rank, token in enumerate(self.tokens))
         with atomic_folder(folder) as temporary:
-            atomic_write(temporary / "ranks.txt", ranks)
+            atomic_write(temporary / "ranks.txt", ranks_text(self.tokens))
             atomic_write_json(temporary / "tokenizer.json", self._about())
 
     def _about(self) -> dict[str, Any]:
@@ -273,15 +271,15 @@ class Tokenizer:
         hint = f"remove {folder} and run the same command again: it is made anew"
         try:
             about = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-            lines = (folder / "ranks.txt").read_text(encoding="ascii").splitlines()
+            tokens = parse_ranks((folder / "ranks.txt").read_text(encoding="ascii"))
             if about["format"] != FORMAT:
                 raise DataError(f"the tokenizer in {folder} has format {about['format']}; this version reads {FORMAT}", hint)
-            tokenizer = cls([base64.b64decode(line.partition(" ")[0], validate=True) for line in lines], about["pattern"])
+            tokenizer = cls(tokens, about["pattern"])
             if tokenizer._about() != about:
                 raise ValueError("its hash differs")
         except FileNotFoundError as error:
             raise DataError(f"there is no tokenizer in {folder}", "run the same command again: it is made anew") from error
-        except (OSError, ValueError, KeyError, TypeError, binascii.Error) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"the tokenizer in {folder} is damaged: {error}", hint) from error
         return tokenizer
 

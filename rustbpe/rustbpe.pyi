@@ -20,7 +20,8 @@ def train(texts: Iterable[str], vocab_size: int, pattern: str, *, threads: int =
 
     `pattern` is a regular expression that cuts the texts into pieces which merges never cross; what it leaves
     unmatched is a piece too. Merged is always the most frequent pair of neighbours; of several, the smallest pair of
-    ids. `texts` is read once, as a stream. Where nothing is left to merge, the list is shorter than `vocab_size`.
+    ids. `texts` is read once, as a stream; memory grows with the number of different pieces alone. Where nothing is left
+    to merge, the list is shorter than `vocab_size`.
 
     ValueError: vocab_size below 256, a pattern that is not valid.
     """
@@ -45,11 +46,15 @@ class Encoding:
     def encode_batch(self, texts: Iterable[str], *, threads: int = 0) -> tuple[NDArray[Any], NDArray[np.int64]]:
         """(ids, offsets): document i is ids[offsets[i]:offsets[i+1]].
 
-        ids is uint16 where n_vocab <= 65536, else uint32; offsets is int64 of len(texts) + 1.
+        ids is uint16 where n_vocab <= 65536, else uint32; offsets is int64 of len(texts) + 1. With the default pattern, GPT-4's
+        or Llama 3's, a long document is spread over the threads too.
         """
 
     def decode_bytes(self, ids: Iterable[int] | NDArray[Any]) -> bytes:
         """The bytes of `ids`; a special token gives its name. ValueError: an id that is not in the vocabulary."""
+
+    def decode_batch(self, ids: Iterable[int] | NDArray[Any], offsets: Iterable[int] | NDArray[Any]) -> list[bytes]:
+        """The bytes of each document of what `encode_batch` returns. ValueError: an id or an offset that cannot be."""
 
     def pack_rows(
         self,
@@ -69,7 +74,7 @@ class Encoding:
         remainder, with `bos` in front, waits as the newest. Ties: the one that has waited longest. The last row, if
         partly filled, is completed with the first documents again, in their order; `tokens` does not count those.
 
-        ValueError: row below 2, buffer below 1, a bos outside the vocabulary. OSError: the file cannot be written; a
+        ValueError: row below 2 or above 2**30, buffer below 1, a bos outside the vocabulary. OSError: the file cannot be written; a
         file half written is removed.
         """
 

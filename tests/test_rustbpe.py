@@ -8,9 +8,10 @@ import threading
 import time
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -269,6 +270,89 @@ class TestEncoding:
         ids, offsets = bpe.encode_batch([])
         assert ids.tolist() == [] and offsets.tolist() == [0]
 
+    def test_one_long_document_is_spread_over_threads(self) -> None:
+        text = "".join(f"word{i % 977} 你好 {i}\n\n" for i in range(30_000)) + " " * 300_000 + "a" * 300_000
+        bpe = encoding([text[:100_000]])
+        expected = bpe.encode(text)
+        for threads in (1, 3):
+            ids, offsets = bpe.encode_batch(["x", text, "", text], threads=threads)
+            assert offsets.tolist() == [0, 1, 1 + len(expected), 1 + len(expected), 1 + 2 * len(expected)]
+            assert ids[offsets[1] : offsets[2]].tolist() == ids[offsets[3] :].tolist() == expected
+            assert ids.flags.writeable
+
+    def test_batches_decode(self) -> None:
+        texts = ["", "hello 你好", "<|bos|>", "\0🙂"]
+        bpe = encoding(texts)
+        assert bpe.decode_batch(*bpe.encode_batch(texts)) == [text.encode() for text in texts]
+        assert bpe.decode_batch([], []) == bpe.decode_batch([], [0]) == []
+        for offsets in ([0, 2], [1, 0], [-1, 1], [0, 2**62], [2**62, 0]):
+            with pytest.raises(ValueError, match="offsets"):
+                bpe.decode_batch([65], offsets)
+
+
+# Every public function with values that nobody should pass. What comes is an Exception: a panic would be none.
+HOSTILE_NUMBERS = (-1, 0, 2**31, 2**62, 2**63, 2**70, -(2**70), 1.5, "1", None)
+HOSTILE_TEXTS = ("\ud800", "a\udfffb", None, 5, b"a", ["a"])
+
+
+class TestHostileValues:
+    def refused(self, call: Callable[[], object]) -> None:
+        with pytest.raises((ValueError, TypeError, OverflowError)):
+            call()
+
+    @pytest.mark.parametrize("number", HOSTILE_NUMBERS)
+    def test_numbers(self, number: Any, tmp_path: Path) -> None:
+        bpe, path = rustbpe.Encoding(ALPHABET, PATTERN), str(tmp_path / "rows")
+        if not (isinstance(number, int) and 256 <= number < 2**63):
+            self.refused(lambda: rustbpe.train(["ab"], number, PATTERN))
+        else:
+            assert len(rustbpe.train(["ab"], number, PATTERN)) == 257
+        self.refused(lambda: rustbpe.Encoding(ALPHABET, PATTERN, {"x": number if number != 2**31 else 255}))
+        self.refused(lambda: bpe.pack_rows([["a"]], number, path, 0))
+        self.refused(lambda: bpe.decode_bytes([number if number != 0 else 256]))
+        self.refused(lambda: bpe.decode_batch([0], [0, number if number != 0 else 2]))
+        if not (isinstance(number, int) and 0 <= number < 2**63):
+            self.refused(lambda: rustbpe.train(["ab"], 300, PATTERN, threads=number))
+            self.refused(lambda: bpe.encode_batch(["ab"], threads=number))
+            self.refused(lambda: bpe.pack_rows([["a"]], 4, path, 0, buffer=number))
+            self.refused(lambda: rustbpe.plan_rows([1], number, buffer=1, crop=True))
+        else:
+            assert bpe.encode_batch(["ab"], threads=number)[0].tolist() == [97, 98]
+            for crop in (True, False):
+                self.refused(lambda crop=crop: rustbpe.plan_rows([2**63], max(number, 1), buffer=1, crop=crop))
+
+    @pytest.mark.parametrize("text", HOSTILE_TEXTS)
+    def test_texts(self, text: Any, tmp_path: Path) -> None:
+        bpe = rustbpe.Encoding(ALPHABET, PATTERN)
+        self.refused(lambda: bpe.encode(text))
+        self.refused(lambda: bpe.encode_batch([text]))
+        self.refused(lambda: rustbpe.train([text], 300, PATTERN))
+        self.refused(lambda: bpe.pack_rows([[text]], 4, str(tmp_path / "rows"), 0))
+        if not isinstance(text, list):
+            self.refused(lambda: rustbpe.train([], 300, text))
+            self.refused(lambda: rustbpe.Encoding(ALPHABET, text))
+            self.refused(lambda: rustbpe.Encoding(ALPHABET, PATTERN, {text: 256}))
+
+    def test_empty_and_nul(self, tmp_path: Path) -> None:
+        for text in ("", "\0", "\0" * 1000, "a\0b"):
+            bpe = rustbpe.Encoding(rustbpe.train([text, text], 300, PATTERN), PATTERN, {"\0": 1000, "": 1001})
+            assert bpe.decode_bytes(bpe.encode(text)) == text.encode()
+            assert bpe.pack_rows([[text]], 4, tmp_path / "rows", 1000)[2] == len(text)
+        self.refused(lambda: rustbpe.Encoding([], PATTERN))
+        with pytest.raises(OSError, match="NUL"):
+            bpe.pack_rows([["a"]], 4, "\0", 0)
+
+    @pytest.mark.parametrize("pattern", ["(", "[", "a{9999999}", r"\p{Nothing}", "(?<n", "*", "(" * 5000])
+    def test_invalid_patterns(self, pattern: str) -> None:
+        self.refused(lambda: rustbpe.train(["a"], 300, pattern))
+        self.refused(lambda: rustbpe.Encoding(ALPHABET, pattern))
+
+    @pytest.mark.parametrize("pattern", ["", "x*", "(?=a)", r"\b", "^", "$", r"(?!)", r"(a|a)*b", r"(\w)\1", r"\p{L}++|\s*"])
+    def test_patterns_that_match_nothing_or_the_empty_string(self, pattern: str) -> None:
+        for text in ("", "axxa 你好 bb\n", "a" * 3000):
+            bpe = rustbpe.Encoding(rustbpe.train([text], 300, pattern), pattern)
+            assert bpe.decode_bytes(bpe.encode(text)) == text.encode()
+
 
 class TestPackRows:
     @few
@@ -363,3 +447,24 @@ class TestTheModule:
             time.sleep(0.001)
         worker.join()
         assert ticks > 10
+
+
+@pytest.mark.slow
+class TestAgainstReferences:
+    ROOT = Path(__file__).parent.parent
+
+    def test_ids_equal_tiktokens_and_huggingfaces_on_a_gigabyte(self) -> None:
+        done = subprocess.run([sys.executable, "bench/bpe_equal.py"], cwd=self.ROOT, capture_output=True, text=True, timeout=3600)
+        if "Failed to fetch" in done.stderr or "No solution found" in done.stderr:
+            pytest.skip("tiktoken and tokenizers cannot be installed here")
+        print(done.stdout)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert done.stdout.count(": equal") == 3
+
+    def test_splits_equal_the_regular_expressions(self) -> None:
+        """All code points in several contexts, and a minute of fuzzing (RUSTBPE_FUZZ_SECONDS for more)."""
+        command = ["cargo", "test", "--release", "--manifest-path", "rustbpe/Cargo.toml", "split", "--", "--ignored", "--nocapture"]
+        done = subprocess.run(command, cwd=self.ROOT, capture_output=True, text=True, timeout=7200)
+        print(done.stdout)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "2 passed" in done.stdout and "all equal" in done.stdout

@@ -4,15 +4,18 @@ use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, BufWriter};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use pyo3::buffer::{Element, PyBuffer};
 use pyo3::exceptions::{PyOSError, PyOverflowError, PyTypeError, PyUnicodeEncodeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedStr;
-use pyo3::types::{PyBytes, PyIterator, PyList, PyString, PyTuple};
+use pyo3::types::{PyByteArray, PyBytes, PyIterator, PyList, PyString, PyTuple};
 
-use crate::core::encode::Encoder;
+use crate::core::encode::{Encoded, Encoder, Id};
 use crate::core::pack::{self, Packer};
 use crate::core::train::{Counter, learn};
 use crate::core::{Check, Error, Result as CoreResult};
@@ -36,16 +39,10 @@ fn train<'py>(
         // Known before any text is read.
         return Err(PyValueError::new_err(format!("vocab_size is {vocab_size}, but the 256 bytes alone are 256 tokens")));
     }
-    let mut counter = Counter::new(pattern, natural("threads", threads)?).map_err(exception)?;
+    let counter = Counter::new(pattern, natural("threads", threads)?).map_err(exception)?;
     let mut texts = Texts::new(texts)?;
-    loop {
-        let batch = texts.batch()?;
-        if batch.is_empty() {
-            break;
-        }
-        let batch: Vec<&str> = batch.iter().map(|text| &**text).collect();
-        detached(py, |check| counter.add(&batch, check))?;
-    }
+    let next = || texts.batch().map(|batch| Some(batch).filter(|batch| !batch.is_empty()));
+    let counter = pipeline(py, None, counter, next, |counter, texts, check| counter.add(texts, check), |()| Ok(()))?;
     let tokens = detached(py, |check| learn(counter.finish(), vocab_size, check))?;
     Ok(tokens.iter().map(|token| PyBytes::new(py, token)).collect())
 }
@@ -89,24 +86,33 @@ impl Encoding {
         let threads = natural("threads", threads)?;
         let texts = Texts::new(texts)?.all()?;
         let texts: Vec<&str> = texts.iter().map(|text| &**text).collect();
-        let parts = detached(py, |check| self.0.encode_batch(&texts, threads, check))?;
-
-        let total = parts.iter().map(|part| part.ids.len()).sum();
-        let ids = parts.iter().flat_map(|part| part.ids.iter().copied());
-        let ids = if self.0.fits_u16() { array(py, "uint16", total, ids.map(|id| id as u16)) } else { array(py, "uint32", total, ids) }?;
-        let mut end = 0;
-        let ends = parts.iter().flat_map(|part| &part.lengths).map(|&length| {
-            end += length as i64;
-            end
-        });
-        let offsets = array(py, "int64", texts.len() + 1, std::iter::once(0).chain(ends))?;
-        Ok((ids, offsets))
+        if self.0.fits_u16() { self.arrays::<u16>(py, &texts, threads) } else { self.arrays::<u32>(py, &texts, threads) }
     }
 
     fn decode_bytes<'py>(&self, py: Python<'py>, ids: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyBytes>> {
         let ids = integers(ids)?;
         let bytes = detached(py, |_| self.0.decode(ids))?;
         Ok(PyBytes::new(py, &bytes))
+    }
+
+    fn decode_batch<'py>(
+        &self,
+        py: Python<'py>,
+        ids: &Bound<'py, PyAny>,
+        offsets: &Bound<'py, PyAny>,
+    ) -> PyResult<Vec<Bound<'py, PyBytes>>> {
+        let (ids, offsets) = (integers(ids)?, integers(offsets)?);
+        let documents = detached(py, |_| {
+            let document = |ends: &[i64]| {
+                let range = usize::try_from(ends[0]).ok().zip(usize::try_from(ends[1]).ok());
+                let ids = range
+                    .and_then(|(start, end)| ids.get(start..end))
+                    .ok_or_else(|| Error::Invalid(format!("the offsets {} and {} bound no part of {} ids", ends[0], ends[1], ids.len())))?;
+                self.0.decode(ids.iter().copied())
+            };
+            offsets.windows(2).map(document).collect::<CoreResult<Vec<_>>>()
+        })?;
+        Ok(documents.iter().map(|bytes| PyBytes::new(py, bytes)).collect())
     }
 
     #[pyo3(signature = (texts, row, path, bos, *, buffer = 1000, threads = 0))]
@@ -128,32 +134,13 @@ impl Encoding {
         }
         pack::check_pack(row, buffer).map_err(exception)?;
         let batches = iterate(texts, "texts")?;
-        let file = File::create(&path).map_err(|error| os_error(py, &error, &path))?;
+        let file = BufWriter::with_capacity(1 << 20, File::create(&path).map_err(|error| os_error(py, &error, &path))?);
         let pack = || {
-            let mut packer =
-                Packer::new(BufWriter::with_capacity(1 << 20, file), row, bos as u32, buffer, !self.0.fits_u16()).map_err(exception)?;
-            let (mut bytes, mut index) = (0, 0);
-            for batch in batches {
-                let mut batch = Texts::from(&batch?, index)?;
-                let texts = batch.all()?;
-                index = batch.index;
-                let texts: Vec<&str> = texts.iter().map(|text| &**text).collect();
-                bytes += texts.iter().map(|text| text.len() as u64).sum::<u64>();
-                let add = |check: &mut Check| {
-                    for part in self.0.encode_batch(&texts, threads, check)? {
-                        let mut ids = &part.ids[..];
-                        for length in part.lengths {
-                            let (document, rest) = ids.split_at(length);
-                            packer.add(document)?;
-                            ids = rest;
-                        }
-                    }
-                    Ok(())
-                };
-                detached_at(py, Some(&path), add)?;
+            if self.0.fits_u16() {
+                self.pack::<u16>(py, batches, Packer::new(file, row, bos as u32, buffer).map_err(exception)?, &path, threads)
+            } else {
+                self.pack::<u32>(py, batches, Packer::new(file, row, bos as u32, buffer).map_err(exception)?, &path, threads)
             }
-            let summary = detached_at(py, Some(&path), |_| packer.finish())?;
-            Ok((summary.rows, summary.tokens, bytes))
         };
         let result = pack();
         if result.is_err() && fs::symlink_metadata(&path).is_ok_and(|found| found.is_file()) {
@@ -168,6 +155,58 @@ impl Encoding {
     }
 }
 
+impl Encoding {
+    /// (ids, offsets) of `texts`.
+    fn arrays<'py, I: Id>(&self, py: Python<'py>, texts: &[&str], threads: usize) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyAny>)> {
+        let parts = detached(py, |check| self.0.encode_batch::<I>(texts, threads, check))?;
+        let mut start = 0;
+        let mut offsets = Vec::with_capacity(texts.len() + 1);
+        offsets.push(0);
+        for part in &parts {
+            offsets.extend(part.ends.iter().map(|&end| (start + end) as i64));
+            start += part.ids.len();
+        }
+        Ok((array_of_ids(py, &parts)?, array(py, "int64", &offsets)?))
+    }
+
+    fn pack<'py, I: Id>(
+        &self,
+        py: Python<'py>,
+        batches: Bound<'py, PyIterator>,
+        mut packer: Packer<BufWriter<File>, I>,
+        path: &Path,
+        threads: usize,
+    ) -> PyResult<(u64, u64, u64)> {
+        let (mut bytes, mut index) = (0, 0);
+        let mut batches = batches;
+        let next = || {
+            let Some(batch) = batches.next() else { return Ok(None) };
+            let mut batch = Texts::from(&batch?, index)?;
+            let texts = batch.all()?;
+            index = batch.index;
+            bytes += texts.iter().map(|text| text.len() as u64).sum::<u64>();
+            Ok(Some(texts))
+        };
+        let encode = |_: &mut (), texts: &[&str], check: &mut Check| self.0.encode_batch::<I>(texts, threads, check);
+        let add = |parts: Vec<Encoded<I>>| {
+            let mut document = Vec::new();
+            for part in parts {
+                let mut start = 0;
+                for end in part.ends {
+                    document.extend_from_slice(&part.ids[start..end]);
+                    packer.add(std::mem::take(&mut document))?;
+                    start = end;
+                }
+                document.extend_from_slice(&part.ids[start..]);
+            }
+            Ok(())
+        };
+        pipeline(py, Some(path), (), next, encode, add)?;
+        let summary = detached_at(py, Some(path), |_| packer.finish())?;
+        Ok((summary.rows, summary.tokens, bytes))
+    }
+}
+
 /// Best-fit packing over lengths alone; see rustbpe.pyi.
 #[pyfunction]
 #[pyo3(signature = (lengths, row, *, buffer, crop))]
@@ -178,7 +217,8 @@ fn plan_rows<'py>(py: Python<'py>, lengths: &Bound<'py, PyAny>, row: i64, buffer
     let columns: [fn(&pack::Placement) -> usize; 4] = [|part| part.row, |part| part.item, |part| part.start, |part| part.length];
     let mut arrays = Vec::new();
     for column in columns {
-        arrays.push(array(py, "int64", plan.len(), plan.iter().map(|part| column(part) as i64))?);
+        let values: Vec<i64> = plan.iter().map(|part| column(part) as i64).collect();
+        arrays.push(array(py, "int64", &values)?);
     }
     PyTuple::new(py, arrays)
 }
@@ -295,16 +335,89 @@ fn integers(items: &Bound<'_, PyAny>) -> PyResult<Vec<i64>> {
     Ok(integers)
 }
 
-/// A numpy array of `length` values.
-fn array<'py, T: Element>(py: Python<'py>, dtype: &str, length: usize, values: impl Iterator<Item = T>) -> PyResult<Bound<'py, PyAny>> {
-    let array = py.import("numpy")?.call_method1("empty", (length, dtype))?;
-    if length > 0 {
-        PyBuffer::get(&array)?.copy_from_slice(py, &values.collect::<Vec<T>>())?;
+/// A numpy array of the values.
+fn array<'py, T: Element>(py: Python<'py>, dtype: &str, values: &[T]) -> PyResult<Bound<'py, PyAny>> {
+    let array = py.import("numpy")?.call_method1("empty", (values.len(), dtype))?;
+    if !values.is_empty() {
+        PyBuffer::get(&array)?.copy_from_slice(py, values)?;
     }
     Ok(array)
 }
 
+/// A numpy array of all ids, copied once.
+fn array_of_ids<'py, I: Id>(py: Python<'py>, parts: &[Encoded<I>]) -> PyResult<Bound<'py, PyAny>> {
+    let numpy = py.import("numpy")?;
+    let total: usize = parts.iter().map(|part| part.ids.len()).sum();
+    let dtype = if size_of::<I>() == 2 { "uint16" } else { "uint32" };
+    if total == 0 {
+        return numpy.call_method1("empty", (0, dtype));
+    }
+    let bytes = PyByteArray::new_with(py, total * size_of::<I>(), |mut bytes| {
+        for part in parts {
+            let (here, rest) = std::mem::take(&mut bytes).split_at_mut(part.ids.len() * size_of::<I>());
+            I::write(&part.ids, here);
+            bytes = rest;
+        }
+        Ok(())
+    })?;
+    numpy.call_method1("frombuffer", (bytes, dtype))
+}
+
 // Work without the interpreter, errors and signals
+
+/// Three steps at once: `next` fetches texts with the interpreter, `work` runs on a thread of its own with the texts before
+/// and `state`, which comes back at the end, and `after` takes what the work before that gave.
+fn pipeline<S: Send, T: Send>(
+    py: Python<'_>,
+    path: Option<&Path>,
+    state: S,
+    mut next: impl FnMut() -> PyResult<Option<Vec<PyBackedStr>>>,
+    work: impl Fn(&mut S, &[&str], &mut Check) -> CoreResult<T> + Sync,
+    mut after: impl FnMut(T) -> CoreResult<()> + Send,
+) -> PyResult<S> {
+    let stop = AtomicBool::new(false);
+    let start = |mut state: S, texts: Vec<PyBackedStr>| {
+        let refs: Vec<&str> = texts.iter().map(|text| &**text).collect();
+        let mut check = || if stop.load(Ordering::Relaxed) { Err(Error::Stopped) } else { Ok(()) };
+        let result = work(&mut state, &refs, &mut check);
+        drop(refs);
+        (state, texts, result)
+    };
+    thread::scope(|scope| {
+        let run = || {
+            let (mut state, mut texts, mut done) = (state, next()?, None);
+            loop {
+                let Some(batch) = texts else {
+                    done.map_or(Ok(()), |done| detached_at(py, path, |_| after(done)))?;
+                    return Ok(state);
+                };
+                let (sender, receiver) = channel();
+                let start = &start;
+                thread::Builder::new().spawn_scoped(scope, move || sender.send(start(state, batch)))?;
+                done.map_or(Ok(()), |done| detached_at(py, path, |_| after(done)))?;
+                let fetched = next();
+                let (back, batch, result): (S, Vec<PyBackedStr>, CoreResult<T>) = detached(py, move |check| wait(&receiver, check))?;
+                drop(batch); // with the interpreter, which owns it
+                (state, done) = (back, Some(result.map_err(exception)?));
+                texts = fetched?;
+            }
+        };
+        let result = run();
+        stop.store(true, Ordering::Relaxed);
+        result
+    })
+}
+
+/// What another thread sends, with a look at signals meanwhile.
+fn wait<T>(receiver: &Receiver<T>, check: &mut Check) -> CoreResult<T> {
+    loop {
+        match receiver.recv_timeout(Duration::from_millis(50)) {
+            Ok(value) => return Ok(value),
+            Err(RecvTimeoutError::Timeout) => check()?,
+            Err(RecvTimeoutError::Disconnected) => return Err(Error::Stopped),
+        }
+    }
+}
 
 /// Runs `work` without the interpreter; `check`, called there, sees Ctrl-C.
 fn detached<T: Send>(py: Python<'_>, work: impl FnOnce(&mut Check) -> CoreResult<T> + Send) -> PyResult<T> {

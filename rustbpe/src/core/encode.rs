@@ -6,17 +6,44 @@ use std::sync::Mutex;
 
 use rustc_hash::FxHashMap;
 
+use super::pieces::{self, SHORT};
 use super::split::Splitter;
 use super::{Check, Error, Result, group_by_bytes, parallel, thread_count};
 
-/// Texts per job of a thread, in bytes.
+/// Text per job of a thread, in bytes.
 const JOB_BYTES: usize = 1 << 16;
-/// Pieces of at most this many bytes are remembered, and merged by scanning; longer ones use a heap.
-const SHORT: usize = 128;
-/// A thread forgets its pieces when it knows this many.
-const CACHED_PIECES: usize = 1 << 17;
+/// Pieces of at most this many bytes are remembered, and merged by scanning; longer ones in the order of ranks.
+const SCANNED: usize = 128;
 /// No merge; no neighbour.
 const NONE: u32 = u32::MAX;
+
+/// An id as it is kept: in 16 bits where all of a vocabulary's fit, else in 32.
+pub trait Id: Copy + Send + Sync {
+    /// The lowest bits of `id`.
+    fn new(id: u32) -> Self;
+    /// Writes the ids' bytes, little-endian, into as many as they need.
+    fn write(ids: &[Self], bytes: &mut [u8]);
+}
+
+impl Id for u16 {
+    fn new(id: u32) -> Self {
+        id as u16
+    }
+
+    fn write(ids: &[Self], bytes: &mut [u8]) {
+        bytes.chunks_exact_mut(2).zip(ids).for_each(|(bytes, id)| bytes.copy_from_slice(&id.to_le_bytes()));
+    }
+}
+
+impl Id for u32 {
+    fn new(id: u32) -> Self {
+        id
+    }
+
+    fn write(ids: &[Self], bytes: &mut [u8]) {
+        bytes.chunks_exact_mut(4).zip(ids).for_each(|(bytes, id)| bytes.copy_from_slice(&id.to_le_bytes()));
+    }
+}
 
 /// A vocabulary. The rank of a token, which decides what merges first, is its id.
 pub struct Encoder {
@@ -25,28 +52,19 @@ pub struct Encoder {
     n_vocab: usize,
     splitter: Splitter,
     bytes: [u32; 256],
-    /// The id of two neighbouring tokens' bytes put together, where that is a token.
-    merges: FxHashMap<(u32, u32), u32>,
-    /// The short tokens that their own bytes encode to (all of them, if they were learned): no need to merge.
-    whole: FxHashMap<Box<[u8]>, u32>,
+    /// The id of two bytes put together, by first << 8 | second; NONE where that is no token.
+    byte_pairs: Vec<u32>,
+    merges: Merges,
     /// Caches that no thread is using; they stay warm from call to call.
     idle: Mutex<Vec<Cache>>,
 }
 
-/// What one thread remembers: the ids of pieces it has seen, and its working memory.
-#[derive(Default)]
-struct Cache {
-    places: FxHashMap<Box<[u8]>, (u32, u32)>,
-    ids: Vec<u32>,
-    parts: Vec<(u32, u32)>,
-}
-
 /// Documents encoded behind each other.
 #[derive(Default)]
-pub struct Encoded {
-    pub ids: Vec<u32>,
-    /// The number of ids of each document.
-    pub lengths: Vec<usize>,
+pub struct Encoded<I> {
+    pub ids: Vec<I>,
+    /// Where in `ids` a document ends. What follows the last end belongs to a document that the next `Encoded` goes on with.
+    pub ends: Vec<usize>,
 }
 
 impl Encoder {
@@ -56,12 +74,12 @@ impl Encoder {
     /// Errors: `Invalid` for an empty, repeated or missing token, a clashing special id, a bad pattern.
     pub fn new(tokens: Vec<Vec<u8>>, pattern: &str, specials: Vec<(String, u32)>) -> Result<Self> {
         let splitter = Splitter::new(pattern)?;
-        let mut ids: FxHashMap<Box<[u8]>, u32> = FxHashMap::default();
+        let mut ids: FxHashMap<&[u8], u32> = FxHashMap::default();
         for (id, token) in tokens.iter().enumerate() {
             if token.is_empty() {
                 return Err(Error::Invalid(format!("token {id} is empty")));
             }
-            if let Some(first) = ids.insert(token.as_slice().into(), id as u32) {
+            if let Some(first) = ids.insert(token.as_slice(), id as u32) {
                 return Err(Error::Invalid(format!("tokens {first} and {id} are the same bytes")));
             }
         }
@@ -80,27 +98,16 @@ impl Encoder {
                 return Err(Error::Invalid(format!("special tokens {other:?} and {name:?} both have id {id}")));
             }
         }
-        let mut encoder = Encoder {
-            merges: merges(&tokens, &ids),
-            tokens: tokens.into_iter().map(Vec::into_boxed_slice).collect(),
-            specials: names,
-            n_vocab,
-            splitter,
-            bytes,
-            whole: FxHashMap::default(),
-            idle: Mutex::default(),
-        };
-        let mut cache = Cache::default();
-        let mut out = Vec::new();
-        ids.retain(|token, id| {
-            out.clear();
-            token.len() <= SHORT && {
-                encoder.merge_by_scan(token, &mut cache.parts, &mut out);
-                out == [*id]
+        let mut byte_pairs = vec![NONE; 1 << 16];
+        for (&token, &id) in &ids {
+            if let &[first, second] = token {
+                byte_pairs[usize::from(first) << 8 | usize::from(second)] = id;
             }
-        });
-        encoder.whole = ids;
-        Ok(encoder)
+        }
+        let merges = Merges::new(&tokens, &ids);
+        drop(ids);
+        let tokens = tokens.into_iter().map(Vec::into_boxed_slice).collect();
+        Ok(Encoder { tokens, specials: names, n_vocab, splitter, bytes, byte_pairs, merges, idle: Mutex::default() })
     }
 
     /// The highest id, specials included, plus one.
@@ -123,18 +130,23 @@ impl Encoder {
         ids
     }
 
-    /// The documents in order, in one or several parts. `threads` 0 is every core.
-    pub fn encode_batch(&self, texts: &[&str], threads: usize, check: &mut Check) -> Result<Vec<Encoded>> {
-        let jobs = group_by_bytes(texts, JOB_BYTES);
+    /// The documents in order, in one or several parts; a long one is spread over threads, and may be in several parts.
+    /// `threads` 0 is every core. `I` must hold every id.
+    pub fn encode_batch<I: Id>(&self, texts: &[&str], threads: usize, check: &mut Check) -> Result<Vec<Encoded<I>>> {
+        let parts = self.splitter.parts(texts, JOB_BYTES);
+        let jobs = group_by_bytes(&parts, JOB_BYTES);
         let mut caches = self.take_caches(thread_count(threads).min(jobs.len()));
         let result = parallel(&mut caches, jobs.len(), check, |cache, job| {
-            let mut part = Encoded::default();
-            for text in &texts[jobs[job].clone()] {
-                let start = part.ids.len();
-                self.encode_into(text, cache, &mut part.ids);
-                part.lengths.push(part.ids.len() - start);
+            let parts = &parts[jobs[job].clone()];
+            let bytes: usize = parts.iter().map(|part| part.0.len()).sum();
+            let mut encoded = Encoded { ids: Vec::with_capacity(bytes / 4), ends: Vec::with_capacity(parts.len()) };
+            for &(text, ends) in parts {
+                self.encode_into(text, cache, &mut encoded.ids);
+                if ends {
+                    encoded.ends.push(encoded.ids.len());
+                }
             }
-            Ok(part)
+            Ok(encoded)
         });
         self.keep_caches(caches);
         result
@@ -165,127 +177,312 @@ impl Encoder {
         self.idle.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).extend(caches);
     }
 
-    fn encode_into(&self, text: &str, cache: &mut Cache, out: &mut Vec<u32>) {
-        self.splitter.split(text, |piece| {
-            let piece = piece.as_bytes();
-            if let Some(&id) = self.whole.get(piece) {
-                out.push(id);
-            } else if let Some(&(start, end)) = cache.places.get(piece) {
-                out.extend_from_slice(&cache.ids[start as usize..end as usize]);
-            } else {
-                let start = out.len();
-                self.merge(piece, &mut cache.parts, out);
-                cache.remember(piece, &out[start..]);
+    fn encode_into<I: Id>(&self, text: &str, cache: &mut Cache, out: &mut Vec<I>) {
+        pieces::cut(&self.splitter, text, |pieces| {
+            for piece in pieces {
+                let bytes = || &text.as_bytes()[piece.start..piece.end];
+                if piece.key != 0 {
+                    match cache.short.get(piece.key, piece.hash) {
+                        Some((ids, 1)) => out.push(I::new(ids[0])),
+                        Some((ids, n)) => out.extend(ids[..n].iter().map(|&id| I::new(id))),
+                        None => {
+                            self.encode_long(bytes(), piece.hash, cache, out);
+                            cache.short.remember(piece.key, piece.hash, &cache.merged);
+                        }
+                    }
+                } else {
+                    self.encode_long(bytes(), piece.hash, cache, out);
+                }
             }
         });
     }
 
-    /// Merges the bytes of a piece, always the neighbours whose merge has the lowest rank, of several the
-    /// leftmost, until none are left to merge.
-    fn merge(&self, piece: &[u8], parts: &mut Vec<(u32, u32)>, out: &mut Vec<u32>) {
-        if piece.len() <= SHORT {
-            self.merge_by_scan(piece, parts, out);
-        } else {
-            self.merge_by_heap(piece, out);
+    /// A piece that is not among the short ones of the cache; where it was not remembered at all, its ids are in `merged`.
+    fn encode_long<I: Id>(&self, piece: &[u8], hash: u64, cache: &mut Cache, out: &mut Vec<I>) {
+        cache.merged.clear();
+        if cache.long.copy(piece, hash, out) {
+            return;
+        }
+        if piece.len() <= SCANNED {
+            self.merge_by_scan(piece, &mut cache.ranks, &mut cache.merged);
+        } else if !self.merge_by_rank(piece, &mut cache.merged) {
+            self.merge_by_heap(piece, &mut cache.merged);
+        }
+        out.extend(cache.merged.iter().map(|&id| I::new(id)));
+        if piece.len() > SHORT || cache.merged.len() > IDS {
+            cache.long.remember(piece, hash, &cache.merged);
         }
     }
 
-    fn rank(&self, left: u32, right: u32) -> u32 {
-        self.merges.get(&(left, right)).copied().unwrap_or(NONE)
-    }
-
-    /// Quadratic, and fastest for a short piece. `parts` is working memory: (id, rank of its merge with the next).
-    fn merge_by_scan(&self, piece: &[u8], parts: &mut Vec<(u32, u32)>, out: &mut Vec<u32>) {
-        parts.clear();
-        parts.extend(piece.iter().map(|&byte| (self.bytes[byte as usize], NONE)));
-        for i in 1..parts.len() {
-            parts[i - 1].1 = self.rank(parts[i - 1].0, parts[i].0);
-        }
-        while let Some((i, rank)) = parts.iter().map(|part| part.1).enumerate().min_by_key(|&(_, rank)| rank) {
-            if rank == NONE {
-                break;
-            }
-            parts.remove(i + 1);
-            let next = parts.get(i + 1).map_or(NONE, |next| self.rank(rank, next.0));
-            parts[i] = (rank, next);
-            if i > 0 {
-                parts[i - 1].1 = self.rank(parts[i - 1].0, rank);
-            }
-        }
-        out.extend(parts.iter().map(|part| part.0));
-    }
-
-    /// n log n in the piece's length: a linked list of parts, and a heap of merges that may have become stale.
-    fn merge_by_heap(&self, piece: &[u8], out: &mut Vec<u32>) {
-        struct Part {
-            id: u32,
-            before: usize,
-            after: usize,
-        }
-        let n = piece.len();
-        let mut parts: Vec<Part> =
-            (0..n).map(|i| Part { id: self.bytes[piece[i] as usize], before: i.wrapping_sub(1), after: i + 1 }).collect();
-        // The rank of merging part i with the next; NONE also where part i has been taken by another.
-        let rank = |parts: &[Part], i: usize| match parts.get(i).and_then(|part| parts.get(part.after)) {
-            Some(after) if parts[i].id != NONE => self.rank(parts[i].id, after.id),
-            _ => NONE,
-        };
-        let mut heap: BinaryHeap<Reverse<(u32, usize)>> =
-            (0..n).map(|i| Reverse((rank(&parts, i), i))).filter(|entry| entry.0.0 != NONE).collect();
-        while let Some(Reverse((lowest, i))) = heap.pop() {
-            if rank(&parts, i) != lowest {
-                continue;
-            }
-            let taken = parts[i].after;
-            let after = parts[taken].after;
-            parts[taken].id = NONE;
-            parts[i].id = lowest;
-            parts[i].after = after;
-            if let Some(after) = parts.get_mut(after) {
-                after.before = i;
-            }
-            for changed in [parts[i].before, i] {
-                let rank = rank(&parts, changed);
-                if rank != NONE {
-                    heap.push(Reverse((rank, changed)));
+    /// Merges the neighbours of lowest rank, of several the leftmost, until there are none. Quadratic, and fastest for a
+    /// short piece. `ranks` is working memory: of the merge of each part with the next.
+    fn merge_by_scan(&self, piece: &[u8], ranks: &mut Vec<u32>, ids: &mut Vec<u32>) {
+        ids.extend(piece.iter().map(|&byte| self.bytes[byte as usize]));
+        ranks.clear();
+        ranks.extend(piece.windows(2).map(|pair| self.byte_pairs[usize::from(pair[0]) << 8 | usize::from(pair[1])]));
+        loop {
+            let (mut lowest, mut at) = (NONE, 0);
+            for (i, &rank) in ranks.iter().enumerate() {
+                if rank < lowest {
+                    (lowest, at) = (rank, i);
                 }
+            }
+            if lowest == NONE {
+                return;
+            }
+            ids[at] = lowest;
+            ids.remove(at + 1);
+            ranks.remove(at);
+            if at > 0 {
+                ranks[at - 1] = self.merges.get(ids[at - 1], lowest);
+            }
+            if let Some(&after) = ids.get(at + 1) {
+                ranks[at] = self.merges.get(lowest, after);
+            }
+        }
+    }
+
+    /// The same, nearly linear: one rank after the other. That is right as long as no merge makes one of a lower rank
+    /// possible, as is so where the tokens were learned; otherwise false, and no ids.
+    fn merge_by_rank(&self, piece: &[u8], out: &mut Vec<u32>) -> bool {
+        let mut parts = self.parts(piece);
+        let mut places: FxHashMap<u32, Vec<u32>> = FxHashMap::default();
+        for (i, part) in (0..).zip(&parts).filter(|(_, part)| part.rank != NONE) {
+            places.entry(part.rank).or_default().push(i);
+        }
+        let mut ranks: BinaryHeap<Reverse<u32>> = places.keys().copied().map(Reverse).collect();
+        let mut ascend = true;
+        while let Some(Reverse(rank)) = ranks.pop() {
+            let mut here = places.remove(&rank).unwrap_or_default();
+            here.sort_unstable();
+            for i in here {
+                if parts[i as usize].rank == rank {
+                    self.merge_part(&mut parts, i, |next, i| {
+                        ascend &= next > rank;
+                        places.entry(next).or_insert_with(|| (ranks.push(Reverse(next)), Vec::new()).1).push(i);
+                    });
+                }
+            }
+            if !ascend {
+                return false;
+            }
+        }
+        out.extend(parts.iter().map(|part| part.id).filter(|&id| id != NONE));
+        true
+    }
+
+    /// The same for any ranks, n log n.
+    fn merge_by_heap(&self, piece: &[u8], out: &mut Vec<u32>) {
+        let mut parts = self.parts(piece);
+        let mut heap: BinaryHeap<Reverse<(u32, u32)>> =
+            (0..).zip(&parts).map(|(i, part)| Reverse((part.rank, i))).filter(|entry| entry.0.0 != NONE).collect();
+        while let Some(Reverse((rank, i))) = heap.pop() {
+            if parts[i as usize].rank == rank {
+                self.merge_part(&mut parts, i, |rank, i| heap.push(Reverse((rank, i))));
             }
         }
         out.extend(parts.iter().map(|part| part.id).filter(|&id| id != NONE));
     }
-}
 
-impl Cache {
-    fn remember(&mut self, piece: &[u8], ids: &[u32]) {
-        if piece.len() > SHORT {
-            return;
-        }
-        if self.places.len() >= CACHED_PIECES {
-            self.places.clear();
-            self.ids.clear();
-        }
-        let start = self.ids.len() as u32;
-        self.ids.extend_from_slice(ids);
-        self.places.insert(piece.into(), (start, self.ids.len() as u32));
+    fn parts(&self, piece: &[u8]) -> Vec<Part> {
+        let rank = |i: usize| piece.get(i + 1).map_or(NONE, |&next| self.byte_pairs[usize::from(piece[i]) << 8 | usize::from(next)]);
+        let part =
+            |i: usize| Part { id: self.bytes[piece[i] as usize], rank: rank(i), before: (i as u32).wrapping_sub(1), after: i as u32 + 1 };
+        (0..piece.len()).map(part).collect()
     }
-}
 
-/// Every way to put a token together from two others. Only lengths that occur are tried, so that a token of
-/// a million bytes is no trouble.
-fn merges(tokens: &[Vec<u8>], ids: &FxHashMap<Box<[u8]>, u32>) -> FxHashMap<(u32, u32), u32> {
-    let lengths: BTreeSet<usize> = tokens.iter().map(Vec::len).collect();
-    let mut merges = FxHashMap::default();
-    for (id, token) in tokens.iter().enumerate() {
-        for &length in lengths.range(..token.len()) {
-            if lengths.contains(&(token.len() - length)) {
-                let (left, right) = token.split_at(length);
-                if let (Some(&left), Some(&right)) = (ids.get(left), ids.get(right)) {
-                    merges.insert((left, right), id as u32);
-                }
+    /// Merges part i with the next, and calls `found` with each merge that is possible since: its rank and its left part.
+    fn merge_part(&self, parts: &mut [Part], i: u32, mut found: impl FnMut(u32, u32)) {
+        let part = parts[i as usize];
+        let taken = &mut parts[part.after as usize];
+        let after = taken.after;
+        (taken.id, taken.rank) = (NONE, NONE);
+        parts[i as usize] = Part { id: part.rank, after, ..part };
+        if let Some(after) = parts.get_mut(after as usize) {
+            after.before = i;
+        }
+        for left in [part.before, i] {
+            let Some(&Part { id, after, .. }) = parts.get(left as usize) else { continue };
+            let rank = parts.get(after as usize).map_or(NONE, |after| self.merges.get(id, after.id));
+            parts[left as usize].rank = rank;
+            if rank != NONE {
+                found(rank, left);
             }
         }
     }
-    merges
+}
+
+/// A part of a long piece, in a list of parts.
+#[derive(Clone, Copy)]
+struct Part {
+    /// NONE for one that another has taken.
+    id: u32,
+    /// Of its merge with the part after it.
+    rank: u32,
+    before: u32,
+    after: u32,
+}
+
+/// What one thread remembers, in bounded memory, and its working memory.
+#[derive(Default)]
+struct Cache {
+    short: Short,
+    long: Long,
+    /// The ids of the piece at hand.
+    merged: Vec<u32>,
+    ranks: Vec<u32>,
+}
+
+/// The ids of short pieces that have at most `IDS`. A piece is at one of the `WAYS` places from the one that its hash names;
+/// where all of them are taken and the table has its full size, it takes the place of another.
+#[derive(Default)]
+struct Short {
+    table: Vec<Known>,
+    used: usize,
+}
+
+/// A short piece's ids. The key's four highest bits, which a key leaves free, are their number.
+#[derive(Clone, Copy, Default)]
+struct Known {
+    key: u128,
+    ids: [u32; IDS],
+}
+
+const IDS: usize = 4;
+const WAYS: usize = 8;
+/// Places of a new and of a full table (16 MB).
+const FEW: usize = 1 << 12;
+const MOST: usize = 1 << 19;
+const KEY: u128 = u128::MAX >> 4;
+
+impl Short {
+    /// The ids of a piece, and how many they are.
+    #[inline]
+    fn get(&self, key: u128, hash: u64) -> Option<(&[u32; IDS], usize)> {
+        let mask = self.table.len().wrapping_sub(1);
+        for way in 0..WAYS {
+            let known = self.table.get((hash as usize).wrapping_add(way) & mask)?;
+            if known.key & KEY == key {
+                return Some((&known.ids, (known.key >> 124) as usize));
+            }
+            if known.key == 0 {
+                return None;
+            }
+        }
+        None
+    }
+
+    /// Remembers a piece, unless it has no ids (it is remembered elsewhere) or too many.
+    fn remember(&mut self, key: u128, hash: u64, ids: &[u32]) {
+        if ids.is_empty() || ids.len() > IDS {
+            return;
+        }
+        if 2 * self.used >= self.table.len() && self.table.len() < MOST {
+            let larger = vec![Known::default(); (2 * self.table.len()).max(FEW)];
+            let smaller = std::mem::replace(&mut self.table, larger);
+            self.used = 0;
+            for known in smaller.into_iter().filter(|known| known.key != 0) {
+                self.put(pieces::hash(known.key & KEY), known);
+            }
+        }
+        let mut known = Known { key: key | (ids.len() as u128) << 124, ids: [0; IDS] };
+        known.ids[..ids.len()].copy_from_slice(ids);
+        self.put(hash, known);
+    }
+
+    fn put(&mut self, hash: u64, known: Known) {
+        let place = |way| (hash as usize).wrapping_add(way) & (self.table.len() - 1);
+        let free = (0..WAYS).map(place).find(|&place| self.table[place].key == 0);
+        self.used += usize::from(free.is_some());
+        let place = free.unwrap_or_else(|| place((hash >> 61) as usize % WAYS));
+        self.table[place] = known;
+    }
+}
+
+/// Pieces with their ids behind them, found by a hash and then compared. When there are too many, all are forgotten.
+#[derive(Default)]
+struct Long {
+    /// Hash -> where in `memory` the bytes begin, where the ids do, and where they end.
+    places: FxHashMap<u64, (u32, u32, u32)>,
+    memory: Vec<u8>,
+}
+
+/// Bytes of all long pieces and their ids; bytes of one piece.
+const MEMORY: usize = 32 << 20;
+const LONGEST: usize = 1 << 10;
+
+impl Long {
+    /// Appends the ids of a piece to `out`; whether they were remembered.
+    fn copy<I: Id>(&self, piece: &[u8], hash: u64, out: &mut Vec<I>) -> bool {
+        let Some(&(start, ids, end)) = self.places.get(&hash) else { return false };
+        let found = self.memory[start as usize..ids as usize] == *piece;
+        if found {
+            let ids = self.memory[ids as usize..end as usize].chunks_exact(4);
+            out.extend(ids.map(|id| I::new(u32::from_le_bytes([id[0], id[1], id[2], id[3]]))));
+        }
+        found
+    }
+
+    fn remember(&mut self, piece: &[u8], hash: u64, ids: &[u32]) {
+        if piece.len() > LONGEST {
+            return;
+        }
+        if self.memory.len() > MEMORY {
+            self.places.clear();
+            self.memory.clear();
+        }
+        let start = self.memory.len() as u32;
+        self.memory.extend_from_slice(piece);
+        let middle = self.memory.len() as u32;
+        self.memory.extend(ids.iter().flat_map(|id| id.to_le_bytes()));
+        self.places.insert(hash, (start, middle, self.memory.len() as u32));
+    }
+}
+
+/// The id of two neighbouring tokens' bytes put together, where that is a token: open addressing, at most half full.
+struct Merges {
+    slots: Vec<(u64, u32)>,
+}
+
+impl Merges {
+    /// Every way to put a token together from two others. Only lengths that occur are tried, so that a token of
+    /// a million bytes is no trouble.
+    fn new(tokens: &[Vec<u8>], ids: &FxHashMap<&[u8], u32>) -> Self {
+        let lengths: BTreeSet<usize> = tokens.iter().map(Vec::len).collect();
+        let mut found = Vec::new();
+        for (id, token) in tokens.iter().enumerate() {
+            for &length in lengths.range(..token.len()) {
+                if lengths.contains(&(token.len() - length)) {
+                    let (left, right) = token.split_at(length);
+                    if let (Some(&left), Some(&right)) = (ids.get(left), ids.get(right)) {
+                        found.push((u64::from(left) << 32 | u64::from(right), id as u32));
+                    }
+                }
+            }
+        }
+        let size = (2 * found.len()).next_power_of_two().max(2);
+        let mut merges = Merges { slots: vec![(u64::MAX, NONE); size] };
+        for (pair, id) in found {
+            let at = merges.place(pair);
+            merges.slots[at] = (pair, id);
+        }
+        merges
+    }
+
+    /// Where a pair is, or would be.
+    #[inline]
+    fn place(&self, pair: u64) -> usize {
+        let mut at = pieces::hash(pair.into()) as usize & (self.slots.len() - 1);
+        while self.slots[at].0 != pair && self.slots[at].0 != u64::MAX {
+            at = (at + 1) & (self.slots.len() - 1);
+        }
+        at
+    }
+
+    #[inline]
+    fn get(&self, left: u32, right: u32) -> u32 {
+        self.slots[self.place(u64::from(left) << 32 | u64::from(right))].1
+    }
 }
 
 #[cfg(test)]
@@ -310,8 +507,8 @@ mod tests {
         let mut ids = Vec::new();
         let splitter = Splitter::new(GPT4_PATTERN).unwrap();
         let find = |bytes: &[u8]| tokens.iter().position(|token| token == bytes);
-        splitter.split(text, |piece| {
-            let mut parts: Vec<Vec<u8>> = piece.bytes().map(|byte| vec![byte]).collect();
+        splitter.split(text, |start, end| {
+            let mut parts: Vec<Vec<u8>> = text[start..end].bytes().map(|byte| vec![byte]).collect();
             while let Some((_, i)) =
                 (1..parts.len()).filter_map(|i| find(&[&*parts[i - 1], &*parts[i]].concat()).map(|rank| (rank, i))).min()
             {
@@ -360,16 +557,25 @@ mod tests {
     }
 
     #[test]
-    fn a_full_cache_starts_again() {
-        let encoder = Encoder::new(alphabet(), GPT4_PATTERN, vec![]).unwrap();
-        let text: String = (0..CACHED_PIECES + 1000).map(|i| format!(" {}", i.to_string().replace(char::is_numeric, "x") + "!?")).collect();
-        assert_eq!(encoder.encode(&text).len(), text.len());
-        let mut cache = Cache::default();
-        for i in 0..CACHED_PIECES as u32 + 1 {
-            cache.remember(&i.to_le_bytes(), &[i]);
+    fn a_full_cache_goes_on() {
+        let mut short = Short::default();
+        for i in 0..MOST as u64 {
+            let bytes = [&i.to_le_bytes()[..], &[7]].concat();
+            let key = pieces::key(&bytes, 0, 9);
+            short.remember(key, pieces::hash(key), &[i as u32, 1]);
+            let (ids, n) = short.get(key, pieces::hash(key)).unwrap();
+            assert_eq!(ids[..n], [i as u32, 1]);
         }
-        assert_eq!(cache.places.len(), 1);
-        assert_eq!(cache.ids, [CACHED_PIECES as u32]);
+        assert!(short.table.len() == MOST && short.used < MOST);
+        let mut long = Long::default();
+        for i in 0..MEMORY as u32 / LONGEST as u32 + 10 {
+            let piece = i.to_le_bytes().repeat(LONGEST / 4);
+            long.remember(&piece, 1, &[i]); // all of one hash: the last is found, the one before is another
+            let mut ids: Vec<u32> = Vec::new();
+            assert!(long.copy(&piece, 1, &mut ids) && ids == [i]);
+            assert!(!long.copy(&piece[1..], 1, &mut ids));
+        }
+        assert!(long.memory.len() < MEMORY);
     }
 
     proptest! {
@@ -383,7 +589,11 @@ mod tests {
             prop_assert_eq!(&ids, &slow(&tokens, &text));
             prop_assert_eq!(&ids, &encoder.encode(&text));
             // What was learned is encoded to itself.
-            prop_assert_eq!(encoder.whole.len(), tokens.len());
+            for (id, token) in (0..).zip(&tokens) {
+                let mut ids = Vec::new();
+                encoder.merge_by_scan(token, &mut Vec::new(), &mut ids);
+                prop_assert_eq!(ids, [id]);
+            }
         }
 
         #[test]
@@ -395,23 +605,36 @@ mod tests {
         }
 
         #[test]
-        fn scan_equals_heap(text in "[abc]{0,100}") {
+        fn all_ways_to_merge_are_equal(text in "[abc]{0,100}") {
             let encoder = Encoder::new(train(&text, 280), GPT4_PATTERN, vec![]).unwrap();
-            let (mut by_scan, mut by_heap) = (Vec::new(), Vec::new());
+            let (mut by_scan, mut by_rank, mut by_heap) = (Vec::new(), Vec::new(), Vec::new());
             encoder.merge_by_scan(text.as_bytes(), &mut Vec::new(), &mut by_scan);
+            prop_assert!(encoder.merge_by_rank(text.as_bytes(), &mut by_rank));
             encoder.merge_by_heap(text.as_bytes(), &mut by_heap);
-            prop_assert_eq!(by_scan, by_heap);
+            prop_assert_eq!(&by_scan, &by_rank);
+            prop_assert_eq!(&by_scan, &by_heap);
         }
 
         #[test]
-        fn batches_equal_single_texts(texts in prop::collection::vec(any::<String>(), 0..20), threads in 0usize..4) {
+        fn batches_equal_single_texts(texts in prop::collection::vec(any::<String>(), 0..20), long in "[ab é\n]{0,40}", threads in 0usize..4) {
+            let mut texts = texts;
+            texts.insert(texts.len() / 2, long.repeat(1 << 13));
             let encoder = Encoder::new(train(&texts.concat(), 300), GPT4_PATTERN, vec![]).unwrap();
             let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
-            let parts = encoder.encode_batch(&texts, threads, &mut || Ok(())).unwrap();
-            let single: Vec<Vec<u32>> = texts.iter().map(|text| encoder.encode(text)).collect();
-            prop_assert_eq!(parts.iter().flat_map(|part| part.ids.clone()).collect::<Vec<_>>(), single.concat());
-            prop_assert_eq!(parts.iter().flat_map(|part| part.lengths.clone()).collect::<Vec<_>>(), single.iter().map(Vec::len).collect::<Vec<_>>());
-            for (text, ids) in texts.iter().zip(single) {
+            let parts: Vec<Encoded<u16>> = encoder.encode_batch(&texts, threads, &mut || Ok(())).unwrap();
+            let (mut documents, mut document) = (Vec::new(), Vec::new());
+            for part in parts {
+                let mut start = 0;
+                for end in part.ends {
+                    document.extend(part.ids[start..end].iter().map(|&id| u32::from(id)));
+                    documents.push(std::mem::take(&mut document));
+                    start = end;
+                }
+                document.extend(part.ids[start..].iter().map(|&id| u32::from(id)));
+            }
+            prop_assert!(document.is_empty());
+            prop_assert_eq!(&documents, &texts.iter().map(|text| encoder.encode(text)).collect::<Vec<_>>());
+            for (text, ids) in texts.iter().zip(documents) {
                 prop_assert_eq!(encoder.decode(ids.into_iter().map(i64::from)).unwrap(), text.as_bytes());
             }
         }

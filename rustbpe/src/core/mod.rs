@@ -2,6 +2,7 @@
 
 pub mod encode;
 pub mod pack;
+pub mod pieces;
 pub mod split;
 pub mod train;
 
@@ -53,19 +54,19 @@ pub fn thread_count(threads: usize) -> usize {
     }
 }
 
-/// Ranges of neighbouring texts of about `bytes` each: large enough to be worth handing to a thread.
-pub fn group_by_bytes(texts: &[&str], bytes: usize) -> Vec<Range<usize>> {
+/// Ranges of neighbouring parts of texts of about `bytes` each: large enough to be worth handing to a thread.
+pub fn group_by_bytes(parts: &[(&str, bool)], bytes: usize) -> Vec<Range<usize>> {
     let mut groups = Vec::new();
     let (mut start, mut size) = (0, 0);
-    for (i, text) in texts.iter().enumerate() {
-        size += text.len() + 1;
+    for (i, (part, _)) in parts.iter().enumerate() {
+        size += part.len() + 1;
         if size >= bytes {
             groups.push(start..i + 1);
             (start, size) = (i + 1, 0);
         }
     }
-    if start < texts.len() {
-        groups.push(start..texts.len());
+    if start < parts.len() {
+        groups.push(start..parts.len());
     }
     groups
 }
@@ -160,7 +161,7 @@ mod tests {
 
     #[test]
     fn groups_cover_every_text_once() {
-        let texts = ["", "abc", "", "defgh", "i"];
+        let texts = ["", "abc", "", "defgh", "i"].map(|text| (text, true));
         for bytes in [1, 4, 1000] {
             let groups = group_by_bytes(&texts, bytes);
             assert_eq!(groups.into_iter().flatten().collect::<Vec<_>>(), vec![0, 1, 2, 3, 4]);

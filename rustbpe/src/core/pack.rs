@@ -4,7 +4,11 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::io::Write;
 
+use super::encode::Id;
 use super::{Error, Result};
+
+/// A row of more ids is a mistake, and would be filled up in memory.
+const LONGEST_ROW: usize = 1 << 30;
 
 /// Documents that wait for a place, found by length; of equal lengths the one that came first.
 struct Waiting<T> {
@@ -39,8 +43,8 @@ impl<T> Waiting<T> {
 }
 
 /// A document of which `ids[start..]` is still to be placed. It takes one id more: the BOS in front.
-struct Document {
-    ids: Vec<u32>,
+struct Document<I> {
+    ids: Vec<I>,
     start: usize,
 }
 
@@ -49,16 +53,16 @@ struct Document {
 /// Every document is BOS and its ids. Of up to `buffer` waiting documents, the longest that fits into the
 /// rest of the row is placed; where none fits, the shortest is cropped to fill the row exactly, and its
 /// remainder, with BOS in front, waits as the newest. Ties go to the document that has waited longest.
-pub struct Packer<W: Write> {
+pub struct Packer<W: Write, I> {
     row: usize,
-    bos: u32,
+    bos: I,
     buffer: usize,
-    wide: bool,
     out: W,
-    waiting: Waiting<Document>,
-    current: Vec<u32>,
+    waiting: Waiting<Document<I>>,
+    current: Vec<I>,
     /// The first `row` ids of all documents in the order of their arrival, to complete the last row with.
-    head: Vec<u32>,
+    head: Vec<I>,
+    bytes: Vec<u8>,
     summary: Summary,
 }
 
@@ -70,22 +74,20 @@ pub struct Summary {
     pub tokens: u64,
 }
 
-impl<W: Write> Packer<W> {
-    /// `wide`: four bytes an id instead of two.
-    ///
+impl<W: Write, I: Id> Packer<W, I> {
     /// Errors: `Invalid` where `row` is below 2 (a BOS alone would fill it) or `buffer` is 0.
-    pub fn new(out: W, row: usize, bos: u32, buffer: usize, wide: bool) -> Result<Self> {
+    pub fn new(out: W, row: usize, bos: u32, buffer: usize) -> Result<Self> {
         check_pack(row, buffer)?;
-        let (waiting, current, head) = (Waiting::new(), Vec::new(), Vec::new());
-        Ok(Packer { row, bos, buffer, wide, out, waiting, current, head, summary: Summary::default() })
+        let (waiting, current, head, bytes) = (Waiting::new(), Vec::new(), Vec::new(), Vec::new());
+        Ok(Packer { row, bos: I::new(bos), buffer, out, waiting, current, head, bytes, summary: Summary::default() })
     }
 
     /// Takes the next document's ids (without BOS) and writes the rows that are full.
-    pub fn add(&mut self, ids: &[u32]) -> Result<()> {
-        for id in std::iter::once(&self.bos).chain(ids).take(self.row - self.head.len()) {
+    pub fn add(&mut self, ids: Vec<I>) -> Result<()> {
+        for id in std::iter::once(&self.bos).chain(&ids).take(self.row - self.head.len()) {
             self.head.push(*id);
         }
-        self.waiting.add(ids.len() + 1, Document { ids: ids.to_vec(), start: 0 });
+        self.waiting.add(ids.len() + 1, Document { ids, start: 0 });
         while self.waiting.len() >= self.buffer {
             self.place()?;
         }
@@ -99,7 +101,7 @@ impl<W: Write> Packer<W> {
         }
         if !self.current.is_empty() {
             let missing = self.row - self.current.len();
-            self.current.extend(self.head.iter().cycle().take(missing));
+            self.current.extend(self.head.iter().copied().cycle().take(missing));
             self.write()?;
         }
         self.out.flush()?;
@@ -119,19 +121,16 @@ impl<W: Write> Packer<W> {
         if self.current.len() == self.row { self.write() } else { Ok(()) }
     }
 
-    fn append(&mut self, document: &Document, end: usize) {
+    fn append(&mut self, document: &Document<I>, end: usize) {
         self.current.push(self.bos);
         self.current.extend_from_slice(&document.ids[document.start..end]);
         self.summary.tokens += (1 + end - document.start) as u64;
     }
 
     fn write(&mut self) -> Result<()> {
-        let bytes: Vec<u8> = if self.wide {
-            self.current.iter().flat_map(|id| id.to_le_bytes()).collect()
-        } else {
-            self.current.iter().flat_map(|&id| (id as u16).to_le_bytes()).collect()
-        };
-        self.out.write_all(&bytes)?;
+        self.bytes.resize(self.row * size_of::<I>(), 0);
+        I::write(&self.current, &mut self.bytes);
+        self.out.write_all(&self.bytes)?;
         self.current.clear();
         self.summary.rows += 1;
         Ok(())
@@ -197,6 +196,9 @@ pub fn check_pack(row: usize, buffer: usize) -> Result<()> {
     if row < 2 {
         return Err(Error::Invalid(format!("row is {row}, but a BOS and one id need 2")));
     }
+    if row > LONGEST_ROW {
+        return Err(Error::Invalid(format!("row is {row}; it must be at most {LONGEST_ROW}")));
+    }
     check_buffer(buffer)
 }
 
@@ -213,8 +215,10 @@ mod tests {
 
     fn pack(documents: &[Vec<u32>], row: usize, buffer: usize) -> (Vec<Vec<u32>>, Summary) {
         let mut bytes = Vec::new();
-        let mut packer = Packer::new(&mut bytes, row, BOS, buffer, false).unwrap();
-        documents.iter().for_each(|document| packer.add(document).unwrap());
+        let mut packer = Packer::<_, u16>::new(&mut bytes, row, BOS, buffer).unwrap();
+        for document in documents {
+            packer.add(document.iter().map(|&id| id as u16).collect()).unwrap();
+        }
         let summary = packer.finish().unwrap();
         let ids: Vec<u32> = bytes.chunks(2).map(|pair| u16::from_le_bytes([pair[0], pair[1]]).into()).collect();
         (ids.chunks(row).map(<[u32]>::to_vec).collect(), summary)
@@ -267,15 +271,15 @@ mod tests {
         assert_eq!(summary, Summary { rows: 5, tokens: 18 });
         // A corpus smaller than a row goes round.
         assert_eq!(pack(&[vec![1]], 5, 1).0, [[BOS, 1, BOS, 1, BOS]]);
-        assert!(Packer::new(Vec::new(), 1, BOS, 1, false).is_err());
-        assert!(Packer::new(Vec::new(), 2, BOS, 0, false).is_err());
+        assert!(Packer::<_, u16>::new(Vec::new(), 1, BOS, 1).is_err());
+        assert!(Packer::<_, u16>::new(Vec::new(), 2, BOS, 0).is_err());
     }
 
     #[test]
     fn wide_ids() {
         let mut bytes = Vec::new();
-        let mut packer = Packer::new(&mut bytes, 2, 70_000, 1, true).unwrap();
-        packer.add(&[1]).unwrap();
+        let mut packer = Packer::<_, u32>::new(&mut bytes, 2, 70_000, 1).unwrap();
+        packer.add(vec![1]).unwrap();
         packer.finish().unwrap();
         assert_eq!(bytes, [0x70, 0x11, 1, 0, 1, 0, 0, 0]);
     }

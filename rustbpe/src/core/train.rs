@@ -6,61 +6,55 @@
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
-use std::collections::hash_map::Entry;
 
 use rustc_hash::FxHashMap;
 
+use super::pieces::Counts;
 use super::split::Splitter;
 use super::{Check, Error, Result, group_by_bytes, parallel, thread_count};
 
-/// Texts per job of a thread, in bytes.
-const JOB_BYTES: usize = 1 << 16;
+/// Text per job of a thread, in bytes.
+const JOB_BYTES: usize = 1 << 18;
 
-type Counts = FxHashMap<Box<str>, i64>;
-
-/// Counts the pieces of a stream of texts, on several threads, each with a map of its own.
+/// Counts the pieces of a stream of texts, on several threads, each with a table of its own.
 pub struct Counter {
     splitter: Splitter,
-    maps: Vec<Counts>,
+    tables: Vec<Counts>,
 }
 
 impl Counter {
     /// `threads` 0 is every core. Errors: `Invalid` for a bad pattern.
     pub fn new(pattern: &str, threads: usize) -> Result<Self> {
-        let maps = (0..thread_count(threads)).map(|_| Counts::default()).collect();
-        Ok(Counter { splitter: Splitter::new(pattern)?, maps })
+        let tables = (0..thread_count(threads)).map(|_| Counts::default()).collect();
+        Ok(Counter { splitter: Splitter::new(pattern)?, tables })
     }
 
     /// Counts the pieces of one batch of texts.
     pub fn add(&mut self, texts: &[&str], check: &mut Check) -> Result<()> {
-        let jobs = group_by_bytes(texts, JOB_BYTES);
+        let parts = self.splitter.parts(texts, JOB_BYTES);
+        let jobs = group_by_bytes(&parts, JOB_BYTES);
         let splitter = &self.splitter;
-        parallel(&mut self.maps, jobs.len(), check, |counts, job| {
-            for text in &texts[jobs[job].clone()] {
-                splitter.split(text, |piece| match counts.get_mut(piece) {
-                    Some(count) => *count += 1,
-                    None => drop(counts.insert(piece.into(), 1)),
-                });
+        parallel(&mut self.tables, jobs.len(), check, |counts, job| {
+            for (text, _) in &parts[jobs[job].clone()] {
+                counts.add(splitter, text);
             }
             Ok(())
         })?;
         Ok(())
     }
 
-    /// Each unique piece and how often it was seen, in no particular order.
-    pub fn finish(self) -> Vec<(Box<str>, i64)> {
-        let mut maps = self.maps.into_iter();
-        let mut total = maps.next().unwrap_or_default();
-        for (piece, count) in maps.flatten() {
-            *total.entry(piece).or_insert(0) += count;
-        }
-        total.into_iter().collect()
+    /// Each unique piece and how often it was seen.
+    pub fn finish(self) -> Counts {
+        let mut tables = self.tables.into_iter();
+        let mut total = tables.next().unwrap_or_default();
+        tables.for_each(|table| total.merge(table));
+        total
     }
 }
 
 type Pair = (u32, u32);
 
-/// How often a pair of neighbouring tokens occurs, and where it was when it was last written down: places
+/// How often a pair of neighbouring tokens occurs, and where it was when it was last written down, ascending: places
 /// that a later merge has taken are left in the list and recognised when their turn comes.
 #[derive(Default)]
 struct Occurrences {
@@ -71,20 +65,20 @@ struct Occurrences {
 /// No token: between pieces, and inside a token.
 const NONE: u32 = u32::MAX;
 
-/// All unique pieces behind each other, NONE between them. A token of n bytes covers n slots and writes its
-/// id into the first and the last of them, so that neighbours are found from either side.
+/// All unique pieces behind each other, NONE between them. A token covers as many slots as it had parts when the slots
+/// were last compacted, and has its id in the first and the last of them, so that neighbours are found from either side.
 struct Sequence {
     slots: Vec<u32>,
     /// (first slot, count) of each group of pieces that share a count, ascending in the slot.
     groups: Vec<(u32, i64)>,
+    /// Slots of each token.
+    widths: Vec<u32>,
 }
 
 impl Sequence {
-    fn new(mut pieces: Vec<(Box<str>, i64)>) -> Result<Self> {
-        pieces.retain(|(piece, _)| piece.len() > 1);
-        // Equal counts behind each other, so that a place's count is found by a short search.
-        pieces.sort_unstable_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
-        let length = 1 + pieces.iter().map(|(piece, _)| piece.len() + 1).sum::<usize>();
+    fn new(counts: Counts) -> Result<Self> {
+        let (bytes, pieces) = counts.size();
+        let length = 1 + bytes + pieces;
         if length >= NONE as usize {
             return Err(Error::Invalid(format!(
                 "the texts hold {length} bytes of different pieces; at most {NONE} can be trained on: use fewer texts"
@@ -93,32 +87,128 @@ impl Sequence {
         let mut slots = Vec::with_capacity(length);
         let mut groups: Vec<(u32, i64)> = Vec::new();
         slots.push(NONE);
-        for (piece, count) in pieces {
-            if groups.last().is_none_or(|group| group.1 != count) {
-                groups.push((slots.len() as u32, count));
+        counts.visit(|piece, count| {
+            if piece.len() > 1 {
+                if groups.last().is_none_or(|group| group.1 != count) {
+                    groups.push((slots.len() as u32, count));
+                }
+                slots.extend(piece.iter().copied().map(u32::from));
+                slots.push(NONE);
             }
-            slots.extend(piece.bytes().map(u32::from));
-            slots.push(NONE);
-        }
-        Ok(Sequence { slots, groups })
+        });
+        Ok(Sequence { slots, groups, widths: vec![1; 256] })
     }
 
-    /// How often the piece around slot `at` was seen.
-    fn count(&self, at: u32) -> i64 {
-        self.groups[self.groups.partition_point(|group| group.0 <= at) - 1].1
-    }
-
-    fn pairs(&self) -> FxHashMap<Pair, Occurrences> {
-        let mut pairs: FxHashMap<Pair, Occurrences> = FxHashMap::default();
-        for at in 0..self.slots.len() - 1 {
-            let pair = (self.slots[at], self.slots[at + 1]);
-            if pair.0 != NONE && pair.1 != NONE {
-                let occurrences = pairs.entry(pair).or_default();
-                occurrences.count += self.count(at as u32);
-                occurrences.at.push(at as u32);
+    /// One slot for each token again, and no more pieces of one token.
+    fn compact(&mut self) {
+        // Groups whose pieces are all gone begin where the next one does.
+        let (mut from, mut to, mut group) = (1, 1, 0);
+        while from < self.slots.len() {
+            while self.groups.get(group).is_some_and(|next| next.0 as usize == from) {
+                self.groups[group].0 = to as u32;
+                group += 1;
+            }
+            let token = self.slots[from];
+            from += if token == NONE { 1 } else { self.widths[token as usize] as usize };
+            if token == NONE && self.slots[to - 2] == NONE {
+                to -= 1;
+            } else {
+                self.slots[to] = token;
+                to += 1;
             }
         }
-        pairs
+        self.slots.truncate(to);
+        self.widths.fill(1);
+    }
+
+    /// Calls `visit` with each pair, its place and its piece's count; every token covers one slot.
+    fn pairs(&self, mut visit: impl FnMut(Pair, u32, i64)) {
+        let mut group = Group::default();
+        for (at, pair) in self.slots.windows(2).enumerate() {
+            if pair[0] != NONE && pair[1] != NONE {
+                visit((pair[0], pair[1]), at as u32, group.count(&self.groups, at as u32));
+            }
+        }
+    }
+
+    /// The pairs that occur at least `floor` times, and that number: a `FLOOR`th of the highest count.
+    fn frequent(&self) -> (i64, FxHashMap<Pair, Occurrences>) {
+        let mut counts: FxHashMap<Pair, i64> = FxHashMap::default();
+        if self.widths.len() == 256 {
+            let mut table = vec![0; 1 << 16];
+            self.pairs(|pair, _, count| table[(pair.0 << 8 | pair.1) as usize] += count);
+            counts.extend((0..).zip(table).map(|(pair, count)| ((pair >> 8, pair & 255), count)));
+        } else {
+            self.pairs(|pair, _, count| *counts.entry(pair).or_insert(0) += count);
+        }
+        let floor = (counts.values().copied().max().unwrap_or(0) / FLOOR).max(1);
+        counts.retain(|_, count| *count >= floor);
+        let mut pairs: FxHashMap<Pair, Occurrences> =
+            counts.into_iter().map(|(pair, count)| (pair, Occurrences { count, at: Vec::new() })).collect();
+        self.pairs(|pair, at, _| {
+            if let Some(found) = pairs.get_mut(&pair) {
+                found.at.push(at);
+            }
+        });
+        (floor, pairs)
+    }
+}
+
+/// How far below the highest count a pair may be to be followed; so little in tests that the floor falls often.
+const FLOOR: i64 = if cfg!(test) { 2 } else { 64 };
+
+/// Finds the counts of places that ascend.
+#[derive(Default)]
+struct Group(usize);
+
+impl Group {
+    /// The count of the group that `place` is in.
+    #[inline]
+    fn count(&mut self, groups: &[(u32, i64)], place: u32) -> i64 {
+        // In steps that double, then between the last two.
+        let mut step = 1;
+        while groups.get(self.0 + step).is_some_and(|group| group.0 <= place) {
+            step *= 2;
+        }
+        let within = &groups[self.0 + step / 2..groups.len().min(self.0 + step)];
+        self.0 += step / 2 + within.partition_point(|group| group.0 <= place).max(1) - 1;
+        groups[self.0].1
+    }
+}
+
+/// A merge's neighbours on one side: how often each token stood there, and where pairs with it go.
+struct Neighbours {
+    counts: Vec<i64>,
+    seen: Vec<u32>,
+    /// Which of the merge's new pairs has this token; NONE for no frequent one.
+    pairs: Vec<u32>,
+}
+
+impl Neighbours {
+    fn new(tokens: usize) -> Self {
+        Neighbours { counts: vec![0; tokens], seen: Vec::new(), pairs: vec![NONE; tokens] }
+    }
+
+    #[inline]
+    fn add(&mut self, token: u32, count: i64) {
+        let total = &mut self.counts[token as usize];
+        if *total == 0 {
+            self.seen.push(token);
+        }
+        *total += count;
+    }
+
+    /// The new pair to write down for a token, if there is one.
+    #[inline]
+    fn pair(&self, token: u32) -> Option<usize> {
+        self.pairs.get(token as usize).copied().filter(|&pair| pair != NONE).map(|pair| pair as usize)
+    }
+
+    fn clear(&mut self) {
+        for token in self.seen.drain(..) {
+            self.counts[token as usize] = 0;
+            self.pairs[token as usize] = NONE;
+        }
     }
 }
 
@@ -126,8 +216,11 @@ impl Sequence {
 /// several, the smallest pair of ids). Overlapping occurrences count (aaa holds aa twice) and are merged from
 /// the left. Fewer than `vocab_size` where no pair is left to merge.
 ///
+/// Only pairs above a floor are followed; a pair never gains occurrences after the merge that made it, so that one below
+/// the floor need not be known before all above it are merged. Then the floor falls, and all pairs are counted anew.
+///
 /// Errors: `Invalid` where `vocab_size` is below 256.
-pub fn learn(pieces: Vec<(Box<str>, i64)>, vocab_size: usize, check: &mut Check) -> Result<Vec<Vec<u8>>> {
+pub fn learn(counts: Counts, vocab_size: usize, check: &mut Check) -> Result<Vec<Vec<u8>>> {
     if vocab_size < 256 {
         return Err(Error::Invalid(format!("vocab_size is {vocab_size}, but the 256 bytes alone are 256 tokens")));
     }
@@ -135,71 +228,117 @@ pub fn learn(pieces: Vec<(Box<str>, i64)>, vocab_size: usize, check: &mut Check)
     if vocab_size == 256 {
         return Ok(tokens);
     }
-    let mut sequence = Sequence::new(pieces)?;
-    let mut pairs = sequence.pairs();
+    let mut sequence = Sequence::new(counts)?;
+    // No more tokens than bytes and merges of at least two slots each.
+    let most = vocab_size.min(256 + sequence.slots.len());
+    let (mut before, mut after) = (Neighbours::new(most), Neighbours::new(most));
+    let (mut floor, mut pairs) = sequence.frequent();
     // The heap's counts may be too high (a pair's count only falls once the merge that made it is done): an
     // entry found so is put back with the true count.
-    let mut heap: BinaryHeap<(i64, Reverse<Pair>)> = pairs.iter().map(|(&pair, found)| (found.count, Reverse(pair))).collect();
-    let mut fresh = Vec::new();
+    let mut heap = heap_of(&pairs);
+    let mut merged: Vec<(u32, Pair)> = Vec::new();
+    let mut fresh: Vec<(Pair, Occurrences)> = Vec::new();
     let mut touched = 0;
     while tokens.len() < vocab_size {
-        let Some((count, Reverse(pair))) = heap.pop() else { break };
-        let Entry::Occupied(entry) = pairs.entry(pair) else { continue };
-        let now = entry.get().count;
-        if now != count {
-            if now > 0 {
-                heap.push((now, Reverse(pair)));
+        let Some((count, Reverse(pair))) = heap.pop() else {
+            if floor == 1 {
+                break;
+            }
+            check()?;
+            sequence.compact();
+            (floor, pairs) = sequence.frequent();
+            heap = heap_of(&pairs);
+            continue;
+        };
+        let Some(found) = pairs.get(&pair) else { continue };
+        if found.count != count {
+            if found.count >= floor {
+                heap.push((found.count, Reverse(pair)));
             } else {
-                entry.remove();
+                pairs.remove(&pair);
             }
             continue;
         }
-        let places = entry.remove().at;
+        let places = pairs.remove(&pair).unwrap_or_default().at;
         touched += places.len() + 1;
         if touched > 1 << 18 {
             touched = 0;
             check()?;
         }
         let (left, right) = pair;
-        let token = [&*tokens[left as usize], &*tokens[right as usize]].concat();
-        let (left_len, len) = (tokens[left as usize].len(), token.len());
         let id = tokens.len() as u32;
-        tokens.push(token);
+        tokens.push([&*tokens[left as usize], &*tokens[right as usize]].concat());
+        let (left_width, right_width) = (sequence.widths[left as usize], sequence.widths[right as usize]);
+        sequence.widths.push(left_width + right_width);
+
+        let mut group = Group::default();
         for place in places {
             let start = place as usize;
-            let middle = start + left_len;
-            if sequence.slots[start] != left || sequence.slots[middle] != right {
+            let middle = start + left_width as usize;
+            let slots = &mut sequence.slots;
+            if slots[start] != left || slots[middle] != right {
                 continue; // an earlier merge took one of the two
             }
-            let end = start + len;
-            let (before, after) = (sequence.slots[start - 1], sequence.slots[end]);
-            let count = sequence.count(place);
-            let slots = &mut sequence.slots;
+            let end = middle + right_width as usize;
+            let around = (slots[start - 1], slots[end]);
+            let count = group.count(&sequence.groups, place);
             (slots[middle - 1], slots[middle]) = (NONE, NONE);
             (slots[start], slots[end - 1]) = (id, id);
-
-            let mut change = |old: Pair, new: Pair, at: usize| {
-                if let Some(found) = pairs.get_mut(&old) {
-                    found.count -= count;
-                }
-                let found = pairs.entry(new).or_insert_with(|| {
-                    fresh.push(new);
-                    Occurrences::default()
-                });
-                found.count += count;
-                found.at.push(at as u32);
-            };
-            if before != NONE {
-                change((before, left), (before, id), start - tokens[before as usize].len());
+            if around.0 != NONE {
+                before.add(around.0, count);
             }
-            if after != NONE {
-                change((right, after), (id, after), start);
+            if around.1 != NONE {
+                after.add(around.1, count);
+            }
+            merged.push((place, around));
+        }
+
+        let mut lose = |pair: Pair, count: i64| {
+            if let Some(found) = pairs.get_mut(&pair) {
+                found.count -= count;
+            }
+        };
+        let mut gain = |pair: Pair, count: i64, place: &mut u32| {
+            if count >= floor {
+                *place = fresh.len() as u32;
+                fresh.push((pair, Occurrences { count, at: Vec::new() }));
+            }
+        };
+        // In a run (abab) what stands before may be this merge's own token: then its pair with `left` came and went.
+        let own = before.counts[id as usize];
+        for &token in &before.seen {
+            let count = before.counts[token as usize];
+            lose((token, left), count);
+            gain((token, id), count, &mut before.pairs[token as usize]);
+        }
+        for &token in &after.seen {
+            let count = after.counts[token as usize];
+            lose((right, token), count);
+            gain((id, token), count - if token == left { own } else { 0 }, &mut after.pairs[token as usize]);
+        }
+        if !fresh.is_empty() {
+            for &(place, around) in &merged {
+                if let Some(pair) = before.pair(around.0) {
+                    fresh[pair].1.at.push(place - sequence.widths[around.0 as usize]);
+                }
+                if let Some(pair) = after.pair(around.1) {
+                    fresh[pair].1.at.push(place);
+                }
             }
         }
-        // A run of equal tokens makes pairs that it takes back at once.
-        heap.extend(fresh.drain(..).map(|pair| (pairs[&pair].count, Reverse(pair))).filter(|entry| entry.0 > 0));
+        for (pair, found) in fresh.drain(..) {
+            heap.push((found.count, Reverse(pair)));
+            pairs.insert(pair, found);
+        }
+        merged.clear();
+        before.clear();
+        after.clear();
     }
     Ok(tokens)
+}
+
+fn heap_of(pairs: &FxHashMap<Pair, Occurrences>) -> BinaryHeap<(i64, Reverse<Pair>)> {
+    pairs.iter().map(|(&pair, found)| (found.count, Reverse(pair))).collect()
 }
 
 #[cfg(test)]
@@ -222,7 +361,7 @@ mod tests {
         let mut pieces: Vec<Vec<u32>> = Vec::new();
         for text in texts {
             let splitter = Splitter::new(GPT4_PATTERN).unwrap();
-            splitter.split(text, |piece| pieces.push(piece.bytes().map(u32::from).collect()));
+            splitter.split(text, |start, end| pieces.push(text[start..end].bytes().map(u32::from).collect()));
         }
         while tokens.len() < vocab_size {
             let mut counts = std::collections::BTreeMap::new();
@@ -262,7 +401,7 @@ mod tests {
         assert_eq!(train(&["ab"], 1000, 1).len(), 257);
         assert_eq!(train(&[], 1000, 2).len(), 256);
         assert_eq!(train(&["ab ab"], 256, 2).len(), 256);
-        assert!(learn(vec![], 255, &mut || Ok(())).is_err());
+        assert!(learn(Counts::default(), 255, &mut || Ok(())).is_err());
     }
 
     #[test]
@@ -281,8 +420,9 @@ mod tests {
 
     #[test]
     fn the_check_can_stop_it() {
-        let pieces = vec![("ab".repeat(1 << 19).into(), 1)];
-        assert!(matches!(learn(pieces, 300, &mut || Err(Error::Stopped)), Err(Error::Stopped)));
+        let mut counts = Counts::default();
+        counts.add(&Splitter::new(GPT4_PATTERN).unwrap(), &"ab".repeat(1 << 19));
+        assert!(matches!(learn(counts, 300, &mut || Err(Error::Stopped)), Err(Error::Stopped)));
     }
 
     proptest! {

@@ -1,0 +1,133 @@
+"""Vocabularies in the formats of others: tiktoken's rank files and Hugging Face's tokenizer.json, with equal encodings.
+
+Both directions. What cannot be encoded equally here (a normalizer, tokens out of the order of their merges) is refused.
+"""
+
+import base64
+import binascii
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nanochat.errors import DataError
+
+# What a ByteLevel pre-tokenizer splits by unless another one does.
+GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+
+
+def ranks_text(tokens: Sequence[bytes]) -> str:
+    """The content of tiktoken's rank file: a base64 token and its rank a line."""
+    return "".join(f"{base64.b64encode(token).decode()} {rank}\n" for rank, token in enumerate(tokens))
+
+
+def parse_ranks(text: str) -> list[bytes]:
+    """The tokens of a rank file's content, in rank order. Raises ValueError where a line is none or a rank is missing."""
+    ranked = []
+    for number, line in enumerate(text.splitlines(), 1):
+        token, _, rank = line.partition(" ")
+        try:
+            ranked.append((int(rank), base64.b64decode(token, validate=True)))
+        except (ValueError, binascii.Error) as error:
+            raise ValueError(f"line {number} is no token and rank") from error
+    ranked.sort()
+    if [rank for rank, _ in ranked] != list(range(len(ranked))):
+        raise ValueError(f"its {len(ranked)} ranks are not 0 to {len(ranked) - 1}")
+    return [token for _, token in ranked]
+
+
+def read_ranks(path: Path) -> list[bytes]:
+    """The tokens of tiktoken's rank file; its pattern and specials are not in it. Raises DataError where it cannot be read."""
+    try:
+        return parse_ranks(path.read_text(encoding="ascii"))
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{path} is no file of ranks: {error}", "a line of such a file is a token in base64, a space and its rank"
+        ) from error
+
+
+def _byte_characters() -> list[str]:
+    """The printable character by which byte-level tokenizers write each byte."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = iter(range(0x100, 0x200))
+    return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]
+
+
+def huggingface(tokens: Sequence[bytes], pattern: str, specials: Mapping[str, int]) -> dict[str, Any]:
+    """The content of a tokenizer.json that encodes as `rustbpe.Encoding(tokens, pattern, specials)` does.
+
+    Only text that spells a special token is another matter: there it is encoded as text, and Hugging Face's library
+    makes it the special. Every pair of tokens whose bytes are a token's is a merge, as ranks have it.
+    """
+    characters = _byte_characters()
+    written = ["".join(characters[byte] for byte in token) for token in tokens]
+    known = set(written)
+    merges = [[word[:i], word[i:]] for word in written for i in range(1, len(word)) if word[:i] in known and word[i:] in known]
+    special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [{"id": id, "content": name, **special} for name, id in sorted(specials.items(), key=lambda item: item[1])],
+        "normalizer": None,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
+        "post_processor": None,
+        "decoder": {**byte_level, "use_regex": True},
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": False,
+            "vocab": {word: id for id, word in enumerate(written)},
+            "merges": merges,
+        },
+    }
+
+
+def _pattern(pre_tokenizer: Any) -> str:
+    """The pattern that a byte-level pre-tokenizer splits by. Raises ValueError for any other."""
+    steps = pre_tokenizer["pretokenizers"] if pre_tokenizer["type"] == "Sequence" else [pre_tokenizer]
+    *splits, byte_level = steps
+    if byte_level["type"] != "ByteLevel" or byte_level.get("add_prefix_space") or len(splits) > 1:
+        raise ValueError("its pre-tokenizer is not byte-level")
+    if not splits:
+        if not byte_level.get("use_regex", True):
+            raise ValueError("its pre-tokenizer does not split")
+        return GPT2_PATTERN
+    split = splits[0]
+    if byte_level.get("use_regex", True) or (split["type"], split["behavior"], split.get("invert")) != ("Split", "Isolated", False):
+        raise ValueError("its pre-tokenizer splits in more ways than by one pattern")
+    return str(split["pattern"]["Regex"])
+
+
+def read_huggingface(path: Path) -> tuple[list[bytes], str, dict[str, int]]:
+    """(tokens, pattern, specials) of a byte-level tokenizer.json. Raises DataError where it could not be encoded equally."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        model = content["model"]
+        if content.get("normalizer"):
+            raise ValueError("it changes the text first (a normalizer)")
+        if model["type"] != "BPE" or any(
+            model.get(key) for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback")
+        ):
+            raise ValueError("its model is not a plain BPE")
+        specials = {added["content"]: int(added["id"]) for added in content.get("added_tokens") or []}
+        bytes_of = {character: byte for byte, character in enumerate(_byte_characters())}
+        ids = {word: id for word, id in model["vocab"].items() if word not in specials}
+        if sorted(ids.values()) != list(range(len(ids))):
+            raise ValueError(f"its {len(ids)} tokens do not have the ids 0 to {len(ids) - 1}")
+        merges = [ids["".join(merge.split(" ") if isinstance(merge, str) else merge)] for merge in model["merges"]]
+        if merges != sorted(merges) or len(set(merges)) != len(ids) - 256:
+            raise ValueError("its merges are not in the order of its tokens")
+        tokens = [bytes(bytes_of[character] for character in word) for word in sorted(ids, key=lambda word: ids[word])]
+        return tokens, _pattern(content["pre_tokenizer"]), specials
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{path} cannot be used: {error}", "only a byte-level BPE, with its tokens in the order of its merges, can"
+        ) from error
