@@ -15,7 +15,11 @@ from nanochat.config import Config
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "nanochat": {"value_embeddings": True, "residual_scalars": True, "smear": True, "backout": True, "softcap": 15.0},
     "portable": {
-        **{"value_embeddings": False, "residual_scalars": False, "smear": False, "backout": False, "softcap": 0.0},
+        "value_embeddings": False,
+        "residual_scalars": False,
+        "smear": False,
+        "backout": False,
+        "softcap": 0.0,
         "qwen3": True,
     },
 }

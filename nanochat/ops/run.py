@@ -20,7 +20,7 @@ from nanochat.ops import plan as planning
 from nanochat.ops import runs
 from nanochat.ops.report import read_metrics
 from nanochat.ops.score import score_run, show_result
-from nanochat.tokenizer import Conversation, Tokenizer
+from nanochat.tokenizer import QWEN2_PATTERN, SPLIT_PATTERN, Conversation, Tokenizer
 from nanochat.train import device, ranks
 from nanochat.train.checkpoint import Checkpoint, Checkpoints
 from nanochat.train.finetune import finetune
@@ -121,7 +121,7 @@ def prepare(config: Config, stages: Sequence[str]) -> runs.Record | str:
         if talks:
             runs.require_same("conversations file", record.conversations, talks, config.run)
         runs.require_same("text", (record.dataset, record.shards), (dataset.folder.name, names), config.run)
-    tokenizer = ensure_tokenizer(dataset, config.vocab_size)
+    tokenizer = ensure_tokenizer(dataset, config.vocab_size, config.architecture)
     if record:
         runs.require_same("tokenizer", record.tokenizer, tokenizer.id, config.run)
     else:
@@ -201,7 +201,7 @@ def _skipped(config: Config, stages: Sequence[str]) -> Iterator[str]:
         yield "bfloat16, CUDA kernels and mfu: there is no GPU in this run"
 
 
-def ensure_tokenizer(dataset: Dataset, vocab_size: int) -> Tokenizer:
+def ensure_tokenizer(dataset: Dataset, vocab_size: int, architecture: str = "nanochat") -> Tokenizer:
     """The tokenizer of `dataset`'s first 2 billion characters, trained once. Raises DataError where there is no text."""
     key = {
         "shards": [shard.sha256 for shard in dataset.training],
@@ -209,6 +209,9 @@ def ensure_tokenizer(dataset: Dataset, vocab_size: int) -> Tokenizer:
         "characters": TOKENIZER_CHARACTERS,
         "format": 1,
     }
+    pattern = QWEN2_PATTERN if architecture == "portable" else SPLIT_PATTERN
+    if pattern != SPLIT_PATTERN:
+        key["pattern"] = pattern
     for source in (paths.base_dir() / "tokenizer").glob(f"*/{TOKENIZER_SOURCE}"):
         if not source.parent.name.startswith(paths.TEMPORARY) and json.loads(source.read_text(encoding="utf-8")) == key:
             return Tokenizer.load(source.parent)
@@ -224,7 +227,7 @@ def ensure_tokenizer(dataset: Dataset, vocab_size: int) -> Tokenizer:
                         yield text
                         bar.advance(len(text))
 
-        tokenizer = Tokenizer.train(read(), vocab_size, max_characters=TOKENIZER_CHARACTERS)
+        tokenizer = Tokenizer.train(read(), vocab_size, pattern=pattern, max_characters=TOKENIZER_CHARACTERS)
     folder = paths.tokenizer_dir(tokenizer.id)
     try:
         tokenizer.save(folder)
