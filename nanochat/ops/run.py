@@ -102,6 +102,10 @@ def prepare(config: Config, stages: Sequence[str]) -> runs.Record | str:
     """Everything before the first step: identity, plan, preflight, shards, tokenizer. The run's record, or a line where it is finished."""
     config = _normal(config)
     record = runs.read_record(config.run)
+    if record is None and runs.has_checkpoints(config.run):
+        raise UsageError(
+            f"the run {config.run!r} was imported: it has no text and no optimizer state to go on with", "--run NEW starts another"
+        )
     if record:
         config = runs.inherit(config, record)
         if finished := _finished(record, stages):
@@ -310,4 +314,5 @@ def tokenizer_of(config: Config) -> Path:
     text = _local_text(_normal(config))
     config = planning.resolve(config, text_bytes=text.text_bytes if text else None)
     dataset = text or download.ensure_shards(config.dataset, config.shards)
-    return paths.tokenizer_dir(ensure_tokenizer(dataset.first(config.shards) if config.shards != -1 else dataset, config.vocab_size).id)
+    part = dataset.first(config.shards) if config.shards != -1 else dataset
+    return paths.tokenizer_dir(ensure_tokenizer(part, config.vocab_size, config.architecture).id)
