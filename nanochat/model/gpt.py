@@ -126,12 +126,9 @@ class GPT(nn.Module):
                 block.mlp.proj.weight.zero_()
             if block.attn.ve_gate is not None:
                 uniform(block.attn.ve_gate.weight, 0.0, 0.02)
-        for norm in self.modules():
-            if isinstance(norm, RMSNorm):
-                norm.gain.fill_(1.0)
-        for block in self.blocks:
-            for qk_norm in filter(None, (block.attn.q_norm, block.attn.k_norm)):
-                qk_norm.gain.fill_(QK_SCALE)
+        for name, module in self.named_modules():
+            if isinstance(module, RMSNorm):
+                module.gain.fill_(QK_SCALE if name.endswith(("q_norm", "k_norm")) else 1.0)
         for table in self.value_embeds.values():
             uniform(table.weight, -bound, bound)  # type: ignore[arg-type]
         if self.config.residual_scalars:

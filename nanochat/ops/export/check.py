@@ -41,16 +41,17 @@ def prompts(tokenizer: Tokenizer, context: int, count: int) -> list[list[int]]:
 
 
 @torch.inference_mode()
-def greedy(model: GPT, ids: list[int], count: int) -> list[int]:
-    """The `count` likeliest tokens after `ids`, one after the other, with the cache; nothing is forced and nothing ends them."""
-    cache = KVCache(model.config, 1, len(ids) + count, next(model.parameters()).device, model.compute_dtype)
+def greedy(model: GPT, rows: list[list[int]], count: int) -> list[list[int]]:
+    """The `count` likeliest tokens after each of `rows`, which are of one length, by the cache; nothing is forced and nothing ends them."""
+    length = len(rows[0])
+    cache = KVCache(model.config, len(rows), length + count, next(model.parameters()).device, model.compute_dtype)
     decode = Decoder(model)
-    logits = model.logits(model(torch.tensor([ids], device=cache.lengths.device), cache=cache))[:, -1]
-    new: list[int] = []
-    for held in range(len(ids), len(ids) + count):
-        new.append(int(logits.argmax()))
-        logits = decode([new[-1]], [held], cache)
-    return new
+    logits = model.logits(model(torch.tensor(rows, device=cache.lengths.device), cache=cache)[:, -1])
+    new: list[list[int]] = []
+    for held in range(length, length + count):
+        new.append(logits.argmax(-1).tolist())
+        logits = decode(new[-1], [held] * len(rows), cache)
+    return [list(row) for row in zip(*new, strict=True)]
 
 
 def load_folder(folder: Path, gpt_is_portable: bool) -> Any:
@@ -70,7 +71,7 @@ def _check_folder(opened: TrainedModel, out: Path) -> None:
         ours = model.logits(model(torch.tensor([ids])))
         worst = max(worst, _difference(ours, theirs(torch.tensor([ids])).logits))
         made = theirs.generate(torch.tensor([ids]), max_new_tokens=NEW_TOKENS, min_new_tokens=1, do_sample=False)[0, len(ids) :].tolist()
-        if made != greedy(model, ids, NEW_TOKENS)[: len(made)]:
+        if made != greedy(model, [ids], NEW_TOKENS)[0][: len(made)]:
             raise NanochatError(f"{out} continues a prompt in another way than the run {opened.run}", "report it: this is a fault of ours")
     if worst > TOLERANCE:
         raise NanochatError(f"the logits of {out} differ by {worst:.1e} from the run's", "report it: this is a fault of ours")

@@ -201,7 +201,8 @@ def write_folder(opened: TrainedModel, out: Path) -> None:
     """Write `out` as a whole. Raises UsageError where it exists, PreflightError where it cannot be written."""
     refuse_existing(out)
     gpt, tokenizer, meta = opened.model.config, opened.tokenizer, opened.checkpoint.meta
-    about = {"format": FORMAT, "run": opened.run, "licence": licence_of(opened.run), "meta": meta}
+    licence = licence_of(opened.run)
+    about = {"format": FORMAT, "run": opened.run, "licence": licence, "meta": meta}
     config = config_json(gpt, tokenizer)
     generation = {name: config[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     try:
@@ -212,7 +213,7 @@ def write_folder(opened: TrainedModel, out: Path) -> None:
             paths.atomic_write_json(folder / "tokenizer.json", vocabulary.tokenizer_json(tokenizer))
             paths.atomic_write_json(folder / "tokenizer_config.json", vocabulary.tokenizer_config(gpt.max_seq_len))
             shutil.copyfile(vocabulary.TEMPLATE, folder / vocabulary.TEMPLATE.name)
-            paths.atomic_write(folder / "README.md", model_card(opened, about["licence"]))
+            paths.atomic_write(folder / "README.md", model_card(opened, licence))
             paths.atomic_write_json(folder / ABOUT, about)
             if not portable(gpt):
                 shutil.copyfile(MODELLING, folder / MODELLING.name)

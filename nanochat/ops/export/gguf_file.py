@@ -17,8 +17,8 @@ MODELFILE = """# ollama create NAME -f Modelfile, then ollama run NAME
 FROM ./model.gguf
 TEMPLATE \"\"\"<|bos|>{{ $system := .System }}{{ range .Messages }}{{ if eq .Role "user" }}<|user_start|>{{ if $system }}{{ $system }}
 
-{{ end }}{{ $system = "" }}{{ .Content }}<|user_end|>{{ end }}{{ if eq .Role "assistant" }}<|assistant_start|>{{ .Content }}<|assistant_end|>\
-{{ end }}{{ end }}<|assistant_start|>\"\"\"
+{{ end }}{{ $system = "" }}{{ .Content }}<|user_end|>{{ end }}{{ if eq .Role "assistant" }}\
+<|assistant_start|>{{ .Content }}<|assistant_end|>{{ end }}{{ end }}<|assistant_start|>\"\"\"
 PARAMETER stop <|assistant_end|>
 PARAMETER stop <|bos|>
 PARAMETER temperature 0.7

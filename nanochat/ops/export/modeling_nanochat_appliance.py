@@ -74,7 +74,7 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def _eager_attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float, **kwargs: Any
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float, **kwargs: Any
 ) -> tuple[Tensor, Tensor]:
     """query (B, H, T, K), key and value (B, G, S, K) -> (B, T, H, K) and the weights."""
     key, value = (x.repeat_interleave(module.num_key_value_groups, dim=1) for x in (key, value))
@@ -283,4 +283,4 @@ class NanochatForCausalLM(NanochatPreTrainedModel, GenerationMixin):
         loss = None
         if labels is not None:
             loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
-        return CausalLMOutputWithPast(loss=loss, logits=logits, **{_CACHE: outputs[_CACHE] if _CACHE in outputs else None})
+        return CausalLMOutputWithPast(loss=loss, logits=logits, **{_CACHE: outputs.get(_CACHE)})
