@@ -272,6 +272,41 @@ def report(
     print(json.dumps(value, ensure_ascii=False) if as_json else (folder / "report.md").read_text(encoding="utf-8"))
 
 
+@app.command()
+def export(
+    to: Annotated[str, typer.Option("--to", help="hf: a Hugging Face folder; gguf: for llama.cpp, Ollama, LM Studio (portable models)")],
+    out: Annotated[Path, typer.Option("--out", help="the folder to write; it must not exist")],
+    run: Annotated[str | None, typer.Option(help="the run; without it the newest")] = None,
+    check: Annotated[bool, typer.Option("--check", help="load what was written with its own library and compare")] = False,
+) -> None:
+    """Write a model for other programs: transformers, and for a portable one vLLM, llama.cpp, Ollama, LM Studio."""
+    if to not in ("hf", "gguf"):
+        raise UsageError(f"--to {to} is unknown", "one of: hf, gguf")
+    from nanochat.ops import runs
+    from nanochat.ops.export import check as parity
+    from nanochat.ops.export import folder, gguf_file
+
+    opened = runs.open_model(run)
+    if to == "hf":
+        folder.write_folder(opened, out)
+    else:
+        gguf_file.write_gguf(opened, out)
+    if check:
+        parity.check(opened, to, out)
+    print(out)
+
+
+@app.command(name="import")
+def import_(
+    folder: Annotated[Path, typer.Argument(help="a folder that `export --to hf` wrote")],
+    run: Annotated[str | None, typer.Option(help="the new run's name; without it its old one")] = None,
+) -> None:
+    """Read an exported folder back as a run, to chat with or to serve."""
+    from nanochat.ops.export.folder import import_folder
+
+    print(import_folder(folder, run))
+
+
 def base_train(arguments: list[str]) -> int:
     """`python -m scripts.base_train`: pretraining alone, with karpathy/nanochat's flags; the run is named d<depth>."""
     values = configuration.parse_flags(arguments)

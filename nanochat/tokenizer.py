@@ -35,6 +35,12 @@ SPECIAL_TOKENS = (
 # As GPT-4's split, but digits in groups of one or two: measured best for small vocabularies.
 SPLIT_PATTERN = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
 
+# Qwen2's split, digits one by one: portable models have it, because llama.cpp knows splits by a fixed list of names.
+QWEN2_PATTERN = (
+    r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
 SMALLEST_VOCABULARY = 256 + len(SPECIAL_TOKENS)
 FORMAT = 1  # of the files that `save` writes
 
@@ -115,7 +121,13 @@ class Tokenizer:
 
     @classmethod
     def train(
-        cls, texts: Iterable[str], vocab_size: int, *, document_characters: int = 10_000, max_characters: int = 2_000_000_000
+        cls,
+        texts: Iterable[str],
+        vocab_size: int,
+        *,
+        pattern: str = SPLIT_PATTERN,
+        document_characters: int = 10_000,
+        max_characters: int = 2_000_000_000,
     ) -> "Tokenizer":
         """Learn `vocab_size` tokens, the nine specials included, from the first 10K characters of each of `texts`.
 
@@ -136,7 +148,7 @@ class Tokenizer:
                 if left <= 0:
                     return
 
-        tokenizer = cls(rustbpe.train(cut(), vocab_size - len(SPECIAL_TOKENS), SPLIT_PATTERN))
+        tokenizer = cls(rustbpe.train(cut(), vocab_size - len(SPECIAL_TOKENS), pattern), pattern)
         if tokenizer.vocab_size < vocab_size:
             log(f"tokenizer: the text is enough for {tokenizer.vocab_size:,} of {vocab_size:,} tokens; the vocabulary is that much smaller")
         return tokenizer

@@ -21,7 +21,7 @@ from nanochat.tokenizer import Tokenizer
 from tests.tiny import MODEL, ROOT, call, config, flags, losses, sentences, start, wait_for
 
 pytestmark = pytest.mark.long
-COMMANDS = ("quickstart", "download", "identity", "tokenizer", "train", "eval", "chat", "plan", "report")
+COMMANDS = ("quickstart", "download", "identity", "tokenizer", "train", "eval", "chat", "plan", "report", "export", "import")
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +76,9 @@ def told(err: str) -> tuple[str, str]:
         ("chat --prompt hi --run nobody", 4, "no run 'nobody'", "runs:"),
         ("eval", 4, "no trained model yet", "quickstart"),
         ("report", 4, "no trained model yet", "quickstart"),
+        ("export --to hf --out x", 4, "no trained model yet", "quickstart"),
+        ("export --to onnx --out x", 2, "unknown", "hf, gguf"),
+        ("import nothing", 4, "not a folder", "export"),
         ("report --run nobody", 4, "no run in", "--run"),
     ],
 )

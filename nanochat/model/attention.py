@@ -52,6 +52,17 @@ def rms_norm(x: Tensor) -> Tensor:
     return F.rms_norm(x, (x.size(-1),))
 
 
+class RMSNorm(nn.Module):
+    """RMSNorm with a learned gain for each channel."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.gain = nn.Parameter(torch.empty(width))
+
+    def forward(self, x: Tensor) -> Tensor:  # (..., width) -> (..., width)
+        return rms_norm(x) * self.gain.to(x.dtype)
+
+
 def rotary_table(length: int, head_dim: int, device: torch.device | str | None = None) -> tuple[Tensor, Tensor]:
     """cos and sin of the rotary angles (Su et al., 2021), each (length, head_dim / 2), float32."""
     frequencies = ROPE_BASE ** (-torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim)
@@ -159,7 +170,7 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Multi-head causal attention with rotary positions, QK norm, and a gated value embedding on some layers."""
+    """Multi-head causal attention with rotary positions, QK norm (with gains in a Qwen3), and a gated value embedding on some layers."""
 
     def __init__(self, config: GPTConfig, layer: int):
         super().__init__()
@@ -171,6 +182,8 @@ class Attention(nn.Module):
         self.v = Linear(config.dim, kv_width)
         self.o = Linear(width, config.dim)
         self.ve_gate = Linear(VALUE_GATE_CHANNELS, config.n_kv_head) if config.has_value_embedding(layer) else None
+        self.q_norm = RMSNorm(config.head_dim) if config.qwen3 else None
+        self.k_norm = RMSNorm(config.head_dim) if config.qwen3 else None
 
     def forward(self, x: Tensor, ve: Tensor | None, cos: Tensor, sin: Tensor, append: Append | None) -> Tensor:
         """x (B, T, D), ve (B, T, G * K) or None, cos and sin of the positions -> (B, T, D)."""
@@ -178,6 +191,9 @@ class Attention(nn.Module):
         if self.ve_gate is not None and ve is not None:
             gate = 3 * torch.sigmoid(self.ve_gate(x[..., :VALUE_GATE_CHANNELS]))  # (B, T, G)
             v = v + gate.unsqueeze(-1) * ve.unflatten(-1, (-1, self.head_dim))
-        q, k = (rms_norm(rotate(y, cos, sin)) * QK_SCALE for y in (q, k))
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin)
+        else:
+            q, k = (rms_norm(rotate(y, cos, sin)) * QK_SCALE for y in (q, k))
         out = causal_attention(q, k, v, self.window) if append is None else append.attend(self.layer, q, k, v, self.window)
         return self.o(out.flatten(2))

@@ -3,11 +3,13 @@
 Shapes: B rows, T positions, D width, V vocabulary.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nanochat.model.attention import Append, Attention, KVCache, Linear, rms_norm, rotary_table
+from nanochat.model.attention import QK_SCALE, Append, Attention, KVCache, Linear, RMSNorm, rms_norm, rotary_table
 from nanochat.model.scaling import SMEAR_GATE_CHANNELS, GPTConfig
 
 
@@ -16,11 +18,29 @@ class MLP(nn.Module):
 
     def __init__(self, config: GPTConfig):
         super().__init__()
-        self.fc = Linear(config.dim, 4 * config.dim)
-        self.proj = Linear(4 * config.dim, config.dim)
+        self.fc = Linear(config.dim, config.mlp_dim)
+        self.proj = Linear(config.mlp_dim, config.dim)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, T, D) -> (B, T, D)
         return self.proj(F.relu(self.fc(x)).square())
+
+
+class SwiGLU(nn.Module):
+    """Two projections, one the other's gate (Shazeer, 2020)."""
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.gate = Linear(config.dim, config.mlp_dim)
+        self.up = Linear(config.dim, config.mlp_dim)
+        self.down = Linear(config.mlp_dim, config.dim)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, T, D) -> (B, T, D)
+        return self.down(F.silu(self.gate(x)) * self.up(x))
+
+
+def _norm(config: GPTConfig) -> Callable[[Tensor], Tensor]:
+    """The norm of the residual stream, with gains in a Qwen3."""
+    return RMSNorm(config.dim) if config.qwen3 else rms_norm
 
 
 class Block(nn.Module):
@@ -29,12 +49,13 @@ class Block(nn.Module):
     def __init__(self, config: GPTConfig, layer: int):
         super().__init__()
         self.attn = Attention(config, layer)
-        self.mlp = MLP(config)
+        self.mlp: MLP | SwiGLU = SwiGLU(config) if config.qwen3 else MLP(config)
+        self.attn_norm, self.mlp_norm = _norm(config), _norm(config)
 
     def forward(self, x: Tensor, ve: Tensor | None, cos: Tensor, sin: Tensor, append: Append | None) -> Tensor:
         """x (B, T, D) -> (B, T, D)."""
-        x = x + self.attn(rms_norm(x), ve, cos, sin, append)
-        return x + self.mlp(rms_norm(x))
+        x = x + self.attn(self.attn_norm(x), ve, cos, sin, append)
+        return x + self.mlp(self.mlp_norm(x))
 
 
 class GPT(nn.Module):
@@ -62,6 +83,7 @@ class GPT(nn.Module):
             self.smear_lambda = nn.Parameter(torch.empty(1))
         if config.backout:
             self.backout_lambda = nn.Parameter(torch.empty(1))
+        self.norm = _norm(config)
         cos, sin = rotary_table(config.max_seq_len, config.head_dim)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
@@ -94,11 +116,19 @@ class GPT(nn.Module):
             assert isinstance(block, Block)
             for layer in (block.attn.q, block.attn.k, block.attn.v):
                 uniform(layer.weight, -bound, bound)
-            uniform(block.mlp.fc.weight, -0.4 * bound, 0.4 * bound)
             block.attn.o.weight.zero_()
-            block.mlp.proj.weight.zero_()
+            if isinstance(block.mlp, SwiGLU):
+                uniform(block.mlp.gate.weight, -bound, bound)
+                uniform(block.mlp.up.weight, -bound, bound)
+                block.mlp.down.weight.zero_()
+            else:
+                uniform(block.mlp.fc.weight, -0.4 * bound, 0.4 * bound)
+                block.mlp.proj.weight.zero_()
             if block.attn.ve_gate is not None:
                 uniform(block.attn.ve_gate.weight, 0.0, 0.02)
+        for name, module in self.named_modules():
+            if isinstance(module, RMSNorm):
+                module.gain.fill_(QK_SCALE if name.endswith(("q_norm", "k_norm")) else 1.0)
         for table in self.value_embeds.values():
             uniform(table.weight, -bound, bound)  # type: ignore[arg-type]
         if self.config.residual_scalars:
@@ -144,11 +174,12 @@ class GPT(nn.Module):
             x = x - self.backout_lambda.to(x.dtype) * middle
         if cache is not None:
             cache.lengths += ids.size(1) if counts is None else counts
-        return rms_norm(x)
+        return self.norm(x)
 
     def embedded(self, ids: Tensor) -> Tensor:
         """What the first layer's input begins as: ids (...) -> (..., D)."""
-        return rms_norm(self.embed(ids).to(self.compute_dtype))
+        x = self.embed(ids).to(self.compute_dtype)
+        return x if self.config.qwen3 else rms_norm(x)
 
     def _smear(self, x: Tensor, cache: KVCache | None, counts: Tensor | None) -> Tensor:
         """Let each position see the embedding before it, through a learned gate: x (B, T, D) -> (B, T, D)."""

@@ -228,12 +228,13 @@ class MuonAdamW:
             "smear_gate": (rates.scalar * 0.4, (0.8, 0.95), 0.0),
             "smear_lambda": (rates.scalar * 0.4, (0.8, 0.95), 0.0),
             "backout_lambda": (rates.scalar * 0.4, (0.8, 0.95), 0.0),
+            "gains": (rates.scalar * 0.01 * scale, (0.8, 0.95), 0.0),
         }
         shapes: dict[torch.Size, list[str]] = {}
         self.tensors: list[_TensorGroup] = []
         parameters = dict(model.named_parameters())
         for name, weight in parameters.items():
-            room = name.split(".")[0]
+            room = "gains" if name.endswith(".gain") else name.split(".")[0]
             if room == "blocks":
                 shapes.setdefault(weight.shape, []).append(name)
             else:

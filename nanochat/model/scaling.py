@@ -11,10 +11,17 @@ from typing import Any
 
 from nanochat.config import Config
 
-# What each architecture switches on. "portable" leaves out what other engines' file formats cannot express.
+# What each architecture switches on. "portable" is a Qwen3 to the last operation, which other engines run as it is.
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "nanochat": {"value_embeddings": True, "residual_scalars": True, "smear": True, "backout": True, "softcap": 15.0},
-    "portable": {"value_embeddings": False, "residual_scalars": False, "smear": False, "backout": False, "softcap": 15.0},
+    "portable": {
+        "value_embeddings": False,
+        "residual_scalars": False,
+        "smear": False,
+        "backout": False,
+        "softcap": 0.0,
+        "qwen3": True,
+    },
 }
 
 VALUE_GATE_CHANNELS = 12  # channels of x that decide how much of a value embedding is added
@@ -45,6 +52,7 @@ class GPTConfig:
     smear: bool = True
     backout: bool = True
     softcap: float = 15.0
+    qwen3: bool = False  # norms with gains (before the rotation, none after the embedding) and SwiGLU
 
     def __post_init__(self) -> None:
         assert self.dim == self.n_head * self.head_dim, (self.dim, self.n_head, self.head_dim)
@@ -56,6 +64,11 @@ class GPTConfig:
     def padded_vocab(self) -> int:
         """Rows of the embedding and the head: vocab_size rounded up to a multiple of 64, which matrix units like."""
         return round_up(self.vocab_size, 64)
+
+    @property
+    def mlp_dim(self) -> int:
+        """Width inside the MLP: SwiGLU's three matrices have about the parameters of the other's two."""
+        return round_up(8 * self.dim // 3, 64) if self.qwen3 else 4 * self.dim
 
     @property
     def kv_dim(self) -> int:
@@ -87,7 +100,7 @@ def round_up(value: int, multiple: int) -> int:
 
 
 def gpt_config(config: Config) -> GPTConfig:
-    """The shape that `config` asks for; config.vocab_size must be resolved (not -1)."""
+    """The shape that `config` asks for; config.vocab_size must be resolved (not -1). A portable model sees its whole context."""
     assert config.vocab_size > 0, "vocab_size is still to be resolved (ops/plan.py)"
     dim = round_up(config.aspect_ratio * config.depth, config.head_dim)
     return GPTConfig(
@@ -98,7 +111,7 @@ def gpt_config(config: Config) -> GPTConfig:
         head_dim=config.head_dim,
         vocab_size=config.vocab_size,
         max_seq_len=config.max_seq_len,
-        window_pattern=config.window_pattern.upper(),
+        window_pattern="L" if config.architecture == "portable" else config.window_pattern.upper(),
         **ARCHITECTURES[config.architecture],
     )
 
@@ -106,16 +119,19 @@ def gpt_config(config: Config) -> GPTConfig:
 def count_parameters(gpt: GPTConfig) -> dict[str, int]:
     """Parameters of each part, and their `total`: equal to the model's own, one by one.
 
-    `matrices` are the blocks' (12 x depth x dim^2 where n_kv_head = n_head, and the tiny value gates): Muon's share.
+    `matrices` are the blocks' (12 x depth x dim^2 where n_kv_head = n_head, and the tiny value gates): Muon's share. `scalars`
+    are the residual's and the norms' gains.
     """
     tables = sum(gpt.has_value_embedding(layer) for layer in range(gpt.depth))
-    block = 2 * gpt.dim * gpt.dim + 2 * gpt.dim * gpt.kv_dim + 8 * gpt.dim * gpt.dim  # q and o, k and v, the MLP's two
+    mlp = (3 if gpt.qwen3 else 2) * gpt.dim * gpt.mlp_dim
+    block = 2 * gpt.dim * gpt.dim + 2 * gpt.dim * gpt.kv_dim + mlp  # q and o, k and v, the MLP's
+    gains = (2 * gpt.dim + 2 * gpt.head_dim) * gpt.depth + gpt.dim
     parts = {
         "embedding": gpt.padded_vocab * gpt.dim,
         "head": gpt.padded_vocab * gpt.dim,
         "value_embeddings": tables * gpt.padded_vocab * gpt.kv_dim,
         "matrices": gpt.depth * block + tables * VALUE_GATE_CHANNELS * gpt.n_kv_head,
-        "scalars": 2 * gpt.depth * gpt.residual_scalars + (SMEAR_GATE_CHANNELS + 1) * gpt.smear + 1 * gpt.backout,
+        "scalars": 2 * gpt.depth * gpt.residual_scalars + (SMEAR_GATE_CHANNELS + 1) * gpt.smear + 1 * gpt.backout + gains * gpt.qwen3,
     }
     return parts | {"total": sum(parts.values())}
 

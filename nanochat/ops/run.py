@@ -23,7 +23,7 @@ from nanochat.ops import plan as planning
 from nanochat.ops.fetch import sets_of
 from nanochat.ops.report import read_metrics
 from nanochat.ops.score import score_run, show_result
-from nanochat.tokenizer import Conversation, Tokenizer
+from nanochat.tokenizer import QWEN2_PATTERN, SPLIT_PATTERN, Conversation, Tokenizer
 from nanochat.train import device, ranks
 from nanochat.train.checkpoint import Checkpoint, Checkpoints
 from nanochat.train.finetune import finetune
@@ -105,6 +105,10 @@ def prepare(config: Config, stages: Sequence[str], began: float | None = None) -
     """Everything before the first step: identity, plan, preflight, shards, tokenizer. The run's record, or a line where it is finished."""
     config = planning.normal(config)
     record = runs.read_record(config.run)
+    if record is None and runs.has_checkpoints(config.run):
+        raise UsageError(
+            f"the run {config.run!r} was imported: it has no text and no optimizer state to go on with", "--run NEW starts another"
+        )
     if record:
         config = runs.inherit(budget.as_begun(config, record.config), record)
         if finished := _finished(record, stages):
@@ -124,7 +128,7 @@ def prepare(config: Config, stages: Sequence[str], began: float | None = None) -
         if talks:
             runs.require_same("conversations file", record.conversations, talks, config.run)
         runs.require_same("text", (record.dataset, record.shards), (dataset.folder.name, names), config.run)
-    tokenizer = ensure_tokenizer(dataset, config.vocab_size)
+    tokenizer = ensure_tokenizer(dataset, config.vocab_size, config.architecture)
     if record:
         runs.require_same("tokenizer", record.tokenizer, tokenizer.id, config.run)
     else:
@@ -193,7 +197,7 @@ def _skipped(config: Config, stages: Sequence[str]) -> Iterator[str]:
         yield "bfloat16, CUDA kernels and mfu: there is no GPU in this run"
 
 
-def ensure_tokenizer(dataset: Dataset, vocab_size: int) -> Tokenizer:
+def ensure_tokenizer(dataset: Dataset, vocab_size: int, architecture: str = "nanochat") -> Tokenizer:
     """The tokenizer of `dataset`'s first 2 billion characters, trained once. Raises DataError where there is no text."""
     key = {
         "shards": [shard.content for shard in dataset.training],
@@ -201,6 +205,9 @@ def ensure_tokenizer(dataset: Dataset, vocab_size: int) -> Tokenizer:
         "characters": TOKENIZER_CHARACTERS,
         "format": 1,
     }
+    pattern = QWEN2_PATTERN if architecture == "portable" else SPLIT_PATTERN
+    if pattern != SPLIT_PATTERN:
+        key["pattern"] = pattern
     for source in (paths.base_dir() / "tokenizer").glob(f"*/{TOKENIZER_SOURCE}"):
         if not source.parent.name.startswith(paths.TEMPORARY) and json.loads(source.read_text(encoding="utf-8")) == key:
             return Tokenizer.load(source.parent)
@@ -216,7 +223,7 @@ def ensure_tokenizer(dataset: Dataset, vocab_size: int) -> Tokenizer:
                         yield text
                         bar.advance(len(text))
 
-        tokenizer = Tokenizer.train(read(), vocab_size, max_characters=TOKENIZER_CHARACTERS)
+        tokenizer = Tokenizer.train(read(), vocab_size, pattern=pattern, max_characters=TOKENIZER_CHARACTERS)
     folder = paths.tokenizer_dir(tokenizer.id)
     try:
         tokenizer.save(folder)
@@ -319,4 +326,5 @@ def tokenizer_of(config: Config) -> Path:
     text = _local_text(planning.normal(config))
     config = planning.resolve(config, text_bytes=text.text_bytes if text else None)
     dataset = text or download.ensure_shards(config.dataset, config.shards)
-    return paths.tokenizer_dir(ensure_tokenizer(dataset.first(config.shards) if config.shards != -1 else dataset, config.vocab_size).id)
+    part = dataset.first(config.shards) if config.shards != -1 else dataset
+    return paths.tokenizer_dir(ensure_tokenizer(part, config.vocab_size, config.architecture).id)

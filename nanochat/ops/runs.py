@@ -83,6 +83,16 @@ def require_same(what: str, old: object, new: object, run: str) -> None:
         raise UsageError(f"the {what} has changed since the run {run!r} began", "start a new one with --run NEW")
 
 
+def has_checkpoints(run: str) -> bool:
+    """Whether `run` has a checkpoint of any stage."""
+    return any(paths.run_dir(run).glob("*/step_*/manifest.json"))
+
+
+def plain_name(run: str) -> str:
+    """`run`, where it can be a folder's name. Raises UsageError."""
+    return Config(run=run).run
+
+
 def newest_run() -> str:
     """The run with the newest checkpoint. Raises DataError where there is none."""
     manifests = paths.runs_dir().glob("*/*/step_*/manifest.json")

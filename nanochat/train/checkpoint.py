@@ -179,6 +179,20 @@ class Checkpoints:
                 path.unlink(missing_ok=True)
 
 
+def import_checkpoint(stage: Path, model: GPT, meta: dict[str, Any]) -> None:
+    """A finished step in the folder `stage` from weights alone; it answers, but is not trained on: there is no optimizer's state."""
+    folder = stage / f"step_{meta['step']:06d}"
+    try:
+        folder.mkdir(parents=True)
+        files = dict([_write_tensors(folder, MODEL, {name: weight.detach() for name, weight in model.named_parameters()})])
+        paths.atomic_write_json(folder / META, meta)
+        files[META] = _entry(folder / META)
+        paths.atomic_write_json(folder / MANIFEST, {"files": files, "sha256": _seal(files)})
+    except OSError as error:
+        shutil.rmtree(stage.parent, ignore_errors=True)
+        raise paths.disk_error(error, f"importing into {stage}") from error
+
+
 def _entry(path: Path) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "sha256": sha256(path)}
 

@@ -8,7 +8,7 @@ import torch
 from nanochat.model.attention import KVCache
 from nanochat.model.decode import Decoder
 from nanochat.model.gpt import GPT
-from nanochat.model.scaling import GPTConfig
+from nanochat.model.scaling import ARCHITECTURES, GPTConfig
 
 VOCAB = 100
 
@@ -32,6 +32,8 @@ def random_model(**changes: Any) -> GPT:
         {"window_pattern": "SSSL", "depth": 5},
         {"value_embeddings": False, "residual_scalars": False, "smear": False, "backout": False, "softcap": 0.0},
         {"depth": 1},
+        ARCHITECTURES["portable"],
+        ARCHITECTURES["portable"] | {"n_kv_head": 2},
     ],
 )
 def test_equals_the_general_pass(changes: dict[str, Any]) -> None:
