@@ -32,10 +32,11 @@ class FaultyServer:
     429 and 503 with the two forms of Retry-After. no range, other range, refuse range: what is answered to a Range.
     """
 
-    def __init__(self, seed: int, kinds: tuple[str, ...], size: int = 64 * MB, rate: float = 0.5, stalls: float = 1.0):
+    def __init__(self, seed: int, kinds: tuple[str, ...], size: int = 64 * MB, rate: float = 0.5, stalls: float = 3.0):
         self.random, self.kinds, self.rate, self.stalls = random.Random(seed), kinds, rate, stalls
         self.bodies = [content(seed, size), content(seed + 1000, size)] if "replace" in kinds else [content(seed, size)]
         self.current = 0
+        self.pace = 0.0  # bytes a second of one connection; 0: as fast as it goes
         self.sent = 0  # bytes of bodies
         self.requests: list[dict[str, str]] = []
         self.lock = threading.Lock()
@@ -126,20 +127,21 @@ class FaultyServer:
         if kind == "truncate":
             part = part[:limit]
             length = len(part)
+        sent, cut = part[:limit], limit < len(part)
         if kind == "flip":
-            spoilt = bytearray(part)
+            spoilt = bytearray(sent)
             spoilt[int(flipped * len(spoilt))] ^= 1
-            part = memoryview(spoilt)
+            sent = memoryview(spoilt)
         handler.send_response(status)
         for key, value in (headers | {"Content-Length": str(length)}).items():
             handler.send_header(key, value)
         handler.end_headers()
-        self._body(handler, part[:limit])
-        if kind == "stall" and limit < len(part):
+        self._body(handler, sent)
+        if kind == "stall" and cut:
             time.sleep(self.stalls)
         if kind == "reset":
             handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        if limit < len(part) or kind in ("longer", "reset"):
+        if cut or kind in ("longer", "reset"):
             handler.close_connection = True
             handler.connection.close() if kind == "reset" else handler.connection.shutdown(socket.SHUT_RDWR)
         return None
@@ -156,9 +158,11 @@ class FaultyServer:
         handler.end_headers()
 
     def _body(self, handler: Any, part: memoryview) -> None:
-        for begin in range(0, len(part), MB):
-            block = part[begin : begin + MB]
+        size = MB if not self.pace else 1 << 16
+        for begin in range(0, len(part), size):
+            block = part[begin : begin + size]
             handler.wfile.write(block)
+            time.sleep(len(block) / self.pace if self.pace else 0)
             with self.lock:
                 self.sent += len(block)
 

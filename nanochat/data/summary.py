@@ -8,7 +8,8 @@ from typing import Any
 from nanochat.console import quantity
 from nanochat.model.scaling import round_up
 
-SAMPLE = 400  # characters of a document whose script is looked at
+SAMPLE = 400  # characters of a document whose script is looked at, ...
+FIRST, EVERY = 2000, 50  # ... of the first documents, and of each so-manieth after that
 REMEMBERED = 5_000_000  # documents whose duplicates are looked for
 REPEATS = 0.1  # part of the documents that may be duplicates without a word
 EPOCHS = 4  # text read up to four times is nearly as good as new
@@ -57,6 +58,8 @@ class Summary:
             self.duplicates += 1
         elif len(self.seen) < REMEMBERED:
             self.seen.add(key)
+        if self.documents > FIRST and self.documents % EVERY:
+            return
         sample = text[:SAMPLE]
         self.scripts.update(map(script_of, sample))
         self.traditional += sum(character in TRADITIONAL for character in sample)

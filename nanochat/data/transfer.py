@@ -121,10 +121,11 @@ class _Transfer:
         self.expected: int | None = remote.size
         self.published: str | None = remote.sha256
         self.refused = 0  # ranges in a row that the server did not give
+        self.restarts = 0  # how often what had come was of no use
 
     def run(self) -> str:
         """Bring the whole file into the part; returns its SHA-256. Raises DataError where it is not to be had."""
-        failures = turn = wrong = 0
+        failures = turn = wrong = restarts = 0
         furthest = self.part.bytes
         while True:
             if self.stop.is_set():
@@ -139,13 +140,16 @@ class _Transfer:
                     wrong += 1
                     furthest = 0
                     self._look_again()
-                if self.part.bytes > furthest + (self.expected or 0) // 200:  # it goes on, if in small steps
+                if restarts < self.restarts <= hub.ATTEMPTS:  # from the beginning: every byte is progress again, some times
+                    restarts, furthest = self.restarts, 0
+                if moved := self.part.bytes > furthest + (self.expected or 0) // 200:  # it goes on, if in small steps
                     furthest, failures = self.part.bytes, 1
                 if failures >= hub.ATTEMPTS or wrong >= WHOLE_FILES:
                     count = f"{wrong} whole files" if wrong >= WHOLE_FILES else f"{failures} attempts"
                     raise DataError(f"{url}: {error} ({count})") from error
                 log(f"{self.remote.name}: {error}; going on from {quantity(self.part.bytes)}B")
-                self.stop.wait(hub.pause(error, failures))
+                if error.wait is not None or not moved:  # a line that only drops is taken up again at once
+                    self.stop.wait(hub.pause(error, failures))
             except DataError as error:
                 if len(self.urls) == 1:
                     raise
@@ -187,13 +191,16 @@ class _Transfer:
     def _accept(self, url: str, response: Any) -> None:
         """Make the part ready for the response's body. Raises Again where it is not what was asked for."""
         part, status, validator = self.part, response.status_code, _validator(response)
+        linked = next((found for hop in _hops(response) if (found := digest_of(hop.headers.get("X-Linked-Etag", "").strip('"')))), None)
+        if linked and self.remote.sha256 and linked != self.remote.sha256:
+            raise _Replaced("the file was replaced since it was listed")
         size = _size(response, part.bytes)
         if self.remote.size is not None and size["published"] not in (None, self.remote.size):
             raise _Replaced(f"the file has {size['published']} bytes instead of {self.remote.size}")
         if status == 416 or (status == 206 and size["start"] != part.bytes):
             self.refused += 1
             why = "the server does not send the range that was asked for"
-            if self.refused > 1:  # once may be a fault that passes; from now on the whole file is asked for
+            if self.refused > 2:  # that was no fault that passes; now the whole file is asked for
                 self._restart(why)
             raise Again(why)
         self.refused = 0
@@ -202,13 +209,14 @@ class _Transfer:
                 self._restart("the file was replaced meanwhile")
         else:
             self.meter.discard(part.bytes)
-            linked = next((found for hop in _hops(response) if (found := digest_of(hop.headers.get("X-Linked-Etag", "").strip('"')))), None)
             self.published = self.remote.sha256 or linked
             part.begin({"url": url, "validator": validator, "sha256": self.published})
         whole = self.remote.size if self.remote.size is not None else size["published"]
         self.expected = whole if whole is not None else size["claimed"]
 
     def _restart(self, why: str) -> None:
+        self.restarts += 1
+        self.refused = 0
         self.meter.discard(self.part.bytes)
         self.part.begin({})
         raise Again(why)

@@ -17,7 +17,7 @@ from nanochat.console import duration, quantity
 from nanochat.data.download import origin
 from nanochat.model import scaling
 from nanochat.ops.calibrate import Measured, calibrated
-from nanochat.ops.fetch import missing
+from nanochat.ops.fetch import missing, published
 from nanochat.ops.hardware import (
     CPU_FLOPS,
     Hardware,
@@ -101,8 +101,7 @@ def apply_rules(config: Config, *, text_bytes: int | None = None, hardware: Hard
         return value
 
     changes: dict[str, Any] = {}
-    published = not config.data and config.dataset != EMBEDDED
-    if text_bytes is None and published and config.profile == "cpu":
+    if text_bytes is None and published(config) and config.profile == "cpu":
         text_bytes = max(config.shards, 1) * SHARD_BYTES
 
     if config.device == "auto":
@@ -133,7 +132,7 @@ def apply_rules(config: Config, *, text_bytes: int | None = None, hardware: Hard
     if config.sft_iterations == -1:
         why = "an eighth of pretraining's steps, and never more than one pass over the conversations"
         config = config.replace(sft_iterations=rule("sft_iterations", max(config.num_iterations // SFT_SHARE, 1), why))
-    if config.shards == -1 and published:
+    if config.shards == -1 and published(config):
         known = origin(config.dataset).last or sys.maxsize
         shards = min(shards_rule(batch * config.num_iterations), known)
         config = config.replace(shards=rule("shards", shards, f"one for each {quantity(SHARD_TOKENS)} tokens"))
@@ -197,6 +196,8 @@ def _compile(config: Config, gpt: scaling.GPTConfig, hardware: Hardware) -> tupl
 TOKEN_CACHE_BYTES = 20 * 10**9  # at most, of packed rows
 START_SECONDS = 10.0  # of the program, and of what is saved and reported
 LINE = 10e6  # bytes a second of a download, for its time
+TOKENIZER_BYTES = 2_000_000_000  # of text that a tokenizer is trained on, at most
+TEXT_RATE = 20e6  # bytes of it a second
 LOOP_SECONDS = 0.002  # of a step, for reading rows and writing the line
 HELD_OUT_TOKENS = 50_000  # of training that the held-out questions of the embedded text take as long as
 WORTH_MEASURING = 60.0  # seconds of a run
@@ -278,7 +279,7 @@ def make_plan(config: Config, hardware: Hardware | None = None, *, text_bytes: i
     per_token = scaling.flops_per_token(gpt)
     compiled = config.compile == "on"
     rate = _tokens_per_second(config, hardware, per_token, measured)
-    seconds = _seconds(config, rate)
+    seconds = _seconds(config, rate) + _text_seconds(config, text_bytes)
     if compiled:
         seconds += COMPILE_GPU_START if cuda else COMPILE_CPU_START / hardware.flops
     download = sum(missing(config).values())
@@ -328,6 +329,13 @@ def _seconds(config: Config, rate: float) -> float:
     tokens = config.total_batch_size * (config.num_iterations + config.sft_iterations) + evaluations * config.eval_tokens / 3
     asked = HELD_OUT_TOKENS if config.dataset == EMBEDDED and not config.data and config.sft_iterations else 0
     return START_SECONDS + (tokens + asked) / rate
+
+
+def _text_seconds(config: Config, text_bytes: int | None) -> float:
+    """Of what comes before the first step: the tokenizer, and the first rows."""
+    if text_bytes is None:
+        text_bytes = config.shards * SHARD_BYTES if published(config) else 0
+    return min(text_bytes, TOKENIZER_BYTES) / TEXT_RATE
 
 
 def _licence(config: Config) -> str:

@@ -145,6 +145,30 @@ def test_stop_edit_and_answer_again(browser: Browser, server: Running) -> None:
         assert page.locator(".user .text").first.inner_text() == "tell me everything"
 
 
+def test_editing_an_answer_under_way(browser: Browser, server: Running) -> None:
+    with opened(browser, server.url, LONG) as page:
+        for text in ("first", "second"):
+            message(page).fill(text)
+            page.keyboard.press("Enter")
+            expect(page.locator(".assistant .body").last).to_have_text(re.compile(".{5}", re.S))
+            if text == "first":
+                page.keyboard.press("Escape")
+        page.locator(".user").first.hover()
+        page.locator(".user").first.get_by_role("button", name="Edit").click()
+        page.get_by_label("Edit your message").fill("changed")
+        page.keyboard.press("Enter")
+        expect(page.locator(".message")).to_have_count(2)
+        expect(page.locator(".assistant .body")).to_have_text(re.compile(".{30}", re.S))
+        expect(
+            page.get_by_role("button", name="Stop", exact=True)
+        ).to_be_visible()  # of the new answer, though the old one's end came later
+        page.get_by_role("button", name="Undo").click()
+        expect(page.locator(".message")).to_have_count(4)
+        assert server.idle()
+        page.reload()
+        assert page.locator(".user .text").all_inner_texts() == ["first", "second"]
+
+
 def test_a_history_beyond_the_context(browser: Browser) -> None:
     with running(served(context=128)) as server, opened(browser, server.url, {"temperature": 0, "max_tokens": 20}, "400") as page:
         for turn in range(4):
@@ -503,7 +527,10 @@ def test_a_real_training_live(browser: Browser, tmp_path: Path) -> None:
             accessible(page)
             page.get_by_role("button", name="Talk to it").click(timeout=90_000)  # the first checkpoint
             expect(page.get_by_role("heading", name="This model continues text")).to_be_visible()
-            expect(page.get_by_role("button", name=re.compile("Training [0-9]+%"))).to_be_visible()
+            page.get_by_role("button", name=re.compile("Training [0-9]+%")).click()
+            scale = "(svg) => svg.getBoundingClientRect().width / svg.viewBox.baseVal.width"
+            assert 0.9 < page.locator("#training svg.plot").evaluate(scale) < 1.2  # letters as large as meant, though it was drawn unseen
+            page.get_by_role("button", name="New chat").click()
             expect(page.locator("#model")).to_have_text(re.compile("live", re.S))
             expect(page.get_by_role("heading", name="What shall we talk about?")).to_be_visible(timeout=90_000)  # and the fine-tuned one
             assert training.wait(60) == 0

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -28,7 +27,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Waiting costs little."""
     monkeypatch.setattr(hub, "FIRST_WAIT", 0.01)
     monkeypatch.setattr(hub, "LONGEST_BACKOFF", 0.1)
-    monkeypatch.setattr(hub, "TIMEOUT", (5.0, 0.5))
+    monkeypatch.setattr(hub, "TIMEOUT", (5.0, 1.5))
 
 
 @pytest.fixture
@@ -194,16 +193,16 @@ fetch_all("downloading", [Remote(url, "file", int(size), sha256)], Path(folder),
 """
 
 
-def program(server: FaultyServer, folder: Path, limit: str) -> "subprocess.Popen[str]":
+def program(server: FaultyServer, folder: Path) -> "subprocess.Popen[str]":
     command = [sys.executable, "-c", PROGRAM, server.url, str(folder), str(len(server.body)), server.sha256]
-    environment = os.environ | {transfer.LIMIT: limit}
-    return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
-def killed(server: FaultyServer, folder: Path, times: int, signal_: int, limit: str) -> None:
-    """Kill the downloader `times` times while bytes come; the last call goes on to the end."""
+def killed(server: FaultyServer, folder: Path, times: int, signal_: int, pace: float) -> None:
+    """Kill the downloader `times` times while bytes come at `pace`; the last call goes on to the end."""
+    server.pace = pace
     for _ in range(times):
-        process = program(server, folder, limit)
+        process = program(server, folder)
         assert process.stdout is not None
         process.stdout.readline()
         sent = server.sent
@@ -214,23 +213,24 @@ def killed(server: FaultyServer, folder: Path, times: int, signal_: int, limit: 
         began = time.monotonic()
         process.wait(20)
         assert time.monotonic() - began < 5
-    process = program(server, folder, "")
+    server.pace = 0.0
+    process = program(server, folder)
     assert process.wait(60) == 0, process.stderr.read() if process.stderr else ""
     assert (folder / "file").read_bytes() == server.body
     assert [path.name for path in folder.iterdir()] == ["file"]
     offsets = [int(request["range"].removeprefix("bytes=").removesuffix("-")) for request in server.requests if "range" in request]
-    assert offsets == sorted(offsets) and len(offsets) >= times - 1
+    assert offsets == sorted(offsets) and len(offsets) >= times // 2
     again = server.sent - len(server.body)
     print(f"killed {times} times: {again / len(server.body):.4f} of the file sent twice, {again / times / 1024:.0f} KiB a kill")
-    assert again <= times * 8 * MB  # what is on its way: the buffers of two sockets, and a block
+    assert again <= times * MB  # what is on its way: the buffers of two sockets
 
 
 @pytest.mark.slow
 def test_killed_thirty_times(serve, tmp_path: Path) -> None:
-    killed(serve(6, (), 64 * MB), tmp_path, 30, signal.SIGKILL, "20M")
+    killed(serve(6, (), 64 * MB), tmp_path, 30, signal.SIGKILL, 20e6)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("signal_", [signal.SIGKILL, signal.SIGINT])
 def test_killed_once_or_twice(serve, tmp_path: Path, signal_: int) -> None:
-    killed(serve(7, (), 16 * MB), tmp_path, 2, signal_, "8M")
+    killed(serve(7, (), 16 * MB), tmp_path, 2, signal_, 8e6)

@@ -84,7 +84,8 @@ def test_it_is_measured_once(base: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_plan_from_measured_steps(base: Path) -> None:
-    values = config(*SHAPES[3]).replace(total_batch_size=4 * 512 * 4, num_iterations=1000, eval_every=-1, eval_tokens=512, sft_iterations=0)
+    values = config(*SHAPES[3]).replace(total_batch_size=4 * 512 * 4, num_iterations=1000, eval_every=-1, eval_tokens=512)
+    values = values.replace(dataset="embedded", sft_iterations=0)
     plan = make_plan(values, CPU, measured=Measured(micro_seconds=0.5, optimizer_seconds=0.1, memory_bytes=0))
     assert plan.seconds == pytest.approx(1000 * (4 * 0.5 + 0.1), rel=0.01)
     assert plan.basis == "steps measured here" and make_plan(values, CPU).basis != plan.basis

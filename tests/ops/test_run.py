@@ -359,3 +359,21 @@ def test_the_evaluation_of_own_questions(base: Path, text: Path, chat_data: Path
             score.evaluate_run("tiny", questions)
     with pytest.raises(DataError, match=r"heldout\.jsonl"):  # its text has none
         score.evaluate_run(None, None)
+
+
+# ---- who the model is -------------------------------------------------------------------------------------------
+
+
+def test_an_identity_is_taught_and_belongs_to_the_run(base: Path, text: Path, tmp_path: Path) -> None:
+    who = tmp_path / "who.toml"
+    who.write_text('name = "Formosa"\nmaker = "M"\nlanguages = ["zh-TW"]\n', encoding="utf-8")
+    values = config(text, sft_iterations=2, identity=str(who), max_seq_len=64)
+    assert run.train(values) == 0
+    assert [line[:2] for line in losses(base) if line[0] == "sft"] == [("sft", 1), ("sft", 2)]
+    (base / "runs/tiny/report.json").unlink()  # so that the run is looked at again
+    who.write_text('name = "Another"\nmaker = "M"\n', encoding="utf-8")
+    with pytest.raises(UsageError, match="conversations file has changed"):
+        run.train(values)
+    who.write_text("name = 3", encoding="utf-8")
+    with pytest.raises(DataError, match="name"):
+        run.train(config(text, run="other", sft_iterations=2, identity=str(who)))

@@ -241,7 +241,7 @@ async function look() {
   if (keyless) askKey();
   drawNotice();
   drawModel();
-  const drawn = JSON.stringify([model(), offline]);
+  const drawn = JSON.stringify([ready(), model(), offline]);
   if (drawn !== look.drawn) drawChat();
   look.drawn = drawn;
   clearTimeout(timer);

@@ -76,9 +76,9 @@ export class Chat {
       if (error.name === "AbortError") message.finish = "stopped";
       else message.error = { kind: error.kind ?? "other", message: error.message };
     }
-    this.running.delete(conversation.id);
+    if (this.running.get(conversation.id) === controller) this.running.delete(conversation.id);
     this.#save(conversation);
-    this.on.ended(conversation, message);
+    if (conversation.messages.includes(message)) this.on.ended(conversation, message); // an edit may have removed it
   }
 
   // The answer, asked for again where the server says when to.
@@ -120,10 +120,10 @@ export class Chat {
     if (conversation === this.current) this.on.changed(message);
   }
 
-  // A conversation that was deleted meanwhile stays deleted.
+  // A conversation that was deleted meanwhile, or brought back as it had been, stays so.
   #save(conversation) {
-    const known = conversations.get(conversation.id) ?? (conversation === this.current);
-    if (known) this.on.kept(conversations.save(conversation));
+    const kept = conversations.get(conversation.id) === conversation || conversation === this.current;
+    if (kept) this.on.kept(conversations.save(conversation));
   }
 }
 

@@ -48,7 +48,10 @@ function view({ model, training, hint }, on) {
     ["progress", [step, steps], () => el("progress", { value: step, max: Math.max(steps, 1), "aria-label": label })],
     ["stats", training, () => stats(training)],
   ];
-  if (curve.length > 1) parts.push(["curve", curve, () => el("figure", {}, el("figcaption", {}, t("loss_curve")), plot(curve))]);
+  // As wide as its place (the view itself may be hidden yet), so that its letters stay as large on a phone.
+  const width = Math.max(240, Math.min(WIDEST, byId("training").parentElement.clientWidth - 72));
+  const figure = () => el("figure", {}, el("figcaption", {}, t("loss_curve")), plot(curve, width));
+  if (curve.length > 1) parts.push(["curve", [curve, width], figure]);
   return [...parts, ["samples", samples, () => said(samples)]];
 }
 
@@ -99,7 +102,7 @@ function sample({ stage: at, step, prompt, text }) {
 }
 
 // The loss of every stage in one curve: each stage begins where the one before it ended.
-function plot(curve) {
+function plot(curve, width) {
   const stages = [...new Set(curve.map((point) => point.stage))];
   let begin = 0;
   const lines = stages.map((name) => {
@@ -110,7 +113,6 @@ function plot(curve) {
   });
   const points = lines.flatMap((line) => line.points);
   if (points.length < 2) return "";
-  const width = Math.max(240, Math.min(WIDEST, byId("training").clientWidth - 72)); // its letters stay as large on a phone
   const [low, high, tick] = ticks(Math.min(...points.map(([, loss]) => loss)), Math.max(...points.map(([, loss]) => loss)));
   const x = (step) => LEFT + ((width - LEFT - 8) * step) / Math.max(begin, 1);
   const y = (loss) => TOP + ((HEIGHT - TOP - BOTTOM) * (high - loss)) / (high - low);
