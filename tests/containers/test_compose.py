@@ -133,7 +133,9 @@ def test_train_then_chat(project: Project) -> None:
     assert project.ask("/healthz")[0] == 0
     assert docker("volume", "inspect", project.volume)
     again = project("run", "--rm", "nanochat", "chat", "--run", "cpu", "--prompt", "Who are you?", "--max-tokens", "8")
-    assert again.returncode == 0 and again.stdout.strip(), again.stderr
+    assert again.returncode == 0 and "model: run cpu, sft step 10" in again.stderr, (
+        again.stderr
+    )  # an answer of so short a training may be empty
 
 
 def test_health_follows_the_server(image: str, volume: str) -> None:
