@@ -22,7 +22,7 @@ from nanochat.chat.schema import ChatRequest, CompletionRequest, Sampled
 
 WEB = Path(__file__).resolve().parent / "web"
 ALIAS = "nanochat"  # a model's name that always means the one that is served
-HINT = "entrypoint.py quickstart (minutes, on any machine), or entrypoint.py train --profile auto"
+HINT = "python entrypoint.py quickstart"  # minutes, on any machine
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"description": text}
     for status, text in {
@@ -170,7 +170,7 @@ def create_app(
     def served(name: str | None = None) -> Served:
         current = scheduler.current
         if current is None:
-            raise ApiError(503, f"there is no model yet: {HINT}", "model_not_ready", retry_after=5)
+            raise ApiError(503, f"there is no model yet; this trains one in minutes: {HINT}", "model_not_ready", retry_after=5)
         if name not in (None, "", ALIAS, current.name):
             raise ApiError(404, f"the model {name!r} is not served here, {current.name!r} is", "model_not_found", "model")
         return current
