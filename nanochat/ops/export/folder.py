@@ -153,7 +153,7 @@ def model_card(opened: TrainedModel, licence: str) -> str:
     record = runs.read_record(opened.run)
     text = (record.config.data and "the user's own text") or record.config.dataset if record else "unknown"
     own = not portable(gpt)
-    load = "AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)" if own else "AutoModelForCausalLM.from_pretrained(folder)"
+    trust = ", trust_remote_code=True" if own else ""
     engines = (
         "The model has parts that other engines do not know (value embeddings, a smear of the previous token), hence the modelling code\n"
         "in this folder. vLLM cannot run it, because its decoding does not keep the previous token; a model trained with\n"
@@ -185,7 +185,8 @@ A small language model of {count_parameters(gpt)["total"]:,} parameters, trained
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-model, tokenizer = {load}, AutoTokenizer.from_pretrained(folder)
+model = AutoModelForCausalLM.from_pretrained(folder{trust})
+tokenizer = AutoTokenizer.from_pretrained(folder{trust})
 ids = tokenizer.apply_chat_template([{{"role": "user", "content": "Who are you?"}}], add_generation_prompt=True, return_tensors="pt")
 print(tokenizer.batch_decode(model.generate(**ids, max_new_tokens=64)))
 ```
