@@ -17,7 +17,7 @@ from typing import Any
 from nanochat.console import duration, log
 from nanochat.errors import NanochatError, PreflightError, UsageError
 from nanochat.ops.guard import ENDED, VARIABLE, Guard
-from nanochat.ops.runpod_api import Forbidden, NoCapacity, NotNow, NotThere, RunPod, Unclear
+from nanochat.ops.runpod_api import LONGEST_PAUSE, Forbidden, NoCapacity, NotNow, NotThere, RunPod, Unclear
 from nanochat.ops.workload import DATA, GRACE_SECONDS, Workload
 
 # For each profile, its card first, then others that are no slower: the estimate holds for all of them.
@@ -28,6 +28,7 @@ CARDS = {
 }
 LIVE = ("PROVISIONING", "STARTING", "RUNNING")
 IMAGE_GB = 12  # the unpacked image and what a container writes outside its volume
+LAST_SECONDS = 5.0
 START_MINUTES = 30.0  # a pod that has not started by then (a large image takes 10) is given back
 POLL_SECONDS = 15.0
 STOPPED_DISK = 0.20  # dollars for a GB and month of a stopped pod's disk, about
@@ -303,28 +304,33 @@ def watch(api: RunPod, identifier: str, options: Options, until: float, show: Ca
             raise PreflightError(f"pod {identifier} did not start in {options.start_minutes:g} minutes: it is given back", "another card or data centre")
         return None
 
-    ended = 0
-    while (code := alive()) is None:
-        events = api.events(identifier, cursor) if started else iter(())
-        while (event := _next(events)) is not None:
-            cursor = event[0] or cursor
-            if any(event):
-                show(event[1])
-            if said := ENDED.search(event[1]):
+    ended, code = 0, alive()
+    while True:
+        last = time.monotonic() + LAST_SECONDS  # for what the log of an ended pod still holds
+        for at, line in _lines(api, identifier, cursor, LONGEST_PAUSE if code is None else LAST_SECONDS) if started else ():
+            cursor = at or cursor
+            if at or line:
+                show(line)
+            if said := ENDED.search(line):
                 ended = int(said[1])
-            if time.monotonic() - polled > options.poll and (code := alive()) is not None:
-                return code or ended
+            if code is None and time.monotonic() - polled > options.poll:
+                code, last = alive(), time.monotonic() + LAST_SECONDS
+            if code is not None and time.monotonic() > last:
+                break
+        if code is not None:
+            return code or ended
         time.sleep(min(options.poll, 1.0) if started else options.poll)
-    return code or ended
+        code = alive()
 
 
-def _next(events: Iterator[tuple[str, str]]) -> tuple[str, str] | None:
-    """The next log line; None where the connection has ended, for whatever reason."""
+def _lines(api: RunPod, identifier: str, cursor: str, silence: float) -> Iterator[tuple[str, str]]:
+    """One connection's log lines; it may end at any time, for whatever reason."""
     try:
-        return next(events, None)
+        yield from api.events(identifier, cursor, silence)
+    except NotThere:
+        return
     except NanochatError as error:
         log(f"no log now: {error.message}")
-        return None
 
 
 def status_lines(api: RunPod, name: str = "") -> list[str]:

@@ -156,17 +156,18 @@ class RunPod:
             words = "; ".join([str(said.get("detail") or said.get("title") or ""), *map(str, said.get("errors") or [])])
         return kind(self.hide(f"RunPod: {what}: {answer.status_code} {words[:500]}"), hint)
 
-    def events(self, identifier: str, after: str = "", tail: int = 1000) -> Iterator[tuple[str, str]]:
+    def events(self, identifier: str, after: str = "", silence: float = LONGEST_PAUSE, tail: int = 1000) -> Iterator[tuple[str, str]]:
         """One connection's log lines as (cursor, line); ("", "") where the stream is alive but silent. Ends where it breaks.
 
-        `after`, the cursor of the last line that was seen, makes the stream go on behind it. Raises NotThere and its fellows.
+        `after`, the cursor of the last line that was seen, makes the stream go on behind it; it
+        ends after `silence` seconds without a byte. Raises NotThere and its fellows.
         """
         path = f"/v2/pods/{quote(identifier, safe='')}/logs"
         headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": after} if after else {})
         query = {} if after else {"tail": str(tail)}
         try:
             with self._session.get(
-                self.url + path, params=query, headers=headers, stream=True, timeout=(TIMEOUT[0], LONGEST_PAUSE), allow_redirects=False
+                self.url + path, params=query, headers=headers, stream=True, timeout=(TIMEOUT[0], silence), allow_redirects=False
             ) as answer:
                 if answer.status_code != 200:
                     raise self._problem(answer, f"GET {path}")
