@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import re
 import shutil
 import subprocess
 import time
@@ -16,12 +17,17 @@ TRIES = 4
 POLL_SECONDS = 5.0
 REQUEST_TIMEOUT = "30s"
 
+_KLOG = re.compile(r"[EWI]\d{4} ")  # a line of kubectl's own log, which its error repeats
+
 # What kubectl's own message holds, and what to do about it.
 _HINTS = (
     (("Unauthorized", "must be logged in"), "log in to the cluster again, then the same command"),
     (("Forbidden", "forbidden"), "ask the cluster's administrator for this right, or name another namespace with --namespace"),
     (("field is immutable", "is invalid"), "a running training is not changed: `submit cancel` ends it, or choose another --name"),
-    (("no matches for kind", "doesn't have a resource type"), "the cluster lacks JobSet, which several nodes need: install it, or use --nodes 1"),
+    (
+        ("no matches for kind", "doesn't have a resource type"),
+        "the cluster lacks JobSet, which several nodes need: install it, or use --nodes 1",
+    ),
     (("not found", "NotFound"), "`submit status` shows what there is; --namespace names another place"),
 )
 _AGAIN = ("Conflict", "the object has been modified", "InternalError", "Internal error", "ServiceUnavailable", "TooManyRequests", "EOF")
@@ -45,7 +51,7 @@ class Kubectl:
             done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
             if done.returncode == 0:
                 return done.stdout
-            said = " ".join(done.stderr.split())
+            said = " ".join(line.strip() for line in done.stderr.splitlines() if not _KLOG.match(line))
             if attempt == TRIES - 1 or not any(part in said for part in _AGAIN):
                 break
             log(f"kubectl: {said[:300]}; trying again")
@@ -105,7 +111,13 @@ class Kubectl:
         selector = f"{INSTANCE}={name},{COMPONENT}={component}"
         while True:
             asked = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-            more = ["--prefix", "--max-log-requests=64", "--tail=-1", *(["-f"] if follow else []), *([f"--since-time={since}"] if since else [])]
+            more = [
+                "--prefix",
+                "--max-log-requests=64",
+                "--tail=-1",
+                *(["-f"] if follow else []),
+                *([f"--since-time={since}"] if since else []),
+            ]
             done = subprocess.run([*self.command, "logs", "-l", selector, *more], stderr=subprocess.PIPE, text=True, check=False)
             if not follow:
                 if done.returncode:
@@ -162,7 +174,9 @@ def submit(kubectl: Kubectl, name: str, made: Sequence[Manifest], poll: float = 
     rest = [one for one in made if one not in first]
     state, why = kubectl.outcome(name, "train")
     if state in ("complete", "failed"):
-        raise UsageError(f"the training {name!r} has ended already ({state}{': ' + why if why else ''})", "another --name, or `submit cancel` first")
+        raise UsageError(
+            f"the training {name!r} has ended already ({state}{': ' + why if why else ''})", "another --name, or `submit cancel` first"
+        )
     if not state and first:
         kubectl.apply(first)
         if any(one["kind"] == "Job" for one in first):

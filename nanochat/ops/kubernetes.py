@@ -263,7 +263,12 @@ def _chat(work: Workload, options: Options) -> list[Manifest]:
     container["env"].append({"name": "NANOCHAT_API_KEY", "valueFrom": {"secretKeyRef": key}})
     container["ports"] = [{"name": "http", "containerPort": CHAT_PORT}]
     for kind, path, failures in (("startupProbe", "/healthz", 60), ("livenessProbe", "/healthz", 3), ("readinessProbe", "/healthz", 3)):
-        container[kind] = {"httpGet": {"path": path, "port": "http"}, "periodSeconds": 10, "timeoutSeconds": 5, "failureThreshold": failures}
+        container[kind] = {
+            "httpGet": {"path": path, "port": "http"},
+            "periodSeconds": 10,
+            "timeoutSeconds": 5,
+            "failureThreshold": failures,
+        }
     labels = {INSTANCE: work.name, COMPONENT: "chat"}
     deployment = {
         "apiVersion": "apps/v1",

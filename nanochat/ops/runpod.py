@@ -74,7 +74,9 @@ def cuda_floor() -> str:
 def candidates(api: RunPod, work: Workload, options: Options) -> list[Candidate]:
     """What may be rented, in order, free ones first. Raises UsageError and PreflightError where nothing is left, saying why."""
     if not work.cards:
-        raise UsageError(f"the profile {work.config.profile} needs no card", "RunPod is for rtx4050, rtx4090 and h100x8; `make quickstart` runs here")
+        raise UsageError(
+            f"the profile {work.config.profile} needs no card", "RunPod is for rtx4050, rtx4090 and h100x8; `make quickstart` runs here"
+        )
     wanted = options.gpus or CARDS[work.config.profile]
     offered = {gpu["id"]: gpu for gpu in api.gpus(work.cards, options.cloud, options.min_cuda)}
     found, refused = [], []
@@ -118,7 +120,9 @@ def describe(work: Workload, options: Options, found: Sequence[Candidate]) -> st
     else:
         gigabytes = disk_gigabytes(work)
         cost = STOPPED_DISK * gigabytes
-        lines.append(f"disk      {gigabytes} GB of the pod's own; the pod is stopped at the end, and the disk then costs about ${cost:.2f} a month")
+        lines.append(
+            f"disk      {gigabytes} GB of the pod's own; the pod is stopped at the end, and the disk then costs about ${cost:.2f} a month"
+        )
         lines.append("          until `submit terminate`: fetch the checkpoints first, they go with it")
     return "\n".join(lines)
 
@@ -159,7 +163,9 @@ def find(api: RunPod, name: str) -> dict[str, Any] | None:
     """The pod of that name. Raises UsageError where there are several."""
     found = [pod for pod in api.pods() if pod["name"] == name and pod["status"] != "TERMINATED"]
     if len(found) > 1:
-        raise UsageError(f"{len(found)} pods are named {name!r}: {', '.join(pod['id'] for pod in found)}", "end all but one on RunPod's page")
+        raise UsageError(
+            f"{len(found)} pods are named {name!r}: {', '.join(pod['id'] for pod in found)}", "end all but one on RunPod's page"
+        )
     return found[0] if found else None
 
 
@@ -189,7 +195,9 @@ def rent(api: RunPod, work: Workload, options: Options, found: Sequence[Candidat
                     return _affordable(api, pod, work, options, one), one
         else:
             raise NanochatError(f"RunPod cannot rent {one.gpu} now", "later, or see its status page; nothing was rented")
-    raise PreflightError(f"none of {', '.join(refused)} is to be had now", "other cards (--gpu), another data centre, --cloud, or later; nothing was rented")
+    raise PreflightError(
+        f"none of {', '.join(refused)} is to be had now", "other cards (--gpu), another data centre, --cloud, or later; nothing was rented"
+    )
 
 
 def _affordable(api: RunPod, pod: dict[str, Any], work: Workload, options: Options, one: Candidate) -> dict[str, Any]:
@@ -197,7 +205,9 @@ def _affordable(api: RunPod, pod: dict[str, Any], work: Workload, options: Optio
     price = pod.get("cost") or 0.0
     if (options.max_price and price > options.max_price + 0.005) or (options.max_cost and price * one.hours > 1.01 * options.max_cost):
         end(api, pod["id"], "terminate")
-        raise PreflightError(f"the pod would cost ${price:.2f} an hour, not ${one.price:.2f}: it is given back", "a higher --max-price or --max-cost")
+        raise PreflightError(
+            f"the pod would cost ${price:.2f} an hour, not ${one.price:.2f}: it is given back", "a higher --max-price or --max-cost"
+        )
     return pod
 
 
@@ -284,12 +294,17 @@ def watch(api: RunPod, identifier: str, options: Options, until: float, show: Ca
             return 0
         status = pod["status"]
         if status in ("EXITED", "TERMINATED"):
-            log(f"pod {identifier} has ended ({status})" + ("" if status == "TERMINATED" else ": its disk is kept, and billed until submit terminate"))
+            log(
+                f"pod {identifier} has ended ({status})"
+                + ("" if status == "TERMINATED" else ": its disk is kept, and billed until submit terminate")
+            )
             return 0
         if status == "ERROR":
             if not started:
                 end(api, identifier, "terminate")
-                raise PreflightError(f"pod {identifier} failed before it ran: it is given back", "is the image right, and --registry for a private one?")
+                raise PreflightError(
+                    f"pod {identifier} failed before it ran: it is given back", "is the image right, and --registry for a private one?"
+                )
             raise NanochatError(
                 f"pod {identifier} is in an error state (${pod.get('cost') or 0:.2f} an hour); its disk is kept",
                 "look at it on RunPod's page; submit terminate removes it with its disk",
@@ -297,11 +312,15 @@ def watch(api: RunPod, identifier: str, options: Options, until: float, show: Ca
         if time.time() > until + grace:
             log("the ceiling is reached, and the pod's own guard has not ended it")
             end(api, identifier, "terminate" if pod.get("mounts", {}).get("network") else "stop")
-            raise NanochatError(f"pod {identifier} was ended at the ceiling", "a higher --max-hours or --max-cost goes on from the checkpoint")
+            raise NanochatError(
+                f"pod {identifier} was ended at the ceiling", "a higher --max-hours or --max-cost goes on from the checkpoint"
+            )
         started = started or status == "RUNNING"
         if not started and time.monotonic() - begun > 60 * options.start_minutes:
             end(api, identifier, "terminate")
-            raise PreflightError(f"pod {identifier} did not start in {options.start_minutes:g} minutes: it is given back", "another card or data centre")
+            raise PreflightError(
+                f"pod {identifier} did not start in {options.start_minutes:g} minutes: it is given back", "another card or data centre"
+            )
         return None
 
     ended, code = 0, alive()

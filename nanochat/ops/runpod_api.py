@@ -92,7 +92,9 @@ class RunPod:
 
     def gpus(self, count: int, cloud: str, cuda: str) -> list[dict[str, Any]]:
         """The catalogue: cards with price, the most in one pod, and what is free now."""
-        query = {"include": "AVAILABILITY", "product": "POD", "count": str(count), "cloud": cloud} | ({"minCudaVersion": cuda} if cuda else {})
+        query = {"include": "AVAILABILITY", "product": "POD", "count": str(count), "cloud": cloud} | (
+            {"minCudaVersion": cuda} if cuda else {}
+        )
         return list(self._call("GET", "/v2/catalog/gpus", query=query)["gpus"])
 
     def pods(self) -> list[dict[str, Any]]:
@@ -122,9 +124,7 @@ class RunPod:
             last = attempt == TRIES - 1
             wait = self.pause * 2**attempt
             try:
-                answer = self._session.request(
-                    method, self.url + path, json=body, params=query, timeout=TIMEOUT, allow_redirects=False
-                )
+                answer = self._session.request(method, self.url + path, json=body, params=query, timeout=TIMEOUT, allow_redirects=False)
                 if answer.status_code < 300:
                     value = answer.json() if answer.content else {}
                     if not isinstance(value, dict):
@@ -147,7 +147,9 @@ class RunPod:
 
     def _problem(self, answer: requests.Response, what: str) -> NanochatError:
         """The error that an answer means, with its own words (RFC 9457)."""
-        kind, hint = _KINDS.get(answer.status_code, (Unclear if answer.status_code >= 500 else NanochatError, "later, or see RunPod's status page"))
+        kind, hint = _KINDS.get(
+            answer.status_code, (Unclear if answer.status_code >= 500 else NanochatError, "later, or see RunPod's status page")
+        )
         if answer.status_code == 429:
             kind, hint = NanochatError, "RunPod asks for patience: the same command again in a minute"
         words = ""

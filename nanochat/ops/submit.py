@@ -79,7 +79,9 @@ def k8s(
         log("warning: hostPath is not allowed under the restricted pod security profile")
     if dry_run:
         if work.download:
-            log(f"apply the training when the job {kubernetes.name_of(work, 'download')} is complete (without --dry-run this command waits for it)")
+            log(
+                f"apply the training when the job {kubernetes.name_of(work, 'download')} is complete (without --dry-run this command waits for it)"
+            )
         for document in kubernetes.to_yaml(made):
             print(document, end="")
         return

@@ -92,7 +92,9 @@ def workload(image: str, name: str, profile: str, trial: bool, arguments: Sequen
     config = configuration.build_config(profile, trial, overrides)
     for key in ("data", "chat_data"):
         if getattr(config, key):
-            raise UsageError(f"{key} = {getattr(config, key)} is a path of this machine", "a published set instead: --dataset hf:OWNER/NAME")
+            raise UsageError(
+                f"{key} = {getattr(config, key)} is a path of this machine", "a published set instead: --dataset hf:OWNER/NAME"
+            )
     name = name or f"nanochat-{config.run}".lower().replace("_", "-")
     if not _NAME.fullmatch(name):
         raise UsageError(f"{name!r} cannot name a job", "--name with small letters, digits and dashes, 40 at most, a letter first")

@@ -98,7 +98,14 @@ def test_next_candidate_where_there_is_no_capacity(fake: FakeRunPod, api: RunPod
 
 @pytest.mark.parametrize(
     ("status", "error", "asked"),
-    [(400, PreflightError, 2), (401, UsageError, 1), (402, NotPaid, 1), (403, PreflightError, 2), (409, NanochatError, 1), (422, UsageError, 1)],
+    [
+        (400, PreflightError, 2),
+        (401, UsageError, 1),
+        (402, NotPaid, 1),
+        (403, PreflightError, 2),
+        (409, NanochatError, 1),
+        (422, UsageError, 1),
+    ],
 )
 def test_refusals(fake: FakeRunPod, api: RunPod, work: Workload, status: int, error: type[NanochatError], asked: int) -> None:
     fake.fault("POST /v2/pods", *[(status, {}, "so it is")] * 5)
@@ -235,7 +242,13 @@ def test_key_is_bound_to_encryption_and_hidden(fake: FakeRunPod, api: RunPod, tm
 def command(url: str, *arguments: str, key: str = KEY, **more: str) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"NANOCHAT_RUNPOD_URL": url, "RUNPOD_API_KEY": key} | more
     return subprocess.run(
-        [sys.executable, "entrypoint.py", "submit", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "entrypoint.py", "submit", *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
 
 
