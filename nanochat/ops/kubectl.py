@@ -30,7 +30,15 @@ _HINTS = (
     ),
     (("not found", "NotFound"), "`submit status` shows what there is; --namespace names another place"),
 )
-_AGAIN = ("Conflict", "the object has been modified", "InternalError", "Internal error", "ServiceUnavailable", "TooManyRequests", "EOF")
+_AGAIN: tuple[str, ...] = (
+    "Conflict",
+    "the object has been modified",
+    "InternalError",
+    "Internal error",
+    "ServiceUnavailable",
+    "TooManyRequests",
+    "EOF",
+)
 _AGAIN += ("connection refused", "connection reset", "timeout", "Timeout", "unable to handle the request", "an error on the server")
 
 
@@ -137,9 +145,8 @@ class Kubectl:
         """The code that the component's last container ended with; 1 where the cluster has forgotten it."""
         ended = []
         for pod in self.objects("pod", name, component):
-            for container in pod.get("status", {}).get("containerStatuses", []):
-                if state := container.get("state", {}).get("terminated"):
-                    ended.append((state.get("finishedAt", ""), state["exitCode"]))
+            states = [one.get("state", {}).get("terminated") for one in pod.get("status", {}).get("containerStatuses", [])]
+            ended += [(state.get("finishedAt", ""), state["exitCode"]) for state in states if state]
         return max(ended)[1] or 1 if ended else 1
 
     def status(self, name: str) -> list[dict[str, Any]]:

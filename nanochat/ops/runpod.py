@@ -191,8 +191,8 @@ def rent(api: RunPod, work: Workload, options: Options, found: Sequence[Candidat
             except Unclear as error:  # it may have been made all the same
                 log(f"{error.message}; looking whether the pod is there")
                 time.sleep(api.pause)
-                if pod := find(api, work.name):
-                    return _affordable(api, pod, work, options, one), one
+                if made := find(api, work.name):
+                    return _affordable(api, made, work, options, one), one
         else:
             raise NanochatError(f"RunPod cannot rent {one.gpu} now", "later, or see its status page; nothing was rented")
     raise PreflightError(

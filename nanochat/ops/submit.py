@@ -80,7 +80,7 @@ def k8s(
     if dry_run:
         if work.download:
             log(
-                f"apply the training when the job {kubernetes.name_of(work, 'download')} is complete (without --dry-run this command waits for it)"
+                f"apply the training when the job {kubernetes.name_of(work, 'download')} is complete, as this command does without --dry-run"
             )
         for document in kubernetes.to_yaml(made):
             print(document, end="")

@@ -76,7 +76,7 @@ def test_download_comes_first(cluster: FakeKubernetes) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kubectl.time, "sleep", fail)
-        with pytest.raises(NanochatError, match="download job .* failed: PodFailurePolicy"):
+        with pytest.raises(NanochatError, match=r"download job .* failed: PodFailurePolicy"):
             submit()
     assert ("jobs", NAME) not in cluster.objects
 

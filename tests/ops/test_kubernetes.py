@@ -203,7 +203,8 @@ def test_strategic_merge(patch: dict[str, Any], path: str, value: Any) -> None:
 def test_patch_file(tmp_path: Path) -> None:
     file = tmp_path / "patch.yaml"
     file.write_text(
-        "kind: Job\nmetadata: {name: nanochat-h100x8}\nspec: {backoffLimit: 3}\n---\nkind: PersistentVolumeClaim\nspec: {storageClassName: x}\n"
+        "kind: Job\nmetadata: {name: nanochat-h100x8}\nspec: {backoffLimit: 3}\n---\n"
+        "kind: PersistentVolumeClaim\nspec: {storageClassName: x}\n"
     )
     claim, download, train = patched(manifests(job("h100x8"), Options()), file)
     assert (claim["spec"]["storageClassName"], train["spec"]["backoffLimit"]) == ("x", 3) and download["spec"]["backoffLimit"] > 3
