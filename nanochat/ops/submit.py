@@ -79,9 +79,7 @@ def k8s(
         log("warning: hostPath is not allowed under the restricted pod security profile")
     if dry_run:
         if work.download:
-            log(
-                f"apply the training when the job {kubernetes.name_of(work, 'download')} is complete, as this command does without --dry-run"
-            )
+            log(f"apply the training when the job {kubernetes.name_of(work, 'download')} is complete; without --dry-run this waits")
         for document in kubernetes.to_yaml(made):
             print(document, end="")
         return
