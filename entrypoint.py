@@ -16,6 +16,7 @@ from typer.exceptions import TyperException
 from nanochat import config as configuration
 from nanochat.console import fail, log
 from nanochat.errors import NanochatError, UsageError
+from nanochat.ops.submit import app as submit
 
 QUICKSTART_RUN = "quickstart"
 HERE = Path(__file__).resolve()
@@ -28,6 +29,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(submit, name="submit")
 FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
@@ -364,6 +366,10 @@ def guarded(command: Any, *arguments: Any) -> None:
 
 def _dispatch() -> int:
     """Typer's own handling of usage errors, in this project's two lines."""
+    if "NANOCHAT_GUARD" in os.environ:  # in a rented pod: this same command, watched
+        from nanochat.ops.guard import guarded as watched
+
+        return watched([sys.executable, str(HERE), *sys.argv[1:]], os.environ)
     try:
         return app(standalone_mode=False) or 0
     except typer.Abort:

@@ -101,6 +101,7 @@ def test_flags_in_the_documents_exist(name: str) -> None:
     own |= {"host", "port", "api-key-file", "allow-host", "insecure-no-key", "slots", "queue"}
     own |= {"for", "verify", "limit", "gpus", "card", "price", "out"}
     own |= {"to", "check"}
+    own |= {"image", "nodes", "dry-run", "max-cost"}
     fields = build_config("cpu").to_dict()
     written = set(re.findall(r"(?<![\w-])--([a-z][a-z_-]*)", read(name)))
     assert {flag for flag in written if flag.replace("-", "_") not in fields and flag not in own} == set()

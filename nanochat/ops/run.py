@@ -52,6 +52,9 @@ def train(config: Config, stages: Sequence[str] = (BASE, SFT), relaunch: Sequenc
             return _worker(config, stages, stop, began)
         paths.require_writable(paths.base_dir())
         paths.sweep()
+        if ranks.nodes() > 1:  # what is missing is prepared once for all nodes, by the main rank
+            stop.release()
+            return ranks.launch(list(relaunch), config.nproc_per_node)
         prepared = prepare(config, stages, began)
         if isinstance(prepared, str):
             log(prepared)
@@ -76,7 +79,8 @@ def _worker(config: Config, stages: Sequence[str], stop: StopSignal, began: floa
         config = config.replace(device="cuda" if torch.cuda.is_available() else "cpu")
     config = config.replace(nproc_per_node=int(os.environ["WORLD_SIZE"]))
     with ranks.join(config.device) as here:
-        prepared = _prepared(config) if ranks.has_launcher() else here.main_first("prepared", lambda: prepare(config, stages, began))
+        alone = ranks.has_launcher() and ranks.nodes() == 1
+        prepared = _prepared(config) if alone else here.main_first("prepared", lambda: prepare(config, stages, began))
         if isinstance(prepared, str):
             log(prepared)
             return 0

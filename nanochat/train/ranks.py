@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from nanochat.errors import HungError, PreflightError
+from nanochat.errors import HungError, PreflightError, UsageError
 
 T = TypeVar("T")
 
@@ -140,6 +140,14 @@ def has_launcher() -> bool:
     return EXIT_CODES in os.environ
 
 
+def nodes() -> int:
+    """Machines that train together: torchrun's own variable says so."""
+    text = os.environ.get("PET_NNODES", "1")
+    if not text.isdigit() or text == "0":
+        raise UsageError(f"PET_NNODES = {text!r} is no number of machines", "a training has the same number from start to end, as in 2")
+    return int(text)
+
+
 def record_exit(code: int) -> None:
     """Leave this worker's exit code for the launcher, since torchrun turns every code into 1."""
     folder = os.environ.get(EXIT_CODES)
@@ -151,11 +159,15 @@ def launch(arguments: list[str], processes: int, restarts: int = 2) -> int:
     """Run `python ARGUMENTS` in `processes` workers under torchrun and return their common exit code.
 
     A crash (1) or a lost or hung rank (7) is restarted up to `restarts` times, and resumes from the newest checkpoint;
-    not where SIGINT or SIGTERM asked to stop: that is 75, also where the workers had not begun.
+    not where SIGINT or SIGTERM asked to stop: that is 75, also where the workers had not begun. With several nodes (PET_NNODES
+    and its fellows in the environment) nothing is restarted here: whoever started the nodes starts them again, together.
     """
+    together = nodes() > 1
+    restarts = 0 if together else restarts
     for attempt in range(restarts + 1):
         with tempfile.TemporaryDirectory() as folder:
-            command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+            command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}"]
+            command += [] if together else ["--standalone"]
             # Behind "--", so that it does not take our --run for a short form of its --run-path.
             command += ["-m", "--", *arguments[1:]] if arguments[0] == "-m" else ["--", *arguments]
             code, stopped = _wait(command, DEFAULTS | os.environ | {EXIT_CODES: folder})
