@@ -278,9 +278,12 @@ def test_interrupted_client_says_that_the_pod_goes_on(server: tuple[FakeRunPod, 
     environment = os.environ | {"NANOCHAT_RUNPOD_URL": url, "RUNPOD_API_KEY": KEY}
     arguments = [sys.executable, "entrypoint.py", "submit", "runpod", "--image", "i", "--name", "night", "--yes"]
     with subprocess.Popen(arguments, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None and process.stdout.readline() == "step 0\n"
-        process.send_signal(signal.SIGINT)
-        _, told = process.communicate(timeout=60)
+        try:
+            assert process.stdout is not None and process.stdout.readline() == "step 0\n"
+            process.send_signal(signal.SIGINT)
+            _, told = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == 130 and "The pod goes on" in told and fake.running == ["pod0"]
     assert command(url, "stop", "night").returncode == 0
     assert fake.running == []
