@@ -512,14 +512,14 @@ def test_a_real_training_live(browser: Browser, tmp_path: Path) -> None:
         url = tiny.wait_for(server, "open http").split()[1].rstrip("/")
         with opened(browser, url, {"temperature": 0}) as page:
             expect(page.get_by_role("heading", name="There is no model yet")).to_be_visible()
-            more = {"num_iterations": 400, "sft_iterations": 20, "chat_data": talks, "sample_every": 20, "save_every": 60}
+            more = {"num_iterations": 1200, "sft_iterations": 20, "chat_data": talks, "sample_every": 20, "save_every": 60}
             training = tiny.start(base, "entrypoint.py", *tiny.flags(text, "live", **more))
             view = page.get_by_role("region", name="Training")
             expect(view.get_by_role("heading", name="live")).to_be_visible(timeout=90_000)
             expect(view.get_by_text("Your model is being trained.")).to_be_visible()
             expect(view.locator("polyline")).to_be_visible()
             before, points = standing(page)
-            expect(view.locator("dl")).not_to_contain_text(f"{before} of 400")
+            expect(view.locator("dl")).not_to_contain_text(f"{before} of 1200")
             after, more_points = standing(page)
             assert after > before and more_points > points  # it moves
             expect(view.locator(".sample").first).to_contain_text("step", ignore_case=True)
@@ -532,7 +532,7 @@ def test_a_real_training_live(browser: Browser, tmp_path: Path) -> None:
             assert 0.9 < page.locator("#training svg.plot").evaluate(scale) < 1.2  # letters as large as meant, though it was drawn unseen
             page.get_by_role("button", name="New chat").click()
             expect(page.locator("#model")).to_have_text(re.compile("live", re.S))
-            expect(page.get_by_role("heading", name="What shall we talk about?")).to_be_visible(timeout=90_000)  # and the fine-tuned one
+            expect(page.get_by_role("heading", name="What shall we talk about?")).to_be_visible(timeout=300_000)  # and the fine-tuned one
             assert training.wait(60) == 0
             say(page, "cat")
             shown = page.locator(".assistant .body").inner_text()
