@@ -518,10 +518,10 @@ def test_a_real_training_live(browser: Browser, tmp_path: Path) -> None:
             expect(view.get_by_role("heading", name="live")).to_be_visible(timeout=90_000)
             expect(view.get_by_text("Your model is being trained.")).to_be_visible()
             expect(view.locator("polyline")).to_be_visible()
-            before, points = standing(page)
+            before, curve = standing(page)
             expect(view.locator("dl")).not_to_contain_text(f"{before} of 1200")
-            after, more_points = standing(page)
-            assert after > before and more_points > points  # it moves
+            after, longer_curve = standing(page)
+            assert after > before and longer_curve != curve  # it moves (a long curve is thinned: its number of points may not grow)
             expect(view.locator(".sample").first).to_contain_text("step", ignore_case=True)
             narrow(page)
             accessible(page)
@@ -547,7 +547,7 @@ def test_a_real_training_live(browser: Browser, tmp_path: Path) -> None:
             process.wait(60)
 
 
-def standing(page: Page) -> tuple[int, int]:
-    """The step that the training view shows, and the points of its curve."""
+def standing(page: Page) -> tuple[int, str]:
+    """The step that the training view shows, and its curve's points."""
     step = page.locator("#training dl dd").first.inner_text().split()[0]
-    return int(step), page.locator("#training polyline").first.evaluate("(line) => line.points.length")
+    return int(step), page.locator("#training polyline").first.evaluate("(line) => line.getAttribute('points')")
