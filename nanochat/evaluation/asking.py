@@ -119,7 +119,7 @@ def _ask_own(key: str, task: Task, scorer: Scorer, ranks: Ranks, answered: Answe
     for group in groups[ranks.rank :: ranks.world_size]:
         if not known.issuperset(group):
             answered.add(key, dict(zip(group, task.right(scorer, group), strict=True)))
-            progress.advance(len(group) * ranks.world_size)
+            progress.advance(min(len(group) * ranks.world_size, progress.total - progress.done))  # the others are as far
 
 
 def _merged(ranks: Ranks, own: dict[str, dict[int, bool]], failed: Exception | None) -> dict[str, dict[int, bool]]:

@@ -145,10 +145,10 @@ def _bits_per_byte(run: str, here: ranks.Ranks) -> dict[str, Any]:
     finally:
         cache.close()
     size = opened.tokenizer.token_bytes()
-    found: dict[str, Any] = {
-        name: round(bits_per_byte(opened.model, opened.model, rows[:, :-1], rows[:, 1:], size, config.device_batch_size, here), 6)
-        for name, rows in (("train", trained), ("validation", held_out))
-    }
+    found: dict[str, Any] = {}
+    for name, rows in (("train", trained), ("validation", held_out)):
+        bpb = bits_per_byte(opened.model, opened.model, rows[:, :-1], rows[:, 1:], size, config.device_batch_size, here)
+        found[name] = None if bpb is None else round(bpb, 6)
     found |= {"tokens": held_out[:, 1:].size, "stage": opened.checkpoint.meta["stage"], "step": opened.checkpoint.step}
     _keep(run, "bpb", found, here)
     return found
@@ -174,7 +174,8 @@ def print_results(results: dict[str, Any]) -> None:
     if "by_skill" in results:
         print_scores(results)
     if bpb := results.get("bpb"):
-        print(f"bits per byte: {bpb['train']:.4f} of text it was trained on, {bpb['validation']:.4f} of text it was not")
+        trained, held_out = (f"{bpb[name]:.4f}" if bpb[name] else "-" for name in ("train", "validation"))
+        print(f"bits per byte: {trained} of text it was trained on, {held_out} of text it was not")
     for part in ("core", "chat"):
         if part in results:
             print(f"{part + ' tasks':60} {'questions':>9} {'accuracy':>9} {'centred':>8}")
