@@ -92,11 +92,19 @@ def download(
     trial: Annotated[bool, typer.Option("--trial", help="with --for: what its trial needs")] = False,
     verify: Annotated[bool, typer.Option("--verify", help="hash every file again afterwards")] = False,
     limit: Annotated[str | None, typer.Option(help="bytes a second, as in 500K or 2M")] = None,
+    evaluation: Annotated[bool, typer.Option("--evaluation", help="the files of CORE, ARC, MMLU and GSM8K, for eval")] = False,
 ) -> None:
     """Download training shards and the validation shard, or with --for all that a run needs. Called again, it goes on where it stopped."""
     from nanochat import dataset as command
 
     command.limit_rate(limit)
+    if evaluation:
+        from nanochat.ops.fetch import fetch_tasks
+
+        for folder in fetch_tasks(verify):
+            print(folder)
+        if profile is None and shards is None and dataset is None:
+            return
     if profile is None:
         if context.args:
             raise UsageError(f"{context.args[0]} is an option of a run", "name whose: download --for PROFILE")
@@ -195,17 +203,30 @@ def serve(
 @app.command(name="eval")
 def evaluate(
     run: Annotated[str | None, typer.Option(help="the run; without it the newest")] = None,
+    only: Annotated[str, typer.Option(help="some of bpb,core,chat,skills; without it all whose files are there")] = "",
     items: Annotated[Path | None, typer.Option(help="jsonl of {skill, prompt, answer}; without it the run's held-out questions")] = None,
+    max_per_task: Annotated[
+        int, typer.Option("--max-per-task", "--max_per_task", help="questions of each CORE and chat task; -1: all, as in published scores")
+    ] = 500,
+    again: Annotated[bool, typer.Option("--again", help="forget what an evaluation before has answered")] = False,
+    device: Annotated[str, typer.Option(help="auto, cuda or cpu")] = "auto",
+    nproc_per_node: Annotated[int, typer.Option("--nproc-per-node", "--nproc_per_node", help="processes (GPUs) on this machine")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object on stdout")] = False,
 ) -> None:
-    """Ask a model held-out questions and count the exact answers."""
-    from nanochat.ops.score import evaluate_run, print_scores
+    """Score a model: bits per byte, CORE, ARC, MMLU, GSM8K, held-out questions. Killed, the same command goes on."""
+    from nanochat.ops.hardware import this_machine
+    from nanochat.train import ranks
 
-    table = evaluate_run(run, items)
-    if as_json:
-        print(json.dumps(table, ensure_ascii=False))
-    else:
-        print_scores(table)
+    if nproc_per_node > 1 and not ranks.launched():
+        raise typer.Exit(ranks.launch([str(HERE), *sys.argv[1:]], nproc_per_node))
+    from nanochat.ops.evaluation import evaluate as score
+    from nanochat.ops.evaluation import print_results
+
+    chosen = "cuda" if device != "cpu" and this_machine(device).cuda else "cpu"
+    parts = [part for part in only.split(",") if part]
+    table = score(run, parts, items, max_per_task, chosen, again)
+    if table is not None:
+        print(json.dumps(table, ensure_ascii=False)) if as_json else print_results(table)
 
 
 @app.command(context_settings=FLAGS)

@@ -79,6 +79,9 @@ class Config:
 
     eval_every: int = _field(250, "steps between evaluations in bits per byte; -1: only at the end", keeps_losses=True)
     eval_tokens: int = _field(-1, "tokens of one evaluation; -1: by rule", keeps_losses=True)
+    core_metric_max_per_task: int = _field(
+        500, "questions of each CORE and chat task at the end, where their files are there; -1: all, 0: none", keeps_losses=True
+    )
     sample_every: int = _field(-1, "steps between samples; -1: only at the end", keeps_losses=True)
     save_every: int = _field(-1, "steps between checkpoints; -1: by time alone", keeps_losses=True)
     save_minutes: float = _field(15.0, "minutes between checkpoints at most", keeps_losses=True)
@@ -105,6 +108,10 @@ class Config:
             value = getattr(self, name)
             if value < -1 or (value == 0 and name != "sft_iterations"):
                 raise UsageError(f"{name} = {value} is not possible", f"give --{name} a positive number, or -1 for the rule")
+        if self.core_metric_max_per_task < -1:
+            raise UsageError(
+                f"core_metric_max_per_task = {self.core_metric_max_per_task} is not possible", "a positive number, -1 for all, 0 for none"
+            )
         if not 0 <= self.hours < 10_000:
             raise UsageError(f"hours = {self.hours:g} is not possible", "give --hours a positive number, such as 8 or 0.5")
         if self.seed < 0:

@@ -100,7 +100,7 @@ def test_flags_in_the_documents_exist(name: str) -> None:
     own |= {"standalone", "nproc_per_node", "system-certs", "torch-backend", "no-deps", "no-build-isolation", "key"}
     own |= {"host", "port", "api-key-file", "allow-host", "insecure-no-key", "slots", "queue"}
     own |= {"for", "verify", "limit", "gpus", "card", "price", "out"}
-    own |= {"to", "check"}
+    own |= {"to", "check", "evaluation", "only", "items", "max-per-task", "again"}
     own |= {"image", "nodes", "dry-run", "max-cost"}
     fields = build_config("cpu").to_dict()
     written = set(re.findall(r"(?<![\w-])--([a-z][a-z_-]*)", read(name)))
@@ -112,7 +112,7 @@ LAYERS = {
     **dict.fromkeys(("errors", "config", "paths", "console"), 0),
     **dict.fromkeys(("tokenizer", "data", "model"), 1),
     "generate": 2,
-    **dict.fromkeys(("chat", "train"), 3),
+    **dict.fromkeys(("chat", "train", "evaluation"), 3),
     "ops": 4,
     "dataset": 5,
 }

@@ -6,7 +6,7 @@ Rows stay in their parquet form in memory (Arrow) and become Python objects one 
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, TypeVar, overload
 
 import numpy as np
 
@@ -19,6 +19,8 @@ from nanochat.errors import DataError, UsageError
 MIXTURE = {"smol-smoltalk": 1, "mmlu": 3, "gsm8k": 4, "identity": 2}
 LETTERS = "ABCDEFGHIJ"
 
+Converted = TypeVar("Converted")
+
 _CALCULATION = re.compile(r"<<([^<>=]*)=([^<>]*)>>")
 
 
@@ -28,14 +30,19 @@ def talk(row: dict[str, Any]) -> Conversation:
 
 
 def multiple_choice(row: dict[str, Any]) -> Conversation:
-    """A row of MMLU {question, choices, answer: index}: the question, the choices with their letters, and the letter as the answer.
+    """A row of MMLU {question, choices, answer: index}: the question, the choices with their letters, and the letter as the answer."""
+    row = row.get("train") or row  # auxiliary_train nests each row once more
+    question = choices_prompt(row["question"], row["choices"], LETTERS)
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": LETTERS[row["answer"]]}]
+
+
+def choices_prompt(question: str, choices: Sequence[str], letters: Sequence[str]) -> str:
+    """A question with its choices, as it is taught and as it is asked.
 
     The letter comes after the choice, so that a small model can bind the two as it reads.
     """
-    row = row.get("train") or row  # auxiliary_train nests each row once more
-    choices = "".join(f"- {choice}={letter}\n" for choice, letter in zip(row["choices"], LETTERS, strict=False))
-    question = f"Multiple choice question: {row['question']}\n{choices}\nAnswer with the letter of the right choice only."
-    return [{"role": "user", "content": question}, {"role": "assistant", "content": LETTERS[row["answer"]]}]
+    listed = "".join(f"- {choice}={letter}\n" for choice, letter in zip(choices, letters, strict=False))
+    return f"Multiple choice question: {question}\n{listed}\nAnswer with the letter of the right choice only."
 
 
 def grade_school(row: dict[str, Any]) -> Conversation:
@@ -62,7 +69,7 @@ _CONVERT: dict[str, Callable[[dict[str, Any]], Conversation]] = {"smol-smoltalk"
 class Rows(Sequence[Conversation]):
     """The rows of parquet files as conversations. Raises DataError where a file cannot be read, or a row is malformed."""
 
-    def __init__(self, paths: Sequence[Path], convert: Callable[[dict[str, Any]], Conversation]):
+    def __init__(self, paths: Sequence[Path], convert: Callable[[dict[str, Any]], Conversation] = talk):
         import pyarrow
         import pyarrow.parquet
 
@@ -87,16 +94,22 @@ class Rows(Sequence[Conversation]):
             return [self[i] for i in range(*index.indices(len(self)))]
         if not -len(self) <= index < len(self):
             raise IndexError(index)
-        (row,) = self.table.slice(index % len(self), 1).to_pylist()
-        try:
-            conversation = self.convert(row)
-            wrong = conversation_fault(conversation)
-        except (KeyError, IndexError, TypeError, AttributeError) as error:
-            wrong = f"{type(error).__name__}: {error}; its columns are {', '.join(self.table.column_names)}"
-        if wrong:
-            folder = self.paths[0].parent
-            raise DataError(f"row {index} of {folder} is not as expected: {wrong}", f"remove {folder} and run again: it is fetched anew")
+        conversation = self.read(index % len(self), self.convert)
+        if wrong := conversation_fault(conversation):
+            raise self._fault(index, wrong)
         return conversation
+
+    def read(self, index: int, convert: Callable[[dict[str, Any]], Converted]) -> Converted:
+        """Row `index` (from 0) through `convert`. Raises DataError where it lacks what `convert` looks for."""
+        (row,) = self.table.slice(index, 1).to_pylist()
+        try:
+            return convert(row)
+        except (KeyError, IndexError, TypeError, AttributeError) as error:
+            raise self._fault(index, f"{type(error).__name__}: {error}; its columns are {', '.join(self.table.column_names)}") from error
+
+    def _fault(self, index: int, wrong: str) -> DataError:
+        folder = self.paths[0].parent
+        return DataError(f"row {index} of {folder} is not as expected: {wrong}", f"remove {folder} and run again: it is fetched anew")
 
 
 class Mixture(Sequence[Conversation]):

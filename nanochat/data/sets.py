@@ -1,4 +1,4 @@
-"""What a run needs beside its text: the sets for fine-tuning, the identity conversations, the evaluation bundle.
+"""What a run needs beside its text: the sets for fine-tuning and for evaluation, the identity conversations, the evaluation bundle.
 
 What is already there, put by this module or by hand, is not fetched again.
 """
@@ -31,7 +31,7 @@ INDEX = "files.json"  # in a set's folder: what is there, from where, under whic
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A set for fine-tuning: the files of `repo` whose path begins with `prefix`."""
+    """A set for fine-tuning or evaluation: the files of `repo` whose path begins with `prefix`."""
 
     repo: str
     prefix: str
@@ -43,12 +43,19 @@ TASKS = {
     "mmlu": Task("cais/mmlu", "auxiliary_train/", "MIT"),
     "gsm8k": Task("openai/gsm8k", "main/train-", "MIT"),
 }
+TESTS = {  # nothing is ever trained on these
+    "arc-easy-test": Task("allenai/ai2_arc", "ARC-Easy/test-", "CC BY-SA 4.0"),
+    "arc-challenge-test": Task("allenai/ai2_arc", "ARC-Challenge/test-", "CC BY-SA 4.0"),
+    "mmlu-test": Task("cais/mmlu", "all/test-", "MIT"),
+    "gsm8k-test": Task("openai/gsm8k", "main/test-", "MIT"),
+}
 
 
 def task_of(name: str) -> Task:
-    """The set `name`: one of TASKS, or hf:OWNER/NAME, a public set of conversations (its parquet files, column `messages`)."""
-    if name in TASKS:
-        return TASKS[name]
+    """The set `name`: one of TASKS or TESTS, or hf:OWNER/NAME, a public set of conversations (its parquet files, column `messages`)."""
+    known = TASKS | TESTS
+    if name in known:
+        return known[name]
     return Task(origin(name).repo, "")
 
 
@@ -92,7 +99,7 @@ def ensure_identity() -> Path:
 
 
 def task_files(name: str) -> list[Path]:
-    """The parquet files of a set in TASKS that are there and whole, by its index or put there by hand; [] where it has to be fetched."""
+    """The parquet files of a set that are there and whole, by its index or put there by hand; [] where it has to be fetched."""
     folder = task_folder(name)
     index = folder / INDEX
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
@@ -103,7 +110,7 @@ def task_files(name: str) -> list[Path]:
 
 
 def ensure_task(name: str) -> list[Path]:
-    """The parquet files of a set in TASKS, in data/tasks/<name>/: fetched, or used as somebody put them there. Raises DataError."""
+    """The parquet files of a set, in data/tasks/<name>/: fetched, or used as somebody put them there. Raises DataError."""
     task, folder = task_of(name), task_folder(name)
     if found := task_files(name):
         if not (folder / INDEX).exists():

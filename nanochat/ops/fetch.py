@@ -14,6 +14,7 @@ SHARD_BYTES = 100_000_000  # of a published shard's file, about
 # Of each set's files, about.
 SET_BYTES = {"smol-smoltalk": 900_000_000, "mmlu": 50_000_000, "gsm8k": 3_000_000, "identity": 2_500_000}
 OTHER_SET_BYTES = 500_000_000
+TEST_BYTES = {"arc-easy-test": 350_000, "arc-challenge-test": 210_000, "mmlu-test": 3_500_000, "gsm8k-test": 420_000}
 BUNDLE_BYTES = 170_000_000
 
 
@@ -46,12 +47,12 @@ def missing(config: Config) -> dict[str, int]:
 
 
 def fetch_for(config: Config, check: bool = False) -> Path:
-    """Bring everything that the run of a resolved config needs, the evaluation bundle too; afterwards it needs no network.
+    """Bring everything that the run of a resolved config needs, its evaluation too; afterwards it needs no network.
 
     With `check` every file is hashed again. Returns the dataset's folder. Raises DataError, PreflightError.
     """
-    bundle = published(config) and not config.trial and not sets.has_bundle()
-    require_space("this download", sum(missing(config).values()) + bundle * BUNDLE_BYTES, base_dir())
+    tasks = published(config) and not config.trial and config.core_metric_max_per_task != 0
+    require_space("this download", sum(missing(config).values()) + (sum(missing_tasks().values()) if tasks else 0), base_dir())
     for name in sets_of(config):
         if name == "identity":
             sets.ensure_identity()
@@ -59,11 +60,27 @@ def fetch_for(config: Config, check: bool = False) -> Path:
             sets.ensure_task(name)
             if check:
                 sets.verify_task(name)
-    if bundle:
-        sets.ensure_bundle()
     if config.data:
         return Path(config.data)
     dataset = ensure_shards(config.dataset, config.shards) if published(config) else corpus.build()
     if check:
         verify(dataset)
+    if tasks:  # last: training can do without
+        fetch_tasks(check)
     return dataset_dir(dataset.folder.name)
+
+
+def missing_tasks() -> dict[str, int]:
+    """What is still lacking of CORE and the chat tasks -> about how many bytes. No network."""
+    bundle = {} if sets.has_bundle() else {sets.BUNDLE: BUNDLE_BYTES}
+    return bundle | {name: size for name, size in TEST_BYTES.items() if not sets.task_files(name)}
+
+
+def fetch_tasks(check: bool = False) -> list[Path]:
+    """Bring the evaluation bundle and the chat tasks' questions; with `check` hashed again. Their folders. Raises DataError."""
+    require_space("this download", sum(missing_tasks().values()), base_dir())
+    for name in TEST_BYTES:
+        sets.ensure_task(name)
+        if check:
+            sets.verify_task(name)
+    return [sets.ensure_bundle(), *map(sets.task_folder, TEST_BYTES)]

@@ -18,12 +18,15 @@ from typing import Any
 from nanochat.config import Config, convert
 from nanochat.console import duration, quantity
 from nanochat.errors import DataError, NanochatError
+from nanochat.evaluation.results import HEADINGS, RESULTS, table
 from nanochat.model import scaling
 from nanochat.ops import plan
 from nanochat.paths import atomic_write, atomic_write_json
 
 STAGES = ("base", "sft", "rl")
 STAGE_NAMES = {"base": "pretraining", "sft": "fine-tuning", "rl": "reinforcement learning"}
+TASK_NAMES = {"core": "CORE", "chat": "Chat tasks"}
+REFERENCE_NOTE = "GPT-2's scores are those that karpathy/nanochat measured (its README, and dev/estimate_gpt3_core.ipynb)."
 CURVE_POINTS = 300  # of each stage's loss; longer runs are averaged down to these
 
 
@@ -66,6 +69,7 @@ def _collect(run_dir: Path) -> dict[str, Any]:
         "parameters": results.get("parameters", scaling.count_parameters(shape)["total"] if shape else None),
         "stages": {stage: _stage([line for line in lines if line["stage"] == stage]) for stage in STAGES if _has(lines, stage)},
         "curve": {stage: _curve([line for line in lines if line["stage"] == stage]) for stage in STAGES if _has(lines, stage)},
+        "tasks": _read_json(run_dir / RESULTS),
         "samples": results.get("samples", []),
         "machine": _machine(str(config.get("device", "auto"))),
         "config": config,
@@ -193,6 +197,11 @@ def _score_rows(report: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     return [*sorted((scores.get("by_skill") or {}).items()), ("all", scores)] if scores else []
 
 
+def _task_tables(report: dict[str, Any]) -> list[tuple[str, list[list[str]]]]:
+    """(heading, rows) of CORE and the chat tasks, where they were asked."""
+    return [(name, table(part, report["tasks"][part])) for part, name in TASK_NAMES.items() if part in report["tasks"]]
+
+
 def _stage_rows(report: dict[str, Any]) -> list[list[str]]:
     return [
         [
@@ -241,6 +250,9 @@ def _markdown(report: dict[str, Any]) -> str:
     if rows := _score_rows(report):
         cells = [[name, _percent(row.get("untrained")), _percent(row.get("trained")), str(row.get("items", "-"))] for name, row in rows]
         parts += ["## Held-out questions", _table(["skill", "untrained", "trained", "items"], cells)]
+    for heading, cells in _task_tables(report):
+        parts += [f"## {heading}", _table(HEADINGS, cells)]
+        parts += [REFERENCE_NOTE] if heading == TASK_NAMES["core"] else []
     if report["stages"]:
         parts += ["## Training", _table(_STAGE_HEADINGS, _stage_rows(report))]
     if report["samples"]:
@@ -285,7 +297,7 @@ details summary { cursor: pointer; color: var(--dim); } .note { color: var(--dim
 
 
 def _html(report: dict[str, Any]) -> str:
-    def table(headings: Sequence[str], rows: Sequence[Sequence[str]], last: str = "") -> str:
+    def cells_of(headings: Sequence[str], rows: Sequence[Sequence[str]], last: str = "") -> str:
         head = "".join(f"<th>{escape(text)}</th>" for text in headings)
         body = ""
         for row in rows:
@@ -306,12 +318,15 @@ def _html(report: dict[str, Any]) -> str:
         parts += ["<h2>Loss</h2>", _svg(report["curve"])]
     if rows := _score_rows(report):
         cells = [[name, _percent(row.get("untrained")), _percent(row.get("trained")), str(row.get("items", "-"))] for name, row in rows]
-        parts += ["<h2>Held-out questions</h2>", table(["skill", "untrained", "trained", "items"], cells, ' class="all"')]
+        parts += ["<h2>Held-out questions</h2>", cells_of(["skill", "untrained", "trained", "items"], cells, ' class="all"')]
+    for heading, cells in _task_tables(report):
+        parts += [f"<h2>{heading}</h2>", cells_of(HEADINGS, cells)]
+        parts += [f'<p class="note">{escape(REFERENCE_NOTE)}</p>'] if heading == TASK_NAMES["core"] else []
     if samples := _samples(report):
         parts.append("<h2>Samples</h2>")
         parts += [f'<div class="sample"><p class="prompt">{escape(prompt)}</p><p>{escape(answer)}</p></div>' for prompt, answer in samples]
     if report["stages"]:
-        parts += ["<h2>Training</h2>", table(_STAGE_HEADINGS, _stage_rows(report))]
+        parts += ["<h2>Training</h2>", cells_of(_STAGE_HEADINGS, _stage_rows(report))]
     parts += ["<h2>Machine</h2>", pairs(report["machine"])]
     if report["config"]:
         parts.append(f"<h2>Config</h2><details><summary>{len(report['config'])} values</summary>{pairs(report['config'])}</details>")

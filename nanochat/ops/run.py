@@ -15,10 +15,10 @@ from nanochat.config import EMBEDDED, Config
 from nanochat.console import Progress, log
 from nanochat.data import conversations, corpus, documents, download, identity
 from nanochat.data.sets import ensure_task
-from nanochat.data.shards import Dataset, open_dataset, sha256, texts
+from nanochat.data.shards import Dataset, sha256, texts
 from nanochat.data.summary import conversations_line
 from nanochat.errors import DataError, PreflightError, UsageError
-from nanochat.ops import budget, doctor, runs
+from nanochat.ops import budget, doctor, evaluation, runs
 from nanochat.ops import plan as planning
 from nanochat.ops.fetch import sets_of
 from nanochat.ops.report import read_metrics
@@ -273,7 +273,7 @@ def sft_conversations(config: Config) -> Sequence[Conversation]:
 def _stages(record: runs.Record, stages: Sequence[str], here: ranks.Ranks, stop: StopSignal, began: float) -> None:
     """Train the stages that are not done, then score and report."""
     config, folder = record.config, paths.run_dir(record.config.run)
-    dataset = _open(record)
+    dataset = runs.open_text(record)
     session = Session(config, dataset, Tokenizer.load(paths.tokenizer_dir(record.tokenizer)), folder, here, stop)
     if here.main:
         for name in RESULTS:
@@ -291,8 +291,9 @@ def _stages(record: runs.Record, stages: Sequence[str], here: ranks.Ranks, stop:
         sft = _own_newest(session, SFT)
         if not _complete(session, SFT, sft, config.sft_iterations):
             finetune(session, base, sft_conversations(config))
+    stop.in_loop = False
+    evaluation.at_the_end(config, here)
     if here.main:
-        stop.in_loop = False
         score_run(session, began)
 
 
@@ -312,17 +313,6 @@ def _own_newest(session: Session, stage: str) -> Checkpoint | None:
             "move that folder away, or choose a new name with --run NEW",
         )
     return newest
-
-
-def _open(record: runs.Record) -> Dataset:
-    dataset = open_dataset(paths.dataset_dir(record.dataset))
-    known = {shard.path.name: shard for shard in dataset.training}
-    missing = [name for name in record.shards if name not in known]
-    if missing:
-        raise DataError(f"{dataset.folder} lacks {missing[0]}, which the run began with", f"download it: -n {len(record.shards)}")
-    return Dataset(
-        dataset.name, dataset.folder, dataset.source, dataset.licence, tuple(known[name] for name in record.shards), dataset.validation
-    )
 
 
 def tokenizer_of(config: Config) -> Path:

@@ -14,6 +14,7 @@ import torch
 from nanochat import paths
 from nanochat.config import FIELDS, Config, convert, differences
 from nanochat.console import log
+from nanochat.data.shards import Dataset, open_dataset
 from nanochat.errors import DataError, UsageError
 from nanochat.model.gpt import GPT
 from nanochat.tokenizer import Tokenizer
@@ -59,6 +60,18 @@ def read_record(run: str) -> Record | None:
         raise DataError(f"{path} is damaged ({error})", f"start afresh with another --run, or restore {path}") from error
 
 
+def open_text(record: Record) -> Dataset:
+    """The text of a run, its shards in the order that it froze. Raises DataError where one is missing."""
+    dataset = open_dataset(paths.dataset_dir(record.dataset))
+    known = {shard.path.name: shard for shard in dataset.training}
+    missing = [name for name in record.shards if name not in known]
+    if missing:
+        raise DataError(f"{dataset.folder} lacks {missing[0]}, which the run began with", f"download it: -n {len(record.shards)}")
+    return Dataset(
+        dataset.name, dataset.folder, dataset.source, dataset.licence, tuple(known[name] for name in record.shards), dataset.validation
+    )
+
+
 def inherit(config: Config, record: Record) -> Config:
     """`config` with the record's value wherever it leaves one to the rule: the rule has spoken when the run began.
 
@@ -86,6 +99,11 @@ def require_same(what: str, old: object, new: object, run: str) -> None:
 def has_checkpoints(run: str) -> bool:
     """Whether `run` has a checkpoint of any stage."""
     return any(paths.run_dir(run).glob("*/step_*/manifest.json"))
+
+
+def has_stage(run: str, stage: str | None) -> bool:
+    """Whether `run` has a good checkpoint of `stage`."""
+    return stage is not None and Checkpoints(paths.run_dir(run) / stage).newest() is not None
 
 
 def plain_name(run: str) -> str:
@@ -152,7 +170,7 @@ def open_checkpoint(run: str, checkpoint: Checkpoint, device: str = "cpu") -> Tr
     if tokenizer.vocab_size != checkpoint.meta["model"]["vocab_size"]:
         raise DataError(f"{checkpoint.folder} was not trained with its tokenizer {tokenizer.id}", "start a new run with --run NEW")
     model = checkpoint.read_model(device)
-    if device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+    if torch.device(device).type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
         model.compute_dtype = torch.bfloat16
     return TrainedModel(run, checkpoint, model, tokenizer)
 

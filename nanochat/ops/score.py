@@ -53,7 +53,7 @@ def score_run(session: Session, began: float) -> None:
     write_report(folder)
 
 
-def evaluate_run(run: str | None, items: Path | None) -> dict[str, Any]:
+def evaluate_items(run: str | None, items: Path | None) -> dict[str, Any]:
     """The score of a run's model on the questions of a jsonl file, by default the run's own held-out ones. Raises DataError."""
     opened = runs.open_model(run)
     runs.describe(opened)

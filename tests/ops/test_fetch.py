@@ -1,6 +1,7 @@
 """What a run needs from the network is known beforehand, and comes with one command."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,10 +11,13 @@ from nanochat.config import TEXT_RULES, build_config
 from nanochat.data import hub as hub_module
 from nanochat.data.conversations import conversations
 from nanochat.data.download import KNOWN
+from nanochat.data.sets import TESTS
 from nanochat.data.shards import shard_name
 from nanochat.errors import DataError, PreflightError
 from nanochat.ops import fetch
+from nanochat.ops.evaluation import available
 from nanochat.ops.fetch import fetch_for, missing, sets_of
+from tests.evaluation.bundle import chat_rows, write_bundle
 from tests.hub import Hub, parquet
 
 TALK = [{"role": "user", "content": "你好"}, {"role": "assistant", "content": "嗨"}]
@@ -84,3 +88,19 @@ def test_no_room(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(PreflightError, match="are free"):
         fetch_for(trial())
     assert fetch.SET_BYTES["smol-smoltalk"] > 10
+
+
+@pytest.mark.long
+def test_the_tasks_alone(server: Hub, tmp_path: Path) -> None:
+    """What `download --evaluation` brings: the test sets and the bundle, once."""
+    for name, data in chat_rows().items():
+        task = TESTS[name]
+        server.files.setdefault(task.repo, {})[f"{task.prefix}00000-of-00001.parquet"] = data
+    write_bundle(tmp_path / "bundle" / "eval_bundle")
+    server.assets["/eval_bundle.zip"] = Path(shutil.make_archive(str(tmp_path / "b"), "zip", tmp_path / "bundle")).read_bytes()
+    assert set(available()) == {"core", "chat"} and set(fetch.missing_tasks()) == {"eval_bundle", *TESTS}
+    folders = fetch.fetch_tasks(check=True)
+    assert [folder.name for folder in folders] == ["eval_bundle", *TESTS]
+    assert available() == {} and fetch.missing_tasks() == {}
+    server.requests.clear()
+    assert fetch.fetch_tasks(check=True) == folders and server.requests == []

@@ -351,14 +351,14 @@ def test_the_evaluation_of_own_questions(base: Path, text: Path, chat_data: Path
     run.train(config(text, sft_iterations=1, chat_data=str(chat_data)))
     questions = tmp_path / "questions.jsonl"
     questions.write_text('{"skill": "words", "prompt": "cat", "answer": "cat cat"}\n\n{"skill": "names", "prompt": "a", "answer": "b"}\n')
-    table = score.evaluate_run("tiny", questions)
+    table = score.evaluate_items("tiny", questions)
     assert table["run"] == "tiny" and table["items"] == 2 and table["by_skill"].keys() == {"words", "names"}
     for broken in ('{"skill": "words"}\n', "no json\n", ""):
         questions.write_text(broken)
         with pytest.raises(DataError, match="no questions in"):
-            score.evaluate_run("tiny", questions)
+            score.evaluate_items("tiny", questions)
     with pytest.raises(DataError, match=r"heldout\.jsonl"):  # its text has none
-        score.evaluate_run(None, None)
+        score.evaluate_items(None, None)
 
 
 # ---- who the model is -------------------------------------------------------------------------------------------

@@ -1,0 +1,106 @@
+"""Tasks for a model that converses: ARC, MMLU and GSM8K, from their published test sets, and what their questions look like.
+
+ARC (Clark et al., 2018) and MMLU (Hendrycks et al., 2021) are answered by a letter: of the letters there are, the one that the
+model finds likeliest. GSM8K (Cobbe et al., 2021) is answered in words, with the calculator: the number after #### must be the right one.
+HumanEval is left out: its answers are programs, which would have to be run, and there is no sandbox here that deserves the name.
+"""
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from nanochat.data.conversations import LETTERS, Rows, choices_prompt, grade_school, multiple_choice
+from nanochat.data.sets import task_files
+from nanochat.data.shards import sha256
+from nanochat.evaluation.scorer import Scorer
+from nanochat.tokenizer import Tokenizer
+
+ORDER_SEED = 42  # of the rows, so that the first N are a fair sample; karpathy/nanochat's
+ANSWER_TOKENS = 512
+_FINAL = re.compile(r"#### (-?[0-9.,]+)")
+
+
+@dataclass(frozen=True)
+class Question:
+    """What the user asks, the letters to choose from (none where words answer), and the right answer."""
+
+    prompt: str
+    letters: tuple[str, ...]
+    answer: str
+
+
+def final_number(text: str) -> str | None:
+    """The number after ####, without commas; None where there is none."""
+    found = _FINAL.search(text)
+    return found[1].replace(",", "") if found else None
+
+
+def _arc(row: dict[str, Any]) -> Question:
+    choices, letters = row["choices"]["text"], tuple(row["choices"]["label"])
+    return Question(choices_prompt(row["question"], choices, letters), letters, row["answerKey"])
+
+
+def _mmlu(row: dict[str, Any]) -> Question:
+    asked, answer = multiple_choice(row)
+    return Question(asked["content"], tuple(LETTERS[: len(row["choices"])]), answer["content"])
+
+
+def _gsm8k(row: dict[str, Any]) -> Question:
+    return Question(grade_school(row)[0]["content"], (), final_number(row["answer"]) or "")
+
+
+# Task -> its set (data/sets.py), what guessing scores, and how a row of it becomes a question.
+CHAT_TASKS: dict[str, tuple[str, float, Callable[[dict[str, Any]], Question]]] = {
+    "ARC-Easy": ("arc-easy-test", 0.25, _arc),
+    "ARC-Challenge": ("arc-challenge-test", 0.25, _arc),
+    "MMLU": ("mmlu-test", 0.25, _mmlu),
+    "GSM8K": ("gsm8k-test", 0.0, _gsm8k),
+}
+
+
+@dataclass(frozen=True)
+class ChatTask:
+    """One task: its questions, in the order in which they are asked."""
+
+    name: str
+    chance: float
+    questions: list[Question]
+    digest: str
+
+    def __len__(self) -> int:
+        return len(self.questions)
+
+    def size(self, index: int) -> int:
+        """About how long the question is."""
+        return len(self.questions[index].prompt)
+
+    def right(self, scorer: Scorer, indices: Sequence[int]) -> list[bool]:
+        """Which of the questions the model answers rightly."""
+        asked = [self.questions[index] for index in indices]
+        prompts = [prompt_ids(scorer.tokenizer, question.prompt) for question in asked]
+        if asked and asked[0].letters:
+            chosen = scorer.letters(prompts, [question.letters for question in asked])
+            return [question.letters[choice] == question.answer for question, choice in zip(asked, chosen, strict=True)]
+        said = scorer.answers(prompts, min(ANSWER_TOKENS, scorer.context // 2))
+        return [final_number(text) == question.answer for question, text in zip(asked, said, strict=True)]
+
+
+def prompt_ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    """One user's message, however long, as ids that end where the assistant begins."""
+    return tokenizer.render_prompt([{"role": "user", "content": text}], 1 << 62)[0]
+
+
+def read_chat_task(name: str, most: int = -1) -> ChatTask:
+    """A task of CHAT_TASKS whose files are there, at most its first `most` questions (-1: all). Raises DataError."""
+    source, chance, convert = CHAT_TASKS[name]
+    files = task_files(source)
+    rows = Rows(files)
+    order = np.random.default_rng(ORDER_SEED).permutation(len(rows))
+    chosen = order[:most] if most >= 0 else order
+    questions = [rows.read(int(index), convert) for index in chosen]
+    digest = json.dumps([len(questions), *(sha256(path) for path in files)])
+    return ChatTask(name, chance, questions, digest)

@@ -1,0 +1,145 @@
+"""CORE: 22 tasks that a base model answers by continuing text (Li et al., 2024, "DataComp-LM", arXiv 2406.11794).
+
+The evaluation bundle, as karpathy/nanochat publishes it:
+
+    eval_bundle/core.yaml           the tasks: kind, number of examples shown, delimiter
+                eval_meta_data.csv  what chance alone scores, in percent
+                eval_data/...jsonl  their rows
+
+Rows, examples and prompts are chosen and put together as there, to the last character, so that scores can be compared.
+"""
+
+import csv
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nanochat.data.shards import sha256
+from nanochat.errors import DataError
+from nanochat.evaluation.scorer import Scorer, Span
+from nanochat.tokenizer import Tokenizer
+
+ORDER_SEED = 1337  # of the rows, so that the first N are a fair sample
+EXAMPLES_SEED = 1234  # plus the row's index: of the examples shown before it
+
+# Kind of task -> what a row must have.
+FIELDS = {
+    "multiple_choice": ("query", "choices", "gold"),  # one context, several continuations
+    "schema": ("context_options", "continuation", "gold"),  # several contexts, one continuation
+    "language_modeling": ("context", "continuation"),  # one continuation, to be said word for word
+}
+
+
+def examples_of(index: int, rows: int, shots: int) -> list[int]:
+    """Which rows are shown before row `index`, never itself: all others where there are fewer than `shots`."""
+    chosen = random.Random(EXAMPLES_SEED + index).sample(range(rows - 1), min(shots, rows - 1))
+    return [other + (other >= index) for other in chosen]
+
+
+@dataclass(frozen=True)
+class CoreTask:
+    """One task: its rows, in the order in which they are asked, and how they are put."""
+
+    name: str
+    kind: str  # a key of FIELDS
+    shots: int
+    delimiter: str  # between a row's context and its continuation
+    chance: float  # what guessing scores, as a part of 1
+    rows: list[dict[str, Any]]
+    digest: str  # of the file and of what is said above
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def prompts(self, index: int) -> list[str]:
+        """The texts of row `index`, one an option; of language modelling the text without and with its continuation."""
+        shown = "".join(f"{self._example(self.rows[i])}\n\n" for i in examples_of(index, len(self.rows), self.shots))
+        row = self.rows[index]
+        if self.kind == "multiple_choice":
+            return [f"{shown}{row['query']}{self.delimiter}{choice}" for choice in row["choices"]]
+        if self.kind == "schema":
+            return [f"{shown}{context}{self.delimiter}{row['continuation']}" for context in row["context_options"]]
+        before = f"{shown}{str(row['context']).strip()}{self.delimiter}"
+        return [before.strip(), f"{before}{row['continuation']}"]  # the next token would swallow a blank at the end
+
+    def _example(self, row: dict[str, Any]) -> str:
+        """A row with its right answer."""
+        if self.kind == "multiple_choice":
+            return f"{row['query']}{self.delimiter}{row['choices'][row['gold']]}"
+        if self.kind == "schema":
+            return f"{row['context_options'][row['gold']]}{self.delimiter}{row['continuation']}"
+        return f"{str(row['context']).strip()}{self.delimiter}{row['continuation']}"
+
+    def size(self, index: int) -> int:
+        """About how long the question is, to ask those together that are alike."""
+        return max(map(len, self.prompts(index)))
+
+    def spans(self, index: int, tokenizer: Tokenizer) -> list[Span]:
+        """The options of row `index` as ids, each with the part that is scored: what the options do not have in common.
+
+        A schema's options end alike, so there it is what they have in common that is scored.
+        """
+        ids = [[tokenizer.bos, *tokenizer.encode(prompt)] for prompt in self.prompts(index)]
+        if self.kind == "schema":
+            common = common_length([one[::-1] for one in ids])
+            return [Span(one, max(len(one) - common, 1), len(one)) for one in ids]
+        start = max(common_length(ids), 1)
+        if self.kind == "language_modeling":
+            return [Span(ids[1], start, len(ids[1]))]
+        return [Span(one, start, len(one)) for one in ids]
+
+    def right(self, scorer: Scorer, indices: Sequence[int]) -> list[bool]:
+        """Which of the rows the model answers rightly: the right option is the likeliest, by its mean token; or the words are said."""
+        options = [self.spans(index, scorer.tokenizer) for index in indices]
+        scored = iter(scorer.spans([span for spans in options for span in spans]))
+        right = []
+        for index, spans in zip(indices, options, strict=True):
+            nats, said = zip(*(next(scored) for _ in spans), strict=True)
+            right.append(all(said) if self.kind == "language_modeling" else nats.index(min(nats)) == self.rows[index]["gold"])
+        return right
+
+
+def common_length(sequences: Sequence[Sequence[int]]) -> int:
+    """With how many ids all of `sequences` begin."""
+    count = 0
+    for together in zip(*sequences, strict=False):
+        if len(set(together)) > 1:
+            break
+        count += 1
+    return count
+
+
+def read_core(bundle: Path, most: int = -1) -> list[CoreTask]:
+    """The bundle's tasks, at most the first `most` rows of each (-1: all). Raises DataError where the bundle is not as published."""
+    try:
+        tasks = yaml.safe_load((bundle / "core.yaml").read_text(encoding="utf-8"))["icl_tasks"]
+        with (bundle / "eval_meta_data.csv").open(encoding="utf-8", newline="") as file:
+            chance = {row["Eval Task"]: float(row["Random baseline"]) / 100 for row in csv.DictReader(file)}
+        return [_read_task(bundle, task, chance[task["label"]], most) for task in tasks]
+    except (OSError, yaml.YAMLError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise DataError(
+            f"{bundle} is not the evaluation bundle: {type(error).__name__}: {error}",
+            f"remove {bundle} and run: download --evaluation",
+        ) from error
+
+
+def _read_task(bundle: Path, task: dict[str, Any], chance: float, most: int) -> CoreTask:
+    kind, shots, delimiter = task["icl_task_type"], task["num_fewshot"][0], task.get("continuation_delimiter", " ")
+    path = bundle / "eval_data" / task["dataset_uri"]
+    with path.open(encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file if line.strip()]
+    for number, row in enumerate(rows, 1):
+        options = row.get("choices") or row.get("context_options") or []
+        if any(field not in row for field in FIELDS[kind]) or ("gold" in FIELDS[kind] and not 0 <= row["gold"] < len(options)):
+            raise ValueError(f"row {number} of {path} is no {kind}: {', '.join(row)}")
+    random.Random(ORDER_SEED).shuffle(rows)
+    rows = rows[:most] if most >= 0 else rows
+    if not rows:
+        raise ValueError(f"{path} has no rows")
+    digest = json.dumps([kind, shots, delimiter, len(rows), sha256(path)])
+    return CoreTask(task["label"], kind, shots, delimiter, chance, rows, digest)

@@ -1,0 +1,136 @@
+"""What a model makes of prompts: how likely it finds a text, which letter it prefers, what it says. In batches that fit.
+
+Shapes: B rows, T positions, D width, V vocabulary.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nanochat.console import log
+from nanochat.errors import OutOfMemoryError
+from nanochat.generate.engine import Engine, answer_text
+from nanochat.model.gpt import GPT
+from nanochat.tokenizer import Tokenizer
+
+BATCH_TOKENS = 16_384  # padding included, that one forward pass reads
+LOGIT_ROWS = 1024  # whose logits exist at once
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Span:
+    """A text as ids, of which ids[start:end] are scored; 1 <= start <= end."""
+
+    ids: list[int]
+    start: int
+    end: int
+
+    def within(self, context: int) -> "Span":
+        """The same without its oldest ids, where there are more than `context`; the first id left cannot be scored."""
+        cut = max(len(self.ids) - context, 0)
+        return Span(self.ids[cut:], max(self.start - cut, 1), max(self.end - cut, 1))
+
+
+class Scorer:
+    """A model with its tokenizer, asked in batches; one that does not fit into memory is halved, and so are those after it.
+
+    What a text gets does not depend on its batch, but for the last digits of the arithmetic.
+    """
+
+    def __init__(self, model: GPT, tokenizer: Tokenizer, batch_tokens: int = BATCH_TOKENS):
+        self.model, self.tokenizer, self.batch_tokens = model, tokenizer, batch_tokens
+        self.engine = Engine(model, tokenizer)
+        self.context = model.config.max_seq_len
+        self.device = next(model.parameters()).device
+
+    def spans(self, spans: Sequence[Span]) -> list[tuple[float, bool]]:
+        """(mean nats of the scored ids, whether each was the likeliest) of every span; equal ones are read once.
+
+        Where nothing is scored the mean is infinite: such an option is never chosen.
+        """
+        keys = [(tuple(cut.ids), cut.start, cut.end) for cut in (span.within(self.context) for span in spans)]
+        different = [Span(list(ids), start, end) for ids, start, end in dict.fromkeys(keys)]
+        scored = dict(zip(dict.fromkeys(keys), self._batched(different, lambda span: len(span.ids), self._read), strict=True))
+        return [scored[key] for key in keys]
+
+    def letters(self, prompts: Sequence[list[int]], letters: Sequence[Sequence[str]]) -> list[int]:
+        """Which of its letters the model finds likeliest right after each prompt: their indices; the first of equals."""
+        items = [
+            (prompt[-self.context :], [self.tokenizer.encode(letter)[0] for letter in few])
+            for prompt, few in zip(prompts, letters, strict=True)
+        ]
+        return self._batched(items, lambda item: len(item[0]), self._choose)
+
+    def answers(self, prompts: Sequence[list[int]], max_tokens: int) -> list[str]:
+        """What the model says to each prompt at temperature 0, in at most `max_tokens` tokens."""
+        room = max(self.context - max_tokens, self.context // 2)
+        items = [prompt[-room:] for prompt in prompts]
+
+        def say(batch: list[list[int]]) -> list[str]:
+            said = self.engine.complete(batch, max_tokens=max_tokens, temperature=0.0, batch_size=len(batch))
+            return [answer_text(self.tokenizer, ids) for ids in said]
+
+        return self._batched(items, lambda item: len(item) + max_tokens, say)
+
+    def _batched(self, items: Sequence[Item], length: Callable[[Item], int], work: Callable[[list[Item]], list[Result]]) -> list[Result]:
+        """`work`'s results for `items`, in batches of items of like length. Raises OutOfMemoryError where one item does not fit."""
+        order = sorted(range(len(items)), key=lambda index: -length(items[index]))  # the largest first: what fits it fits all
+        results: dict[int, Result] = {}
+        while len(results) < len(order):
+            first = len(results)
+            longest = length(items[order[first]])
+            count = max(self.batch_tokens // longest, 1)
+            batch = order[first : first + count]
+            try:
+                done = work([items[index] for index in batch])
+            except torch.OutOfMemoryError as error:
+                if len(batch) == 1:
+                    raise OutOfMemoryError(
+                        f"out of memory with one text of {longest} tokens", "close what else uses the device, or use --device=cpu"
+                    ) from error
+                done = None
+            if done is None:  # outside the handler, which holds on to what filled the memory
+                self.batch_tokens = longest * (len(batch) // 2)
+                if self.device.type == "cuda":
+                    torch.cuda.empty_cache()
+                log(f"out of memory with {len(batch)} texts of {longest} tokens: going on with {len(batch) // 2} at once")
+                continue
+            results |= zip(batch, done, strict=True)
+        return [results[index] for index in range(len(items))]
+
+    def _hidden(self, rows: list[list[int]]) -> Tensor:
+        """Hidden states (B, T, D) of rows padded on the right, which what stands before the padding cannot see."""
+        longest = max(map(len, rows))
+        padded = torch.tensor([row + [self.tokenizer.bos] * (longest - len(row)) for row in rows])
+        return self.model(padded.to(self.device))
+
+    @torch.inference_mode()
+    def _read(self, spans: list[Span]) -> list[tuple[float, bool]]:
+        hidden = self._hidden([span.ids for span in spans])
+        before = [hidden[row, span.start - 1 : span.end - 1] for row, span in enumerate(spans)]  # each predicts the id after it
+        targets = torch.tensor([id for span in spans for id in span.ids[span.start : span.end]], dtype=torch.int64, device=self.device)
+        nats, said = [], []
+        for part, wanted in zip(torch.cat(before).split(LOGIT_ROWS), targets.split(LOGIT_ROWS), strict=True):
+            logits = self.model.logits(part)
+            nats.append(F.cross_entropy(logits, wanted, reduction="none"))
+            said.append(logits.argmax(dim=-1) == wanted)
+        counts = [span.end - span.start for span in spans]
+        return [
+            (one.mean().item() if len(one) else math.inf, bool(hit.all()))
+            for one, hit in zip(torch.cat(nats).cpu().split(counts), torch.cat(said).cpu().split(counts), strict=True)
+        ]
+
+    @torch.inference_mode()
+    def _choose(self, items: list[tuple[list[int], list[int]]]) -> list[int]:
+        hidden = self._hidden([prompt for prompt, _ in items])
+        last = torch.tensor([len(prompt) - 1 for prompt, _ in items], device=self.device)
+        logits = self.model.logits(hidden[torch.arange(len(items), device=self.device), last]).cpu()  # (B, V)
+        return [int(row[letters].argmax()) for row, (_, letters) in zip(logits, items, strict=True)]
