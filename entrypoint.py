@@ -105,7 +105,8 @@ def download(
     named = ([f"--dataset={dataset}"] if dataset else []) + ([f"--shards={shards}"] if shards else [])
     config = _run_config(profile, trial, [*named, *context.args])
     from nanochat.ops.fetch import fetch_for
-    from nanochat.ops.plan import choose_hardware, normal, resolve
+    from nanochat.ops.hardware import choose_hardware
+    from nanochat.ops.plan import normal, resolve
 
     print(fetch_for(resolve(normal(config), hardware=choose_hardware(config)), verify))
 
@@ -150,9 +151,10 @@ def chat(
     """Chat with a trained model in the terminal."""
     from nanochat.chat.terminal import chat as converse
     from nanochat.generate.engine import Engine
-    from nanochat.ops import plan, runs
+    from nanochat.ops import runs
+    from nanochat.ops.hardware import this_machine
 
-    opened = runs.open_model(run, "cuda" if device != "cpu" and plan.this_machine(device).cuda else "cpu")
+    opened = runs.open_model(run, "cuda" if device != "cpu" and this_machine(device).cuda else "cpu")
     runs.describe(opened)
     converse(
         Engine(opened.model, opened.tokenizer),
@@ -248,9 +250,10 @@ def doctor(
     """Look for what would make a run fail or crawl on this machine; exit 3 where it would fail."""
     from nanochat.ops import doctor as examination
     from nanochat.ops import plan as planning
+    from nanochat.ops.hardware import this_machine
 
     config = planning.resolve(_run_config(profile, trial, context.args))
-    findings = examination.examine(config, planning.make_plan(config, planning.this_machine(config.device)))
+    findings = examination.examine(config, planning.make_plan(config, this_machine(config.device)))
     if gpus:
         from nanochat.ops.gpus import check_gpus
 

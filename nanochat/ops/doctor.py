@@ -24,7 +24,8 @@ from nanochat.data import hub
 from nanochat.errors import NanochatError, PreflightError
 from nanochat.ops import nvml
 from nanochat.ops.fetch import missing
-from nanochat.ops.plan import Plan, physical_cores
+from nanochat.ops.hardware import physical_cores
+from nanochat.ops.plan import Plan
 
 OK, WARNING, ERROR = "ok", "warning", "error"
 DRIVER_FLOORS = {12: 525, 13: 580}  # CUDA's major version in torch's wheels -> the oldest driver

@@ -19,7 +19,7 @@ from nanochat.config import Config, convert
 from nanochat.console import duration, quantity
 from nanochat.errors import DataError, NanochatError
 from nanochat.model import scaling
-from nanochat.ops import plan
+from nanochat.ops import hardware
 from nanochat.paths import atomic_write, atomic_write_json
 
 STAGES = ("base", "sft", "rl")
@@ -153,7 +153,7 @@ def _machine(device: str) -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             continue
     return {
-        "device": plan.this_machine(device).name,
+        "device": hardware.this_machine(device).name,
         "system": f"{platform.system()} {platform.machine()}",
         "cores": os.cpu_count(),
         "python": platform.python_version(),

@@ -21,6 +21,7 @@ from nanochat.errors import DataError, PreflightError, UsageError
 from nanochat.ops import budget, doctor, runs
 from nanochat.ops import plan as planning
 from nanochat.ops.fetch import sets_of
+from nanochat.ops.hardware import this_machine
 from nanochat.ops.report import read_metrics
 from nanochat.ops.score import score_run, show_result
 from nanochat.tokenizer import QWEN2_PATTERN, SPLIT_PATTERN, Conversation, Tokenizer
@@ -168,7 +169,7 @@ def _local_text(config: Config) -> Dataset | None:
 
 def _announce(config: Config, stages: Sequence[str], text_bytes: int | None, spent: float, begun: bool) -> Config:
     """Resolve, print the plan and the rules, and refuse what cannot run here; returns the resolved config."""
-    hardware = planning.this_machine(config.device)
+    hardware = this_machine(config.device)
     resolved, plan = budget.decide(config, hardware, text_bytes=text_bytes, spent=spent, begun=begun)
     log(planning.brief(plan))
     for line in resolved.rules:
