@@ -113,30 +113,17 @@ def test_logits_on_200_prompts(exported: Exported) -> None:
     assert worst < 1e-4
 
 
-def _gap(model: GPT, prompt: list[int], one: list[int], other: list[int]) -> float:
-    """How far apart the logits of the two tokens are where two continuations part: rounding decides between equal ones."""
-    place = next(i for i, pair in enumerate(zip(one, other, strict=True)) if pair[0] != pair[1])
-    logits = model.logits(model(torch.tensor([prompt + one[:place]])))[0, -1]
-    return float((logits[one[place]] - logits[other[place]]).abs())
-
-
 @pytest.mark.long
 @torch.inference_mode()
 def test_greedy_generation_with_a_cache(exported: Exported) -> None:
     ours, _, theirs, _ = exported
     rng = random.Random(2)
-    ties: list[float] = []
     for length in (2, 40):
         rows = [[rng.randrange(ours.tokenizer.vocab_size) for _ in range(length)] for _ in range(25)]
         ids = torch.tensor(rows)  # without a mask, transformers takes what equals the padding for padding
         options = {"max_new_tokens": 200, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
         made = theirs.generate(ids, attention_mask=torch.ones_like(ids), **options)
-        expected = check.greedy(ours.model, rows, 200)
-        for prompt, theirs_new, ours_new in zip(rows, made[:, length:].tolist(), expected, strict=True):
-            if theirs_new != ours_new:
-                ties.append(_gap(ours.model, prompt, theirs_new, ours_new))
-    print(f"rows that part at a tie: {ties}")
-    assert len(ties) <= 1 and max(ties, default=0.0) < 1e-5
+        assert made[:, length:].tolist() == check.greedy(ours.model, rows, 200)
 
 
 @pytest.mark.long
