@@ -265,13 +265,20 @@ def doctor(
 @app.command()
 def report(
     run: Annotated[str | None, typer.Option(help="the run; without it the newest")] = None,
+    compare: Annotated[tuple[str, str] | None, typer.Option(metavar="RUN RUN", help="two runs side by side")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object on stdout")] = False,
 ) -> None:
-    """Write a run's report anew and print it."""
+    """Write a run's report anew and print it, or with --compare what differs between two runs."""
     from nanochat import paths
     from nanochat.ops.report import write_report
-    from nanochat.ops.runs import newest_run
+    from nanochat.ops.runs import newest_run, plain_name
 
+    if compare:
+        from nanochat.ops import compare as comparison
+
+        found = comparison.compare(*(paths.run_dir(plain_name(name)) for name in compare))
+        print(json.dumps(found, ensure_ascii=False) if as_json else comparison.describe(found))
+        return
     folder = paths.run_dir(run or newest_run())
     value = write_report(folder)
     print(json.dumps(value, ensure_ascii=False) if as_json else (folder / "report.md").read_text(encoding="utf-8"))
