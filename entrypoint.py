@@ -113,7 +113,8 @@ def download(
     named = ([f"--dataset={dataset}"] if dataset else []) + ([f"--shards={shards}"] if shards else [])
     config = _run_config(profile, trial, [*named, *context.args])
     from nanochat.ops.fetch import fetch_for
-    from nanochat.ops.plan import choose_hardware, normal, resolve
+    from nanochat.ops.hardware import choose_hardware
+    from nanochat.ops.plan import normal, resolve
 
     print(fetch_for(resolve(normal(config), hardware=choose_hardware(config)), verify))
 
@@ -158,9 +159,10 @@ def chat(
     """Chat with a trained model in the terminal."""
     from nanochat.chat.terminal import chat as converse
     from nanochat.generate.engine import Engine
-    from nanochat.ops import plan, runs
+    from nanochat.ops import runs
+    from nanochat.ops.hardware import this_machine
 
-    opened = runs.open_model(run, "cuda" if device != "cpu" and plan.this_machine(device).cuda else "cpu")
+    opened = runs.open_model(run, "cuda" if device != "cpu" and this_machine(device).cuda else "cpu")
     runs.describe(opened)
     converse(
         Engine(opened.model, opened.tokenizer),
@@ -269,9 +271,10 @@ def doctor(
     """Look for what would make a run fail or crawl on this machine; exit 3 where it would fail."""
     from nanochat.ops import doctor as examination
     from nanochat.ops import plan as planning
+    from nanochat.ops.hardware import this_machine
 
     config = planning.resolve(_run_config(profile, trial, context.args))
-    findings = examination.examine(config, planning.make_plan(config, planning.this_machine(config.device)))
+    findings = examination.examine(config, planning.make_plan(config, this_machine(config.device)))
     if gpus:
         from nanochat.ops.gpus import check_gpus
 
@@ -283,13 +286,20 @@ def doctor(
 @app.command()
 def report(
     run: Annotated[str | None, typer.Option(help="the run; without it the newest")] = None,
+    compare: Annotated[tuple[str, str] | None, typer.Option(metavar="RUN RUN", help="two runs side by side")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object on stdout")] = False,
 ) -> None:
-    """Write a run's report anew and print it."""
+    """Write a run's report anew and print it, or with --compare what differs between two runs."""
     from nanochat import paths
     from nanochat.ops.report import write_report
-    from nanochat.ops.runs import newest_run
+    from nanochat.ops.runs import newest_run, plain_name
 
+    if compare:
+        from nanochat.ops import compare as comparison
+
+        found = comparison.compare(*(paths.run_dir(plain_name(name)) for name in compare))
+        print(json.dumps(found, ensure_ascii=False) if as_json else comparison.describe(found))
+        return
     folder = paths.run_dir(run or newest_run())
     value = write_report(folder)
     print(json.dumps(value, ensure_ascii=False) if as_json else (folder / "report.md").read_text(encoding="utf-8"))

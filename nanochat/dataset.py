@@ -47,18 +47,23 @@ def limit_rate(limit: str | None) -> None:
         os.environ[LIMIT] = limit
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns its exit code. Errors are an `error:` and a `hint:` line on stderr."""
-    parser = _Parser(prog="python -m nanochat.dataset", description=__doc__)
-    parser.add_argument(
+def parser() -> argparse.ArgumentParser:
+    """Of the command's options."""
+    found = _Parser(prog="python -m nanochat.dataset", description=__doc__)
+    found.add_argument(
         "-n", "--num-files", "--num_files", "--shards", type=int, metavar="N", help="training shards to have; -1: all of them"
     )
     known = ", ".join(KNOWN)
-    parser.add_argument("--dataset", default="climbmix", help=f"{known}, hf:OWNER/NAME or hf:OWNER/NAME:COLUMN (default: climbmix)")
-    parser.add_argument("--limit", metavar="RATE", help="bytes a second, as in 500K or 2M")
-    parser.add_argument("--verify", action="store_true", help="hash every file again afterwards")
+    found.add_argument("--dataset", default="climbmix", help=f"{known}, hf:OWNER/NAME or hf:OWNER/NAME:COLUMN (default: climbmix)")
+    found.add_argument("--limit", metavar="RATE", help="bytes a second, as in 500K or 2M")
+    found.add_argument("--verify", action="store_true", help="hash every file again afterwards")
+    return found
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns its exit code. Errors are an `error:` and a `hint:` line on stderr."""
     try:
-        options = parser.parse_args(arguments)
+        options = parser().parse_args(arguments)
         limit_rate(options.limit)
         dataset = download(options.dataset, options.num_files, options.verify)
     except NanochatError as error:

@@ -1,6 +1,6 @@
-"""`python -m scripts.screenshots URL chat|training`: the pictures in docs/, of a running server's page. Needs Chromium.
+"""`python -m scripts.screenshots URL chat|training|report`: the pictures in docs/, of a running server's page. Needs Chromium.
 
-chat: the server has the quickstart's model. training: a training is under way beside it.
+chat: the server has the quickstart's model. training: a training is under way beside it. report: URL is a run's report.html (file://...).
 """
 
 import shutil
@@ -51,9 +51,14 @@ def say(page: Page, text: str) -> None:
 
 
 def main(url: str, what: str) -> None:
-    """Picture `what` on a desktop (light, English) and on a phone (dark, Chinese)."""
+    """Picture `what` on a desktop (light, English) and on a phone (dark, Chinese); a report on a desktop alone."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        if what == "report":
+            page = browser.new_page(viewport={"width": 960, "height": 1100})
+            page.goto(url)
+            page.screenshot(path=DOCS / "report.png")
+            return
         take(browser, url, what, "desktop", DESKTOP)
         take(browser, url, what, "phone", PHONE)
         browser.close()

@@ -100,7 +100,7 @@ def test_flags_in_the_documents_exist(name: str) -> None:
     own |= {"standalone", "nproc_per_node", "system-certs", "torch-backend", "no-deps", "no-build-isolation", "key"}
     own |= {"host", "port", "api-key-file", "allow-host", "insecure-no-key", "slots", "queue"}
     own |= {"for", "verify", "limit", "gpus", "card", "price", "out"}
-    own |= {"to", "check", "evaluation", "only", "items", "max-per-task", "again"}
+    own |= {"to", "check", "evaluation", "only", "items", "max-per-task", "again", "compare"}
     own |= {"image", "nodes", "dry-run", "max-cost"}
     fields = build_config("cpu").to_dict()
     written = set(re.findall(r"(?<![\w-])--([a-z][a-z_-]*)", read(name)))

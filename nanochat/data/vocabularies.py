@@ -53,19 +53,34 @@ def _byte_characters() -> list[str]:
     return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]
 
 
+_CHARACTERS = _byte_characters()
+
+
+def written(token: bytes) -> str:
+    """A token's bytes as the printable characters that stand for them."""
+    return "".join(_CHARACTERS[byte] for byte in token)
+
+
+def merges(tokens: Sequence[bytes]) -> list[tuple[str, str]]:
+    """Every pair of tokens that together are one, in the order of that one's rank: what our encoder merges, said pair by pair."""
+    known = set(tokens)
+    return [
+        (written(token[:cut]), written(token[cut:]))
+        for token in tokens
+        for cut in range(1, len(token))
+        if token[:cut] in known and token[cut:] in known
+    ]
+
+
 def huggingface(tokens: Sequence[bytes], pattern: str, specials: Mapping[str, int]) -> dict[str, Any]:
     """The content of a tokenizer.json that encodes as `rustbpe.Encoding(tokens, pattern, specials)` does.
 
     Only text that spells a special token is another matter: there it is encoded as text, and Hugging Face's library
-    makes it the special. Every pair of tokens whose bytes are a token's is a merge, as ranks have it.
+    makes it the special.
     """
-    characters = _byte_characters()
-    written = ["".join(characters[byte] for byte in token) for token in tokens]
-    known = set(written)
-    merges = [[word[:i], word[i:]] for word in written for i in range(1, len(word)) if word[:i] in known and word[i:] in known]
     special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
     return {
         "version": "1.0",
         "truncation": None,
@@ -74,7 +89,7 @@ def huggingface(tokens: Sequence[bytes], pattern: str, specials: Mapping[str, in
         "normalizer": None,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
         "post_processor": None,
-        "decoder": {**byte_level, "use_regex": True},
+        "decoder": byte_level,
         "model": {
             "type": "BPE",
             "dropout": None,
@@ -84,8 +99,8 @@ def huggingface(tokens: Sequence[bytes], pattern: str, specials: Mapping[str, in
             "fuse_unk": False,
             "byte_fallback": False,
             "ignore_merges": False,
-            "vocab": {word: id for id, word in enumerate(written)},
-            "merges": merges,
+            "vocab": {written(token): id for id, token in enumerate(tokens)},
+            "merges": [list(pair) for pair in merges(tokens)],
         },
     }
 
@@ -118,12 +133,12 @@ def read_huggingface(path: Path) -> tuple[list[bytes], str, dict[str, int]]:
         ):
             raise ValueError("its model is not a plain BPE")
         specials = {added["content"]: int(added["id"]) for added in content.get("added_tokens") or []}
-        bytes_of = {character: byte for byte, character in enumerate(_byte_characters())}
+        bytes_of = {character: byte for byte, character in enumerate(_CHARACTERS)}
         ids = {word: id for word, id in model["vocab"].items() if word not in specials}
         if sorted(ids.values()) != list(range(len(ids))):
             raise ValueError(f"its {len(ids)} tokens do not have the ids 0 to {len(ids) - 1}")
-        merges = [ids["".join(merge.split(" ") if isinstance(merge, str) else merge)] for merge in model["merges"]]
-        if merges != sorted(merges) or len(set(merges)) != len(ids) - 256:
+        made = [ids["".join(merge.split(" ") if isinstance(merge, str) else merge)] for merge in model["merges"]]
+        if made != sorted(made) or len(set(made)) != len(ids) - 256:
             raise ValueError("its merges are not in the order of its tokens")
         tokens = [bytes(bytes_of[character] for character in word) for word in sorted(ids, key=lambda word: ids[word])]
         return tokens, _pattern(content["pre_tokenizer"]), specials

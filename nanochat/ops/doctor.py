@@ -24,7 +24,9 @@ from nanochat.data import hub
 from nanochat.errors import NanochatError, PreflightError
 from nanochat.ops import nvml
 from nanochat.ops.fetch import missing
-from nanochat.ops.plan import Plan, physical_cores
+from nanochat.ops.hardware import physical_cores
+from nanochat.ops.plan import Plan
+from nanochat.ops.troubles import explained
 
 OK, WARNING, ERROR = "ok", "warning", "error"
 DRIVER_FLOORS = {12: 525, 13: 580}  # CUDA's major version in torch's wheels -> the oldest driver
@@ -85,10 +87,11 @@ def to_json(findings: list[Finding]) -> dict[str, Any]:
 
 
 def describe(findings: list[Finding]) -> str:
-    """For people: a line for what is well, three for what is not."""
+    """For people: a line for what is well, four for what is not."""
     lines = []
     for finding in findings:
         lines.append(f"{finding.level:<8}{finding.id}: {finding.what}")
+        lines += [f"        means: {explained(finding.id)}"] if finding.level != OK else []
         lines += [f"        why: {finding.why}"] if finding.why else []
         lines += [f"        fix: {finding.fix}"] if finding.fix else []
     return "\n".join(lines)

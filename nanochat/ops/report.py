@@ -9,7 +9,7 @@ import os
 import platform
 import statistics
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 from importlib import metadata
 from pathlib import Path
@@ -17,16 +17,19 @@ from typing import Any
 
 from nanochat.config import Config, convert
 from nanochat.console import duration, quantity
+from nanochat.data.shards import read_manifest
 from nanochat.errors import DataError, NanochatError
 from nanochat.evaluation.results import HEADINGS, RESULTS, table
 from nanochat.model import scaling
-from nanochat.ops import plan
-from nanochat.paths import atomic_write, atomic_write_json
+from nanochat.ops import hardware
+from nanochat.ops.curves import STAGE_NAMES, svg
+from nanochat.paths import atomic_write, atomic_write_json, dataset_dir
+from nanochat.train.metrics import SAMPLES, STAGES
 
-STAGES = ("base", "sft", "rl")
-STAGE_NAMES = {"base": "pretraining", "sft": "fine-tuning", "rl": "reinforcement learning"}
 TASK_NAMES = {"core": "CORE", "chat": "Chat tasks"}
 REFERENCE_NOTE = "GPT-2's scores are those that karpathy/nanochat measured (its README, and dev/estimate_gpt3_core.ipynb)."
+SAMPLED = 12  # samples by step that are shown
+PLAN = "plan.json"  # in the run's folder: the plan as it was before the first step
 CURVE_POINTS = 300  # of each stage's loss; longer runs are averaged down to these
 
 
@@ -70,7 +73,10 @@ def _collect(run_dir: Path) -> dict[str, Any]:
         "stages": {stage: _stage([line for line in lines if line["stage"] == stage]) for stage in STAGES if _has(lines, stage)},
         "curve": {stage: _curve([line for line in lines if line["stage"] == stage]) for stage in STAGES if _has(lines, stage)},
         "tasks": _read_json(run_dir / RESULTS),
+        "plan": _plan(run_dir, lines, results),
         "samples": results.get("samples", []),
+        "samples_by_step": _samples_by_step(run_dir / SAMPLES),
+        "data": _data(run_dir / "config.toml"),
         "machine": _machine(str(config.get("device", "auto"))),
         "config": config,
     }
@@ -100,6 +106,51 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def _plan(run_dir: Path, lines: Sequence[dict[str, Any]], results: dict[str, Any]) -> dict[str, Any]:
+    """What was planned before the first step and what came: {figure: {planned, came}}; {} where no plan was kept."""
+    planned = _read_json(run_dir / PLAN)
+    speeds = [line["tokens_per_second"] for line in lines if line["stage"] == "base" and "tokens_per_second" in line]
+    trained = [line["tokens"] for line in lines if line["stage"] == "base" and "tokens" in line]
+    came: dict[str, Any] = {
+        "seconds": results.get("seconds"),
+        "tokens": trained[-1] if trained else None,
+        "tokens_per_second": statistics.median(speeds) if speeds else None,
+        "memory_bytes": max((line["peak_memory_bytes"] for line in lines if "peak_memory_bytes" in line), default=None),
+    }
+    flat = planned | {"memory_bytes": (planned.get("memory_bytes") or {}).get("total")}
+    return {name: {"planned": flat.get(name), "came": value} for name, value in came.items()} if planned else {}
+
+
+def _samples_by_step(path: Path) -> list[dict[str, Any]]:
+    """What the model said while it was trained: the last samples, oldest first."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    found = []
+    for line in lines:
+        try:
+            entry = json.loads(line)
+            found.append({name: entry[name] for name in ("stage", "step", "prompt", "text")})
+        except (ValueError, KeyError, TypeError):
+            continue
+    return found[-SAMPLED:]
+
+
+def _data(path: Path) -> dict[str, str]:
+    """What the run read, with its licence and every hash that is needed to repeat it; {} where the record cannot be read."""
+    try:
+        frozen = tomllib.loads(path.read_text(encoding="utf-8"))["frozen"]
+        dataset = read_manifest(dataset_dir(frozen["dataset"]))
+    except (OSError, ValueError, KeyError, TypeError, NanochatError):
+        return {}
+    known = {shard.path.name: shard for shard in (*dataset.training, dataset.validation)}
+    names = [*frozen["shards"], dataset.validation.path.name]
+    hashes = {name: known[name].content for name in names if name in known}
+    facts = {"source": dataset.source, "licence": dataset.licence, "tokenizer": str(frozen["tokenizer"])}
+    return facts | {"validation": dataset.validation.path.name} | hashes
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -157,7 +208,7 @@ def _machine(device: str) -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             continue
     return {
-        "device": plan.this_machine(device).name,
+        "device": hardware.this_machine(device).name,
         "system": f"{platform.system()} {platform.machine()}",
         "cores": os.cpu_count(),
         "python": platform.python_version(),
@@ -217,6 +268,25 @@ def _stage_rows(report: dict[str, Any]) -> list[list[str]]:
     ]
 
 
+def _plan_rows(report: dict[str, Any]) -> list[list[str]]:
+    """The plan beside what came, and their ratio."""
+    memory = "memory" if report["config"].get("device") == "cuda" else "memory (came: the whole program's)"
+    forms: dict[str, tuple[str, Callable[[float], str]]] = {
+        "seconds": ("time", duration),
+        "tokens": ("tokens of pretraining", quantity),
+        "tokens_per_second": ("tokens/s", quantity),
+        "memory_bytes": (memory, lambda size: f"{size / 1e9:.2f} GB"),
+    }
+    rows = []
+    for name, both in report["plan"].items():
+        label, form = forms[name]
+        planned, came = both["planned"], both["came"]
+        ratio = f"{came / planned:.2f}" if planned and came else "-"
+        rows.append([label, *("-" if value is None else form(value) for value in (planned, came)), ratio])
+    return rows
+
+
+_PLAN_HEADINGS = ["", "planned", "came", "ratio"]
 _STAGE_HEADINGS = ["stage", "steps", "first loss", "last loss", "bits per byte", "tokens/s", "peak memory"]
 
 
@@ -237,7 +307,7 @@ def _cell(text: Any) -> str:
     return "".join("\\" + letter if letter in "\\`*_[]<>|~#" else letter for letter in plain)
 
 
-def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [headings, ["---"] + ["---:"] * (len(headings) - 1), *[[_cell(cell) for cell in row] for row in rows]]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
@@ -246,29 +316,37 @@ def _markdown(report: dict[str, Any]) -> str:
     parts = [f"# {_cell(_title(report))}"]
     if status := _status(report):
         parts.append(status)
-    parts.append(_table(["", ""], _facts(report)))
+    parts.append(markdown_table(["", ""], _facts(report)))
     if rows := _score_rows(report):
         cells = [[name, _percent(row.get("untrained")), _percent(row.get("trained")), str(row.get("items", "-"))] for name, row in rows]
-        parts += ["## Held-out questions", _table(["skill", "untrained", "trained", "items"], cells)]
+        parts += ["## Held-out questions", markdown_table(["skill", "untrained", "trained", "items"], cells)]
     for heading, cells in _task_tables(report):
-        parts += [f"## {heading}", _table(HEADINGS, cells)]
+        parts += [f"## {heading}", markdown_table(HEADINGS, cells)]
         parts += [REFERENCE_NOTE] if heading == TASK_NAMES["core"] else []
     if report["stages"]:
-        parts += ["## Training", _table(_STAGE_HEADINGS, _stage_rows(report))]
+        parts += ["## Training", markdown_table(_STAGE_HEADINGS, _stage_rows(report))]
+    if rows_ := _plan_rows(report):
+        parts += ["## The plan and what came", markdown_table(_PLAN_HEADINGS, rows_)]
     if report["samples"]:
         parts.append("## Samples")
         for prompt, answer in _samples(report):
             quoted = [f"    > {line}" for line in prompt.splitlines()] + [f"    {line}" for line in answer.splitlines()]
             parts.append("\n".join(quoted))
-    for name in ("machine", "config"):
+    if report["samples_by_step"]:
+        parts += ["## Samples by step", markdown_table(["step", "prompt", "continuation"], _sample_rows(report))]
+    for name in ("data", "machine", "config"):
         if report[name]:
-            rows_ = [(key, str(value)) for key, value in report[name].items()]
-            parts += [f"## {name.capitalize()}", _table(["", ""], rows_)]
+            rows_ = [[key, str(value)] for key, value in report[name].items()]
+            parts += [f"## {name.capitalize()}", markdown_table(["", ""], rows_)]
     return "\n\n".join(parts) + "\n"
 
 
 def _samples(report: dict[str, Any]) -> list[tuple[str, str]]:
     return [(str(sample.get("prompt", "")), str(sample.get("answer", ""))) for sample in report["samples"] if isinstance(sample, dict)]
+
+
+def _sample_rows(report: dict[str, Any]) -> list[list[str]]:
+    return [[f"{sample['stage']} {sample['step']}", sample["prompt"], sample["text"]] for sample in report["samples_by_step"]]
 
 
 _STYLE = """
@@ -315,7 +393,7 @@ def _html(report: dict[str, Any]) -> str:
     facts = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in _facts(report))
     parts.append(f'<dl class="facts">{facts}</dl>')
     if report["curve"]:
-        parts += ["<h2>Loss</h2>", _svg(report["curve"])]
+        parts += ["<h2>Loss</h2>", svg(report["curve"])]
     if rows := _score_rows(report):
         cells = [[name, _percent(row.get("untrained")), _percent(row.get("trained")), str(row.get("items", "-"))] for name, row in rows]
         parts += ["<h2>Held-out questions</h2>", cells_of(["skill", "untrained", "trained", "items"], cells, ' class="all"')]
@@ -327,6 +405,12 @@ def _html(report: dict[str, Any]) -> str:
         parts += [f'<div class="sample"><p class="prompt">{escape(prompt)}</p><p>{escape(answer)}</p></div>' for prompt, answer in samples]
     if report["stages"]:
         parts += ["<h2>Training</h2>", cells_of(_STAGE_HEADINGS, _stage_rows(report))]
+    if rows_ := _plan_rows(report):
+        parts += ["<h2>The plan and what came</h2>", cells_of(_PLAN_HEADINGS, rows_)]
+    if rows_ := _sample_rows(report):
+        parts += ["<h2>Samples by step</h2>", cells_of(["step", "prompt", "continuation"], rows_)]
+    if report["data"]:
+        parts += ["<h2>Data</h2>", pairs(report["data"])]
     parts += ["<h2>Machine</h2>", pairs(report["machine"])]
     if report["config"]:
         parts.append(f"<h2>Config</h2><details><summary>{len(report['config'])} values</summary>{pairs(report['config'])}</details>")
@@ -337,62 +421,3 @@ def _html(report: dict[str, Any]) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(report['run'])}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n" + "\n".join(parts) + "\n</body>\n</html>\n"
     )
-
-
-_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 760, 320, 48, 52, 28, 36  # of the drawing, and its margins
-
-
-def _svg(curve: dict[str, dict[str, list[list[float]]]]) -> str:
-    """The loss of all stages, one after the other, with the bits per byte as dots on the right-hand scale."""
-    starts, end = {}, 0.0
-    for stage, points in curve.items():
-        starts[stage] = end
-        end += points["loss"][-1][0]
-    losses = [value for points in curve.values() for _, value in points["loss"]]
-    dots = [(starts[stage] + step, value) for stage, points in curve.items() for step, value in points["bpb"]]
-    left, right = _ticks(0.0, max(losses)), _ticks(0.0, max((value for _, value in dots), default=1.0))
-
-    def x(step: float) -> float:
-        return _LEFT + (_WIDTH - _LEFT - _RIGHT) * step / max(end, 1)
-
-    def y(value: float, ticks: Sequence[float]) -> float:
-        part = (value - ticks[0]) / (ticks[-1] - ticks[0])
-        return _HEIGHT - _BOTTOM - (_HEIGHT - _TOP - _BOTTOM) * min(max(part, 0.0), 1.0)
-
-    marks = [f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="Loss by step">']
-    for tick in left:
-        height = y(tick, left)
-        marks.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{height:.1f}" y2="{height:.1f}"/>')
-        marks.append(f'<text x="{_LEFT - 6}" y="{height + 4:.1f}" text-anchor="end">{tick:g}</text>')
-    if dots:
-        marks += [f'<text x="{_WIDTH - _RIGHT + 6}" y="{y(tick, right) + 4:.1f}">{tick:g}</text>' for tick in right]
-        marks.append(f'<text x="{_WIDTH - 4}" y="16" text-anchor="end">bits per byte</text>')
-    for tick in (tick for tick in _ticks(0.0, max(end, 1)) if tick <= end):
-        marks.append(f'<text x="{x(tick):.1f}" y="{_HEIGHT - _BOTTOM + 18}" text-anchor="middle">{quantity(tick)}</text>')
-    marks.append('<text x="4" y="16">loss (nats per token)</text>')
-    marks.append(f'<text x="{_WIDTH - _RIGHT}" y="{_HEIGHT - 4}" text-anchor="end">steps</text>')
-    legend = _LEFT + 130
-    for stage, points in curve.items():
-        path = " ".join(f"{x(starts[stage] + step):.1f},{y(value, left):.1f}" for step, value in points["loss"])
-        if len(points["loss"]) == 1:  # a line of one point would not be seen
-            path += f" {x(end):.1f},{y(points['loss'][0][1], left):.1f}"
-        marks.append(f'<polyline class="curve {stage}" points="{path}"/>')
-        marks.append(f'<line class="curve {stage}" x1="{legend}" x2="{legend + 22}" y1="12" y2="12"/>')
-        marks.append(f'<text x="{legend + 28}" y="16">{STAGE_NAMES[stage]}</text>')
-        legend += 60 + 7 * len(STAGE_NAMES[stage])
-    for step, value in dots:
-        marks.append(
-            f'<circle class="bpb" cx="{x(step):.1f}" cy="{y(value, right):.1f}" r="3.5"><title>{value:.3f} bits per byte</title></circle>'
-        )
-    if dots:
-        marks.append(f'<circle class="bpb" cx="{legend + 6}" cy="12" r="3.5"/><text x="{legend + 16}" y="16">validation</text>')
-    return "\n".join([*marks, "</svg>"])
-
-
-def _ticks(low: float, high: float) -> list[float]:
-    """About five round numbers from `low` to at least `high`."""
-    raw = max(high - low, 1e-6) / 5
-    power = 10.0 ** math.floor(math.log10(raw))
-    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= raw * 0.999)
-    count = math.ceil((high - low) / step - 1e-9)
-    return [round(low + index * step, 10) for index in range(max(count, 1) + 1)]

@@ -21,7 +21,8 @@ from nanochat.errors import DataError, PreflightError, UsageError
 from nanochat.ops import budget, doctor, evaluation, runs
 from nanochat.ops import plan as planning
 from nanochat.ops.fetch import sets_of
-from nanochat.ops.report import read_metrics
+from nanochat.ops.hardware import this_machine
+from nanochat.ops.report import PLAN, read_metrics
 from nanochat.ops.score import score_run, show_result
 from nanochat.tokenizer import QWEN2_PATTERN, SPLIT_PATTERN, Conversation, Tokenizer
 from nanochat.train import device, ranks
@@ -122,7 +123,7 @@ def prepare(config: Config, stages: Sequence[str], began: float | None = None) -
         talks = _own_conversations(config)
     local = _local_text(config)
     spent = time.monotonic() - began if began is not None else 0.0
-    config = _announce(config, stages, local.text_bytes if local else None, spent, begun=record is not None)
+    config, plan = _announce(config, stages, local.text_bytes if local else None, spent, begun=record is not None)
     dataset = local or download.ensure_shards(config.dataset, config.shards)
     dataset = dataset.first(config.shards) if config.shards != -1 else dataset
     if SFT in stages and config.sft_iterations:
@@ -138,6 +139,7 @@ def prepare(config: Config, stages: Sequence[str], began: float | None = None) -
     else:
         record = runs.Record(config, dataset.folder.name, names, tokenizer.id, talks)
         record.write()
+        paths.atomic_write_json(paths.run_dir(config.run) / PLAN, plan.to_dict())
     return dataclasses.replace(record, config=config)
 
 
@@ -166,9 +168,9 @@ def _local_text(config: Config) -> Dataset | None:
     return corpus.build() if config.dataset == EMBEDDED else None
 
 
-def _announce(config: Config, stages: Sequence[str], text_bytes: int | None, spent: float, begun: bool) -> Config:
-    """Resolve, print the plan and the rules, and refuse what cannot run here; returns the resolved config."""
-    hardware = planning.this_machine(config.device)
+def _announce(config: Config, stages: Sequence[str], text_bytes: int | None, spent: float, begun: bool) -> tuple[Config, planning.Plan]:
+    """Resolve, print the plan and the rules, and refuse what cannot run here; returns the resolved config and its plan."""
+    hardware = this_machine(config.device)
     resolved, plan = budget.decide(config, hardware, text_bytes=text_bytes, spent=spent, begun=begun)
     log(planning.brief(plan))
     for line in resolved.rules:
@@ -182,7 +184,7 @@ def _announce(config: Config, stages: Sequence[str], text_bytes: int | None, spe
             "--device=cpu begins it all the same",
         )
     doctor.require(resolved.config, plan)
-    return resolved.config
+    return resolved.config, plan
 
 
 def _skipped(config: Config, stages: Sequence[str]) -> Iterator[str]:

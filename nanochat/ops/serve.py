@@ -20,7 +20,8 @@ from nanochat.chat.training import TrainingView
 from nanochat.console import log
 from nanochat.errors import PreflightError, UsageError
 from nanochat.model.scaling import GPTConfig, count_parameters
-from nanochat.ops import plan, runs
+from nanochat.ops import runs
+from nanochat.ops.hardware import this_machine
 from nanochat.train.checkpoint import verify
 
 MAX_SLOTS = 64
@@ -59,7 +60,7 @@ def serve(options: Options) -> int:
         )
     meters = Meters()
     scheduler = Scheduler(meters, options.queue)
-    device = "cuda" if options.device != "cpu" and plan.this_machine(options.device).cuda else "cpu"
+    device = "cuda" if options.device != "cpu" and this_machine(options.device).cuda else "cpu"
     watcher = ModelWatcher(
         scheduler,
         lambda: runs.finished_steps(options.run or runs.newest_run()),

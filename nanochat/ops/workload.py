@@ -18,7 +18,7 @@ from nanochat.config import EMBEDDED, Config
 from nanochat.console import log
 from nanochat.errors import UsageError
 from nanochat.ops import plan as planning
-from nanochat.ops.hardware import profile_hardware
+from nanochat.ops.hardware import profile_hardware, this_machine
 
 DATA = "/data"  # where the volume is mounted: the image's NANOCHAT_BASE_DIR
 USER = 10001  # the image's
@@ -102,7 +102,7 @@ def workload(image: str, name: str, profile: str, trial: bool, arguments: Sequen
     command += tuple(f"--{key}={_text(value)}" for key, value in overrides.items())
     # The table's card of the profile, whatever this machine has; several nodes are planned as one with as many cards.
     whole = config.replace(nproc_per_node=config.nproc_per_node * nodes)
-    plan = planning.make_plan(whole, profile_hardware(whole) or planning.this_machine("cpu"))
+    plan = planning.make_plan(whole, profile_hardware(whole) or this_machine("cpu"))
     return Workload(name, image, config, command, nodes, plan)
 
 

@@ -10,21 +10,14 @@ import torch
 from nanochat import paths
 from nanochat.data import corpus
 from nanochat.errors import DataError, UsageError
-from nanochat.model.gpt import GPT
-from nanochat.model.scaling import ARCHITECTURES, GPTConfig
+from nanochat.model.scaling import ARCHITECTURES
 from nanochat.ops.export import check, folder, gguf_file
 from nanochat.ops.runs import TrainedModel, open_model
-from nanochat.tokenizer import QWEN2_PATTERN, SPLIT_PATTERN, Conversation, Tokenizer
-from nanochat.train.checkpoint import Checkpoint
+from nanochat.tokenizer import Conversation
+from tests.ops.random_model import random_model
 
 transformers = pytest.importorskip("transformers")
 
-TEXT = [
-    "The cat sat on the mat, didn't it? " * 9,
-    "你是誰？我是小助手。今天天氣很好！" * 9,
-    "12 + 34 = 46\n\n  x = 1\n" * 9,
-    "naïve café 🎈🎈 WE'LL",
-]
 WORDS = (
     "cat",
     " sat",
@@ -49,22 +42,6 @@ WORDS = (
 )
 
 
-def opened(architecture: str, depth: int = 4, run: str = "tiny", **changes: Any) -> TrainedModel:
-    """A model with random weights, so that each part of it moves the logits; windows shorter than its context."""
-    tokenizer = Tokenizer.train(TEXT, 400, pattern=QWEN2_PATTERN if architecture == "portable" else SPLIT_PATTERN)
-    shape: dict[str, Any] = {"depth": depth, "dim": 64, "n_head": 4, "n_kv_head": 4, "head_dim": 16, "max_seq_len": 576}
-    pattern = "L" if architecture == "portable" else "SSSL"
-    gpt = GPTConfig(**shape | {"vocab_size": tokenizer.vocab_size, "window_pattern": pattern} | ARCHITECTURES[architecture] | changes)
-    model = GPT.build(gpt)
-    generator = torch.Generator().manual_seed(depth)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            noise = torch.randn(weight.shape, generator=generator)
-            weight.copy_(1 + 0.2 * noise if name.endswith(".gain") else noise * (0.15 if weight.dim() > 1 else 0.3))
-    meta = {"stage": "sft", "run": run, "step": 7, "trial": False, "model": gpt.to_dict(), "tokenizer": tokenizer.id}
-    return TrainedModel(run, Checkpoint(Path("none"), meta, ()), model, tokenizer)
-
-
 def written_text(rng: random.Random) -> str:
     return "".join(rng.choice(WORDS) if rng.random() < 0.8 else chr(rng.randint(32, 0x2FFF)) for _ in range(rng.randint(1, 15)))
 
@@ -83,7 +60,7 @@ def conversation(rng: random.Random) -> Conversation:
 @pytest.fixture(scope="module", params=[("nanochat", 4), ("nanochat", 8), ("portable", 4), ("portable", 8)], ids=str)
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainedModel, Path, Any, Any]:
     architecture, depth = request.param
-    ours, out = opened(architecture, depth), tmp_path_factory.mktemp("export") / "folder"
+    ours, out = random_model(architecture, depth), tmp_path_factory.mktemp("export") / "folder"
     patch = pytest.MonkeyPatch()
     patch.setenv("NANOCHAT_BASE_DIR", str(out.parent / "base"))
     folder.write_folder(ours, out)
@@ -113,30 +90,17 @@ def test_logits_on_200_prompts(exported: Exported) -> None:
     assert worst < 1e-4
 
 
-def _gap(model: GPT, prompt: list[int], one: list[int], other: list[int]) -> float:
-    """How far apart the logits of the two tokens are where two continuations part: rounding decides between equal ones."""
-    place = next(i for i, pair in enumerate(zip(one, other, strict=True)) if pair[0] != pair[1])
-    logits = model.logits(model(torch.tensor([prompt + one[:place]])))[0, -1]
-    return float((logits[one[place]] - logits[other[place]]).abs())
-
-
 @pytest.mark.long
 @torch.inference_mode()
 def test_greedy_generation_with_a_cache(exported: Exported) -> None:
     ours, _, theirs, _ = exported
     rng = random.Random(2)
-    ties: list[float] = []
     for length in (2, 40):
         rows = [[rng.randrange(ours.tokenizer.vocab_size) for _ in range(length)] for _ in range(25)]
         ids = torch.tensor(rows)  # without a mask, transformers takes what equals the padding for padding
         options = {"max_new_tokens": 200, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
         made = theirs.generate(ids, attention_mask=torch.ones_like(ids), **options)
-        expected = check.greedy(ours.model, rows, 200)
-        for prompt, theirs_new, ours_new in zip(rows, made[:, length:].tolist(), expected, strict=True):
-            if theirs_new != ours_new:
-                ties.append(_gap(ours.model, prompt, theirs_new, ours_new))
-    print(f"rows that part at a tie: {ties}")
-    assert len(ties) <= 1 and max(ties, default=0.0) < 1e-5
+        assert made[:, length:].tolist() == check.greedy(ours.model, rows, 200)
 
 
 @pytest.mark.long
@@ -200,7 +164,7 @@ def test_a_folder_comes_back_as_a_run(exported: Exported, base: Path) -> None:
 
 def test_damage_is_refused(base: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    ours = opened("portable", 1)
+    ours = random_model("portable", 1)
     folder.write_folder(ours, out)
     with pytest.raises(UsageError, match="exists"):
         folder.write_folder(ours, out)
@@ -214,7 +178,7 @@ def test_damage_is_refused(base: Path, tmp_path: Path) -> None:
 
 def test_check_proves_parity_and_finds_a_difference(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for architecture in ARCHITECTURES:
-        ours, out = opened(architecture, 2), tmp_path / architecture
+        ours, out = random_model(architecture, 2), tmp_path / architecture
         folder.write_folder(ours, out)
         check.check(ours, "hf", out)
         assert "greedy answers equal" in capsys.readouterr().err
@@ -226,7 +190,7 @@ def test_check_proves_parity_and_finds_a_difference(base: Path, tmp_path: Path, 
 
 def test_gguf_holds_the_model_and_its_vocabulary(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     gguf = pytest.importorskip("gguf")
-    ours, out = opened("portable", 2), tmp_path / "gguf"
+    ours, out = random_model("portable", 2), tmp_path / "gguf"
     gguf_file.write_gguf(ours, out)
     check.check(ours, "gguf", out)
     assert "bit for bit" in capsys.readouterr().err
@@ -240,7 +204,7 @@ def test_gguf_holds_the_model_and_its_vocabulary(base: Path, tmp_path: Path, cap
 
 def test_gguf_of_another_model_is_refused(base: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot run this model") as caught:
-        gguf_file.write_gguf(opened("nanochat", 1), tmp_path / "out")
+        gguf_file.write_gguf(random_model("nanochat", 1), tmp_path / "out")
     assert "--architecture portable" in caught.value.hint
     assert not (tmp_path / "out").exists()
 
@@ -251,6 +215,6 @@ def test_the_card_names_the_licence_of_the_text(base: Path, tmp_path: Path) -> N
 
     data = corpus.build()
     Record(build_config("cpu", overrides={"run": "tiny"}), data.folder.name, ("x",), "t").write()
-    folder.write_folder(opened("nanochat", 1), tmp_path / "out")
+    folder.write_folder(random_model("nanochat", 1), tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
     assert 'license_name: "MIT"' in card and "embedded" in card

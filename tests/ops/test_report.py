@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from nanochat.config import build_config
 from nanochat.errors import DataError
-from nanochat.ops import report
+from nanochat.ops import curves, report
+from nanochat.ops.compare import compare, describe
 from nanochat.ops.plan import resolve
 from nanochat.ops.report import write_report
 
@@ -151,8 +152,45 @@ def test_markdown_cells_cannot_break_the_table(run: Path) -> None:
 
 @given(st.floats(1e-6, 1e12))
 def test_ticks_are_round_and_reach(high: float) -> None:
-    ticks = report._ticks(0.0, high)
+    ticks = curves.ticks(0.0, high)
     assert ticks[0] == 0
     assert ticks[-1] >= high * 0.999
     assert 2 <= len(ticks) <= 7
     assert all(re.fullmatch(r"[0-9.e+-]+", f"{tick:g}") for tick in ticks)
+
+
+def test_the_plan_stands_beside_what_came(run: Path) -> None:
+    assert write_report(run)["plan"] == {}
+    (run / report.PLAN).write_text(
+        json.dumps({"seconds": 160.25, "tokens": 4_096_000, "tokens_per_second": 2000.0, "memory_bytes": {"total": 2e9}})
+    )
+    made = write_report(run)["plan"]
+    assert made["seconds"] == {"planned": 160.25, "came": 320.5}
+    assert made["tokens"] == {"planned": 4_096_000, "came": 4_096_000}
+    text = (run / "report.md").read_text()
+    assert "| tokens/s | 2.0K | 1.0K | 0.50 |" in text and "| memory (came: the whole program's) | 2.00 GB | 1.00 GB | 0.50 |" in text
+    assert "The plan and what came" in Page((run / "report.html").read_text()).words
+
+
+def test_samples_by_step(run: Path) -> None:
+    said = [{"stage": "base", "step": step, "prompt": "The", "text": f"<b>cat</b> {step}"} for step in range(30)]
+    torn = '{"stage": "base"'
+    (run / "samples.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in said) + torn)
+    assert write_report(run)["samples_by_step"] == said[-report.SAMPLED :]
+    assert "<b>cat</b> 29" in Page((run / "report.html").read_text()).words
+
+
+def test_two_runs_are_compared(run: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "config.toml").write_text(tomli_w.dumps(resolve(build_config("cpu", overrides={"depth": 5})).to_dict()))
+    (other / "metrics.jsonl").write_text(line("base", 500, bpb=2.0) + line("base", 1000, bpb=1.125))
+    found = compare(run, other)
+    assert found["runs"] == ["a run", "other"]
+    assert found["config"]["depth"] == [build_config("cpu").depth, 5] and "seed" not in found["config"]
+    assert found["bpb"] == [[1000, 1.25, 1.125]]
+    assert found["scores"]["facts"] == [0.9, None]
+    text = describe(found)
+    assert "| 1000 | 1.2500 | 1.1250 |" in text and "| facts | 90.0% | - |" in text
+    with pytest.raises(DataError, match="no run"):
+        compare(run, tmp_path / "missing")

@@ -235,7 +235,7 @@ def import_folder(folder: Path, run: str | None = None) -> str:
     """
     try:
         about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-        tokenizer = vocabulary.read_tokenizer(json.loads((folder / "tokenizer.json").read_text(encoding="utf-8")))
+        tokenizer = vocabulary.read_tokenizer(folder / "tokenizer.json")
         meta, name = about["meta"], run or str(about["run"])
         gpt = GPTConfig.from_dict(meta["model"])
         if about["format"] != FORMAT or tokenizer.id != meta["tokenizer"] or tokenizer.vocab_size != gpt.vocab_size:

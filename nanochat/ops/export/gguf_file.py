@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from nanochat import paths
+from nanochat.data.vocabularies import merges, written
 from nanochat.errors import UsageError
 from nanochat.model.attention import RMS_EPS, ROPE_BASE
 from nanochat.ops.export import vocabulary
@@ -65,9 +66,9 @@ def write_gguf(opened: TrainedModel, out: Path) -> None:
             writer.add_vocab_size(gpt.vocab_size)
             writer.add_tokenizer_model("gpt2")
             writer.add_tokenizer_pre("qwen2")
-            writer.add_token_list([*map(vocabulary.written, tokenizer.tokens), *SPECIAL_TOKENS])
+            writer.add_token_list([*map(written, tokenizer.tokens), *SPECIAL_TOKENS])
             writer.add_token_types([gguf.TokenType.NORMAL] * len(tokenizer.tokens) + [gguf.TokenType.CONTROL] * len(SPECIAL_TOKENS))
-            writer.add_token_merges([" ".join(pair) for pair in vocabulary.merges(tokenizer)])
+            writer.add_token_merges([" ".join(pair) for pair in merges(tokenizer.tokens)])
             writer.add_bos_token_id(tokenizer.bos)
             writer.add_eos_token_id(tokenizer.special("<|assistant_end|>"))
             writer.add_eot_token_id(tokenizer.bos)  # bos ends an answer as well
