@@ -24,7 +24,7 @@ from nanochat.ops.fetch import sets_of
 from nanochat.ops.report import read_metrics
 from nanochat.ops.score import score_run, show_result
 from nanochat.tokenizer import QWEN2_PATTERN, SPLIT_PATTERN, Conversation, Tokenizer
-from nanochat.train import device, ranks
+from nanochat.train import device, memory, ranks
 from nanochat.train.checkpoint import Checkpoint, Checkpoints
 from nanochat.train.finetune import finetune
 from nanochat.train.heartbeat import heartbeat
@@ -274,7 +274,9 @@ def _stages(record: runs.Record, stages: Sequence[str], here: ranks.Ranks, stop:
     """Train the stages that are not done, then score and report."""
     config, folder = record.config, paths.run_dir(record.config.run)
     dataset = _open(record)
-    session = Session(config, dataset, Tokenizer.load(paths.tokenizer_dir(record.tokenizer)), folder, here, stop)
+    memory.cap(here.device)
+    rate = planning.make_plan(config, planning.this_machine(config.device)).tokens_per_second if here.main else 0.0
+    session = Session(config, dataset, Tokenizer.load(paths.tokenizer_dir(record.tokenizer)), folder, here, stop, rate)
     if here.main:
         for name in RESULTS:
             (folder / name).unlink(missing_ok=True)  # they speak of where the run stood before

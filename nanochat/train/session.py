@@ -37,6 +37,7 @@ class Session:
     folder: Path
     ranks: Ranks
     stop: StopSignal
+    planned_rate: float = 0.0  # tokens a second, by the plan; 0 where there is none
     gpt: GPTConfig = field(init=False)
 
     def __post_init__(self) -> None:
@@ -82,7 +83,7 @@ class Session:
             log(f"{name}: resuming at step {start} of {schedule.steps}, from {newest.folder}")
         forward = device.forward_of(model, config)
 
-        def evaluate() -> float:
+        def evaluate() -> float | None:
             inputs, targets = validation
             return bits_per_byte(model, forward, inputs, targets, self.tokenizer.token_bytes(), config.device_batch_size, ranks)
 
@@ -98,6 +99,7 @@ class Session:
             keep_last=config.keep_last,
             flops_per_token=flops_per_token(self.gpt),
             peak_flops=device.peak_flops(ranks.device),
+            planned_rate=self.planned_rate,
             evaluate=evaluate,
             eval_tokens=validation[0].size,
             sample=self.sampler(name, model, prompts),
