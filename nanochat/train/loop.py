@@ -24,6 +24,7 @@ from nanochat.model.optim import MuonAdamW
 from nanochat.train.checkpoint import Checkpoints
 from nanochat.train.memory import Attempt, is_out_of_memory
 from nanochat.train.metrics import Metrics
+from nanochat.train.nonfinite import write_down
 from nanochat.train.ranks import Ranks, echoed
 from nanochat.train.watchdog import slow
 
@@ -139,6 +140,8 @@ class Stage:
     eval_every: int = -1
     sample_every: int = -1
     keep_last: int = 2
+    skip_bad_batches: int = 0  # steps whose loss or gradient may be not finite; they update nothing
+    skipped: int = 0  # of them before `start`
     flops_per_token: float = 0.0
     peak_flops: float = 0.0  # of one device, for mfu; 0 where unknown
     planned_rate: float = 0.0  # tokens a second of all ranks, by the plan; 0 where there is none
@@ -172,21 +175,23 @@ def run_stage(
 ) -> None:
     """Train from `start` done steps to the stage's end; `forward` is the model's forward pass, compiled or not.
 
-    `metrics` is the main rank's; the others have None. Raises NonFiniteError before the update that would spread
-    it, Preempted after a signal's checkpoint, OutOfMemoryError where not even one row fits: as long as a smaller device
-    batch is possible, the step that ran out of memory is done again with half of it.
+    `metrics` is the main rank's; the others have None. A step that ran out of memory is done again with half the device batch.
+    Raises OutOfMemoryError where that is not even one row, NonFiniteError before the update that would spread it (the first
+    `stage.skip_bad_batches` of such steps pass, without an update), Preempted after a signal's checkpoint.
     """
     last = metrics.last if metrics else {}
     elapsed, tokens = float(last.get("elapsed_seconds", 0.0)), int(last.get("tokens", 0))
     began_at = printed_at = saved_at = time.monotonic()
-    rows, fastest, waited = stage.device_batch_size, 0.0, 0.0
+    rows, fastest, waited, skipped = stage.device_batch_size, 0.0, 0.0, stage.skipped
 
     def save(step: int) -> None:
         nonlocal saved_at
         stage.beat(f"saving {stage.name} step {step}")
         if metrics:
             metrics.sync()
-        store.save(model, optimizer, stage.meta | {"step": step, "optimizer_steps": optimizer.steps}, ranks, stage.keep_last)
+        store.save(
+            model, optimizer, stage.meta | {"step": step, "optimizer_steps": optimizer.steps, "skipped": skipped}, ranks, stage.keep_last
+        )
         saved_at = time.monotonic()
         stop.trained = True
 
@@ -198,7 +203,23 @@ def run_stage(
                 log(f"{stage.name} step {step}/{stage.steps} | validation {bpb:.4f} bits per byte")
                 metrics.amend(bpb=bpb, eval_tokens=stage.eval_tokens)
 
-    def report(done: int, loss: float, lr: float, seconds: float, batch: StepBatch) -> None:
+    def bad(done: int, loss: float, norm: float, lr: float, batch: StepBatch) -> None:
+        nonlocal skipped
+        skipped += 1
+        folder = store.folder.parent / "nonfinite" / f"{stage.name}_step_{done:06d}"
+        stage.beat(f"writing down what led to the loss of {stage.name} step {done}")
+        facts = {"stage": stage.name, "step": done, "loss": str(loss), "gradient_norm": str(norm), "lr": lr}
+        write_down(folder, ranks.rank, facts, batch.inputs, batch.targets, model, store.folder.parent / "metrics.jsonl")
+        what = f"the loss of {stage.name} step {done} is {loss}, its gradient's length {norm}"
+        if skipped > stage.skip_bad_batches:
+            raise NonFiniteError(
+                f"{what}: stopped before the update; what led to it is in {folder}",
+                "run the same command again to go on from the newest checkpoint; if it comes back, lower --matrix_lr and --embedding_lr, "
+                f"or go past the batch with --skip-bad-batches={skipped}",
+            )
+        log(f"warning: {what}: no update ({skipped} of {stage.skip_bad_batches} that may be skipped; what led to it is in {folder})")
+
+    def report(done: int, loss: float, lr: float, seconds: float, batch: StepBatch, updated: bool) -> None:
         nonlocal printed_at
         if not metrics:
             return
@@ -206,7 +227,7 @@ def run_stage(
         entry: dict[str, Any] = {
             "stage": stage.name,
             "step": done,
-            "loss": loss,
+            "loss": loss if math.isfinite(loss) else None,
             "lr": lr,
             "tokens": tokens,
             "tokens_per_second": round(rate, 1),
@@ -214,6 +235,8 @@ def run_stage(
         entry |= {"step_seconds": round(seconds, 4), "elapsed_seconds": round(elapsed, 3)}
         if stage.peak_flops:
             entry["mfu"] = round(stage.flops_per_token * rate / (stage.peak_flops * ranks.world_size), 4)
+        if not updated:
+            entry["skipped"] = True
         metrics.write(entry | {"peak_memory_bytes": _peak_memory(ranks.device)})
         if done - start <= FIRST_LINES or now - printed_at >= LOG_SECONDS or done == stage.steps:
             printed_at = now
@@ -246,15 +269,18 @@ def run_stage(
                 break
             optimizer.zero_grad()
             rows = _halved(min(rows, len(batch.inputs)), batch, f"{stage.name} step {done}")
-        _require_finite(loss, norm, stage.name, done)
-        with _memory_explained():
-            optimizer.step(lr=lr, beta=stage.schedule.beta(step), weight_decay=stage.schedule.decay(step))
+        finite = math.isfinite(loss) and math.isfinite(norm)
+        if finite:
+            with _memory_explained():
+                optimizer.step(lr=lr, beta=stage.schedule.beta(step), weight_decay=stage.schedule.decay(step))
+        else:
+            bad(done, loss, norm, lr, batch)
         optimizer.zero_grad()
         seconds = time.monotonic() - began
         elapsed, tokens = elapsed + seconds, tokens + batch.tokens
         if batch.tokens / seconds > fastest:
             fastest, waited = batch.tokens / seconds, read / seconds
-        report(done, loss, lr, seconds, batch)
+        report(done, loss, lr, seconds, batch, finite)
         evaluating = stage.evaluate is not None and due(done, stage.eval_every, stage.steps)
         if stopping or saving or evaluating or due(done, stage.save_every, stage.steps):
             save(done)  # before the evaluation and the samples: their failure loses nothing
@@ -327,14 +353,6 @@ def _memory_explained() -> Iterator[None]:
 def _to_device(rows: np.ndarray, device: torch.device) -> Tensor:
     tensor = torch.from_numpy(rows.astype(np.int64))
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
-
-
-def _require_finite(loss: float, norm: float, stage: str, step: int) -> None:
-    if not math.isfinite(loss) or not math.isfinite(norm):
-        raise NonFiniteError(
-            f"the loss of {stage} step {step} is {loss}, its gradient's length {norm}: stopped before the update",
-            "run the same command again to go on from the newest checkpoint; if it comes back, lower --matrix_lr and --embedding_lr",
-        )
 
 
 def _peak_memory(device: torch.device) -> int:

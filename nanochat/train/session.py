@@ -97,6 +97,8 @@ class Session:
             eval_every=config.eval_every,
             sample_every=config.sample_every,
             keep_last=config.keep_last,
+            skip_bad_batches=config.skip_bad_batches,
+            skipped=int(newest.meta.get("skipped", 0)) if newest else 0,
             flops_per_token=flops_per_token(self.gpt),
             peak_flops=device.peak_flops(ranks.device),
             planned_rate=self.planned_rate,

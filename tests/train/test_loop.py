@@ -237,6 +237,76 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update(bad: float, tmp_p
     assert run.saved() == []
 
 
+class Poisoned(Rows):
+    """Step `bad` (from 0) has NaN gradients: the run's hook spoils them while `now` is set."""
+
+    def __init__(self, run: Run, *bad: int):
+        super().__init__()
+        self.bad, self.now = bad, False
+        run.stage.source = self
+        run.model.blocks[1].attn.q.weight.register_hook(lambda gradient: gradient * math.nan if self.now else gradient)  # type: ignore[union-attr]
+
+    def batch(self, step: int, ranks: Ranks) -> StepBatch:
+        self.now = step in self.bad
+        return super().batch(step, ranks)
+
+
+def test_what_led_to_it_is_written_down(tmp_path: Path) -> None:
+    run = Run(tmp_path, save_every=1)
+    batch = Poisoned(run, 3).batch(3, single())
+    with pytest.raises(NonFiniteError, match="base step 4") as caught:
+        run.go()
+    folder = tmp_path / "nonfinite" / "base_step_000004"
+    assert str(folder) in caught.value.message and "--skip-bad-batches=1" in caught.value.hint
+    about = json.loads((folder / "rank_00000.json").read_text())
+    assert (about["stage"], about["step"], about["gradient_norm"]) == ("base", 4, "nan")
+    assert about["gradients_not_finite"] == ["blocks.1.attn.q.weight"] and about["weights_not_finite"] == []
+    assert len(about["row_losses"]) == 4 and all(0 < loss < 10 for loss in about["row_losses"]) and about["rows_not_finite"] == []
+    assert [line["step"] for line in about["before"]] == [1, 2, 3]
+    rows = np.load(folder / "rank_00000.npz", allow_pickle=False)
+    assert np.array_equal(rows["inputs"], batch.inputs) and np.array_equal(rows["targets"], batch.targets)
+
+
+def test_bad_weights_are_named_and_bad_rows_counted(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    poison(run.model, math.nan)
+    with pytest.raises(NonFiniteError):
+        run.go()
+    about = json.loads((tmp_path / "nonfinite" / "base_step_000001" / "rank_00000.json").read_text())
+    assert about["weights_not_finite"] == ["blocks.0.mlp.fc.weight"] and about["rows_not_finite"] == [0, 1, 2, 3]
+
+
+def test_a_bad_batch_is_skipped_where_that_is_allowed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = Run(tmp_path, save_every=1, skip_bad_batches=1)
+    Poisoned(run, 3)
+    lines = run.go()
+    assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
+    assert [line["step"] for line in lines if line.get("skipped")] == [4]
+    assert run.optimizer.steps == STEPS - 1 and all(weight.isfinite().all() for weight in run.model.parameters())
+    assert "no update (1 of 1 that may be skipped" in capsys.readouterr().err
+
+
+def test_a_loss_that_is_not_finite_has_a_line_that_is_json(tmp_path: Path) -> None:
+    run = Run(tmp_path, skip_bad_batches=STEPS)
+    poison(run.model, math.nan)
+    assert [(line["loss"], line["skipped"]) for line in run.go()] == [(None, True)] * STEPS
+    assert run.optimizer.steps == 0 and "NaN" not in (tmp_path / "metrics.jsonl").read_text()
+
+
+def test_no_more_are_skipped_than_allowed_also_over_a_restart(tmp_path: Path) -> None:
+    run = Run(tmp_path, save_every=1, skip_bad_batches=1)
+    Poisoned(run, 1)
+    run.forward = stop_at(run, 4)
+    with pytest.raises(Preempted):
+        run.go()
+    newest = run.store.newest()
+    assert newest is not None and newest.meta["skipped"] == 1
+    again = Run(tmp_path, save_every=1, skip_bad_batches=1, skipped=1)
+    Poisoned(again, 4)
+    with pytest.raises(NonFiniteError, match="base step 5"):
+        again.go()
+
+
 class Full:
     """A forward pass that runs out of memory with more than `rows` rows, from its call number `first` on, after it has computed."""
 
