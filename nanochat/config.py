@@ -84,6 +84,7 @@ class Config:
     save_minutes: float = _field(15.0, "minutes between checkpoints at most", keeps_losses=True)
     keep_last: int = _field(2, "checkpoints kept of each stage", keeps_losses=True)
 
+    mirror: str = _field("", "where checkpoints are copied to, and fetched from on a new machine: s3:, gs:, hf:, file:", keeps_losses=True)
     skip_bad_batches: int = _field(0, "batches of each stage whose loss or gradient may be not finite, skipped", keeps_losses=True)
 
     device: str = _field("auto", "auto, cuda or cpu", "auto", "cuda", "cpu")

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
@@ -149,6 +150,7 @@ class Stage:
     eval_tokens: int = 0  # that one evaluation reads
     sample: Callable[[int], None] | None = None
     meta: dict[str, Any] = field(default_factory=dict)  # goes into every checkpoint
+    saved: Callable[[Path], object] = lambda folder: None  # told the folder of each step that was saved, on the main rank
     beat: Callable[[str], object] = lambda where: None  # told what begins now, for the watchdog
 
     @property
@@ -189,11 +191,13 @@ def run_stage(
         stage.beat(f"saving {stage.name} step {step}")
         if metrics:
             metrics.sync()
-        store.save(
+        folder = store.save(
             model, optimizer, stage.meta | {"step": step, "optimizer_steps": optimizer.steps, "skipped": skipped}, ranks, stage.keep_last
         )
         saved_at = time.monotonic()
         stop.trained = True
+        if ranks.main:
+            stage.saved(folder)
 
     def evaluate(step: int) -> None:
         if stage.evaluate and due(step, stage.eval_every, stage.steps):
@@ -202,6 +206,7 @@ def run_stage(
             if metrics and bpb is not None:
                 log(f"{stage.name} step {step}/{stage.steps} | validation {bpb:.4f} bits per byte")
                 metrics.amend(bpb=bpb, eval_tokens=stage.eval_tokens)
+                store.evaluated(step, bpb)
 
     def bad(done: int, loss: float, norm: float, lr: float, batch: StepBatch) -> None:
         nonlocal skipped

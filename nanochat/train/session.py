@@ -21,6 +21,7 @@ from nanochat.train.checkpoint import Checkpoint, Checkpoints
 from nanochat.train.evaluate import bits_per_byte
 from nanochat.train.loop import BatchSource, Schedule, Stage, StopSignal, run_stage
 from nanochat.train.metrics import SAMPLES, Metrics
+from nanochat.train.mirror import Copier
 from nanochat.train.ranks import Ranks
 from nanochat.train.watchdog import Watchdog
 
@@ -38,6 +39,7 @@ class Session:
     ranks: Ranks
     stop: StopSignal
     planned_rate: float = 0.0  # tokens a second, by the plan; 0 where there is none
+    copier: Copier | None = None  # to the mirror, on the main rank
     gpt: GPTConfig = field(init=False)
 
     def __post_init__(self) -> None:
@@ -45,7 +47,8 @@ class Session:
 
     def checkpoints(self, stage: str) -> Checkpoints:
         """The checkpoints of "base" or "sft"."""
-        return Checkpoints(self.folder / stage)
+        copier = self.copier
+        return Checkpoints(self.folder / stage, (lambda: copier.copying) if copier else lambda: None)
 
     def new_model(self) -> GPT:
         """The model as it is before the first step."""
@@ -107,6 +110,8 @@ class Session:
             sample=self.sampler(name, model, prompts),
             meta=self.meta(name),
         )
+        if self.copier:
+            stage.saved = self.copier.offer
         metrics = Metrics(self.folder / "metrics.jsonl", name, start) if ranks.main else None
         try:
             with Watchdog(config.hang_timeout, ranks.rank) as watchdog:
