@@ -2,6 +2,7 @@
 
 import errno
 import json
+import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -130,6 +131,21 @@ def test_every_byte_of_the_manifest_counts(store: Checkpoints) -> None:
         path.write_bytes(bad)
         with pytest.raises(DataError):
             verify(path.parent)
+
+
+def test_two_hundred_random_flips_and_truncations_are_noticed(store: Checkpoints) -> None:
+    folder, rng = save(store, 1), random.Random(7)
+    for case in range(200):
+        path = folder / FILES[case % len(FILES)]
+        good = path.read_bytes()
+        place = rng.randrange(len(good))
+        bad = bytearray(good)
+        bad[place] ^= 1 << rng.randrange(8)
+        path.write_bytes(bad if case % 3 else good[:place])
+        with pytest.raises(DataError):
+            verify(folder)
+        path.write_bytes(good)
+    assert verify(folder).step == 1
 
 
 def damage_truncate(folder: Path) -> None:
