@@ -87,6 +87,9 @@ class Config:
     save_minutes: float = _field(15.0, "minutes between checkpoints at most", keeps_losses=True)
     keep_last: int = _field(2, "checkpoints kept of each stage", keeps_losses=True)
 
+    mirror: str = _field("", "where checkpoints are copied to, and fetched from on a new machine: s3:, gs:, hf:, file:", keeps_losses=True)
+    skip_bad_batches: int = _field(0, "batches of each stage whose loss or gradient may be not finite, skipped", keeps_losses=True)
+
     device: str = _field("auto", "auto, cuda or cpu", "auto", "cuda", "cpu")
     compile: str = _field("auto", "torch.compile: on, off, or auto (where the run is long enough to earn it back)", "on", "off", "auto")
     nproc_per_node: int = _field(1, "processes (GPUs) on this machine", keeps_losses=True)
@@ -112,6 +115,8 @@ class Config:
             raise UsageError(
                 f"core_metric_max_per_task = {self.core_metric_max_per_task} is not possible", "a positive number, -1 for all, 0 for none"
             )
+        if self.skip_bad_batches < 0:
+            raise UsageError(f"skip_bad_batches = {self.skip_bad_batches} is negative", "give --skip-bad-batches a number from 0")
         if not 0 <= self.hours < 10_000:
             raise UsageError(f"hours = {self.hours:g} is not possible", "give --hours a positive number, such as 8 or 0.5")
         if self.seed < 0:

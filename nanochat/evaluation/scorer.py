@@ -17,6 +17,7 @@ from nanochat.errors import OutOfMemoryError
 from nanochat.generate.engine import Engine, answer_text
 from nanochat.model.gpt import GPT
 from nanochat.tokenizer import Tokenizer
+from nanochat.train.memory import Attempt
 
 BATCH_TOKENS = 16_384  # padding included, that one forward pass reads
 LOGIT_ROWS = 1024  # whose logits exist at once
@@ -89,21 +90,16 @@ class Scorer:
             longest = length(items[order[first]])
             count = max(self.batch_tokens // longest, 1)
             batch = order[first : first + count]
-            try:
-                done = work([items[index] for index in batch])
-            except torch.OutOfMemoryError as error:
-                if len(batch) == 1:
-                    raise OutOfMemoryError(
-                        f"out of memory with one text of {longest} tokens", "close what else uses the device, or use --device=cpu"
-                    ) from error
-                done = None
-            if done is None:  # outside the handler, which holds on to what filled the memory
-                self.batch_tokens = longest * (len(batch) // 2)
-                if self.device.type == "cuda":
-                    torch.cuda.empty_cache()
-                log(f"out of memory with {len(batch)} texts of {longest} tokens: going on with {len(batch) // 2} at once")
+            with Attempt(self.device) as attempt:
+                results |= zip(batch, work([items[index] for index in batch]), strict=True)
+            if not attempt.failed:
                 continue
-            results |= zip(batch, done, strict=True)
+            if len(batch) == 1:
+                raise OutOfMemoryError(
+                    f"out of memory with one text of {longest} tokens", "close what else uses the device, or use --device=cpu"
+                )
+            self.batch_tokens = longest * (len(batch) // 2)
+            log(f"out of memory with {len(batch)} texts of {longest} tokens: going on with {len(batch) // 2} at once")
         return [results[index] for index in range(len(items))]
 
     def _hidden(self, rows: list[list[int]]) -> Tensor:

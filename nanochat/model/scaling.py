@@ -236,6 +236,11 @@ def memory_bytes(gpt: GPTConfig, rows: int, *, processes: int = 1, bf16: bool = 
     return bytes_of | {"total": bytes_of["weights"] + bytes_of["optimizer"] + max(training, bytes_of["cache"])}
 
 
+def usable_bytes(memory: int) -> int:
+    """What a card of `memory` bytes leaves to training: 5.2 of 6 GiB, 22.5 of 24, 76 of 80 (in 1e9 bytes)."""
+    return int(0.9 * memory - 0.6e9)
+
+
 def cache_bytes(gpt: GPTConfig, slots: int, length: int, *, bf16: bool = True) -> int:
     """Bytes of the keys and values of `slots` conversations of `length` tokens."""
     return slots * 2 * gpt.depth * gpt.kv_dim * length * (2 if bf16 else 4)

@@ -25,7 +25,7 @@ from nanochat.errors import NanochatError, PreflightError
 from nanochat.ops import nvml
 from nanochat.ops.fetch import missing
 from nanochat.ops.hardware import physical_cores
-from nanochat.ops.plan import Plan
+from nanochat.ops.plan import Plan, kept_checkpoints
 from nanochat.ops.troubles import explained
 
 OK, WARNING, ERROR = "ok", "warning", "error"
@@ -223,7 +223,7 @@ def check_folder(case: Case) -> Iterator[Finding]:
     needed = case.plan.disk_bytes
     parts = ", ".join(f"{name} {_size(size)}" for name, size in case.plan.disk_parts.items() if size)
     what = f"{_size(space.free)} free in {folder}, {_size(needed)} needed ({parts})"
-    checkpoint = case.plan.disk_parts["checkpoints"] // (2 * case.config.keep_last + 1)
+    checkpoint = case.plan.disk_parts["checkpoints"] // kept_checkpoints(case.config)
     fix = f"free some space under {folder}, or point NANOCHAT_BASE_DIR to a larger disk"
     if space.free < case.plan.disk_parts["download"] + 2 * checkpoint:
         yield Finding("disk", ERROR, what, "there is no room for the data and the first checkpoints", fix)

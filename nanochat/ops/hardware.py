@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from nanochat.config import Config
+from nanochat.model.scaling import usable_bytes
 from nanochat.ops import cards
 from nanochat.ops.cards import GIB
 
@@ -37,11 +38,6 @@ class Hardware:
 
 _FLOPS_PER_MULTIPROCESSOR = 0.45e12  # of a card that is not in the table: between a 3090's and a 4050's
 CPU_FLOPS = 15e9  # training on two slow cores (measured: 17e9); a fast pair reaches 130e9
-
-
-def _usable(memory: int) -> int:
-    """What a card leaves to training: 5.2 of 6 GiB, 22.5 of 24, 76 of 80 (in 1e9 bytes)."""
-    return int(0.9 * memory - 0.6e9)
 
 
 def _may_have_gpu() -> bool:
@@ -67,7 +63,7 @@ def this_machine(device: str = "auto") -> Hardware:
                 name=card.name,
                 cuda=True,
                 memory=card.total_memory,
-                usable=_usable(card.total_memory),
+                usable=usable_bytes(card.total_memory),
                 flops=known.flops if known else _FLOPS_PER_MULTIPROCESSOR * card.multi_processor_count,
                 count=torch.cuda.device_count(),
                 bf16=card.major >= 8,
@@ -83,7 +79,7 @@ def this_machine(device: str = "auto") -> Hardware:
 def card_hardware(card: cards.CardType, count: int) -> Hardware:
     """`count` cards of the table, which are not in this machine."""
     return Hardware(
-        card.name, True, card.memory, _usable(card.memory), card.flops, count, card.bf16, card.dollars, here=False, source=card.source
+        card.name, True, card.memory, usable_bytes(card.memory), card.flops, count, card.bf16, card.dollars, here=False, source=card.source
     )
 
 

@@ -345,15 +345,19 @@ def _licence(config: Config) -> str:
     return "MIT (made by this project)" if config.dataset == EMBEDDED else origin(config.dataset).licence
 
 
+def kept_checkpoints(config: Config) -> int:
+    """Checkpoints that lie on the disk at once at the most: the newest and the best of each stage, and one that is being written."""
+    return (2 if config.sft_iterations else 1) * (config.keep_last + 1) + 1
+
+
 def _made_bytes(config: Config, gpt: scaling.GPTConfig, tokens: int) -> dict[str, int]:
-    """Packed rows, the checkpoints of both stages with one more while it is being written, and compiled kernels."""
+    """Packed rows, the checkpoints, and compiled kernels."""
     parts = scaling.count_parameters(gpt)
     checkpoint = 4 * parts["total"] + 4 * parts["matrices"] + 8 * (parts["total"] - parts["matrices"])
     ids = (2 if config.vocab_size <= 65536 else 4) * tokens
-    stages = 2 if config.sft_iterations else 1
     return {
         "rows": min(ids, TOKEN_CACHE_BYTES),
-        "checkpoints": (stages * config.keep_last + 1) * checkpoint,
+        "checkpoints": kept_checkpoints(config) * checkpoint,
         "cache": COMPILE_CACHE_BYTES if config.compile == "on" else 0,
     }
 

@@ -18,18 +18,19 @@ from nanochat.data.sets import ensure_task
 from nanochat.data.shards import Dataset, sha256, texts
 from nanochat.data.summary import conversations_line
 from nanochat.errors import DataError, PreflightError, UsageError
-from nanochat.ops import budget, doctor, evaluation, runs
+from nanochat.ops import budget, doctor, evaluation, mirrored, runs
 from nanochat.ops import plan as planning
 from nanochat.ops.fetch import sets_of
 from nanochat.ops.hardware import this_machine
 from nanochat.ops.report import PLAN, read_metrics
 from nanochat.ops.score import score_run, show_result
 from nanochat.tokenizer import QWEN2_PATTERN, SPLIT_PATTERN, Conversation, Tokenizer
-from nanochat.train import device, ranks
+from nanochat.train import device, memory, ranks
 from nanochat.train.checkpoint import Checkpoint, Checkpoints
 from nanochat.train.finetune import finetune
 from nanochat.train.heartbeat import heartbeat
 from nanochat.train.loop import StopSignal
+from nanochat.train.mirror import Copier
 from nanochat.train.pretrain import pretrain
 from nanochat.train.session import Session
 
@@ -109,6 +110,8 @@ def _prepared(config: Config) -> runs.Record:
 def prepare(config: Config, stages: Sequence[str], began: float | None = None) -> runs.Record | str:
     """Everything before the first step: identity, plan, preflight, shards, tokenizer. The run's record, or a line where it is finished."""
     config = planning.normal(config)
+    if config.mirror:
+        mirrored.fetch(config.mirror, config.run)
     record = runs.read_record(config.run)
     if record is None and runs.has_checkpoints(config.run):
         raise UsageError(
@@ -273,10 +276,19 @@ def sft_conversations(config: Config) -> Sequence[Conversation]:
 
 
 def _stages(record: runs.Record, stages: Sequence[str], here: ranks.Ranks, stop: StopSignal, began: float) -> None:
-    """Train the stages that are not done, then score and report."""
+    """Train the stages that are not done, then score and report; what is saved meanwhile is copied to the mirror."""
+    with mirrored.copying(record.config, here, stop) as copier:
+        _train_and_score(record, stages, here, stop, began, copier)
+
+
+def _train_and_score(
+    record: runs.Record, stages: Sequence[str], here: ranks.Ranks, stop: StopSignal, began: float, copier: Copier | None
+) -> None:
     config, folder = record.config, paths.run_dir(record.config.run)
     dataset = runs.open_text(record)
-    session = Session(config, dataset, Tokenizer.load(paths.tokenizer_dir(record.tokenizer)), folder, here, stop)
+    memory.cap(here.device)
+    rate = planning.make_plan(config, this_machine(config.device)).tokens_per_second if here.main else 0.0
+    session = Session(config, dataset, Tokenizer.load(paths.tokenizer_dir(record.tokenizer)), folder, here, stop, rate, copier)
     if here.main:
         for name in RESULTS:
             (folder / name).unlink(missing_ok=True)  # they speak of where the run stood before

@@ -47,10 +47,13 @@ class Record:
 def read_record(run: str) -> Record | None:
     """The record of `run`, None where there is no such run. Raises DataError where it is damaged."""
     path = paths.run_dir(run) / RECORD
-    if not path.exists():
-        return None
+    return parse_record(path.read_bytes(), path) if path.exists() else None
+
+
+def parse_record(data: bytes, path: Path) -> Record:
+    """The record that a config.toml holds; `path` is for the DataError where it is damaged."""
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = tomllib.loads(data.decode("utf-8"))
         values = {key: convert(key, value) for key, value in table.items() if key in FIELDS}
         frozen = table["frozen"]
         return Record(

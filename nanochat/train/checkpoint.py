@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from nanochat.train.ranks import Ranks
 MANIFEST = "manifest.json"
 MODEL = "model.safetensors"
 META = "meta.json"
+BEST = "best.json"  # beside the steps: which of them had the fewest bits per byte
 
 
 def sha256(path: Path) -> str:
@@ -120,8 +121,9 @@ def verify(folder: Path) -> Checkpoint:
 class Checkpoints:
     """The checkpoints of one stage of one run."""
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, folder: Path, in_use: Callable[[], Path | None] = lambda: None):
+        """`in_use` names a step that is being copied elsewhere, and is not removed meanwhile."""
+        self.folder, self.in_use = folder, in_use
 
     def steps(self) -> list[Path]:
         """Folders of finished steps, oldest first; unverified."""
@@ -139,8 +141,26 @@ class Checkpoints:
                 log(f"warning: {error.message}; falling back to the step before it")
         return None
 
+    def best(self) -> tuple[Path, float] | None:
+        """The step with the fewest bits per byte, and how many; None where none was evaluated or it is gone."""
+        try:
+            told = json.loads((self.folder / BEST).read_text(encoding="utf-8"))
+            folder, bpb = self.folder / str(told["step"]), float(told["bpb"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return (folder, bpb) if folder in self.steps() else None
+
+    def evaluated(self, step: int, bpb: float) -> None:
+        """Remember `step`, which is saved, where no other one is better; such a step is kept however old it gets."""
+        best = self.best()
+        if best is None or bpb <= best[1]:
+            try:
+                paths.atomic_write_json(self.folder / BEST, {"step": f"step_{step:06d}", "bpb": bpb})
+            except OSError as error:
+                log(f"warning: that step {step} is the best so far could not be written down: {error}")
+
     def save(self, model: GPT, optimizer: MuonAdamW, meta: dict[str, Any], ranks: Ranks, keep: int) -> Path:
-        """Write a step (every rank calls this), then remove all but the newest `keep`.
+        """Write a step (every rank calls this), then remove all but the newest `keep` and the best.
 
         Raises PreflightError where the disk is full or cannot be written; older steps stay as they are.
         """
@@ -170,7 +190,8 @@ class Checkpoints:
     def _prune(self, saved: Path, files: Collection[str], keep: int) -> None:
         """Remove old steps, steps after `saved` (refused ones, or we would have gone on from them), and what unfinished saves left."""
         finished = self.steps()
-        kept = finished[: finished.index(saved) + 1][-keep:]
+        valid, best = finished[: finished.index(saved) + 1], self.best()
+        kept = [*valid[-keep:], self.in_use(), *([best[0]] if best and best[0] in valid else [])]
         for folder in self.folder.iterdir():
             if folder.is_dir() and folder not in kept:
                 shutil.rmtree(folder, ignore_errors=True)

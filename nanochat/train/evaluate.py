@@ -8,11 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nanochat.console import Progress
+from nanochat.console import Progress, log
 from nanochat.data.corpus import Item
+from nanochat.errors import OutOfMemoryError
 from nanochat.generate.engine import Engine, answer_text
 from nanochat.model.gpt import GPT
 from nanochat.model.loss import IGNORE, token_losses
+from nanochat.train.memory import Attempt
 from nanochat.train.ranks import Ranks
 
 
@@ -25,22 +27,36 @@ def bits_per_byte(
     token_bytes: np.ndarray,
     device_batch_size: int,
     ranks: Ranks,
-) -> float:
+) -> float | None:
     """Nats over ln 2 times bytes, of the targets that are text; independent of the tokenizer, so vocabularies can be compared.
 
-    inputs and targets (n, T), targets of -1 not counted; token_bytes (V,); each rank takes its share of the rows.
+    inputs and targets (n, T), targets of -1 not counted; token_bytes (V,); each rank takes its share of the rows,
+    `device_batch_size` at a time and fewer where the memory is not enough. None, on every rank, where it is not enough for one row.
     """
     size = torch.from_numpy(token_bytes).to(ranks.device)
-    totals = torch.zeros(2, dtype=torch.float64, device=ranks.device)
+    totals = torch.zeros(3, dtype=torch.float64, device=ranks.device)
     own = slice(ranks.rank, None, ranks.world_size)
     inputs, targets = inputs[own], targets[own]
-    for first in range(0, len(inputs), device_batch_size):
-        rows = slice(first, first + device_batch_size)
-        ids, wanted = (torch.from_numpy(part[rows].astype(np.int64)).to(ranks.device) for part in (inputs, targets))
-        nats = token_losses(model, forward(ids), wanted)  # (B, T)
-        counted = size[wanted.clamp(min=0)] * (wanted != IGNORE)
-        totals += torch.stack(((nats.double() * (counted > 0)).sum(), counted.sum().double()))
-    nats_sum, byte_sum = ranks.all_reduce_sum(totals).tolist()
+    first, rows = 0, device_batch_size
+    while first < len(inputs):
+        chosen = slice(first, first + rows)
+        with Attempt(ranks.device) as attempt:
+            ids, wanted = (torch.from_numpy(part[chosen].astype(np.int64)).to(ranks.device) for part in (inputs, targets))
+            nats = token_losses(model, forward(ids), wanted)  # (B, T)
+            counted = size[wanted.clamp(min=0)] * (wanted != IGNORE)
+            totals[:2] += torch.stack(((nats.double() * (counted > 0)).sum(), counted.sum().double()))
+        if not attempt.failed:
+            first += rows
+        elif rows == 1:
+            totals[2] = 1
+            break
+        else:
+            rows //= 2
+            log(f"warning: out of memory in the evaluation: it goes on with {rows} rows at a time")
+    nats_sum, byte_sum, failed = ranks.all_reduce_sum(totals).tolist()
+    if failed:
+        log("warning: no evaluation: out of memory with one row")
+        return None
     return nats_sum / (math.log(2) * max(byte_sum, 1))
 
 
@@ -49,13 +65,21 @@ CALCULATOR_TOKENS = 24  # room for a call of the calculator and its output, besi
 
 def answer_items(engine: Engine, items: Sequence[Item], what: str, *, batch: int = 128) -> tuple[list[bool], int]:
     """Whether the model's answer to each item, at temperature 0, is exactly the right one; and how many tokens it read and wrote."""
-    tokenizer, right, tokens = engine.tokenizer, [], 0
+    tokenizer, tokens = engine.tokenizer, 0
+    right: list[bool] = []
     max_tokens = CALCULATOR_TOKENS + max(len(tokenizer.encode(item.answer)) for item in items)
     with Progress(what, len(items), "questions") as progress:
-        for first in range(0, len(items), batch):
-            part = items[first : first + batch]
+        while len(right) < len(items):
+            part = items[len(right) : len(right) + batch]
             prompts = [tokenizer.render_prompt([{"role": "user", "content": item.prompt}], engine.context - 1)[0] for item in part]
-            answers = engine.complete(prompts, max_tokens=max_tokens, temperature=0.0, batch_size=batch)
+            with Attempt(next(engine.model.parameters()).device) as attempt:
+                answers = engine.complete(prompts, max_tokens=max_tokens, temperature=0.0, batch_size=batch)
+            if attempt.failed and batch > 1:
+                batch //= 2
+                log(f"warning: out of memory {what}: it goes on with {batch} at a time")
+                continue
+            if attempt.failed:
+                raise OutOfMemoryError(f"out of memory {what}, with one question at a time", "the model is saved: `eval` asks it elsewhere")
             right += [answer_text(tokenizer, ids).strip() == item.answer for ids, item in zip(answers, part, strict=True)]
             tokens += sum(map(len, prompts)) + sum(map(len, answers))
             progress.advance(len(part))

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
@@ -22,9 +23,11 @@ from nanochat.model.gpt import GPT
 from nanochat.model.loss import IGNORE, cross_entropy_sum
 from nanochat.model.optim import MuonAdamW
 from nanochat.train.checkpoint import Checkpoints
+from nanochat.train.memory import Attempt, is_out_of_memory
 from nanochat.train.metrics import Metrics
+from nanochat.train.nonfinite import write_down
 from nanochat.train.ranks import Ranks, echoed
-from nanochat.train.watchdog import spilled
+from nanochat.train.watchdog import slow
 
 LOG_SECONDS = 2.0  # between two step lines, so that fast steps do not flood the terminal
 FIRST_LINES = 3
@@ -138,12 +141,16 @@ class Stage:
     eval_every: int = -1
     sample_every: int = -1
     keep_last: int = 2
+    skip_bad_batches: int = 0  # steps whose loss or gradient may be not finite; they update nothing
+    skipped: int = 0  # of them before `start`
     flops_per_token: float = 0.0
     peak_flops: float = 0.0  # of one device, for mfu; 0 where unknown
-    evaluate: Callable[[], float] | None = None  # bits per byte
+    planned_rate: float = 0.0  # tokens a second of all ranks, by the plan; 0 where there is none
+    evaluate: Callable[[], float | None] | None = None  # bits per byte; None where the memory was not enough
     eval_tokens: int = 0  # that one evaluation reads
     sample: Callable[[int], None] | None = None
     meta: dict[str, Any] = field(default_factory=dict)  # goes into every checkpoint
+    saved: Callable[[Path], object] = lambda folder: None  # told the folder of each step that was saved, on the main rank
     beat: Callable[[str], object] = lambda where: None  # told what begins now, for the watchdog
 
     @property
@@ -170,31 +177,54 @@ def run_stage(
 ) -> None:
     """Train from `start` done steps to the stage's end; `forward` is the model's forward pass, compiled or not.
 
-    `metrics` is the main rank's; the others have None. Raises NonFiniteError before the update that would spread
-    it, Preempted after a signal's checkpoint, OutOfMemoryError where one device batch does not fit.
+    `metrics` is the main rank's; the others have None. A step that ran out of memory is done again with half the device batch.
+    Raises OutOfMemoryError where that is not even one row, NonFiniteError before the update that would spread it (the first
+    `stage.skip_bad_batches` of such steps pass, without an update), Preempted after a signal's checkpoint.
     """
     last = metrics.last if metrics else {}
     elapsed, tokens = float(last.get("elapsed_seconds", 0.0)), int(last.get("tokens", 0))
     began_at = printed_at = saved_at = time.monotonic()
+    rows, fastest, waited, skipped = stage.device_batch_size, 0.0, 0.0, stage.skipped
 
     def save(step: int) -> None:
         nonlocal saved_at
         stage.beat(f"saving {stage.name} step {step}")
         if metrics:
             metrics.sync()
-        store.save(model, optimizer, stage.meta | {"step": step, "optimizer_steps": optimizer.steps}, ranks, stage.keep_last)
+        folder = store.save(
+            model, optimizer, stage.meta | {"step": step, "optimizer_steps": optimizer.steps, "skipped": skipped}, ranks, stage.keep_last
+        )
         saved_at = time.monotonic()
         stop.trained = True
+        if ranks.main:
+            stage.saved(folder)
 
     def evaluate(step: int) -> None:
         if stage.evaluate and due(step, stage.eval_every, stage.steps):
             stage.beat(f"evaluating {stage.name} step {step}")
             bpb = stage.evaluate()
-            if metrics:
+            if metrics and bpb is not None:
                 log(f"{stage.name} step {step}/{stage.steps} | validation {bpb:.4f} bits per byte")
                 metrics.amend(bpb=bpb, eval_tokens=stage.eval_tokens)
+                store.evaluated(step, bpb)
 
-    def report(done: int, loss: float, lr: float, seconds: float, batch: StepBatch) -> None:
+    def bad(done: int, loss: float, norm: float, lr: float, batch: StepBatch) -> None:
+        nonlocal skipped
+        skipped += 1
+        folder = store.folder.parent / "nonfinite" / f"{stage.name}_step_{done:06d}"
+        stage.beat(f"writing down what led to the loss of {stage.name} step {done}")
+        facts = {"stage": stage.name, "step": done, "loss": str(loss), "gradient_norm": str(norm), "lr": lr}
+        write_down(folder, ranks.rank, facts, batch.inputs, batch.targets, model, store.folder.parent / "metrics.jsonl")
+        what = f"the loss of {stage.name} step {done} is {loss}, its gradient's length {norm}"
+        if skipped > stage.skip_bad_batches:
+            raise NonFiniteError(
+                f"{what}: stopped before the update; what led to it is in {folder}",
+                "run the same command again to go on from the newest checkpoint; if it comes back, lower --matrix_lr and --embedding_lr, "
+                f"or go past the batch with --skip-bad-batches={skipped}",
+            )
+        log(f"warning: {what}: no update ({skipped} of {stage.skip_bad_batches} that may be skipped; what led to it is in {folder})")
+
+    def report(done: int, loss: float, lr: float, seconds: float, batch: StepBatch, updated: bool) -> None:
         nonlocal printed_at
         if not metrics:
             return
@@ -202,7 +232,7 @@ def run_stage(
         entry: dict[str, Any] = {
             "stage": stage.name,
             "step": done,
-            "loss": loss,
+            "loss": loss if math.isfinite(loss) else None,
             "lr": lr,
             "tokens": tokens,
             "tokens_per_second": round(rate, 1),
@@ -210,13 +240,15 @@ def run_stage(
         entry |= {"step_seconds": round(seconds, 4), "elapsed_seconds": round(elapsed, 3)}
         if stage.peak_flops:
             entry["mfu"] = round(stage.flops_per_token * rate / (stage.peak_flops * ranks.world_size), 4)
+        if not updated:
+            entry["skipped"] = True
         metrics.write(entry | {"peak_memory_bytes": _peak_memory(ranks.device)})
         if done - start <= FIRST_LINES or now - printed_at >= LOG_SECONDS or done == stage.steps:
             printed_at = now
             left = duration((stage.steps - done) * (now - began_at) / (done - start))
             speed = f"dt {seconds * 1000:.0f} ms | {quantity(rate)} tokens/s"
             log(f"{stage.name} step {done}/{stage.steps} | loss {loss:.4f} | {speed} | {left} left")
-        if done - start == SETTLED and (alarm := spilled(ranks, entry.get("mfu", 1.0), stage.device_batch_size)):
+        if done - start == SETTLED and (alarm := slow(ranks.device, fastest, stage.planned_rate, batch.tokens, waited, rows)):
             log(alarm)
 
     stop.in_loop = True
@@ -228,20 +260,32 @@ def run_stage(
         stage.beat(f"reading the rows of {stage.name} step {done}")
         batch = stage.source.batch(step, ranks)
         lr = stage.schedule.lr(step)
-        stage.beat(f"computing {stage.name} step {done}")
-        with _memory_explained(stage.device_batch_size, batch.inputs.shape[1]):
-            loss = _forward_backward(batch, stage.device_batch_size, model, forward, ranks)
+        read = time.monotonic() - began
+        while True:
+            stage.beat(f"computing {stage.name} step {done}")
+            sums = torch.zeros(2, device=ranks.device)
+            with Attempt(ranks.device) as attempt:
+                sums = _forward_backward(batch, rows, model, forward, ranks)
             overdue = ranks.main and began - saved_at >= stage.save_seconds
             stage.beat(f"waiting for the other ranks in {stage.name} step {done}")
-            flags = loss.new_tensor([float(stop.set), float(overdue)])
-            totals = ranks.all_reduce_sum(torch.cat((loss[None], _gradient_norm(model, ranks.device)[None], flags)))
-            loss_value, norm, stopping, saving = totals.tolist()
-            _require_finite(loss_value, norm, stage.name, done)
-            optimizer.step(lr=lr, beta=stage.schedule.beta(step), weight_decay=stage.schedule.decay(step))
+            flags = sums.new_tensor([float(stop.set), float(overdue), float(attempt.failed)])
+            loss, norm, stopping, saving, failed = ranks.all_reduce_sum(torch.cat((sums, flags))).tolist()
+            if not failed:
+                break
             optimizer.zero_grad()
+            rows = _halved(min(rows, len(batch.inputs)), batch, f"{stage.name} step {done}")
+        finite = math.isfinite(loss) and math.isfinite(norm)
+        if finite:
+            with _memory_explained():
+                optimizer.step(lr=lr, beta=stage.schedule.beta(step), weight_decay=stage.schedule.decay(step))
+        else:
+            bad(done, loss, norm, lr, batch)
+        optimizer.zero_grad()
         seconds = time.monotonic() - began
         elapsed, tokens = elapsed + seconds, tokens + batch.tokens
-        report(done, loss_value, lr, seconds, batch)
+        if batch.tokens / seconds > fastest:
+            fastest, waited = batch.tokens / seconds, read / seconds
+        report(done, loss, lr, seconds, batch, finite)
         evaluating = stage.evaluate is not None and due(done, stage.eval_every, stage.steps)
         if stopping or saving or evaluating or due(done, stage.save_every, stage.steps):
             save(done)  # before the evaluation and the samples: their failure loses nothing
@@ -252,12 +296,15 @@ def run_stage(
         evaluate(done)
         if stage.sample and due(done, stage.sample_every, stage.steps):
             stage.beat(f"sampling after {stage.name} step {done}")
-            stage.sample(done)
+            with Attempt(ranks.device) as attempt:
+                stage.sample(done)
+            if attempt.failed:
+                log("warning: no sample: out of memory")
     stop.in_loop = False
 
 
 def _forward_backward(batch: StepBatch, device_batch_size: int, model: GPT, forward: Callable[[Tensor], Tensor], ranks: Ranks) -> Tensor:
-    """Accumulate the gradient of the batch's mean loss in micro-batches; this rank's part of that loss, a scalar.
+    """Accumulate the gradient of the batch's mean loss in micro-batches: this rank's part of that loss, and its gradient's length (2,).
 
     Micro-batches without a target are skipped, and the mean is over the targets of all ranks: nothing divides by zero.
     """
@@ -271,7 +318,7 @@ def _forward_backward(batch: StepBatch, device_batch_size: int, model: GPT, forw
         loss = cross_entropy_sum(model, forward(ids), _to_device(targets, ranks.device)) / counted
         total += loss.detach()
         (loss * ranks.world_size).backward()  # the optimizer takes the mean over the ranks
-    return total
+    return torch.stack((total, _gradient_norm(model, ranks.device)))
 
 
 def _gradient_norm(model: GPT, device: torch.device) -> Tensor:
@@ -279,31 +326,38 @@ def _gradient_norm(model: GPT, device: torch.device) -> Tensor:
     return torch.nn.utils.get_total_norm([weight.grad for weight in model.parameters() if weight.grad is not None]).to(device)
 
 
+def _halved(rows: int, batch: StepBatch, where: str) -> int:
+    """Half of `rows`, with a word on it. Raises OutOfMemoryError where that is none."""
+    length = batch.inputs.shape[1]
+    if rows == 1:
+        raise OutOfMemoryError(
+            f"out of memory in {where} with one row of {length} tokens on the device, the smallest batch",
+            "use a smaller --depth or --max_seq_len",
+        )
+    log(
+        f"warning: out of memory in {where} with {rows} rows of {length} tokens on a device: it goes on with {rows // 2}, in more parts; "
+        f"a step's tokens, and so the losses, stay the same (--device_batch_size={rows // 2} begins so)"
+    )
+    return rows // 2
+
+
 @contextlib.contextmanager
-def _memory_explained(rows: int, tokens: int) -> Iterator[None]:
-    """Turn the device's "out of memory" into an error that says what to lower."""
+def _memory_explained() -> Iterator[None]:
+    """Turn "out of memory" in the optimizer's step, which no smaller batch would avoid, into an error that says what to lower."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
         raise OutOfMemoryError(
-            f"out of memory with {rows} rows of {tokens} tokens on the device",
-            f"lower --device_batch_size (now {rows}); the tokens of a step, and so the losses, stay the same"
-            if rows > 1
-            else "use a smaller --depth or --max_seq_len: one row is the smallest batch",
+            "out of memory in the optimizer's step, which needs the same however small the device batch is",
+            "use a smaller --depth, or more processes (--nproc_per_node), which share its state",
         ) from error
 
 
 def _to_device(rows: np.ndarray, device: torch.device) -> Tensor:
     tensor = torch.from_numpy(rows.astype(np.int64))
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
-
-
-def _require_finite(loss: float, norm: float, stage: str, step: int) -> None:
-    if not math.isfinite(loss) or not math.isfinite(norm):
-        raise NonFiniteError(
-            f"the loss of {stage} step {step} is {loss}, its gradient's length {norm}: stopped before the update",
-            "run the same command again to go on from the newest checkpoint; if it comes back, lower --matrix_lr and --embedding_lr",
-        )
 
 
 def _peak_memory(device: torch.device) -> int:

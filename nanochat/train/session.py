@@ -21,6 +21,7 @@ from nanochat.train.checkpoint import Checkpoint, Checkpoints
 from nanochat.train.evaluate import bits_per_byte
 from nanochat.train.loop import BatchSource, Schedule, Stage, StopSignal, run_stage
 from nanochat.train.metrics import SAMPLES, Metrics
+from nanochat.train.mirror import Copier
 from nanochat.train.ranks import Ranks
 from nanochat.train.watchdog import Watchdog
 
@@ -37,6 +38,8 @@ class Session:
     folder: Path
     ranks: Ranks
     stop: StopSignal
+    planned_rate: float = 0.0  # tokens a second, by the plan; 0 where there is none
+    copier: Copier | None = None  # to the mirror, on the main rank
     gpt: GPTConfig = field(init=False)
 
     def __post_init__(self) -> None:
@@ -44,7 +47,8 @@ class Session:
 
     def checkpoints(self, stage: str) -> Checkpoints:
         """The checkpoints of "base" or "sft"."""
-        return Checkpoints(self.folder / stage)
+        copier = self.copier
+        return Checkpoints(self.folder / stage, (lambda: copier.copying) if copier else lambda: None)
 
     def new_model(self) -> GPT:
         """The model as it is before the first step."""
@@ -82,7 +86,7 @@ class Session:
             log(f"{name}: resuming at step {start} of {schedule.steps}, from {newest.folder}")
         forward = device.forward_of(model, config)
 
-        def evaluate() -> float:
+        def evaluate() -> float | None:
             inputs, targets = validation
             return bits_per_byte(model, forward, inputs, targets, self.tokenizer.token_bytes(), config.device_batch_size, ranks)
 
@@ -96,13 +100,18 @@ class Session:
             eval_every=config.eval_every,
             sample_every=config.sample_every,
             keep_last=config.keep_last,
+            skip_bad_batches=config.skip_bad_batches,
+            skipped=int(newest.meta.get("skipped", 0)) if newest else 0,
             flops_per_token=flops_per_token(self.gpt),
             peak_flops=device.peak_flops(ranks.device),
+            planned_rate=self.planned_rate,
             evaluate=evaluate,
             eval_tokens=validation[0].size,
             sample=self.sampler(name, model, prompts),
             meta=self.meta(name),
         )
+        if self.copier:
+            stage.saved = self.copier.offer
         metrics = Metrics(self.folder / "metrics.jsonl", name, start) if ranks.main else None
         try:
             with Watchdog(config.hang_timeout, ranks.rank) as watchdog:

@@ -15,12 +15,14 @@ from types import TracebackType
 import torch
 
 from nanochat.errors import HungError
-from nanochat.train.ranks import Ranks, record_exit
+from nanochat.train.ranks import record_exit
 
 GRACE = 3.0  # seconds between the word and the end, so that every rank is heard
 FRAMES = 3  # of the main thread's stack that are shown
-IDLE = 0.03  # part of the card's peak below which ...
-FULL = 0.9  # ... and part of its memory above which it has probably spilled into the system's
+SLOW = 0.25  # part of the planned rate below which something is wrong: a plan's own error is a factor of two at most
+SHORT_STEP = 0.2  # seconds of a step below which its overhead decides, which no plan counts
+RETRIES = 5  # of torch's allocator in the first steps, at its cap
+FULL = 0.97  # part of a GPU's memory above which the driver has probably moved some of it
 
 
 class Watchdog:
@@ -62,12 +64,32 @@ class Watchdog:
             return
 
 
-def spilled(ranks: Ranks, mfu: float, rows: int) -> str | None:
-    """A line where the card hardly works and its memory is full: what does not fit was moved to system memory, as Windows' driver does."""
-    if ranks.device.type != "cuda" or mfu >= IDLE:
+def slow(device: torch.device, rate: float, planned: float, tokens: int, waited: float, rows: int) -> str | None:
+    """A line where training is far slower than planned, with its likely cause and what to lower; None where it is not.
+
+    rate, planned: tokens a second; tokens: of one step; waited: the part of a step in which rows are read; rows: of a device batch.
+    """
+    if rate >= SLOW * planned or tokens / rate < SHORT_STEP:
         return None
-    total = torch.cuda.get_device_properties(ranks.device).total_memory
-    if torch.cuda.max_memory_reserved(ranks.device) < FULL * total:
-        return None
-    lower = f"lower --device_batch_size (now {rows}): the losses stay the same" if rows > 1 else "use a smaller --depth or --max_seq_len"
-    return f"warning: the GPU's use is {mfu:.0%} and its memory is full: it has probably spilled into system memory; {lower}"
+    if waited > 0.5:
+        cause = "the rows come too slowly: put NANOCHAT_BASE_DIR on a faster disk, or wait until no other program keeps it busy"
+    elif device.type == "cuda" and _memory_short(device):
+        lower = (
+            f"lower --device_batch_size (now {rows}): the losses stay the same" if rows > 1 else "use a smaller --depth or --max_seq_len"
+        )
+        cause = f"the GPU's memory is full: {lower}"
+    elif os.getloadavg()[0] > 1.5 * (cores := os.cpu_count() or 1):
+        cause = (
+            f"other programs keep the processors busy ({os.getloadavg()[0]:.0f} threads want {cores} cores): end them, or lower --threads"
+        )
+    elif device.type == "cuda":
+        cause = "the GPU may be hot, capped or used by others: doctor --gpus measures it"
+    else:
+        cause = "the processor may be hot, capped or shared with others: doctor measures it; a smaller --depth is quicker"
+    return f"warning: {rate / planned:.0%} of the planned tokens a second: {cause}"
+
+
+def _memory_short(device: torch.device) -> bool:
+    """Whether a GPU's memory is so full that the driver moves some of it to the system's, or torch frees and asks anew all the time."""
+    free, total = torch.cuda.mem_get_info(device)
+    return free < (1 - FULL) * total or torch.cuda.memory_stats(device)["num_alloc_retries"] >= RETRIES

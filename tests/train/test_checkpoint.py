@@ -2,6 +2,7 @@
 
 import errno
 import json
+import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -132,6 +133,21 @@ def test_every_byte_of_the_manifest_counts(store: Checkpoints) -> None:
             verify(path.parent)
 
 
+def test_two_hundred_random_flips_and_truncations_are_noticed(store: Checkpoints) -> None:
+    folder, rng = save(store, 1), random.Random(7)
+    for case in range(200):
+        path = folder / FILES[case % len(FILES)]
+        good = path.read_bytes()
+        place = rng.randrange(len(good))
+        bad = bytearray(good)
+        bad[place] ^= 1 << rng.randrange(8)
+        path.write_bytes(bad if case % 3 else good[:place])
+        with pytest.raises(DataError):
+            verify(folder)
+        path.write_bytes(good)
+    assert verify(folder).step == 1
+
+
 def damage_truncate(folder: Path) -> None:
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
@@ -188,6 +204,50 @@ def test_only_the_last_ones_are_kept(store: Checkpoints) -> None:
         save(store, step, keep=2)
     assert names(store) == ["step_1000000", "step_999999"]
     assert [path.name for path in store.steps()] == ["step_999999", "step_1000000"]
+
+
+def test_the_best_one_is_kept_however_old(store: Checkpoints) -> None:
+    for step, bpb in ((2, 1.5), (4, 1.2), (6, 1.3), (8, 1.4), (10, None)):
+        save(store, step, keep=2)
+        if bpb:
+            store.evaluated(step, bpb)
+    assert names(store) == ["best.json", "step_000004", "step_000008", "step_000010"]
+    best, newest = store.best(), store.newest()
+    assert best == (store.folder / "step_000004", 1.2) and newest is not None and newest.step == 10
+    save(store, 12, keep=1)
+    store.evaluated(12, 1.1)
+    save(store, 14, keep=1)
+    assert names(store) == ["best.json", "step_000012", "step_000014"]
+
+
+def test_the_best_one_is_also_what_is_fallen_back_to(store: Checkpoints) -> None:
+    for step in (2, 4, 6):
+        save(store, step, keep=1)
+        store.evaluated(step, float(step))
+    damage_truncate(store.folder / "step_000006")
+    newest = store.newest()
+    assert newest is not None and newest.step == 2
+
+
+def test_a_best_one_that_is_gone_is_forgotten(store: Checkpoints) -> None:
+    save(store, 2)
+    store.evaluated(2, 1.0)
+    save(store, 4)
+    shutil.rmtree(store.folder / "step_000002")
+    assert store.best() is None
+    store.evaluated(4, 9.0)
+    assert store.best() == (store.folder / "step_000004", 9.0)
+    (store.folder / "best.json").write_text("[")
+    assert store.best() is None
+    save(store, 6, keep=1)
+    assert names(store) == ["best.json", "step_000006"]
+
+
+def test_a_step_in_use_is_not_removed(store: Checkpoints) -> None:
+    held = save(store, 2)
+    store.in_use = lambda: held
+    save(store, 4, keep=1)
+    assert names(store) == ["step_000002", "step_000004"]
 
 
 def test_a_refused_later_step_never_displaces_a_good_one(two_steps: Checkpoints) -> None:

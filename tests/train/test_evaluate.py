@@ -68,8 +68,41 @@ def test_ranks_share_the_rows(model: GPT, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(Ranks, "all_reduce_sum", lambda self, tensor: sent.append(tensor.clone()) or tensor)
     for rank in range(3):
         bits_per_byte(model, model, inputs, targets, TOKEN_BYTES, 2, Ranks(rank, rank, 3, torch.device("cpu")))
-    nats, size = sum(sent).tolist()  # type: ignore[attr-defined]
+    nats, size, _ = sum(sent).tolist()  # type: ignore[attr-defined]
     assert nats / (math.log(2) * size) == pytest.approx(slow_bits_per_byte(model, inputs, targets), rel=1e-5)
+
+
+def test_out_of_memory_halves_the_evaluations_batch(model: GPT, capsys: pytest.CaptureFixture[str]) -> None:
+    inputs, targets = rows()
+    calls = []
+
+    def forward(ids: torch.Tensor) -> torch.Tensor:
+        calls.append(len(ids))
+        if len(ids) > 2 or len(calls) == 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return model(ids)
+
+    found = bits_per_byte(model, forward, inputs, targets, TOKEN_BYTES, 5, single())
+    assert found == pytest.approx(slow_bits_per_byte(model, inputs, targets), rel=1e-5)
+    assert calls == [5, 2, 2, 2, 1, 1, 1]
+    assert "goes on with 2 rows" in capsys.readouterr().err
+
+
+def test_an_evaluation_that_cannot_be_is_left_out(model: GPT, capsys: pytest.CaptureFixture[str]) -> None:
+    def full(ids: torch.Tensor) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    assert bits_per_byte(model, full, *rows(), TOKEN_BYTES, 5, single()) is None
+    assert "no evaluation" in capsys.readouterr().err
+
+
+def test_one_rank_without_memory_leaves_it_out_on_all(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    def with_a_failed_fellow(self: Ranks, tensor: torch.Tensor) -> torch.Tensor:
+        tensor[2] += 1
+        return tensor
+
+    monkeypatch.setattr(Ranks, "all_reduce_sum", with_a_failed_fellow)
+    assert bits_per_byte(model, model, *rows(), TOKEN_BYTES, 5, Ranks(1, 1, 2, torch.device("cpu"))) is None
 
 
 def test_a_new_model_needs_the_bits_of_a_fair_guess(model: GPT) -> None:
@@ -108,3 +141,13 @@ def test_answers_are_compared_whole() -> None:
     right, tokens = answer_items(Parrot(GPT.build(shape), tokenizer), items, "asking", batch=2)
     assert right == [True, False, False]
     assert tokens > 3 * 5
+
+    class Tight(Parrot):
+        """One question at a time, no more."""
+
+        def complete(self, prompts, **_):  # type: ignore[no-untyped-def,override]
+            if len(prompts) > 1:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return super().complete(prompts)
+
+    assert answer_items(Tight(GPT.build(shape), tokenizer), items, "asking", batch=4)[0] == right

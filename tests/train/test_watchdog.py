@@ -1,5 +1,6 @@
 """What does not move is noticed, said by every rank, and ended so that the launcher goes on from the last checkpoint."""
 
+import os
 import subprocess
 import sys
 import threading
@@ -10,8 +11,7 @@ import pytest
 import torch
 
 from nanochat.train import watchdog
-from nanochat.train.ranks import single
-from nanochat.train.watchdog import Watchdog, spilled
+from nanochat.train.watchdog import Watchdog, slow
 from tests import tiny
 
 
@@ -83,13 +83,32 @@ def test_a_rank_that_hangs_is_restarted_from_the_last_checkpoint(tmp_path: Path)
     assert [line[1] for line in tiny.losses(base)] == [1, 2, 3, 4, 5, 6]
 
 
-def test_the_alarm_names_what_to_lower(monkeypatch: pytest.MonkeyPatch) -> None:
-    card = type("Card", (), {"total_memory": 6_000_000_000})()
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
-    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda device: 5_900_000_000)
-    full = single("cuda")
-    assert "use is 2%" in str(spilled(full, 0.02, 8)) and "--device_batch_size (now 8)" in str(spilled(full, 0.02, 8))
-    assert "--max_seq_len" in str(spilled(full, 0.02, 1))
-    assert spilled(full, 0.4, 8) is None and spilled(single("cpu"), 0.02, 8) is None
-    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda device: 1_000_000_000)
-    assert spilled(full, 0.02, 8) is None  # a small model on a large card
+def card(monkeypatch: pytest.MonkeyPatch, free: int, retries: int) -> torch.device:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 6_000_000_000))
+    monkeypatch.setattr(torch.cuda, "memory_stats", lambda device: {"num_alloc_retries": retries})
+    return torch.device("cuda", 0)
+
+
+@pytest.mark.parametrize(("free", "retries"), [(50_000_000, 0), (1_000_000_000, 9)])
+def test_the_alarm_names_what_to_lower(free: int, retries: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    full = card(monkeypatch, free, retries)
+    said = str(slow(full, 200.0, 10_000.0, tokens=4096, waited=0.0, rows=8))
+    assert "2% of the planned" in said and "memory is full" in said and "--device_batch_size (now 8)" in said
+    assert "--max_seq_len" in str(slow(full, 200.0, 10_000.0, tokens=4096, waited=0.0, rows=1))
+
+
+def test_the_alarm_knows_other_causes(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    assert "faster disk" in str(slow(cpu, 200.0, 10_000.0, tokens=4096, waited=0.8, rows=8))
+    monkeypatch.setattr(os, "getloadavg", lambda: (99.0, 99.0, 99.0))
+    assert "--threads" in str(slow(cpu, 200.0, 10_000.0, tokens=4096, waited=0.0, rows=8))
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.1, 0.1, 0.1))
+    assert "--depth" in str(slow(cpu, 200.0, 10_000.0, tokens=4096, waited=0.0, rows=8))
+    assert "doctor --gpus" in str(slow(card(monkeypatch, 3_000_000_000, 0), 200.0, 10_000.0, tokens=4096, waited=0.0, rows=8))
+
+
+def test_no_alarm_without_need() -> None:
+    cpu = torch.device("cpu")
+    assert slow(cpu, 6_000.0, 10_000.0, tokens=4096, waited=0.0, rows=8) is None
+    assert slow(cpu, 200.0, 0.0, tokens=4096, waited=0.0, rows=8) is None  # no plan
+    assert slow(cpu, 20_000.0, 1e6, tokens=256, waited=0.0, rows=8) is None  # a step of 13 ms is all overhead

@@ -1,0 +1,79 @@
+"""A run and its mirror: what is further there is fetched before it goes on, and what is saved here is copied there."""
+
+import contextlib
+from collections.abc import Iterator
+
+from nanochat import paths
+from nanochat.config import Config, differences
+from nanochat.console import log
+from nanochat.errors import NanochatError, Preempted, PreflightError, UsageError
+from nanochat.ops import runs
+from nanochat.train.checkpoint import Checkpoints
+from nanochat.train.loop import StopSignal
+from nanochat.train.mirror import RECORD, STAGES, Copier, Mirror
+from nanochat.train.ranks import Ranks
+
+
+def fetch(url: str, run: str) -> None:
+    """Bring the run from its mirror as far as it is further there than here.
+
+    Raises UsageError where the mirror holds another run of that name, PreflightError where it cannot be reached and nothing is
+    here: whether that would be a new run cannot be known.
+    """
+    mirror, here = Mirror(url, run), runs.read_record(run)
+    try:
+        data = mirror.read(RECORD)
+        if data is None:
+            return
+        there = runs.parse_record(data, paths.run_dir(run) / RECORD)
+        if here:
+            _require_same_run(here, there, url)
+        else:
+            mirror.fetch_tokenizer()
+            paths.atomic_write(paths.run_dir(run) / RECORD, data)
+        came = mirror.fetch(paths.run_dir(run))
+    except NanochatError:
+        raise
+    except Exception as error:  # each kind of mirror has its own
+        said = " ".join(str(error).split()) or type(error).__name__
+        if not here:
+            raise PreflightError(
+                f"the mirror {url} cannot be reached ({said}), and this machine has no run {run!r}",
+                "try again when it can be reached; without --mirror the run begins anew",
+            ) from error
+        log(f"warning: the mirror {url} cannot be reached ({said}): the run goes on from what is here")
+        return
+    if came:
+        log(f"from the mirror {url}: {', '.join(came)}")
+
+
+def _require_same_run(here: runs.Record, there: runs.Record, url: str) -> None:
+    """Raise UsageError where the two differ in what decides the losses."""
+    different = [name for name in differences(here.config, there.config) if name not in ("data", "chat_data", "identity")]
+    different += [name for name in ("shards", "tokenizer", "conversations") if getattr(here, name) != getattr(there, name)]
+    if different:
+        raise UsageError(
+            f"the mirror {url} holds another run {here.config.run!r}: {', '.join(different)} differ",
+            "choose a new name with --run NEW, or another --mirror",
+        )
+
+
+@contextlib.contextmanager
+def copying(config: Config, here: Ranks, stop: StopSignal) -> Iterator[Copier | None]:
+    """What copies saved steps to the config's mirror, on the main rank, beginning with the newest ones; None where there is no mirror."""
+    if not config.mirror:
+        yield None
+        return
+    try:
+        if not here.main:
+            yield None
+            return
+        with Copier(Mirror(config.mirror, config.run), config.keep_last) as copier:
+            for stage in STAGES:
+                for step in Checkpoints(paths.run_dir(config.run) / stage).steps()[-1:]:
+                    copier.offer(step)
+            yield copier
+    except Preempted:
+        if stop.in_loop:  # all ranks stop after the same step: the first to exit would have the main rank stopped while it copies
+            here.gather_objects(None)
+        raise

@@ -1,0 +1,71 @@
+"""What led to a loss or a gradient that is not finite, written down before the run ends or goes past it.
+
+runs/<run>/nonfinite/<stage>_step_000123/rank_00000.json    each row's loss, the gradients and weights that are not finite, the last lines
+                                         rank_00000.npz     the rank's inputs and targets (n, T)
+"""
+
+import io
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nanochat import paths
+from nanochat.console import log
+from nanochat.model.gpt import GPT
+from nanochat.model.loss import IGNORE, token_losses
+
+LINES = 50  # of metrics.jsonl that are kept
+LARGEST = 10  # gradients that are listed beside those that are not finite
+
+
+def write_down(folder: Path, rank: int, facts: dict[str, Any], inputs: np.ndarray, targets: np.ndarray, model: GPT, metrics: Path) -> None:
+    """Write this rank's part of the step into `folder`, with `facts`; a disk that refuses is said, for the real error matters more.
+
+    `model` holds the gradients and still the weights that made them; inputs and targets (n, T).
+    """
+    try:
+        losses = _row_losses(model, inputs, targets)
+        norms = {name: _norm(weight.grad) for name, weight in model.named_parameters() if weight.grad is not None}
+        largest = sorted((name for name in norms if math.isfinite(norms[name])), key=lambda name: -norms[name])[:LARGEST]
+        about = facts | {
+            "rank": rank,
+            "row_losses": [value if math.isfinite(value) else str(value) for value in losses],
+            "rows_not_finite": [row for row, value in enumerate(losses) if not math.isfinite(value)],
+            "gradients_not_finite": [name for name, norm in norms.items() if not math.isfinite(norm)],
+            "largest_gradients": {name: norms[name] for name in largest},
+            "weights_not_finite": [name for name, weight in model.named_parameters() if not math.isfinite(_norm(weight))],
+            "before": _last_lines(metrics),
+        }
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, inputs=inputs, targets=targets)
+        paths.atomic_write(folder / f"rank_{rank:05d}.npz", buffer.getvalue())
+        paths.atomic_write_json(folder / f"rank_{rank:05d}.json", about)
+    except (OSError, RuntimeError) as error:
+        log(f"warning: what led to it could not be written down: {error}")
+
+
+def _norm(tensor: Tensor) -> float:
+    return float(tensor.detach().float().norm())
+
+
+@torch.no_grad()
+def _row_losses(model: GPT, inputs: np.ndarray, targets: np.ndarray) -> list[float]:
+    """The mean loss of each row's targets, computed anew one by one; 0 where it has none."""
+    device = next(model.parameters()).device
+    losses = []
+    for row, wanted in zip(inputs, targets, strict=True):
+        ids, goal = (torch.from_numpy(part.astype(np.int64))[None].to(device) for part in (row, wanted))
+        losses.append(float(token_losses(model, model(ids), goal).sum()) / max(int((wanted != IGNORE).sum()), 1))
+    return losses
+
+
+def _last_lines(metrics: Path) -> list[Any]:
+    try:
+        return [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()[-LINES:]]
+    except (OSError, ValueError):
+        return []
