@@ -6,6 +6,7 @@ over gloo on CPUs or NCCL on GPUs, is not theirs to know.
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -22,12 +23,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from nanochat.errors import HungError, PreflightError, UsageError
+from nanochat.train.peers import LAST_WORD, Peers
 
 T = TypeVar("T")
 
 EXIT_CODES = "NANOCHAT_EXIT_CODES"  # folder in which each worker leaves its exit code, for the launcher to read
 FINAL_CODES = (2, 3, 4, 5, 6, 75)  # never restarted: the same command would end the same way, or was asked to end
 DEFAULTS = {"OMP_NUM_THREADS": "1", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "120"}  # seconds to save after a signal; torchrun's own is 30
+_BROKEN = re.compile(r"(?i)gloo|connection (closed|reset|refused)|broken pipe")  # gloo raises a RuntimeError like any other
 WAIT = timedelta(hours=24)  # for the main rank's downloads; a collective in the loop has torch's own, shorter limit
 
 
@@ -124,10 +127,17 @@ def join(device: str) -> Iterator[Ranks]:
         yield single(chosen)
         return
     dist.init_process_group("nccl" if device == "cuda" else "gloo", device_id=chosen if device == "cuda" else None)
-    try:
-        yield Ranks(rank, local_rank, world_size, chosen)
-    finally:
-        dist.destroy_process_group()
+    with Peers(dist.distributed_c10d._get_default_store().clone(), rank, world_size, end_now) as peers:
+        try:
+            yield Ranks(rank, local_rank, world_size, chosen)
+        except (RuntimeError, HungError) as error:
+            if not isinstance(error, HungError | dist.DistError) and not _BROKEN.search(str(error)):
+                raise
+            lost = HungError("another process of the training is gone", "its own error says why; the same command resumes")
+            code = peers.failed(LAST_WORD)
+            lost.exit_code = code if code > 1 else lost.exit_code
+            raise lost from error
+    dist.destroy_process_group()  # not after an error: NCCL's would wait for whom it lost
 
 
 def launched() -> bool:
@@ -153,6 +163,12 @@ def record_exit(code: int) -> None:
     folder = os.environ.get(EXIT_CODES)
     if folder and launched():
         Path(folder, f"rank_{os.environ['RANK']}").write_text(str(code), encoding="utf-8")
+
+
+def end_now(code: int) -> None:
+    """End this worker from any thread, whatever its main thread waits for."""
+    record_exit(code)
+    os._exit(code)
 
 
 def launch(arguments: list[str], processes: int, restarts: int = 2) -> int:
