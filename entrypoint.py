@@ -273,8 +273,9 @@ def doctor(
     from nanochat.ops import plan as planning
     from nanochat.ops.hardware import this_machine
 
-    config = planning.resolve(_run_config(profile, trial, context.args))
-    findings = examination.examine(config, planning.make_plan(config, this_machine(config.device)))
+    asked = _run_config(profile, trial, context.args)
+    config = planning.resolve(asked)
+    findings = examination.examine(config, planning.make_plan(config, this_machine(config.device)), asked=asked.device)
     if gpus:
         from nanochat.ops.gpus import check_gpus
 

@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 import entrypoint
 from nanochat.errors import NanochatError, Preempted
@@ -313,3 +314,13 @@ def test_two_processes_give_the_same_losses(base: Path) -> None:
 
 def test_the_console_script_is_the_entrypoint() -> None:
     assert 'nanochat = "entrypoint:main"' in (ROOT / "pyproject.toml").read_text()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
+def test_a_cards_run_on_a_slow_cpu_is_refused_by_train_and_by_doctor(base: Path) -> None:
+    for command in ("train", "doctor"):
+        done = call(base, "entrypoint.py", command, "--profile=rtx4050", "--dataset=embedded")
+        assert done.returncode == 3 and "no CUDA device is visible" in done.stdout + done.stderr
+    assert not (base / "runs").exists()
+    done = call(base, "entrypoint.py", "doctor", "--profile=rtx4050", "--dataset=embedded", "--device=cpu")
+    assert done.returncode == 0 and "the CPU is used" in done.stdout

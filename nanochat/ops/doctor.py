@@ -19,7 +19,7 @@ from typing import Any
 
 from nanochat import paths
 from nanochat.config import Config
-from nanochat.console import duration, log, quantity
+from nanochat.console import duration, log
 from nanochat.data import hub
 from nanochat.errors import NanochatError, PreflightError
 from nanochat.ops import nvml
@@ -36,6 +36,7 @@ SHARED_BYTES = 1 << 30  # of /dev/shm, for several GPUs
 FILES = 1024
 HELD = 0.1  # part of a card's memory that others may hold without a word
 NETWORK_SECONDS = 5.0
+CPU_DAYS = 3.0  # a card's real run that would take longer on this CPU is refused
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,23 +52,27 @@ class Finding:
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """What is examined: the resolved config of a run, its plan, and the driver; `quick` leaves out what takes seconds."""
+    """What is examined: the resolved config of a run, its plan, and the driver; `quick` leaves out what takes seconds.
+
+    `asked` is the device as the user named it, before "auto" became what is there.
+    """
 
     config: Config
     plan: Plan
     driver: nvml.Driver | None
     quick: bool = False
+    asked: str = ""
 
 
-def examine(config: Config, plan: Plan, quick: bool = False) -> list[Finding]:
-    """Look at everything that the run of a resolved config stands on."""
-    case = Case(config, plan, nvml.read_driver(), quick)
+def examine(config: Config, plan: Plan, quick: bool = False, asked: str = "") -> list[Finding]:
+    """Look at everything that the run of a resolved config stands on; `asked` is --device as the user gave it."""
+    case = Case(config, plan, nvml.read_driver(), quick, asked)
     return [finding for check in CHECKS for finding in check(case)]
 
 
-def require(config: Config, plan: Plan) -> None:
+def require(config: Config, plan: Plan, asked: str = "") -> None:
     """Say what would make a run slow, and raise PreflightError with the first thing that would make it fail."""
-    findings = examine(config, plan, quick=True)
+    findings = examine(config, plan, quick=True, asked=asked)
     for finding in findings:
         if finding.level == WARNING:
             log(f"warning: {finding.what}: {finding.why}; {finding.fix}")
@@ -106,6 +111,10 @@ def check_torch(case: Case) -> Iterator[Finding]:
         if case.config.device == "cuda":
             why, fix = "the run was asked to use a GPU", "install the driver (R580 or newer for torch's CUDA 13), or use --device=cpu"
             yield Finding("driver", ERROR, "there is no NVIDIA driver", why, fix)
+        elif case.asked == "auto" and case.config.profile not in ("", "cpu") and case.plan.seconds > CPU_DAYS * 86400:
+            what = f"no CUDA device is visible, and on this CPU the run would take about {duration(case.plan.seconds)}"
+            fix = "check the driver (nvidia-smi; in a container its toolkit and docker run --gpus all), or use --profile cpu or --trial; "
+            yield Finding("driver", ERROR, what, fix=fix + "--device=cpu begins it all the same")
         else:
             yield Finding("driver", OK, "no NVIDIA driver: the CPU is used")
         return
@@ -236,9 +245,9 @@ def check_folder(case: Case) -> Iterator[Finding]:
         if speed < SLOW_DISK:
             why = f"a checkpoint takes {duration(checkpoint / speed)} to save"
             fix = "point NANOCHAT_BASE_DIR to a faster disk, or raise --save_minutes"
-            yield Finding("disk speed", WARNING, f"{quantity(speed)}B a second written to {folder}", why, fix)
+            yield Finding("disk speed", WARNING, f"{_size(speed)} a second written to {folder}", why, fix)
         else:
-            yield Finding("disk speed", OK, f"{quantity(speed)}B a second written")
+            yield Finding("disk speed", OK, f"{_size(speed)} a second written")
 
 
 def _size(size: float) -> str:

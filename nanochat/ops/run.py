@@ -17,7 +17,7 @@ from nanochat.data import conversations, corpus, documents, download, identity
 from nanochat.data.sets import ensure_task
 from nanochat.data.shards import Dataset, sha256, texts
 from nanochat.data.summary import conversations_line
-from nanochat.errors import DataError, PreflightError, UsageError
+from nanochat.errors import DataError, UsageError
 from nanochat.ops import budget, doctor, evaluation, mirrored, runs
 from nanochat.ops import plan as planning
 from nanochat.ops.fetch import sets_of
@@ -36,7 +36,6 @@ from nanochat.train.session import Session
 
 TOKENIZER_CHARACTERS = 2_000_000_000
 TOKENIZER_SOURCE = "source.json"  # in a tokenizer's folder: what it was trained from
-CPU_DAYS = 3.0  # a card's real run that would take longer on this CPU is refused
 BASE, SFT = "base", "sft"
 RESULTS = ("scores.json", "report.json")  # what a run ends with, in this order
 
@@ -180,13 +179,7 @@ def _announce(config: Config, stages: Sequence[str], text_bytes: int | None, spe
         log(f"by rule: {line}")
     for line in _skipped(resolved.config, stages):
         log(f"skipped: {line}")
-    if config.device == "auto" and not hardware.cuda and config.profile not in ("", "cpu") and plan.seconds > CPU_DAYS * 86400:
-        raise PreflightError(
-            f"no CUDA device is visible, and on this CPU the run would take about {console.duration(plan.seconds)}",
-            "check the driver (nvidia-smi; in a container its toolkit and docker run --gpus all), or use --profile cpu or --trial; "
-            "--device=cpu begins it all the same",
-        )
-    doctor.require(resolved.config, plan)
+    doctor.require(resolved.config, plan, config.device)
     return resolved.config, plan
 
 

@@ -263,7 +263,7 @@ def test_world_sizes_and_device_batches_agree(base: Path, tmp_path: Path) -> Non
 
 @pytest.fixture(scope="module")
 def s3_packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """s3fs, and moto as a server that speaks S3, in a folder of their own: they are no part of the project, whose constraints do not hold there."""
+    """s3fs, and moto as a server that speaks S3, in a folder of their own: the project's constraints do not hold there."""
     folder = tmp_path_factory.mktemp("s3-packages")
     uv = shutil.which("uv") or str(Path(sys.executable).with_name("uv"))
     command = [uv, "pip", "install", "--quiet", "--python", sys.executable, "--target", str(folder), "s3fs", "moto[s3,server]"]
