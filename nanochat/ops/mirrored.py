@@ -58,6 +58,18 @@ def _require_same_run(here: runs.Record, there: runs.Record, url: str) -> None:
         )
 
 
+def _offer_newest(copier: Copier, config: Config) -> None:
+    for stage in STAGES:
+        for step in Checkpoints(paths.run_dir(config.run) / stage).steps()[-1:]:
+            copier.offer(step)
+
+
+def catch_up(config: Config) -> None:
+    """Copy what the mirror lacks of a finished run."""
+    with Copier(Mirror(config.mirror, config.run), config.keep_last) as copier:
+        _offer_newest(copier, config)
+
+
 @contextlib.contextmanager
 def copying(config: Config, here: Ranks, stop: StopSignal) -> Iterator[Copier | None]:
     """What copies saved steps to the config's mirror, on the main rank, beginning with the newest ones; None where there is no mirror."""
@@ -69,9 +81,7 @@ def copying(config: Config, here: Ranks, stop: StopSignal) -> Iterator[Copier | 
             yield None
             return
         with Copier(Mirror(config.mirror, config.run), config.keep_last) as copier:
-            for stage in STAGES:
-                for step in Checkpoints(paths.run_dir(config.run) / stage).steps()[-1:]:
-                    copier.offer(step)
+            _offer_newest(copier, config)
             yield copier
     except Preempted:
         if stop.in_loop:  # all ranks stop after the same step: the first to exit would have the main rank stopped while it copies

@@ -119,6 +119,8 @@ def prepare(config: Config, stages: Sequence[str], began: float | None = None) -
     if record:
         config = runs.inherit(budget.as_begun(config, record.config), record)
         if finished := _finished(record, stages):
+            if config.mirror:
+                mirrored.catch_up(config)
             return finished
     talks = ""
     if config.sft_iterations:
