@@ -106,16 +106,18 @@ def describe(findings: list[Finding]) -> str:
 
 
 def check_torch(case: Case) -> Iterator[Finding]:
-    """The driver against the CUDA that torch was built with."""
+    """The driver against the CUDA that torch was built with, and a card's run that fell to the CPU and would take days there."""
+    fell_to_cpu = case.asked == "auto" and case.config.device == "cpu" and case.config.profile not in ("", "cpu")
+    stranded = fell_to_cpu and case.plan.seconds > CPU_DAYS * 86400
+    if stranded:
+        what = f"no CUDA device is visible, and on this CPU the run would take about {duration(case.plan.seconds)}"
+        fix = "check the driver (nvidia-smi; in a container its toolkit and docker run --gpus all), or use --profile cpu or --trial; "
+        yield Finding("driver", ERROR, what, fix=fix + "--device=cpu begins it all the same")
     if case.driver is None:
         if case.config.device == "cuda":
             why, fix = "the run was asked to use a GPU", "install the driver (R580 or newer for torch's CUDA 13), or use --device=cpu"
             yield Finding("driver", ERROR, "there is no NVIDIA driver", why, fix)
-        elif case.asked == "auto" and case.config.profile not in ("", "cpu") and case.plan.seconds > CPU_DAYS * 86400:
-            what = f"no CUDA device is visible, and on this CPU the run would take about {duration(case.plan.seconds)}"
-            fix = "check the driver (nvidia-smi; in a container its toolkit and docker run --gpus all), or use --profile cpu or --trial; "
-            yield Finding("driver", ERROR, what, fix=fix + "--device=cpu begins it all the same")
-        else:
+        elif not stranded:
             yield Finding("driver", OK, "no NVIDIA driver: the CPU is used")
         return
     import torch

@@ -1,5 +1,6 @@
 """Each thing that makes a run fail on somebody's machine, produced here, is found and answered in a line."""
 
+import dataclasses
 import json
 import platform
 import shutil
@@ -169,6 +170,15 @@ def test_who_holds_the_memory(base: Path, driver: Any) -> None:
     assert findings(gpu_config(), CARD)["memory"].level == doctor.WARNING
     driver()
     assert findings(gpu_config(), CARD)["memory"].level == doctor.OK
+
+
+def test_a_cards_run_for_days_on_the_cpu_is_refused_also_where_a_driver_is_there(base: Path, driver: Any) -> None:
+    driver(visible=0)
+    config = resolve(build_config("rtx4050", False, {"dataset": "embedded"}), hardware=CPU)
+    plan = dataclasses.replace(make_plan(config, CPU), seconds=4 * 86400.0)
+    with pytest.raises(PreflightError, match="no CUDA device is visible"):
+        doctor.require(config, plan, "auto")
+    doctor.require(config, plan, "cpu")
 
 
 def test_cards_that_torch_does_not_see(base: Path, driver: Any) -> None:
