@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from nanochat.console import duration, quantity
-from nanochat.ops.report import markdown_table, write_report
+from nanochat.ops.report import markdown_table, score_rows, write_report
 
 # Figure of a report -> how it is shown; None is shown as a dash.
 _FIGURES: dict[str, Callable[[float], str]] = {
@@ -39,9 +39,7 @@ def compare(first: Path, second: Path) -> dict[str, Any]:
 
 def _scores(report: dict[str, Any]) -> dict[str, float]:
     """The share of held-out questions that a run answers, by skill and over all."""
-    scores = report["scores"] or {}
-    rows = {**(scores.get("by_skill") or {}), **({"all": scores} if scores else {})}
-    return {name: row["trained"] for name, row in rows.items() if row.get("trained") is not None}
+    return {name: row["trained"] for name, row in score_rows(report) if row.get("trained") is not None}
 
 
 def describe(found: dict[str, Any]) -> str:

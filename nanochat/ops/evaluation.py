@@ -95,7 +95,7 @@ def evaluate(
         console.mute()
     with ranks.join(device) as here:
         name = run or runs.newest_run()
-        wanted = _wanted(name, parts, items, runs.open_model(name).chats)
+        wanted = _wanted(name, parts, items, runs.newest_checkpoint(name).meta["stage"] != "base")
         results: dict[str, Any] = {"run": name}
         if "skills" in wanted and here.main:
             results |= evaluate_items(name, items)

@@ -10,7 +10,8 @@ from nanochat.errors import NanochatError, Preempted, PreflightError, UsageError
 from nanochat.ops import runs
 from nanochat.train.checkpoint import Checkpoints
 from nanochat.train.loop import StopSignal
-from nanochat.train.mirror import RECORD, STAGES, Copier, Mirror
+from nanochat.train.metrics import STAGES
+from nanochat.train.mirror import RECORD, Copier, Mirror
 from nanochat.train.ranks import Ranks
 
 

@@ -243,7 +243,8 @@ def _number(value: float | None, pattern: str) -> str:
     return "-" if value is None else format(value, pattern)
 
 
-def _score_rows(report: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+def score_rows(report: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """(skill, its part of scores.json) of the held-out questions, all of them together last."""
     scores = report["scores"] or {}
     return [*sorted((scores.get("by_skill") or {}).items()), ("all", scores)] if scores else []
 
@@ -317,7 +318,7 @@ def _markdown(report: dict[str, Any]) -> str:
     if status := _status(report):
         parts.append(status)
     parts.append(markdown_table(["", ""], _facts(report)))
-    if rows := _score_rows(report):
+    if rows := score_rows(report):
         cells = [[name, _percent(row.get("untrained")), _percent(row.get("trained")), str(row.get("items", "-"))] for name, row in rows]
         parts += ["## Held-out questions", markdown_table(["skill", "untrained", "trained", "items"], cells)]
     for heading, cells in _task_tables(report):
@@ -394,7 +395,7 @@ def _html(report: dict[str, Any]) -> str:
     parts.append(f'<dl class="facts">{facts}</dl>')
     if report["curve"]:
         parts += ["<h2>Loss</h2>", svg(report["curve"])]
-    if rows := _score_rows(report):
+    if rows := score_rows(report):
         cells = [[name, _percent(row.get("untrained")), _percent(row.get("trained")), str(row.get("items", "-"))] for name, row in rows]
         parts += ["<h2>Held-out questions</h2>", cells_of(["skill", "untrained", "trained", "items"], cells, ' class="all"')]
     for heading, cells in _task_tables(report):

@@ -159,12 +159,17 @@ def open_model(run: str | None = None, device: str = "cpu", stage: str | None = 
     Raises DataError where there is no such run or no complete checkpoint, or the tokenizer is missing.
     """
     name = run or newest_run()
-    folder = _folder(name)
+    return open_checkpoint(name, newest_checkpoint(name, stage), device)
+
+
+def newest_checkpoint(run: str, stage: str | None = None) -> Checkpoint:
+    """What `open_model` opens: the newest complete step of `stage` (without it of sft, else of base). Raises DataError."""
+    folder = _folder(run)
     found = (Checkpoints(folder / part).newest() for part in ([stage] if stage else ANSWERING))
     checkpoint = next(filter(None, found), None)
     if checkpoint is None:
-        raise DataError(f"the run {name!r} has no complete checkpoint yet", "let it train on: the same train command resumes it")
-    return open_checkpoint(name, checkpoint, device)
+        raise DataError(f"the run {run!r} has no complete checkpoint yet", "let it train on: the same train command resumes it")
+    return checkpoint
 
 
 def open_checkpoint(run: str, checkpoint: Checkpoint, device: str = "cpu") -> TrainedModel:

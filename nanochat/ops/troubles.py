@@ -1,5 +1,6 @@
 """The table of what goes wrong (troubles.toml): the doctor's findings explained, and the two documents made of it."""
 
+import functools
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ _HEADINGS = {"en": ("What the doctor finds", "finding", "what it means"), "zh": 
 _NOTE = "<!-- made of nanochat/ops/troubles.toml by python -m scripts.troubleshooting: change that file -->"
 
 
+@functools.cache
 def table() -> dict[str, Any]:
     """The whole table: findings {id: {en, zh}} and the documents' paragraphs {en, zh}, in order."""
     return tomllib.loads(_TABLE.read_text(encoding="utf-8"))

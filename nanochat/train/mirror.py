@@ -23,13 +23,13 @@ from nanochat import paths
 from nanochat.console import log
 from nanochat.errors import DataError, UsageError
 from nanochat.train.checkpoint import MANIFEST, Checkpoints, verify
+from nanochat.train.metrics import STAGES
 
 PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "hf": "huggingface_hub"}
 OPTIONS: dict[str, dict[str, Any]] = {  # a server that does not answer must not hold a thread for minutes
     name: {"config_kwargs": {"connect_timeout": 10, "read_timeout": 60, "retries": {"max_attempts": 2}}} for name in ("s3", "s3a")
 }
 RETRY_SECONDS = 60.0  # between two tries of a mirror that cannot be reached
-STAGES = ("base", "sft", "rl")
 METRICS, RECORD, TOKENIZER = "metrics.jsonl", "config.toml", "tokenizer"
 
 
