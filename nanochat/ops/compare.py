@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from nanochat.console import duration, quantity
-from nanochat.ops.report import markdown_table, score_rows, write_report
+from nanochat.ops.report import write_report
+from nanochat.ops.report_text import markdown_table, score_rows
 
 # Figure of a report -> how it is shown; None is shown as a dash.
 _FIGURES: dict[str, Callable[[float], str]] = {
