@@ -17,6 +17,7 @@ PROFILES = Path(__file__).resolve().parent.parent / "profiles"
 PROFILE_NAMES = ("cpu", "rtx4050", "rtx4090", "h100x8")
 PROFILE_ALIASES = {"4050": "rtx4050", "4090": "rtx4090", "3090": "rtx4090", "rtx3090": "rtx4090", "h100": "h100x8"}
 EMBEDDED = "embedded"
+TRACKERS = ("none", "tensorboard", "wandb", "trackio")
 
 # The cpu profile's own numbers are for the embedded text; with another one these follow from its size.
 TEXT_RULES: dict[str, Any] = {"dataset": "climbmix", "vocab_size": -1, "num_iterations": -1, "sft_iterations": -1}
@@ -87,6 +88,7 @@ class Config:
     save_minutes: float = _field(15.0, "minutes between checkpoints at most", keeps_losses=True)
     keep_last: int = _field(2, "checkpoints kept of each stage", keeps_losses=True)
 
+    log_to: str = _field("none", "where curves are also shown, live: tensorboard, wandb or trackio", *TRACKERS, keeps_losses=True)
     mirror: str = _field("", "where checkpoints are copied to, and fetched from on a new machine: s3:, gs:, hf:, file:", keeps_losses=True)
     skip_bad_batches: int = _field(0, "batches of each stage whose loss or gradient may be not finite, skipped", keeps_losses=True)
 

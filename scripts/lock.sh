@@ -9,8 +9,12 @@ mark='# Below: made by `make lock`'
 cp pyproject.toml .venv/pyproject.before-lock
 trap 'cp .venv/pyproject.before-lock pyproject.toml' ERR
 sed -i "/^$mark/,\$d" pyproject.toml # else the old versions would hold the new ones back
-"$uv" pip compile pyproject.toml --quiet --group dev --extra gpu --universal --python-version 3.11 --fork-strategy fewest --upgrade \
-    --generate-hashes --no-emit-package nanochat-rustbpe --custom-compile-command "make lock" --output-file requirements.lock
+compile() {
+    "$uv" pip compile pyproject.toml --quiet --group dev "$@" --universal --python-version 3.11 --fork-strategy fewest --generate-hashes \
+        --no-emit-package nanochat-rustbpe --custom-compile-command "make lock" --output-file requirements.lock
+}
+compile --all-extras --upgrade # with every extra first, so that each of them can stand beside what is locked
+compile --extra gpu            # then without them: it keeps the versions that it finds there
 {
     echo "$mark, the versions of requirements.lock: \`uv sync\` and \`uv run\` install these too."
     echo "[tool.uv]"

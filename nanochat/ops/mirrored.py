@@ -6,10 +6,9 @@ from collections.abc import Iterator
 from nanochat import paths
 from nanochat.config import Config, differences
 from nanochat.console import log
-from nanochat.errors import NanochatError, Preempted, PreflightError, UsageError
+from nanochat.errors import NanochatError, PreflightError, UsageError
 from nanochat.ops import runs
 from nanochat.train.checkpoint import Checkpoints
-from nanochat.train.loop import StopSignal
 from nanochat.train.metrics import STAGES
 from nanochat.train.mirror import RECORD, Copier, Mirror
 from nanochat.train.ranks import Ranks
@@ -72,19 +71,11 @@ def catch_up(config: Config) -> None:
 
 
 @contextlib.contextmanager
-def copying(config: Config, here: Ranks, stop: StopSignal) -> Iterator[Copier | None]:
+def copying(config: Config, here: Ranks) -> Iterator[Copier | None]:
     """What copies saved steps to the config's mirror, on the main rank, beginning with the newest ones; None where there is no mirror."""
-    if not config.mirror:
+    if not config.mirror or not here.main:
         yield None
         return
-    try:
-        if not here.main:
-            yield None
-            return
-        with Copier(Mirror(config.mirror, config.run), config.keep_last) as copier:
-            _offer_newest(copier, config)
-            yield copier
-    except Preempted:
-        if stop.in_loop:  # all ranks stop after the same step: the first to exit would have the main rank stopped while it copies
-            here.gather_objects(None)
-        raise
+    with Copier(Mirror(config.mirror, config.run), config.keep_last) as copier:
+        _offer_newest(copier, config)
+        yield copier

@@ -5,7 +5,7 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -17,8 +17,8 @@ from nanochat.data import conversations, corpus, documents, download, identity
 from nanochat.data.sets import ensure_task
 from nanochat.data.shards import Dataset, sha256, texts
 from nanochat.data.summary import conversations_line
-from nanochat.errors import DataError, UsageError
-from nanochat.ops import budget, doctor, evaluation, mirrored, runs
+from nanochat.errors import DataError, Preempted, UsageError
+from nanochat.ops import budget, doctor, evaluation, live, mirrored, runs
 from nanochat.ops import plan as planning
 from nanochat.ops.fetch import sets_of
 from nanochat.ops.hardware import this_machine
@@ -30,6 +30,7 @@ from nanochat.train.checkpoint import Checkpoint, Checkpoints
 from nanochat.train.finetune import finetune
 from nanochat.train.heartbeat import heartbeat
 from nanochat.train.loop import StopSignal
+from nanochat.train.metrics import Metrics
 from nanochat.train.mirror import Copier
 from nanochat.train.pretrain import pretrain
 from nanochat.train.session import Session
@@ -109,6 +110,7 @@ def _prepared(config: Config) -> runs.Record:
 def prepare(config: Config, stages: Sequence[str], began: float | None = None) -> runs.Record | str:
     """Everything before the first step: identity, plan, preflight, shards, tokenizer. The run's record, or a line where it is finished."""
     config = planning.normal(config)
+    live.require(config)
     if config.mirror:
         mirrored.fetch(config.mirror, config.run)
     record = runs.read_record(config.run)
@@ -271,19 +273,30 @@ def sft_conversations(config: Config) -> Sequence[Conversation]:
 
 
 def _stages(record: runs.Record, stages: Sequence[str], here: ranks.Ranks, stop: StopSignal, began: float) -> None:
-    """Train the stages that are not done, then score and report; what is saved meanwhile is copied to the mirror."""
-    with mirrored.copying(record.config, here, stop) as copier:
-        _train_and_score(record, stages, here, stop, began, copier)
+    """Train the stages that are not done, then score and report; saved steps are copied to the mirror, and metrics handed on."""
+    try:
+        with mirrored.copying(record.config, here) as copier, live.following(record.config, here) as follow:
+            _train_and_score(record, stages, here, stop, began, copier, follow)
+    except Preempted:
+        if stop.in_loop:  # all ranks stop after the same step: the first to exit would have the main rank stopped while it copies
+            here.gather_objects(None)
+        raise
 
 
 def _train_and_score(
-    record: runs.Record, stages: Sequence[str], here: ranks.Ranks, stop: StopSignal, began: float, copier: Copier | None
+    record: runs.Record,
+    stages: Sequence[str],
+    here: ranks.Ranks,
+    stop: StopSignal,
+    began: float,
+    copier: Copier | None,
+    follow: Callable[[Metrics], object],
 ) -> None:
     config, folder = record.config, paths.run_dir(record.config.run)
     dataset = runs.open_text(record)
     memory.cap(here.device)
     rate = planning.make_plan(config, this_machine(config.device)).tokens_per_second if here.main else 0.0
-    session = Session(config, dataset, Tokenizer.load(paths.tokenizer_dir(record.tokenizer)), folder, here, stop, rate, copier)
+    session = Session(config, dataset, Tokenizer.load(paths.tokenizer_dir(record.tokenizer)), folder, here, stop, rate, copier, follow)
     if here.main:
         for name in RESULTS:
             (folder / name).unlink(missing_ok=True)  # they speak of where the run stood before

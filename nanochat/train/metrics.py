@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ class Metrics:
     def __init__(self, path: Path, stage: str, step: int):
         """Keep the lines up to `step` of `stage` (and all of earlier stages); cut later ones and a torn last one.
 
-        `last` is the last line kept, {} where there is none. Here and later: PreflightError where the disk is full.
+        `last` is the last line kept, {} where there is none; `number` counts them. Here and later: PreflightError where the disk is full.
         """
-        self.path = path
+        self.path, self.number = path, 0
+        self.told: Callable[[int, dict[str, Any]], object] = lambda number, entry: None  # what is written, and to which line
         self.path.parent.mkdir(parents=True, exist_ok=True)
         order = (STAGES.index(stage), step)
         self.begin = kept = 0  # where the last line begins and ends
@@ -29,7 +31,7 @@ class Metrics:
             entry = _parse(line)
             if entry is None or (STAGES.index(entry["stage"]), entry["step"]) > order:
                 break
-            self.begin, kept, self.last = kept, kept + len(line), entry
+            self.begin, kept, self.last, self.number = kept, kept + len(line), entry, self.number + 1
         try:
             path.touch()
             self.file = path.open("r+b")
@@ -41,10 +43,17 @@ class Metrics:
     def write(self, entry: dict[str, Any]) -> None:
         """Append one step's line."""
         self._put(self.file.tell(), entry)
+        self.number += 1
+        self.told(self.number, entry)
 
     def amend(self, **more: Any) -> None:
         """Add fields to the last line, such as the bits per byte of an evaluation that came after the save."""
         self._put(self.begin, self.last | more)
+        self.told(self.number, {"stage": self.last["stage"]} | more)
+
+    def lines(self) -> list[dict[str, Any]]:
+        """All lines, of this stage and of those before."""
+        return [json.loads(line) for line in self.path.read_bytes().splitlines()]
 
     def _put(self, begin: int, entry: dict[str, Any]) -> None:
         """Make `entry` the last line, from byte `begin` on. It is written over the old one, so that a crash never finds it gone."""

@@ -40,6 +40,7 @@ class Session:
     stop: StopSignal
     planned_rate: float = 0.0  # tokens a second, by the plan; 0 where there is none
     copier: Copier | None = None  # to the mirror, on the main rank
+    follow: Callable[[Metrics], object] = lambda metrics: None  # told of each stage's metrics, on the main rank
     gpt: GPTConfig = field(init=False)
 
     def __post_init__(self) -> None:
@@ -113,6 +114,8 @@ class Session:
         if self.copier:
             stage.saved = self.copier.offer
         metrics = Metrics(self.folder / "metrics.jsonl", name, start) if ranks.main else None
+        if metrics:
+            self.follow(metrics)
         try:
             with Watchdog(config.hang_timeout, ranks.rank) as watchdog:
                 stage.beat = watchdog.beat

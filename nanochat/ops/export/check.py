@@ -13,7 +13,8 @@ from nanochat.model.attention import KVCache
 from nanochat.model.decode import Decoder
 from nanochat.model.gpt import GPT
 from nanochat.ops.export.folder import foreign_weights, portable
-from nanochat.ops.export.gguf_file import GGUF, needed
+from nanochat.ops.export.gguf_file import GGUF
+from nanochat.ops.extras import needed
 from nanochat.ops.runs import TrainedModel
 from nanochat.tokenizer import Tokenizer
 

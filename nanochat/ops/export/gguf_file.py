@@ -1,8 +1,6 @@
 """A portable model as a GGUF file with its chat template and stop tokens, and a Modelfile for `ollama create`."""
 
-import importlib
 from pathlib import Path
-from typing import Any
 
 from nanochat import paths
 from nanochat.data.vocabularies import merges, written
@@ -10,6 +8,7 @@ from nanochat.errors import UsageError
 from nanochat.model.attention import RMS_EPS, ROPE_BASE
 from nanochat.ops.export import vocabulary
 from nanochat.ops.export.folder import foreign_weights, licence_of, portable, refuse_existing
+from nanochat.ops.extras import needed
 from nanochat.ops.runs import TrainedModel
 from nanochat.tokenizer import QWEN2_PATTERN, SPECIAL_TOKENS
 
@@ -24,14 +23,6 @@ PARAMETER stop <|assistant_end|>
 PARAMETER stop <|bos|>
 PARAMETER temperature 0.7
 """
-
-
-def needed(module: str, package: str, what: str) -> Any:
-    """An optional module. Raises UsageError, with how to install it, where it is missing."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise UsageError(f"{what} needs the package {package}", f"install it: .venv/bin/python -m pip install {package}") from error
 
 
 def write_gguf(opened: TrainedModel, out: Path) -> None:
