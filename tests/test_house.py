@@ -4,6 +4,7 @@ import ast
 import os
 import re
 import resource
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -161,6 +162,17 @@ def test_pyproject_pins_what_the_lock_pins() -> None:
     torch = [requirement for requirement in project["project"]["dependencies"] if requirement.startswith("torch")]
     assert torch and torch[0] in locked()
     assert project["tool"]["uv"]["constraint-dependencies"] == list(locked()), "run make lock"
+
+
+@pytest.mark.slow
+def test_every_extra_can_stand_beside_the_lock(tmp_path: Path) -> None:
+    """`uv sync --extra gpu` looks for versions of all extras; asks the registry."""
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
+    shutil.copytree(ROOT / "rustbpe", tmp_path / "rustbpe", ignore=shutil.ignore_patterns("target"))
+    command = [sys.executable, "-m", "uv", "lock", "--dry-run"]
+    found = subprocess.run(command, cwd=tmp_path, env=os.environ | {"UV_SYSTEM_CERTS": "1"}, capture_output=True, text=True, timeout=300)
+    assert found.returncode == 0, found.stderr[-2000:]
 
 
 def test_no_registry_and_no_machine_is_named(files: list[str]) -> None:
