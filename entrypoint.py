@@ -19,6 +19,7 @@ from nanochat.errors import NanochatError, UsageError
 from nanochat.ops.submit import app as submit
 
 QUICKSTART_RUN = "quickstart"
+SHOWN = 2000  # characters of an unexpected error: a compiler's has sixty thousand
 HERE = Path(__file__).resolve()
 
 app = typer.Typer(
@@ -367,7 +368,10 @@ def _for_user(error: Exception) -> NanochatError:
         from nanochat.paths import disk_error
 
         return disk_error(error, "working")
-    return NanochatError(f"{type(error).__name__}: {error}", "this is a fault of ours: NANOCHAT_DEBUG=1 shows where it lies")
+    said, where = f"{type(error).__name__}: {error}", "where it lies"
+    if len(said) > SHOWN:
+        said, where = f"{said[:SHOWN]} ... ({len(said) - SHOWN:,} more characters)", "all of it, and where it lies"
+    return NanochatError(said, f"this is a fault of ours: NANOCHAT_DEBUG=1 shows {where}")
 
 
 def guarded(command: Any, *arguments: Any) -> None:

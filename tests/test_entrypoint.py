@@ -312,6 +312,19 @@ def test_two_processes_give_the_same_losses(base: Path) -> None:
     assert len(re.findall("base step 4/4 . loss", two.stderr)) == 1  # one of them speaks
 
 
+def test_an_unexpected_error_is_shown_within_bounds(capsys: pytest.CaptureFixture[str]) -> None:
+    """A compiler's error holds the whole program that it could not compile."""
+
+    def command() -> int:
+        raise RuntimeError("no compiler\n" + "x = y + z\n" * 6000)
+
+    with pytest.raises(SystemExit) as ended:
+        entrypoint.guarded(command)
+    error, hint = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 1 and error.startswith("error: RuntimeError: no compiler x = y + z") and len(error) < 2200
+    assert error.endswith("more characters)") and "NANOCHAT_DEBUG=1 shows all of it" in hint
+
+
 def test_the_console_script_is_the_entrypoint() -> None:
     assert 'nanochat = "entrypoint:main"' in (ROOT / "pyproject.toml").read_text()
 

@@ -12,12 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanochat.console import log
-from nanochat.errors import OutOfMemoryError
 from nanochat.generate.engine import Engine, answer_text
 from nanochat.model.gpt import GPT
 from nanochat.tokenizer import Tokenizer
-from nanochat.train.memory import Attempt
+from nanochat.train.memory import in_parts
 
 BATCH_TOKENS = 16_384  # padding included, that one forward pass reads
 LOGIT_ROWS = 1024  # whose logits exist at once
@@ -75,32 +73,20 @@ class Scorer:
         room = max(self.context - max_tokens, self.context // 2)
         items = [prompt[-room:] for prompt in prompts]
 
-        def say(batch: list[list[int]]) -> list[str]:
+        def say(batch: Sequence[list[int]]) -> list[str]:
             said = self.engine.complete(batch, max_tokens=max_tokens, temperature=0.0, batch_size=len(batch))
             return [answer_text(self.tokenizer, ids) for ids in said]
 
         return self._batched(items, lambda item: len(item) + max_tokens, say)
 
-    def _batched(self, items: Sequence[Item], length: Callable[[Item], int], work: Callable[[list[Item]], list[Result]]) -> list[Result]:
+    def _batched(
+        self, items: Sequence[Item], length: Callable[[Item], int], work: Callable[[Sequence[Item]], Sequence[Result]]
+    ) -> list[Result]:
         """`work`'s results for `items`, in batches of items of like length. Raises OutOfMemoryError where one item does not fit."""
         order = sorted(range(len(items)), key=lambda index: -length(items[index]))  # the largest first: what fits it fits all
-        results: dict[int, Result] = {}
-        while len(results) < len(order):
-            first = len(results)
-            longest = length(items[order[first]])
-            count = max(self.batch_tokens // longest, 1)
-            batch = order[first : first + count]
-            with Attempt(self.device) as attempt:
-                results |= zip(batch, work([items[index] for index in batch]), strict=True)
-            if not attempt.failed:
-                continue
-            if len(batch) == 1:
-                raise OutOfMemoryError(
-                    f"out of memory with one text of {longest} tokens", "close what else uses the device, or use --device=cpu"
-                )
-            self.batch_tokens = longest * (len(batch) // 2)
-            log(f"out of memory with {len(batch)} texts of {longest} tokens: going on with {len(batch) // 2} at once")
-        return [results[index] for index in range(len(items))]
+        ordered = [items[index] for index in order]
+        results, self.batch_tokens = in_parts(ordered, self.batch_tokens, work, self.device, "reading texts", length)
+        return [result for _, result in sorted(zip(order, results, strict=True), key=lambda found: found[0])]
 
     def _hidden(self, rows: list[list[int]]) -> Tensor:
         """Hidden states (B, T, D) of rows padded on the right, which what stands before the padding cannot see."""
@@ -109,7 +95,7 @@ class Scorer:
         return self.model(padded.to(self.device))
 
     @torch.inference_mode()
-    def _read(self, spans: list[Span]) -> list[tuple[float, bool]]:
+    def _read(self, spans: Sequence[Span]) -> list[tuple[float, bool]]:
         hidden = self._hidden([span.ids for span in spans])
         before = [hidden[row, span.start - 1 : span.end - 1] for row, span in enumerate(spans)]  # each predicts the id after it
         targets = torch.tensor([id for span in spans for id in span.ids[span.start : span.end]], dtype=torch.int64, device=self.device)
@@ -125,7 +111,7 @@ class Scorer:
         ]
 
     @torch.inference_mode()
-    def _choose(self, items: list[tuple[list[int], list[int]]]) -> list[int]:
+    def _choose(self, items: Sequence[tuple[list[int], list[int]]]) -> list[int]:
         hidden = self._hidden([prompt for prompt, _ in items])
         last = torch.tensor([len(prompt) - 1 for prompt, _ in items], device=self.device)
         logits = self.model.logits(hidden[torch.arange(len(items), device=self.device), last]).cpu()  # (B, V)

@@ -14,7 +14,7 @@ from nanochat.errors import OutOfMemoryError
 from nanochat.generate.engine import Engine, answer_text
 from nanochat.model.gpt import GPT
 from nanochat.model.loss import IGNORE, token_losses
-from nanochat.train.memory import Attempt
+from nanochat.train.memory import in_parts
 from nanochat.train.ranks import Ranks
 
 
@@ -37,22 +37,18 @@ def bits_per_byte(
     totals = torch.zeros(3, dtype=torch.float64, device=ranks.device)
     own = slice(ranks.rank, None, ranks.world_size)
     inputs, targets = inputs[own], targets[own]
-    first, rows = 0, device_batch_size
-    while first < len(inputs):
-        chosen = slice(first, first + rows)
-        with Attempt(ranks.device) as attempt:
-            ids, wanted = (torch.from_numpy(part[chosen].astype(np.int64)).to(ranks.device) for part in (inputs, targets))
-            nats = token_losses(model, forward(ids), wanted)  # (B, T)
-            counted = size[wanted.clamp(min=0)] * (wanted != IGNORE)
-            totals[:2] += torch.stack(((nats.double() * (counted > 0)).sum(), counted.sum().double()))
-        if not attempt.failed:
-            first += rows
-        elif rows == 1:
-            totals[2] = 1
-            break
-        else:
-            rows //= 2
-            log(f"warning: out of memory in the evaluation: it goes on with {rows} rows at a time")
+
+    def add(rows: Sequence[int]) -> Sequence[int]:
+        ids, wanted = (torch.from_numpy(part[rows].astype(np.int64)).to(ranks.device) for part in (inputs, targets))
+        nats = token_losses(model, forward(ids), wanted)  # (B, T)
+        counted = size[wanted.clamp(min=0)] * (wanted != IGNORE)
+        totals[:2] += torch.stack(((nats.double() * (counted > 0)).sum(), counted.sum().double()))
+        return rows
+
+    try:
+        in_parts(range(len(inputs)), device_batch_size, add, ranks.device, "in the evaluation")
+    except OutOfMemoryError:
+        totals[2] = 1
     nats_sum, byte_sum, failed = ranks.all_reduce_sum(totals).tolist()
     if failed:
         log("warning: no evaluation: out of memory with one row")
@@ -65,25 +61,21 @@ CALCULATOR_TOKENS = 24  # room for a call of the calculator and its output, besi
 
 def answer_items(engine: Engine, items: Sequence[Item], what: str, *, batch: int = 128) -> tuple[list[bool], int]:
     """Whether the model's answer to each item, at temperature 0, is exactly the right one; and how many tokens it read and wrote."""
-    tokenizer, tokens = engine.tokenizer, 0
-    right: list[bool] = []
+    tokenizer = engine.tokenizer
     max_tokens = CALCULATOR_TOKENS + max(len(tokenizer.encode(item.answer)) for item in items)
     with Progress(what, len(items), "questions") as progress:
-        while len(right) < len(items):
-            part = items[len(right) : len(right) + batch]
+
+        def ask(part: Sequence[Item]) -> list[tuple[bool, int]]:
             prompts = [tokenizer.render_prompt([{"role": "user", "content": item.prompt}], engine.context - 1)[0] for item in part]
-            with Attempt(next(engine.model.parameters()).device) as attempt:
-                answers = engine.complete(prompts, max_tokens=max_tokens, temperature=0.0, batch_size=batch)
-            if attempt.failed and batch > 1:
-                batch //= 2
-                log(f"warning: out of memory {what}: it goes on with {batch} at a time")
-                continue
-            if attempt.failed:
-                raise OutOfMemoryError(f"out of memory {what}, with one question at a time", "the model is saved: `eval` asks it elsewhere")
-            right += [answer_text(tokenizer, ids).strip() == item.answer for ids, item in zip(answers, part, strict=True)]
-            tokens += sum(map(len, prompts)) + sum(map(len, answers))
+            answers = engine.complete(prompts, max_tokens=max_tokens, temperature=0.0, batch_size=len(part))
             progress.advance(len(part))
-    return right, tokens
+            return [
+                (answer_text(tokenizer, ids).strip() == item.answer, len(prompt) + len(ids))
+                for item, prompt, ids in zip(part, prompts, answers, strict=True)
+            ]
+
+        asked, _ = in_parts(items, batch, ask, next(engine.model.parameters()).device, what)
+    return [right for right, _ in asked], sum(tokens for _, tokens in asked)
 
 
 def scores(items: Sequence[Item], untrained: Sequence[bool], trained: Sequence[bool]) -> dict[str, Any]:

@@ -6,11 +6,18 @@ do: that would be fifty times slower, and silent. Out of memory in turn is no en
 
 import gc
 import traceback
+from collections.abc import Callable, Sequence
 from types import TracebackType
+from typing import TypeVar
 
 import torch
 
+from nanochat.console import log
+from nanochat.errors import OutOfMemoryError
 from nanochat.model.scaling import usable_bytes
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 RESERVE = 256 * 2**20  # bytes of what is free that libraries take beside torch's allocator
 WORDS = ("can't allocate memory", "not enough memory", "CUDA error: out of memory", "ALLOC_FAILED")  # of other errors than torch's own
@@ -53,3 +60,31 @@ class Attempt:
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
         return self.failed
+
+
+def in_parts(
+    items: Sequence[Item],
+    size: int,
+    work: Callable[[Sequence[Item]], Sequence[Result]],
+    device: torch.device,
+    what: str,
+    cost: Callable[[Item], int] = lambda item: 1,
+) -> tuple[list[Result], int]:
+    """`work`'s results for `items`, done in parts whose items cost `size` together, each as much as the part's first one.
+
+    A part that needs too much memory is halved, and so are those after it; the second value is the size that was enough.
+    `what` is for the messages. Raises OutOfMemoryError where one item alone is too much.
+    """
+    results: list[Result] = []
+    while len(results) < len(items):
+        each = cost(items[len(results)])
+        part = items[len(results) : len(results) + max(size // each, 1)]
+        with Attempt(device) as attempt:
+            results += work(part)
+        if not attempt.failed:
+            continue
+        if len(part) == 1:
+            raise OutOfMemoryError(f"out of memory {what}, with one at a time", "close what else uses the device, or use --device=cpu")
+        size = each * (len(part) // 2)
+        log(f"warning: out of memory {what}: it goes on with {len(part) // 2} at a time")
+    return results, size

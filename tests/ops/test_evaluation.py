@@ -64,7 +64,8 @@ def test_no_evaluation_costs_a_run(base: Path, tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(Scorer, "_read", full)
     folder = trained(base, tmp_path, core_metric_max_per_task=6)
     said = capsys.readouterr().err
-    assert "warning: no core scores: out of memory with one text" in said and "warning: no chat scores: the files in" in said
+    assert "warning: no core scores: out of memory reading texts, with one at a time" in said
+    assert "warning: no chat scores: the files in" in said
     assert (folder / "report.json").exists() and not (folder / "evaluation.json").exists()
 
 

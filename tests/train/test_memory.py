@@ -4,13 +4,15 @@ import resource
 import subprocess
 import sys
 import weakref
+from collections.abc import Sequence
 
 import pytest
 import torch
 
+from nanochat.errors import OutOfMemoryError
 from nanochat.model.scaling import usable_bytes
 from nanochat.train import memory
-from nanochat.train.memory import Attempt, cap, is_out_of_memory
+from nanochat.train.memory import Attempt, cap, in_parts, is_out_of_memory
 from tests.tiny import ROOT
 
 CPU = torch.device("cpu")
@@ -47,6 +49,24 @@ def test_the_words_are_the_systems_own() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(1 << 55, dtype=torch.uint8)
     assert is_out_of_memory(caught.value)
+
+
+def test_work_in_parts_halves_where_the_memory_is_short(capsys: pytest.CaptureFixture[str]) -> None:
+    """Items as long as they say, of which 6 together fit."""
+    parts = []
+
+    def work(part: Sequence[int]) -> list[int]:
+        parts.append(list(part))
+        if max(part) * len(part) > 6:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return [10 * item for item in part]
+
+    items = [3, 3, 3, 3, 2, 2, 2, 1]
+    assert in_parts(items, 12, work, CPU, "counting", cost=lambda item: item) == ([10 * item for item in items], 6)
+    assert parts == [[3, 3, 3, 3], [3, 3], [3, 3], [2, 2, 2], [1]]
+    assert "out of memory counting: it goes on with 2 at a time" in capsys.readouterr().err
+    with pytest.raises(OutOfMemoryError, match="counting, with one at a time"):
+        in_parts([7, 1], 1, work, CPU, "counting")
 
 
 REFUSED = """
