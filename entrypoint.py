@@ -62,14 +62,13 @@ def train(
     context: typer.Context,
     profile: Annotated[str, typer.Option(help="cpu, rtx4050, rtx4090 (and 3090), h100x8, or auto")] = "auto",
     trial: Annotated[bool, typer.Option("--trial", help="the guide's plan for the card: about two minutes")] = False,
-    stage: Annotated[str, typer.Option(help="base, sft, rl or all")] = "all",
+    stage: Annotated[str, typer.Option(help="base, sft, rl, or all: base and sft, and rl where --rl_iterations says how much")] = "all",
 ) -> None:
     """Plan, download what is missing, pretrain, fine-tune, evaluate, report. Called again, it goes on where it stopped."""
-    stages = {"base": ("base",), "sft": ("sft",), "all": ("base", "sft")}.get(stage)
-    if stages is None:
-        known = "base, sft, all" + ("; reinforcement learning is not part of this version" if stage == "rl" else "")
-        raise UsageError(f"stage {stage!r} is unknown", f"one of: {known}")
+    if stage not in ("base", "sft", "rl", "all"):
+        raise UsageError(f"stage {stage!r} is unknown", "one of: base, sft, rl, all")
     config = _run_config(profile, trial, context.args)
+    stages = (stage,) if stage != "all" else ("base", "sft", *(["rl"] if config.rl_iterations != -1 else []))
     from nanochat.ops.run import train as run
 
     raise typer.Exit(run(config, stages, [str(HERE), *sys.argv[1:]]))

@@ -7,6 +7,7 @@ rule's value in their place, and the run's config.toml keeps that value.
 
 import dataclasses
 import difflib
+import math
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,15 @@ class Config:
     sft_iterations: int = _field(-1, "steps of fine-tuning; -1: an eighth of pretraining's, at most one pass over the set")
     sft_lr_frac: float = _field(0.8, "fine-tuning's learning rate against pretraining's")
 
+    rl_iterations: int = _field(-1, "steps of reinforcement learning; -1: one pass over the questions, by --stage=rl alone")
+    rl_examples_per_step: int = _field(16, "questions of one of its steps over all devices")
+    rl_num_samples: int = _field(16, "answers to each of them")
+    rl_max_new_tokens: int = _field(256, "tokens of one answer, and at most half the context")
+    rl_temperature: float = _field(1.0, "at which answers are sampled")
+    rl_top_k: int = _field(50, "likeliest tokens that answers are sampled from; 0: all")
+    rl_lr_frac: float = _field(0.05, "its learning rate against pretraining's; it falls to 0")
+    rl_eval_examples: int = _field(400, "held-out questions of one of its evaluations (pass@k)")
+
     eval_every: int = _field(250, "steps between evaluations in bits per byte; -1: only at the end", keeps_losses=True)
     eval_tokens: int = _field(-1, "tokens of one evaluation; -1: by rule", keeps_losses=True)
     core_metric_max_per_task: int = _field(
@@ -105,11 +115,12 @@ class Config:
             value, choices = getattr(self, field.name), field.metadata["choices"]
             if choices and value not in choices:
                 raise UsageError(f"{field.name} = {value!r} is unknown", f"one of: {', '.join(choices)}")
-        for name in ("depth", "aspect_ratio", "head_dim", "max_seq_len", "device_batch_size", "nproc_per_node", "keep_last"):
+        positive = ("depth", "aspect_ratio", "head_dim", "max_seq_len", "device_batch_size", "nproc_per_node", "keep_last")
+        for name in (*positive, "rl_examples_per_step", "rl_max_new_tokens", "rl_eval_examples"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} = {getattr(self, name)} is too small", f"give --{name} a positive number")
         by_rule = ("shards", "total_batch_size", "num_iterations", "sft_iterations", "sample_every", "save_every", "eval_every", "threads")
-        for name in by_rule:
+        for name in (*by_rule, "rl_iterations"):
             value = getattr(self, name)
             if value < -1 or (value == 0 and name != "sft_iterations"):
                 raise UsageError(f"{name} = {value} is not possible", f"give --{name} a positive number, or -1 for the rule")
@@ -117,6 +128,17 @@ class Config:
             raise UsageError(
                 f"core_metric_max_per_task = {self.core_metric_max_per_task} is not possible", "a positive number, -1 for all, 0 for none"
             )
+        if self.rl_num_samples < 2:
+            hint = "give --rl_num_samples a number from 2: an answer is better or worse than the others to its question"
+            raise UsageError(f"rl_num_samples = {self.rl_num_samples} is too small", hint)
+        if not 0 < self.rl_temperature < math.inf:
+            raise UsageError(
+                f"rl_temperature = {self.rl_temperature:g} is not possible", "give --rl_temperature a positive number, such as 1"
+            )
+        if self.rl_top_k < 0:
+            raise UsageError(f"rl_top_k = {self.rl_top_k} is negative", "give --rl_top_k a number such as 50, or 0 for all tokens")
+        if not 0 < self.rl_lr_frac < math.inf:
+            raise UsageError(f"rl_lr_frac = {self.rl_lr_frac:g} is not possible", "give --rl_lr_frac a positive number, such as 0.05")
         if self.skip_bad_batches < 0:
             raise UsageError(f"skip_bad_batches = {self.skip_bad_batches} is negative", "give --skip-bad-batches a number from 0")
         if not 0 <= self.hours < 10_000:
@@ -155,6 +177,11 @@ class Config:
                 (f"--device_batch_size may be {', '.join(map(str, fitting[:12]))}; or " if fitting else "")
                 + f"--total_batch_size={near} or {near + step}",
             )
+
+    @property
+    def steps(self) -> dict[str, int]:
+        """Steps of each stage, in the order of the stages; -1 where a rule has still to say."""
+        return {"base": self.num_iterations, "sft": self.sft_iterations, "rl": self.rl_iterations}
 
     def replace(self, **changes: Any) -> "Config":
         """A copy with `changes`, validated like the first."""
@@ -244,6 +271,9 @@ def build_config(profile: str, trial: bool = False, overrides: dict[str, Any] | 
     if values.get("run", "auto") == "auto":
         values["run"] = values["profile"] + ("-trial" if trial else "")
     return Config(**values)
+
+
+RL_FIELDS = tuple(name for name in FIELDS if name.startswith("rl_"))
 
 
 def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:

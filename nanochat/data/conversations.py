@@ -22,6 +22,7 @@ LETTERS = "ABCDEFGHIJ"
 Converted = TypeVar("Converted")
 
 _CALCULATION = re.compile(r"<<([^<>=]*)=([^<>]*)>>")
+_FINAL = re.compile(r"#### (-?[0-9.,]+)")
 
 
 def talk(row: dict[str, Any]) -> Conversation:
@@ -61,6 +62,12 @@ def grade_school(row: dict[str, Any]) -> Conversation:
     if text := row["answer"][end:]:
         parts.append({"type": "text", "text": text})
     return [{"role": "user", "content": row["question"]}, {"role": "assistant", "content": parts}]
+
+
+def final_number(text: str) -> str | None:
+    """The answer of GSM8K's form that `text` ends in, the number after ####, without commas; None where there is none."""
+    found = _FINAL.search(text)
+    return found[1].replace(",", "") if found else None
 
 
 _CONVERT: dict[str, Callable[[dict[str, Any]], Conversation]] = {"smol-smoltalk": talk, "mmlu": multiple_choice, "gsm8k": grade_school}

@@ -6,22 +6,20 @@ HumanEval is left out: its answers are programs, which would have to be run, and
 """
 
 import json
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from nanochat.data.conversations import LETTERS, Rows, choices_prompt, grade_school, multiple_choice
+from nanochat.data.conversations import LETTERS, Rows, choices_prompt, final_number, grade_school, multiple_choice
 from nanochat.data.sets import task_files
 from nanochat.data.shards import sha256
 from nanochat.evaluation.scorer import Scorer
-from nanochat.tokenizer import Tokenizer
+from nanochat.generate.engine import prompt_ids
 
 ORDER_SEED = 42  # of the rows, so that the first N are a fair sample; karpathy/nanochat's
 ANSWER_TOKENS = 512
-_FINAL = re.compile(r"#### (-?[0-9.,]+)")
 
 
 @dataclass(frozen=True)
@@ -31,12 +29,6 @@ class Question:
     prompt: str
     letters: tuple[str, ...]
     answer: str
-
-
-def final_number(text: str) -> str | None:
-    """The number after ####, without commas; None where there is none."""
-    found = _FINAL.search(text)
-    return found[1].replace(",", "") if found else None
 
 
 def _arc(row: dict[str, Any]) -> Question:
@@ -87,11 +79,6 @@ class ChatTask:
             return [question.letters[choice] == question.answer for question, choice in zip(asked, chosen, strict=True)]
         said = scorer.answers(prompts, min(ANSWER_TOKENS, scorer.context // 2))
         return [final_number(text) == question.answer for question, text in zip(asked, said, strict=True)]
-
-
-def prompt_ids(tokenizer: Tokenizer, text: str) -> list[int]:
-    """One user's message, however long, as ids that end where the assistant begins."""
-    return tokenizer.render_prompt([{"role": "user", "content": text}], 1 << 62)[0]
 
 
 def read_chat_task(name: str, most: int = -1) -> ChatTask:

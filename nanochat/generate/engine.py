@@ -128,6 +128,11 @@ class Answer:
         return text if self._kind == "text" else ""
 
 
+def prompt_ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    """One user's message, however long, as ids that end where the assistant begins."""
+    return tokenizer.render_prompt([{"role": "user", "content": text}], 1 << 62)[0]
+
+
 def answer_text(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
     """What a user sees of an answer's ids: the assistant's text, without specials and the calculator's traffic."""
     answer = Answer(tokenizer)

@@ -23,8 +23,8 @@ class _SoftcappedCrossEntropy(torch.autograd.Function):
     """Sum of nats; the gradient is made chunk by chunk in the forward pass, while the chunk's logits are there."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, cap: float) -> Tensor:
-        """hidden (N, D), weight (V, D), targets (N,) -> scalar, float32."""
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, counts: Tensor, cap: float) -> Tensor:
+        """hidden (N, D), weight (V, D), targets (N,), counts (N,) of each target in the sum -> scalar, float32."""
         cast = weight.to(hidden.dtype)
         total = hidden.new_zeros((), dtype=torch.float32)
         grad_hidden = torch.empty_like(hidden)
@@ -32,7 +32,7 @@ class _SoftcappedCrossEntropy(torch.autograd.Function):
         rows = _chunk_rows(len(weight))
         for start in range(0, len(hidden), rows):
             part, target = hidden[start : start + rows], targets[start : start + rows]
-            counted = target != IGNORE
+            counted = counts[start : start + rows]
             index = target.clamp(min=0)[:, None]
             logits = softcap((part @ cast.T).float(), cap)
             logp = logits - logits.logsumexp(dim=-1, keepdim=True)
@@ -52,16 +52,19 @@ class _SoftcappedCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Scale the stored gradients: both are linear in the incoming one."""
         grad_hidden, grad_weight = ctx.saved_tensors
-        return grad_hidden * grads[0].to(grad_hidden.dtype), grad_weight * grads[0], None, None
+        return grad_hidden * grads[0].to(grad_hidden.dtype), grad_weight * grads[0], None, None, None
 
 
-def cross_entropy_sum(model: GPT, hidden: Tensor, targets: Tensor) -> Tensor:
+def cross_entropy_sum(model: GPT, hidden: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
     """Sum of nats over the counted targets: hidden (B, T, D), targets (B, T) -> scalar, float32, differentiable.
 
+    `weights` (B,) say how much each row's targets count, which may be less than nothing; without them each counts once.
     The padded rows of the head are left out of the softmax, so the first loss of a new model is ln V exactly.
     """
-    weight = model.head.weight[: model.config.vocab_size]
-    return _SoftcappedCrossEntropy.apply(hidden.flatten(0, 1), weight, targets.flatten(), model.config.softcap)
+    head, counts = model.head.weight[: model.config.vocab_size], targets != IGNORE
+    if weights is not None:
+        counts = counts * weights[:, None]
+    return _SoftcappedCrossEntropy.apply(hidden.flatten(0, 1), head, targets.flatten(), counts.flatten(), model.config.softcap)
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Iterator
 
 from nanochat import paths
-from nanochat.config import Config, differences
+from nanochat.config import RL_FIELDS, Config, differences
 from nanochat.console import log
 from nanochat.errors import NanochatError, PreflightError, UsageError
 from nanochat.ops import runs
@@ -32,6 +32,8 @@ def fetch(url: str, run: str) -> None:
             mirror.fetch_tokenizer()
             paths.atomic_write(paths.run_dir(run) / RECORD, data)
         came = mirror.fetch(paths.run_dir(run))
+        if any(step.startswith(STAGES[-1]) for step in came):
+            paths.atomic_write(paths.run_dir(run) / RECORD, data)  # its settings came after this machine's copy
     except NanochatError:
         raise
     except Exception as error:  # each kind of mirror has its own
@@ -49,7 +51,7 @@ def fetch(url: str, run: str) -> None:
 
 def _require_same_run(here: runs.Record, there: runs.Record, url: str) -> None:
     """Raise UsageError where the two differ in what decides the losses."""
-    different = [name for name in differences(here.config, there.config) if name not in ("data", "chat_data", "identity")]
+    different = [name for name in differences(here.config, there.config) if name not in ("data", "chat_data", "identity", *RL_FIELDS)]
     different += [name for name in ("shards", "tokenizer", "conversations") if getattr(here, name) != getattr(there, name)]
     if different:
         raise UsageError(

@@ -20,10 +20,11 @@ from nanochat.ops import hardware
 from nanochat.ops.report_page import page
 from nanochat.ops.report_text import markdown
 from nanochat.paths import atomic_write, atomic_write_json, dataset_dir
-from nanochat.train.metrics import SAMPLES, STAGES
+from nanochat.train.metrics import EVALUATED, SAMPLES, STAGES
 
 SAMPLED = 12  # samples by step that are shown
 PLAN = "plan.json"  # in the run's folder: the plan as it was before the first step
+REWARD_STEPS = 10  # at either end of reinforcement learning, whose mean reward is shown
 CURVE_POINTS = 300  # of each stage's loss; longer runs are averaged down to these
 
 
@@ -62,7 +63,11 @@ def _collect(run_dir: Path) -> dict[str, Any]:
         "tokens": tokens,
         "parameters": results.get("parameters", scaling.count_parameters(shape)["total"] if shape else None),
         "stages": {stage: _stage([line for line in lines if line["stage"] == stage]) for stage in STAGES if _has(lines, stage)},
-        "curve": {stage: _curve([line for line in lines if line["stage"] == stage]) for stage in STAGES if _has(lines, stage)},
+        "curve": {  # not of a stage that learns from rewards: its loss says nothing
+            stage: _curve([line for line in lines if line["stage"] == stage])
+            for stage in STAGES
+            if _has(lines, stage) and EVALUATED[stage] == "bpb"
+        },
         "tasks": _read_json(run_dir / RESULTS),
         "plan": _plan(run_dir, lines, results),
         "samples": results.get("samples", []),
@@ -171,8 +176,14 @@ def _stage(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
     speeds = [line["tokens_per_second"] for line in lines if "tokens_per_second" in line]
     memory = [line["peak_memory_bytes"] for line in lines if "peak_memory_bytes" in line]
     measured = [line["bpb"] for line in lines if "bpb" in line]
+    rewards = [line["reward"] for line in lines if "reward" in line]
+    first, last = (round(statistics.fmean(few), 4) if few else None for few in (rewards[:REWARD_STEPS], rewards[-REWARD_STEPS:]))
+    passed = [{key: value for key, value in line.items() if key.startswith("pass@")} for line in lines if "pass@1" in line]
     return {
         "steps": lines[-1]["step"],
+        "first_reward": first,
+        "last_reward": last,
+        "passed": passed[-1] if passed else None,
         "first_loss": lines[0]["loss"],
         "last_loss": lines[-1]["loss"],
         "bpb": measured[-1] if measured else None,

@@ -10,6 +10,7 @@ from nanochat.ops.curves import STAGE_NAMES
 
 TASK_NAMES = {"core": "CORE", "chat": "Chat tasks"}
 REFERENCE_NOTE = "GPT-2's scores are those that karpathy/nanochat measured (its README, and dev/estimate_gpt3_core.ipynb)."
+ENDS = ("first", "last")
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ def facts(report: dict[str, Any]) -> list[tuple[str, str]]:
         found.append(("bits per byte", f"{report['bpb']:.3f}"))
     if report["scores"]:
         found.append(("held-out score", _percent(report["scores"].get("trained"))))
+    if passed := report["stages"].get("rl", {}).get("passed"):
+        found += [(f"{name} after reinforcement", _percent(passed[name])) for name in (min(passed), max(passed))]
     return found
 
 
@@ -97,8 +100,7 @@ def _stage_rows(report: dict[str, Any]) -> list[list[str]]:
         [
             STAGE_NAMES[name],
             str(stage["steps"]),
-            f"{stage['first_loss']:.3f}",
-            f"{stage['last_loss']:.3f}",
+            *(f"{stage[f'{end}_loss']:.3f}" if stage["last_reward"] is None else f"reward {stage[f'{end}_reward']:.2f}" for end in ENDS),
             _number(stage["bpb"], ".3f"),
             "-" if stage["tokens_per_second"] is None else quantity(stage["tokens_per_second"]),
             "-" if stage["peak_memory_bytes"] is None else f"{stage['peak_memory_bytes'] / 1e9:.1f} GB",

@@ -13,7 +13,7 @@ import torch
 from nanochat import console, paths
 from nanochat.config import EMBEDDED, Config
 from nanochat.console import Progress, log
-from nanochat.data import conversations, corpus, documents, download, identity
+from nanochat.data import conversations, corpus, documents, download, identity, problems
 from nanochat.data.sets import ensure_task
 from nanochat.data.shards import Dataset, sha256, texts
 from nanochat.data.summary import conversations_line
@@ -30,14 +30,15 @@ from nanochat.train.checkpoint import Checkpoint, Checkpoints
 from nanochat.train.finetune import finetune
 from nanochat.train.heartbeat import heartbeat
 from nanochat.train.loop import StopSignal
-from nanochat.train.metrics import Metrics
+from nanochat.train.metrics import EVALUATED, STAGES, Metrics
 from nanochat.train.mirror import Copier
 from nanochat.train.pretrain import pretrain
+from nanochat.train.reinforce import reinforce
 from nanochat.train.session import Session
 
 TOKENIZER_CHARACTERS = 2_000_000_000
 TOKENIZER_SOURCE = "source.json"  # in a tokenizer's folder: what it was trained from
-BASE, SFT = "base", "sft"
+BASE, SFT, RL = STAGES
 RESULTS = ("scores.json", "report.json")  # what a run ends with, in this order
 
 
@@ -82,7 +83,7 @@ def _worker(config: Config, stages: Sequence[str], stop: StopSignal, began: floa
     config = config.replace(nproc_per_node=int(os.environ["WORLD_SIZE"]))
     with ranks.join(config.device) as here:
         alone = ranks.has_launcher() and ranks.nodes() == 1
-        prepared = _prepared(config) if alone else here.main_first("prepared", lambda: prepare(config, stages, began))
+        prepared = _prepared(config, stages) if alone else here.main_first("prepared", lambda: prepare(config, stages, began))
         if isinstance(prepared, str):
             log(prepared)
             return 0
@@ -96,15 +97,14 @@ def _alive(config: Config, here: ranks.Ranks) -> contextlib.AbstractContextManag
     """The run's sign of life, given by its main rank."""
     if not here.main:
         return contextlib.nullcontext()
-    steps = {BASE: config.num_iterations, SFT: config.sft_iterations}
-    return heartbeat(paths.run_dir(config.run), {"device": here.device.type, "steps": steps, "trial": config.trial})
+    return heartbeat(paths.run_dir(config.run), {"device": here.device.type, "steps": config.steps, "trial": config.trial})
 
 
-def _prepared(config: Config) -> runs.Record:
+def _prepared(config: Config, stages: Sequence[str]) -> runs.Record:
     """The record that this process's launcher has written before it started its workers."""
     record = runs.read_record(config.run)
     assert record is not None, config.run
-    return dataclasses.replace(record, config=runs.inherit(planning.normal(config), record))
+    return dataclasses.replace(record, config=runs.inherit(planning.normal(config), record, RL in stages))
 
 
 def prepare(config: Config, stages: Sequence[str], began: float | None = None) -> runs.Record | str:
@@ -119,7 +119,7 @@ def prepare(config: Config, stages: Sequence[str], began: float | None = None) -
             f"the run {config.run!r} was imported: it has no text and no optimizer state to go on with", "--run NEW starts another"
         )
     if record:
-        config = runs.inherit(budget.as_begun(config, record.config), record)
+        config = runs.inherit(budget.as_begun(config, record.config), record, RL in stages)
         if finished := _finished(record, stages):
             if config.mirror:
                 mirrored.catch_up(config)
@@ -134,6 +134,8 @@ def prepare(config: Config, stages: Sequence[str], began: float | None = None) -
     dataset = dataset.first(config.shards) if config.shards != -1 else dataset
     if SFT in stages and config.sft_iterations:
         sft_conversations(config)  # fetched and looked through now: a fault in them must not wait for the end of pretraining
+    if RL in stages:
+        config = _with_questions(config)
     names = tuple(shard.path.name for shard in dataset.training)
     if record:
         if talks:
@@ -142,6 +144,7 @@ def prepare(config: Config, stages: Sequence[str], began: float | None = None) -
     tokenizer = ensure_tokenizer(dataset, config.vocab_size, config.architecture)
     if record:
         runs.require_same("tokenizer", record.tokenizer, tokenizer.id, config.run)
+        record = record.with_rl(config)
     else:
         record = runs.Record(config, dataset.folder.name, names, tokenizer.id, talks)
         record.write()
@@ -152,14 +155,13 @@ def prepare(config: Config, stages: Sequence[str], began: float | None = None) -
 def _finished(record: runs.Record, stages: Sequence[str]) -> str | None:
     """One line where the run has nothing left to do in `stages`."""
     config, folder = record.config, paths.run_dir(record.config.run)
-    session_steps = {BASE: config.num_iterations, SFT: config.sft_iterations}
     for stage in stages:
         newest = _newest(folder, stage)
-        if session_steps[stage] and (newest is None or newest.step < session_steps[stage]):
+        if config.steps[stage] and (newest is None or newest.step < config.steps[stage]):
             return None
     if not all((folder / name).exists() for name in RESULTS):
         return None
-    last = next((stage for stage in reversed(stages) if session_steps[stage]), BASE)
+    last = next((stage for stage in reversed(stages) if config.steps[stage]), BASE)
     return f"the run {config.run!r} is finished: its model is {folder / last}, its report {folder / 'report.html'} (for another: --run NEW)"
 
 
@@ -193,6 +195,8 @@ def _skipped(config: Config, stages: Sequence[str]) -> Iterator[str]:
         yield "fine-tuning: this command pretrains only (entrypoint.py train does both)"
     elif config.data and not config.chat_data:
         yield "fine-tuning: there are no conversations (--chat-data FILE brings some); the model will continue texts, not converse"
+    if RL not in stages and SFT in stages and config.sft_iterations:
+        yield "reinforcement learning: --stage=rl adds it to the finished run, --rl_iterations=N to this one"
     if config.eval_every > config.num_iterations:
         yield f"evaluation every {config.eval_every} steps: the run ends before; once at the end"
     if config.save_every == -1:
@@ -272,6 +276,25 @@ def sft_conversations(config: Config) -> Sequence[Conversation]:
     return conversations.with_identity(found, Path(config.identity), config.seed) if config.identity else found
 
 
+def rl_problems(config: Config) -> tuple[list[problems.Problem], list[problems.Problem]]:
+    """What reinforcement learning learns from, and what it is measured by: the embedded text's arithmetic, else GSM8K. Raises DataError."""
+    embedded = config.dataset == EMBEDDED and not config.data
+    return (problems.arithmetic_problems if embedded else problems.grade_school_problems)(config.rl_eval_examples)
+
+
+def _with_questions(config: Config) -> Config:
+    """Find the questions of reinforcement learning now; the config with its number of steps. Raises UsageError, DataError."""
+    if not config.sft_iterations:
+        raise UsageError(
+            "reinforcement learning begins from a model that answers, and this run has no fine-tuning", "give it some: --chat-data FILE"
+        )
+    questions, _ = rl_problems(config)
+    if config.rl_iterations == -1:
+        config = config.replace(rl_iterations=max(len(questions) // config.rl_examples_per_step, 1))
+        log(f"by rule: rl_iterations = {config.rl_iterations}: one pass over {len(questions):,} questions")
+    return config
+
+
 def _stages(record: runs.Record, stages: Sequence[str], here: ranks.Ranks, stop: StopSignal, began: float) -> None:
     """Train the stages that are not done, then score and report; saved steps are copied to the mirror, and metrics handed on."""
     try:
@@ -313,6 +336,12 @@ def _train_and_score(
         sft = _own_newest(session, SFT)
         if not _complete(session, SFT, sft, config.sft_iterations):
             finetune(session, base, sft_conversations(config))
+    if RL in stages:
+        sft = _own_newest(session, SFT)
+        if sft is None or sft.step < config.sft_iterations:
+            raise UsageError("reinforcement learning begins from a fine-tuned model", "train it first: the same command without --stage")
+        if not _complete(session, RL, _own_newest(session, RL), config.rl_iterations):
+            reinforce(session, sft, *rl_problems(config))
     stop.in_loop = False
     evaluation.at_the_end(config, here)
     if here.main:
@@ -322,7 +351,7 @@ def _train_and_score(
 def _complete(session: Session, stage: str, newest: Checkpoint | None, steps: int) -> bool:
     """Whether a stage has its last step, and that step its evaluation."""
     lines = read_metrics(session.folder / "metrics.jsonl")
-    evaluated = any(line["stage"] == stage and line["step"] == steps and "bpb" in line for line in lines)
+    evaluated = any(line["stage"] == stage and line["step"] == steps and EVALUATED[stage] in line for line in lines)
     return newest is not None and newest.step >= steps and evaluated
 
 

@@ -12,16 +12,17 @@ import tomli_w
 import torch
 
 from nanochat import paths
-from nanochat.config import FIELDS, Config, convert, differences
+from nanochat.config import FIELDS, RL_FIELDS, Config, convert, differences
 from nanochat.console import log
 from nanochat.data.shards import Dataset, open_dataset
 from nanochat.errors import DataError, UsageError
 from nanochat.model.gpt import GPT
 from nanochat.tokenizer import Tokenizer
 from nanochat.train.checkpoint import Checkpoint, Checkpoints
+from nanochat.train.metrics import STAGES
 
 RECORD = "config.toml"
-ANSWERING = ("sft", "base")  # the stages whose model answers, the better one first
+ANSWERING = STAGES[::-1]  # the stages whose model answers: the last one that a run has
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,14 @@ class Record:
             paths.atomic_write(paths.run_dir(self.config.run) / RECORD, tomli_w.dumps(table))
         except OSError as error:
             raise paths.disk_error(error, "writing the run's config") from error
+
+    def with_rl(self, config: Config) -> "Record":
+        """The record with `config`'s settings of reinforcement learning, which may come long after step 0; written where they are new."""
+        settings = {name: getattr(config, name) for name in RL_FIELDS}
+        record = dataclasses.replace(self, config=self.config.replace(**settings))
+        if record != self:
+            record.write()
+        return record
 
 
 def read_record(run: str) -> Record | None:
@@ -75,15 +84,19 @@ def open_text(record: Record) -> Dataset:
     )
 
 
-def inherit(config: Config, record: Record) -> Config:
+def inherit(config: Config, record: Record, reinforced: bool = False) -> Config:
     """`config` with the record's value wherever it leaves one to the rule: the rule has spoken when the run began.
 
-    Raises UsageError, with every difference, where it would train something else under the same name.
+    The settings of reinforcement learning are the record's too, unless this call is about it (`reinforced`); they are free until its
+    first checkpoint. Raises UsageError, with every difference, where it would train something else under the same name.
     """
-    by_rule = {name: getattr(record.config, name) for name in FIELDS if getattr(config, name) in (-1, "auto")}
+    kept = () if reinforced else RL_FIELDS
+    by_rule = {name: getattr(record.config, name) for name in FIELDS if getattr(config, name) in (-1, "auto") or name in kept}
     changes = {name: value for name, value in by_rule.items() if name != "run"}
     merged = config.replace(**changes)
     different = differences(record.config, merged)
+    if not different.keys().isdisjoint(RL_FIELDS) and not has_stage(config.run, STAGES[-1]):
+        different = {name: values for name, values in different.items() if name not in RL_FIELDS}
     if different:
         listed = "; ".join(f"{name} was {old!r}, now {new!r}" for name, (old, new) in different.items())
         raise UsageError(
@@ -125,7 +138,7 @@ def newest_run() -> str:
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A model ready to answer: sft where the run has it, else base, a completer."""
+    """A model ready to answer: of the last stage that the run has; base is a completer."""
 
     run: str
     checkpoint: Checkpoint
@@ -148,13 +161,13 @@ def _folder(run: str) -> Path:
 
 
 def finished_steps(run: str) -> list[Path]:
-    """Folders of the checkpoints of `run` that may answer, the best first: sft from the newest on, then base; unverified."""
+    """Folders of the checkpoints of `run` that may answer, the last stage's newest first; unverified."""
     folder = _folder(run)
     return [step for stage in ANSWERING for step in reversed(Checkpoints(folder / stage).steps())]
 
 
 def open_model(run: str | None = None, device: str = "cpu", stage: str | None = None) -> TrainedModel:
-    """The newest complete sft step of `run` (without one, base) on `device`; without `run`, of the newest run.
+    """The newest complete step of `run`'s last stage on `device`; without `run`, of the newest run.
 
     Raises DataError where there is no such run or no complete checkpoint, or the tokenizer is missing.
     """
@@ -163,7 +176,7 @@ def open_model(run: str | None = None, device: str = "cpu", stage: str | None = 
 
 
 def newest_checkpoint(run: str, stage: str | None = None) -> Checkpoint:
-    """What `open_model` opens: the newest complete step of `stage` (without it of sft, else of base). Raises DataError."""
+    """What `open_model` opens: the newest complete step of `stage` (without it of the last one there is). Raises DataError."""
     folder = _folder(run)
     found = (Checkpoints(folder / part).newest() for part in ([stage] if stage else ANSWERING))
     checkpoint = next(filter(None, found), None)

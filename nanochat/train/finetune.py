@@ -69,4 +69,4 @@ def finetune(session: Session, base: Checkpoint, conversations: Sequence[Convers
         with contextlib.suppress(UsageError):  # it is longer than the context
             prompts.append(tokenizer.render_prompt(question, config.max_seq_len - 1)[0])
     source = ConversationBatches(rows, session.rows_per_step())
-    return session.run("sft", source, schedule, masked(*validation), prompts, parent=base)
+    return session.run("sft", lambda model: source, schedule, session.measure(*masked(*validation)), prompts, parent=base)

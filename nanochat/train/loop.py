@@ -24,28 +24,34 @@ from nanochat.model.loss import IGNORE, cross_entropy_sum
 from nanochat.model.optim import MuonAdamW
 from nanochat.train.checkpoint import Checkpoints
 from nanochat.train.memory import Attempt, is_out_of_memory
-from nanochat.train.metrics import Metrics
+from nanochat.train.metrics import EVALUATED, Metrics
 from nanochat.train.nonfinite import write_down
 from nanochat.train.ranks import Ranks, echoed
 from nanochat.train.watchdog import slow
 
 LOG_SECONDS = 2.0  # between two step lines, so that fast steps do not flood the terminal
 FIRST_LINES = 3
+_NAMES = {"bpb": "bits per byte"}  # of what an evaluation finds
 SETTLED = 10  # steps after which a slow step is no longer the start's
 
 
 @dataclass(frozen=True)
 class StepBatch:
-    """This rank's rows of one step: inputs and targets (n, T); `counted` targets over all ranks, `tokens` likewise."""
+    """This rank's rows of one step: inputs and targets (n, T); `counted` targets over all ranks, `tokens` likewise.
+
+    The loss is the mean over the counted targets, each row's times its weight; where none counts, there is nothing to learn.
+    """
 
     inputs: np.ndarray
     targets: np.ndarray
     counted: int
     tokens: int
+    weights: np.ndarray | None = None  # (n,); rows with weights come from the longest to the shortest, padded on the right
+    facts: dict[str, float] = field(default_factory=dict)  # for the step's line, the same on all ranks
 
 
 class BatchSource(Protocol):
-    """Where a stage's batches come from: a function of the step alone, so that resume is exact."""
+    """Where a stage's batches come from: a function of the step alone, and of the model as that step finds it, so that resume is exact."""
 
     def batch(self, step: int, ranks: Ranks) -> StepBatch:
         """The rows of `step` (from 0) that this rank takes."""
@@ -146,8 +152,7 @@ class Stage:
     flops_per_token: float = 0.0
     peak_flops: float = 0.0  # of one device, for mfu; 0 where unknown
     planned_rate: float = 0.0  # tokens a second of all ranks, by the plan; 0 where there is none
-    evaluate: Callable[[], float | None] | None = None  # bits per byte; None where the memory was not enough
-    eval_tokens: int = 0  # that one evaluation reads
+    evaluate: Callable[[], dict[str, float] | None] | None = None  # for the step's line; None where the memory was not enough
     sample: Callable[[int], None] | None = None
     meta: dict[str, Any] = field(default_factory=dict)  # goes into every checkpoint
     saved: Callable[[Path], object] = lambda folder: None  # told the folder of each step that was saved, on the main rank
@@ -202,11 +207,13 @@ def run_stage(
     def evaluate(step: int) -> None:
         if stage.evaluate and due(step, stage.eval_every, stage.steps):
             stage.beat(f"evaluating {stage.name} step {step}")
-            bpb = stage.evaluate()
-            if metrics and bpb is not None:
-                log(f"{stage.name} step {step}/{stage.steps} | validation {bpb:.4f} bits per byte")
-                metrics.amend(bpb=bpb, eval_tokens=stage.eval_tokens)
-                store.evaluated(step, bpb)
+            found = stage.evaluate()
+            if metrics and found:
+                said = " | ".join(f"{_NAMES.get(name, name)} {value:.4f}" for name, value in found.items() if name != "eval_tokens")
+                log(f"{stage.name} step {step}/{stage.steps} | validation: {said}")
+                metrics.amend(**found)
+                if "bpb" in found:
+                    store.evaluated(step, found["bpb"])
 
     def bad(done: int, loss: float, norm: float, lr: float, batch: StepBatch) -> None:
         nonlocal skipped
@@ -236,7 +243,7 @@ def run_stage(
             "lr": lr,
             "tokens": tokens,
             "tokens_per_second": round(rate, 1),
-        }
+        } | batch.facts
         entry |= {"step_seconds": round(seconds, 4), "elapsed_seconds": round(elapsed, 3)}
         if stage.peak_flops:
             entry["mfu"] = round(stage.flops_per_token * rate / (stage.peak_flops * ranks.world_size), 4)
@@ -246,13 +253,14 @@ def run_stage(
         if done - start <= FIRST_LINES or now - printed_at >= LOG_SECONDS or done == stage.steps:
             printed_at = now
             left = duration((stage.steps - done) * (now - began_at) / (done - start))
+            facts = "".join(f" | {name} {value:.3f}" for name, value in batch.facts.items())
             speed = f"dt {seconds * 1000:.0f} ms | {quantity(rate)} tokens/s"
-            log(f"{stage.name} step {done}/{stage.steps} | loss {loss:.4f} | {speed} | {left} left")
+            log(f"{stage.name} step {done}/{stage.steps} | loss {loss:.4f}{facts} | {speed} | {left} left")
         if done - start == SETTLED and (alarm := slow(ranks.device, fastest, stage.planned_rate, batch.tokens, waited, rows)):
             log(alarm)
 
     stop.in_loop = True
-    unseen = torch.tensor(float(0 < start == last.get("step") and "bpb" not in last), device=ranks.device)
+    unseen = torch.tensor(float(0 < start == last.get("step") and EVALUATED[stage.name] not in last), device=ranks.device)
     if ranks.all_reduce_sum(unseen).item():  # it was stopped between the save and the evaluation of that step
         evaluate(start)
     for step in range(start, stage.steps):
@@ -273,9 +281,11 @@ def run_stage(
             if not failed:
                 break
             optimizer.zero_grad()
-            rows = _halved(min(rows, len(batch.inputs)), batch, f"{stage.name} step {done}")
-        finite = math.isfinite(loss) and math.isfinite(norm)
-        if finite:
+            rows = _halved(rows, batch, f"{stage.name} step {done}")
+        finite, learned = math.isfinite(loss) and math.isfinite(norm), batch.counted > 0
+        if not learned:  # the optimizer would follow its momentum
+            log(f"{stage.name} step {done}/{stage.steps}: there is nothing to learn from this step, and no update")
+        elif finite:
             with _memory_explained():
                 optimizer.step(lr=lr, beta=stage.schedule.beta(step), weight_decay=stage.schedule.decay(step))
         else:
@@ -285,7 +295,7 @@ def run_stage(
         elapsed, tokens = elapsed + seconds, tokens + batch.tokens
         if batch.tokens / seconds > fastest:
             fastest, waited = batch.tokens / seconds, read / seconds
-        report(done, loss, lr, seconds, batch, finite)
+        report(done, loss, lr, seconds, batch, finite and learned)
         evaluating = stage.evaluate is not None and due(done, stage.eval_every, stage.steps)
         if stopping or saving or evaluating or due(done, stage.save_every, stage.steps):
             save(done)  # before the evaluation and the samples: their failure loses nothing
@@ -314,8 +324,12 @@ def _forward_backward(batch: StepBatch, device_batch_size: int, model: GPT, forw
         targets = batch.targets[first : first + device_batch_size]
         if not (targets != IGNORE).any():
             continue
-        ids = _to_device(batch.inputs[first : first + device_batch_size], ranks.device)
-        loss = cross_entropy_sum(model, forward(ids), _to_device(targets, ranks.device)) / counted
+        inputs, weights = batch.inputs[first : first + device_batch_size], None
+        if batch.weights is not None:  # without the padding that all these rows share
+            inputs, targets = (part[:, : np.flatnonzero((targets != IGNORE).any(axis=0))[-1] + 1] for part in (inputs, targets))
+            weights = torch.from_numpy(batch.weights[first : first + device_batch_size]).to(ranks.device)
+        hidden = forward(_to_device(inputs, ranks.device))
+        loss = cross_entropy_sum(model, hidden, _to_device(targets, ranks.device), weights) / counted
         total += loss.detach()
         (loss * ranks.world_size).backward()  # the optimizer takes the mean over the ranks
     return torch.stack((total, _gradient_norm(model, ranks.device)))

@@ -10,7 +10,9 @@ from typing import Any
 from nanochat import paths
 
 SAMPLES = "samples.jsonl"  # beside metrics.jsonl: what the model said while it was trained
-STAGES = ("base", "sft", "rl")
+# The stages in their order, and of each the field that an evaluation adds to a step's line.
+EVALUATED = {"base": "bpb", "sft": "bpb", "rl": "pass@1"}
+STAGES = tuple(EVALUATED)
 
 
 class Metrics:

@@ -83,6 +83,7 @@ class Mirror:
                 tokenizer = paths.tokenizer_dir(str(checkpoint.meta["tokenizer"]))
                 for path in sorted(tokenizer.iterdir()):
                     self._put(path, TOKENIZER, tokenizer.name, path.name)
+            if self.read(RECORD) != (run / RECORD).read_bytes():  # also where reinforcement learning has brought its settings
                 self._put(run / RECORD, RECORD)
             for name in checkpoint.files:
                 self._put(step / name, step.parent.name, step.name, name)

@@ -40,8 +40,9 @@ def pretrain(session: Session) -> GPT:
             _require_rows(session, cache)
         schedule = Schedule(config.num_iterations, config.warmup_steps, config.warmdown_ratio, config.final_lr_frac, config.weight_decay)
         source = TextBatches(TextRows(session.dataset, cache, config.seed), session.rows_per_step())
+        measure = session.measure(held_out[:, :-1], held_out[:, 1:])
         prompts = [row[: min(SAMPLE_PROMPT, config.max_seq_len)].astype(np.int64).tolist() for row in held_out[:SAMPLES]]
-        return session.run("base", source, schedule, (held_out[:, :-1], held_out[:, 1:]), prompts)
+        return session.run("base", lambda model: source, schedule, measure, prompts)
     finally:
         cache.close()
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from nanochat.config import Config
 from nanochat.console import log
@@ -26,6 +27,7 @@ from nanochat.train.ranks import Ranks
 from nanochat.train.watchdog import Watchdog
 
 SAMPLE_TOKENS = 32
+Forward = Callable[[Tensor], Tensor]
 
 
 @dataclass
@@ -47,7 +49,7 @@ class Session:
         self.gpt = gpt_config(self.config.replace(vocab_size=self.tokenizer.vocab_size))
 
     def checkpoints(self, stage: str) -> Checkpoints:
-        """The checkpoints of "base" or "sft"."""
+        """The checkpoints of "base", "sft" or "rl"."""
         copier = self.copier
         return Checkpoints(self.folder / stage, (lambda: copier.copying) if copier else lambda: None)
 
@@ -64,15 +66,18 @@ class Session:
     def run(
         self,
         name: str,
-        source: BatchSource,
+        source: Callable[[GPT], BatchSource],
         schedule: Schedule,
-        validation: tuple[np.ndarray, np.ndarray],
+        evaluate: Callable[[GPT, Forward], dict[str, float] | None],
         prompts: list[list[int]],
         parent: Checkpoint | None = None,
+        fresh: bool = False,
     ) -> GPT:
         """Train stage `name` to its end from its newest checkpoint, from `parent`'s weights and optimizer, or from new weights.
 
-        `validation` holds inputs and targets (n, T); `prompts` are continued where samples are due. Returns the trained model.
+        `source` gets the model that is trained, `evaluate` that and its forward pass; `prompts` are continued where samples are due.
+        A `fresh` stage begins with a new optimizer, and its steps are of no known length: it is not compiled, nor held against the
+        plan. Returns the trained model.
         """
         config, ranks, store = self.config, self.ranks, self.checkpoints(name)
         model = self.new_model()
@@ -82,18 +87,14 @@ class Session:
         start = newest.step if newest else 0
         for checkpoint in filter(None, [newest or parent]):
             checkpoint.load_model(model)
-            checkpoint.load_optimizer(optimizer)
+            if newest or not fresh:
+                checkpoint.load_optimizer(optimizer)
         if newest:
             log(f"{name}: resuming at step {start} of {schedule.steps}, from {newest.folder}")
-        forward = device.forward_of(model, config)
-
-        def evaluate() -> float | None:
-            inputs, targets = validation
-            return bits_per_byte(model, forward, inputs, targets, self.tokenizer.token_bytes(), config.device_batch_size, ranks)
-
+        forward = model if fresh else device.forward_of(model, config)
         stage = Stage(
             name=name,
-            source=source,
+            source=source(model),
             schedule=schedule,
             device_batch_size=config.device_batch_size,
             save_every=config.save_every,
@@ -104,10 +105,9 @@ class Session:
             skip_bad_batches=config.skip_bad_batches,
             skipped=int(newest.meta.get("skipped", 0)) if newest else 0,
             flops_per_token=flops_per_token(self.gpt),
-            peak_flops=device.peak_flops(ranks.device),
-            planned_rate=self.planned_rate,
-            evaluate=evaluate,
-            eval_tokens=validation[0].size,
+            peak_flops=0.0 if fresh else device.peak_flops(ranks.device),
+            planned_rate=0.0 if fresh else self.planned_rate,
+            evaluate=lambda: evaluate(model, forward),
             sample=self.sampler(name, model, prompts),
             meta=self.meta(name),
         )
@@ -133,8 +133,17 @@ class Session:
             "trial": self.config.trial,
             "model": self.gpt.to_dict(),
             "tokenizer": self.tokenizer.id,
-            "steps": self.config.num_iterations if stage == "base" else self.config.sft_iterations,
+            "steps": self.config.steps[stage],
         }
+
+    def measure(self, inputs: np.ndarray, targets: np.ndarray) -> Callable[[GPT, Forward], dict[str, float] | None]:
+        """An evaluation in bits per byte of held-out inputs and targets (n, T)."""
+
+        def evaluate(model: GPT, forward: Forward) -> dict[str, float] | None:
+            bpb = bits_per_byte(model, forward, inputs, targets, self.tokenizer.token_bytes(), self.config.device_batch_size, self.ranks)
+            return None if bpb is None else {"bpb": bpb, "eval_tokens": inputs.size}
+
+        return evaluate
 
     def sampler(self, name: str, model: GPT, prompts: list[list[int]]) -> Callable[[int], None]:
         """A hook that shows how the model continues `prompts`, likeliest token by token, and keeps what it said."""

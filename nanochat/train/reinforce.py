@@ -1,0 +1,180 @@
+"""Reinforcement learning on questions whose answers can be checked: REINFORCE (Williams, 1992), each question its own baseline.
+
+The form is karpathy/nanochat's. The model answers each question several times; an answer's advantage is its reward less the mean of
+these, and its tokens become likelier by so much. There is no reference model, no clipping (every answer comes from the weights that
+learn from it) and no division by the deviation; every token of a question's answers weighs the same, as in DAPO (Yu et al., 2025). The
+calculator's tokens are read but not learned. Unlike there, the token that ends an answer is learned too, and losses do not depend on
+the device batch.
+"""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from nanochat.config import Config
+from nanochat.console import log
+from nanochat.data.problems import Problem
+from nanochat.errors import OutOfMemoryError
+from nanochat.generate.engine import Engine, answer_text, prompt_ids
+from nanochat.model.gpt import GPT
+from nanochat.model.loss import IGNORE
+from nanochat.train.checkpoint import Checkpoint
+from nanochat.train.loop import Schedule, StepBatch
+from nanochat.train.memory import in_parts
+from nanochat.train.ranks import Ranks
+from nanochat.train.session import Session
+
+AT_ONCE = 128  # answers that are sampled together, fewer where the memory is short
+PASSES = (1, 2, 4, 8)  # k of pass@k; so many answers as the last are asked for
+SAMPLES = 3
+MOMENTUM = (0.95, 0.95, 0.95)
+
+
+class Rollout(NamedTuple):
+    """One answer: its ids behind the question's, which of them the model chose itself, and its reward."""
+
+    ids: list[int]
+    chosen: list[bool]
+    reward: float
+
+
+class Sampler:
+    """Lets the model that `engine` has, as it is at the time, answer problems several times each."""
+
+    def __init__(self, engine: Engine, config: Config):
+        self.engine, self.at_once = engine, AT_ONCE
+        self.max_tokens = min(config.rl_max_new_tokens, engine.context // 2)
+        self.temperature, self.top_k = config.rl_temperature, config.rl_top_k
+
+    def __call__(self, problems: Sequence[Problem], samples: int, seed: int) -> list[list[Rollout]]:
+        """`samples` answers to each problem, of which number i over all is sampled with seed + i. Raises OutOfMemoryError."""
+        room = self.engine.context - self.max_tokens
+        prompts = [prompt_ids(self.engine.tokenizer, problem.prompt)[-room:] for problem in problems]
+
+        def answer(part: Sequence[int]) -> list[Rollout]:
+            asked = [prompts[number // samples] for number in part]
+            ids, chosen = [list(prompt) for prompt in asked], [[False] * len(prompt) for prompt in asked]
+            options = {"max_tokens": self.max_tokens, "batch_size": len(part), "seed": seed + part[0]}
+            for step in self.engine.generate(asked, temperature=self.temperature, top_k=self.top_k, **options):
+                for row, token, forced in step:
+                    ids[row].append(token)
+                    chosen[row].append(not forced)
+            said = [answer_text(self.engine.tokenizer, own[len(prompt) :]) for own, prompt in zip(ids, asked, strict=True)]
+            rewards = [problems[number // samples].reward(text) for number, text in zip(part, said, strict=True)]
+            return [Rollout(*one) for one in zip(ids, chosen, rewards, strict=True)]
+
+        device = next(self.engine.model.parameters()).device
+        found, self.at_once = in_parts(range(len(problems) * samples), self.at_once, answer, device, "sampling answers")
+        return [found[first : first + samples] for first in range(0, len(found), samples)]
+
+
+class Rollouts:
+    """Step k takes the next questions of an order that the seed decides, each rank its part of them, and what the model answers."""
+
+    def __init__(self, sampler: Sampler, problems: Sequence[Problem], config: Config):
+        self.sampler, self.problems, self.config = sampler, problems, config
+
+    def batch(self, step: int, ranks: Ranks) -> StepBatch:
+        """The answers to this rank's questions of `step` (from 0); those to a question that are all worth the same are left out."""
+        questions, samples = self.config.rl_examples_per_step, self.config.rl_num_samples
+        own = _share(range(step * questions, (step + 1) * questions), ranks)
+        answered = self.sampler(
+            [self._problem(number) for number in own], samples, seed_of(self.config.seed, "answers") + own.start * samples
+        )
+        rows: list[tuple[Rollout, float]] = []  # with the advantage of each of its tokens
+        for rollouts in answered:
+            mean = sum(one.reward for one in rollouts) / samples
+            tokens = sum(sum(one.chosen) for one in rollouts)
+            rows += [(one, (one.reward - mean) / tokens) for one in rollouts if any(other.reward != mean for other in rollouts)]
+        rows.sort(key=lambda row: -len(row[0].ids))
+        every = [one for rollouts in answered for one in rollouts]
+        own_sums = (sum(sum(one.chosen) for one, _ in rows), sum(one.reward for one in every), sum(len(one.ids) for one in every))
+        counted, rewards, tokens = map(sum, zip(*ranks.gather_objects(own_sums), strict=True))
+        inputs, targets = _padded([one for one, _ in rows], self.sampler.engine.tokenizer.bos)
+        weights = np.array([advantage * counted / questions for _, advantage in rows], dtype=np.float32)
+        facts = {"reward": round(rewards / (questions * samples), 6), "sequence_length": round(tokens / (questions * samples), 2)}
+        return StepBatch(inputs, targets, counted, tokens, weights, facts)
+
+    def _problem(self, number: int) -> Problem:
+        """Question `number` of all steps: one pass after the other, each in an order of its own."""
+        epoch, place = divmod(number, len(self.problems))
+        order = np.random.default_rng((self.config.seed, epoch)).permutation(len(self.problems))
+        return self.problems[int(order[place])]
+
+
+def seed_of(seed: int, purpose: str) -> int:
+    """A number for the first of many seeds that follow each other, far from those of other runs and purposes."""
+    return int.from_bytes(hashlib.blake2b(f"{purpose} {seed}".encode(), digest_size=7).digest(), "big")
+
+
+def _share(numbers: range, ranks: Ranks) -> range:
+    """This rank's part of `numbers`; parts differ by one at most."""
+    first, end = (len(numbers) * part // ranks.world_size for part in (ranks.rank, ranks.rank + 1))
+    return numbers[first:end]
+
+
+def _padded(rollouts: Sequence[Rollout], padding: int) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs and targets (n, T) of answers, T as the longest needs; a target that the model did not choose is IGNORE."""
+    shape = len(rollouts), max((len(one.ids) for one in rollouts), default=2) - 1
+    inputs, targets = np.full(shape, padding, dtype=np.int64), np.full(shape, IGNORE, dtype=np.int64)
+    for row, (ids, chosen, _) in enumerate(rollouts):
+        inputs[row, : len(ids) - 1] = ids[:-1]
+        targets[row, : len(ids) - 1] = np.where(chosen[1:], ids[1:], IGNORE)
+    return inputs, targets
+
+
+def pass_at_k(sampler: Sampler, problems: Sequence[Problem], seed: int, ranks: Ranks) -> dict[str, float] | None:
+    """How likely one of k answers is right, over `problems`, for each k of PASSES: Chen et al., 2021, from as many answers as the last k.
+
+    Each rank asks its part; None on every rank where the memory of one was not enough for one answer.
+    """
+    samples = PASSES[-1]
+    own = _share(range(len(problems)), ranks)
+    found: list[tuple[int, int]] | None = None  # of each question the right answers, and the tokens of all
+    try:
+        answered = sampler([problems[number] for number in own], samples, seed + own.start * samples)
+        found = [(sum(one.reward == 1 for one in each), sum(len(one.ids) for one in each)) for each in answered]
+    except OutOfMemoryError:
+        pass
+    every = ranks.gather_objects(found)
+    if None in every:
+        log("warning: no evaluation: out of memory with one answer")
+        return None
+    right = [count for part in every for count, _ in part]
+    passed = {k: sum(1 - math.comb(samples - count, k) / math.comb(samples, k) for count in right) / len(right) for k in PASSES}
+    tokens = sum(tokens for part in every for _, tokens in part)
+    return {f"pass@{k}": round(value, 6) for k, value in passed.items()} | {"eval_tokens": tokens}
+
+
+def reinforce(session: Session, parent: Checkpoint, problems: Sequence[Problem], held_out: Sequence[Problem]) -> GPT:
+    """Train the rl stage of the run to its end, from the weights of `parent` and with a new optimizer."""
+    config = session.config
+    schedule = Schedule(
+        config.rl_iterations,
+        warmup_steps=0,
+        warmdown_ratio=1.0,
+        final_lr_frac=0.0,
+        weight_decay=0.0,
+        peak=config.rl_lr_frac,
+        momentum=MOMENTUM,
+    )
+
+    work = f"{config.rl_examples_per_step} questions x {config.rl_num_samples} answers of at most {config.rl_max_new_tokens} tokens"
+    log(f"reinforcement learning: {config.rl_iterations} steps of {work}, from {parent.folder}")
+
+    def sampler(model: GPT) -> Sampler:
+        return Sampler(Engine(model, session.tokenizer), config)
+
+    prompts = [prompt_ids(session.tokenizer, problem.prompt)[-config.max_seq_len // 2 :] for problem in held_out[:SAMPLES]]
+    return session.run(
+        "rl",
+        lambda model: Rollouts(sampler(model), problems, config),
+        schedule,
+        lambda model, forward: pass_at_k(sampler(model), held_out, seed_of(config.seed, "evaluation"), session.ranks),
+        prompts,
+        parent=parent,
+        fresh=True,
+    )
