@@ -65,7 +65,7 @@ def told(err: str) -> tuple[str, str]:
             "does not divide",
             "may be 1, 2, 4, 8, 16;",
         ),
-        ("train --profile cpu --stage=rl", 2, "stage 'rl' is unknown", "base, sft, all"),
+        ("train --profile cpu --stage=grpo", 2, "stage 'grpo' is unknown", "base, sft, rl, all"),
         ("train --profile cpu --depth=x", 2, "depth = 'x' is not a whole number", "--depth=20"),
         ("train --profile cpu extra", 2, "unexpected argument 'extra'", "--"),
         ("train --profile", 2, "--profile", "--help"),

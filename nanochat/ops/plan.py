@@ -347,7 +347,7 @@ def _licence(config: Config) -> str:
 
 def kept_checkpoints(config: Config) -> int:
     """Checkpoints that lie on the disk at once at the most: the newest and the best of each stage, and one that is being written."""
-    return (2 if config.sft_iterations else 1) * (config.keep_last + 1) + 1
+    return sum(steps > 0 for steps in config.steps.values()) * (config.keep_last + 1) + 1
 
 
 def _made_bytes(config: Config, gpt: scaling.GPTConfig, tokens: int) -> dict[str, int]:

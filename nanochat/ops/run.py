@@ -191,7 +191,7 @@ def _announce(config: Config, stages: Sequence[str], text_bytes: int | None, spe
 
 def _skipped(config: Config, stages: Sequence[str]) -> Iterator[str]:
     """What a reader might expect of the run and does not get, each with its reason."""
-    if SFT not in stages:
+    if BASE in stages and SFT not in stages:
         yield "fine-tuning: this command pretrains only (entrypoint.py train does both)"
     elif config.data and not config.chat_data:
         yield "fine-tuning: there are no conversations (--chat-data FILE brings some); the model will continue texts, not converse"

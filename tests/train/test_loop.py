@@ -184,7 +184,7 @@ def test_a_step_without_any_target_breaks_nothing(tmp_path: Path) -> None:
 
 
 def test_metrics_of_a_step(tmp_path: Path) -> None:
-    lines = Run(tmp_path, evaluate=lambda: 2.5, eval_every=4, eval_tokens=99).go()
+    lines = Run(tmp_path, evaluate=lambda: {"bpb": 2.5, "eval_tokens": 99}, eval_every=4).go()
     assert [(line["stage"], line["step"]) for line in lines] == [("base", step) for step in range(1, STEPS + 1)]
     assert [line["tokens"] for line in lines] == [64 * step for step in range(1, STEPS + 1)]
     assert {line["step"]: line["bpb"] for line in lines if "bpb" in line} == {4: 2.5, 6: 2.5}
@@ -438,7 +438,7 @@ def test_the_checkpoint_comes_before_what_may_fail(hook: str, tmp_path: Path) ->
     def fail(*_: Any) -> float:
         raise ValueError("in the evaluation")
 
-    run = Run(tmp_path, eval_every=4, **{hook: fail} if hook == "evaluate" else {hook: fail, "evaluate": lambda: 1.0, "sample_every": 4})
+    run = Run(tmp_path, **{"eval_every": 4, "evaluate": lambda: {"bpb": 1.0}, "sample_every": 4, hook: fail})
     with pytest.raises(ValueError, match="in the evaluation"):
         run.go()
     assert run.saved() == [4]
@@ -450,17 +450,17 @@ def test_an_evaluation_that_a_crash_left_out_is_made_up_for(tmp_path: Path) -> N
 
     with pytest.raises(KeyboardInterrupt):
         Run(tmp_path, eval_every=4, evaluate=fail).go()
-    lines = Run(tmp_path, eval_every=4, evaluate=lambda: 1.5).go()
+    lines = Run(tmp_path, eval_every=4, evaluate=lambda: {"bpb": 1.5}).go()
     assert [line.get("bpb") for line in lines] == [None, None, None, 1.5, None, 1.5]
 
 
 def test_lost_metrics_do_not_stop_a_resume(tmp_path: Path) -> None:
-    run = Run(tmp_path, eval_every=2, evaluate=lambda: 1.0)
+    run = Run(tmp_path, eval_every=2, evaluate=lambda: {"bpb": 1.0})
     run.forward = stop_at(run, 2)
     with pytest.raises(Preempted):
         run.go()
     (tmp_path / "metrics.jsonl").unlink()
-    lines = Run(tmp_path, eval_every=2, evaluate=lambda: 1.0).go()
+    lines = Run(tmp_path, eval_every=2, evaluate=lambda: {"bpb": 1.0}).go()
     assert [line["step"] for line in lines] == [3, 4, 5, 6]
 
 
