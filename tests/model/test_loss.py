@@ -54,6 +54,20 @@ def test_value_and_gradients(model: GPT, ignored: float, chunk_bytes: int, monke
 
 
 @pytest.mark.parametrize("chunk_bytes", [64 << 20, 1])
+def test_weights_of_rows(model: GPT, chunk_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loss, "CHUNK_BYTES", chunk_bytes)
+    hidden, targets = example(0.4)
+    weights = torch.tensor([1.7, -0.3])
+    wanted = sum(weights[row] * plain(model, hidden[row : row + 1], targets[row : row + 1]) for row in range(2))
+    value = cross_entropy_sum(model, hidden, targets, weights)
+    torch.testing.assert_close(value, wanted, rtol=1e-5, atol=1e-4)
+    for one, other in zip(
+        torch.autograd.grad(value, (hidden, model.head.weight)), torch.autograd.grad(wanted, (hidden, model.head.weight)), strict=True
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("chunk_bytes", [64 << 20, 1])
 def test_losses_of_single_tokens(model: GPT, chunk_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loss, "CHUNK_BYTES", chunk_bytes)
     hidden, targets = example(0.5)

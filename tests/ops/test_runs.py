@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanochat import paths
-from nanochat.config import FIELDS, Config, build_config
+from nanochat.config import FIELDS, RL_FIELDS, Config, build_config
 from nanochat.errors import DataError, UsageError
 from nanochat.ops import runs
 from nanochat.ops.plan import resolve
@@ -62,6 +62,9 @@ def test_each_field_either_keeps_the_losses_or_is_refused(name: str) -> None:
         return
     if FIELDS[name].metadata["keeps_losses"]:
         assert inherit(changed, begun) == changed
+    elif name in RL_FIELDS:  # of no matter to other stages, and free until reinforcement learning has begun
+        assert inherit(changed, begun) == begun.config
+        assert inherit(changed, begun, reinforced=True) == changed
     else:
         with pytest.raises(UsageError, match=f"{name} was .*, now ") as raised:
             inherit(changed, begun)

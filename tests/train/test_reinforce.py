@@ -17,7 +17,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nanochat.config import Config
+from nanochat.config import Config, build_config
 from nanochat.data.problems import Problem, arithmetic_problems, grade_school_problems
 from nanochat.data.sets import task_folder
 from nanochat.errors import UsageError
@@ -339,3 +339,39 @@ def test_two_processes_learn_the_same(base: Path) -> None:
     one, two = lines(base, "one"), lines(base, "two")
     assert [line["loss"] for line in two] == pytest.approx([line["loss"] for line in one], rel=1e-3, abs=1e-4)
     assert [line["reward"] for line in two] == [line["reward"] for line in one]
+
+
+def test_another_machine_takes_up_its_settings(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the mirror: the first one had the run before reinforcement learning, and both had its record as it was then."""
+    text, options = school(base)
+    options |= {"mirror": (tmp_path / "mirror").as_uri(), "num_iterations": 4, "sft_iterations": 20, "rl_iterations": 4}
+    without = {name: value for name, value in options.items() if name not in RL}
+    assert run.train(tiny.config(text, **without)) == 0
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path / "other"))
+    assert run.train(tiny.config(text, **without)) == 0
+    school(tmp_path / "other")
+    assert run.train(tiny.config(text, **options), ("rl",)) == 0
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(base))
+    assert run.train(tiny.config(text, **options), ("rl",)) == 0
+    record = runs.read_record("tiny")
+    assert record is not None and record.config.rl_num_samples == 8 and runs.open_model("tiny").checkpoint.meta["stage"] == "rl"
+    assert lines(base) == lines(tmp_path / "other")
+
+
+@pytest.mark.slow
+def test_a_small_model_learns_arithmetic(base: Path) -> None:
+    """The quickstart's model, fine-tuned for too short a time, answers more of the embedded sums that it has not seen."""
+    values = {"run": "sums", "num_iterations": 500, "sft_iterations": 100, "rl_iterations": 60, "rl_eval_examples": 100, "threads": 1}
+    config = build_config("cpu", overrides=values)
+    assert run.train(config) == 0
+    opened = runs.open_model("sums")
+    _, asked = arithmetic_problems(100)
+    before = pass_at_k(Sampler(Engine(opened.model, opened.tokenizer), config), asked, 0, single())
+    assert run.train(config, ("rl",)) == 0
+    rewards = [line["reward"] for line in lines(base, "sums")]
+    opened = runs.open_model("sums")
+    after = pass_at_k(Sampler(Engine(opened.model, opened.tokenizer), config), asked, 0, single())
+    assert opened.checkpoint.meta["stage"] == "rl" and before is not None and after is not None
+    print(f"pass@1 {before['pass@1']:.3f} -> {after['pass@1']:.3f}; rewards {[round(reward, 2) for reward in rewards]}")
+    assert after["pass@1"] > before["pass@1"] + 0.1
+    assert np.mean(rewards[-10:]) > np.mean(rewards[:10]) + 0.05
