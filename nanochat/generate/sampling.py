@@ -74,15 +74,18 @@ def _draw(logits: Tensor, samplings: Sequence[Sampling], generators: Sequence[to
             logits = logits.masked_fill(ranks >= torch.tensor(keep, device=logits.device)[:, None], -torch.inf)
     temperature = torch.tensor([[one.temperature] for one in samplings], dtype=logits.dtype, device=logits.device)
     probabilities = ((logits - logits.amax(-1, keepdim=True)) / temperature).softmax(-1).double()
+    if torch.are_deterministic_algorithms_enabled():
+        probabilities = probabilities.cpu()  # a GPU's running sums are not
     if ranked:
-        top_p = torch.tensor([[one.top_p] for one in samplings], dtype=torch.float64, device=logits.device)
+        top_p = torch.tensor([[one.top_p] for one in samplings], dtype=torch.float64, device=probabilities.device)
         before = probabilities.cumsum(-1) - probabilities  # what the likelier ones make up; the first is always kept
         probabilities = probabilities.masked_fill((before >= top_p) & (top_p < 1), 0.0)
     # Inverse transform: the first token at which the running sum passes a uniform number. In float64, so that none of
     # probability 0 is ever hit. The numbers come from the CPU: equal answers whatever the device.
     uniform = torch.stack([torch.rand(1, generator=generator, dtype=torch.float64) for generator in generators])
     running = probabilities.cumsum(-1)
-    chosen = torch.searchsorted(running, uniform.to(running.device) * running[:, -1:], right=True).clamp(max=logits.size(-1) - 1)
+    chosen = torch.searchsorted(running, uniform.to(running.device) * running[:, -1:], right=True)
+    chosen = chosen.clamp(max=logits.size(-1) - 1).to(logits.device)
     return (chosen if order is None else order.gather(-1, chosen)).flatten()
 
 
