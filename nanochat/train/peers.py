@@ -18,6 +18,7 @@ from nanochat.errors import HungError, NanochatError
 
 BEAT = 3.0  # seconds between two looks
 LOST = 40.0  # seconds of silence after which a rank is lost
+START = 300.0  # seconds in which a rank must first be heard of: machines differ in how long they take to load torch
 LAST_WORD = 5.0  # seconds in which the code of a rank that failed reaches the others
 LEFT = 1 << 40  # a rank that has left stands at this and its exit code
 
@@ -25,11 +26,14 @@ LEFT = 1 << 40  # a rank that has left stands at this and its exit code
 class Peers:
     """Ends this process where another rank is lost (exit 7), or has failed (with that one's code). A context manager.
 
-    `store` is a connection of its own: one that waits for a key takes no second question. `end` gets the exit code.
+    `store` is a connection of its own: one that waits for a key takes no second question. `end` gets the exit code. `lost` and
+    `start` are the seconds of silence that are too many, of a rank that was heard of and of one that never was.
     """
 
-    def __init__(self, store: dist.Store, rank: int, world_size: int, end: Callable[[int], object], lost: float = LOST):
-        self.store, self.rank, self.end, self.lost = store, rank, end, lost
+    def __init__(
+        self, store: dist.Store, rank: int, world_size: int, end: Callable[[int], object], lost: float = LOST, start: float = START
+    ):
+        self.store, self.rank, self.end, self.lost, self.start = store, rank, end, lost, start
         self.beat = min(BEAT, lost / 5)
         self.attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # torchrun's own restarts keep the store
         self.counts = dict.fromkeys((other for other in range(world_size) if other != rank), 0)
@@ -78,16 +82,23 @@ class Peers:
         except RuntimeError:  # the store has gone with the main rank's machine: nobody is heard of from here on
             return
 
+    def _silent(self) -> dict[int, float]:
+        """Ranks that are lost, and for how many seconds nothing was heard of them."""
+        now = time.monotonic()
+        silence = {rank: now - at for rank, at in self.moved.items() if self.counts[rank] < LEFT}
+        return {rank: seconds for rank, seconds in silence.items() if seconds > (self.lost if self.counts[rank] else self.start)}
+
     def _watch(self) -> None:
         """Asks the store nothing: it might never answer."""
         while not self.over.wait(self.beat):
-            silent = [rank for rank, at in self.moved.items() if self.counts[rank] < LEFT and time.monotonic() - at > self.lost]
+            silent = self._silent()
             code = self.failed()
             if not silent and not code:
                 continue
             if self.over.wait(LAST_WORD if code else 0):  # the main thread's own error is likely on its way
                 return
-            what = f"nothing was heard of rank {', '.join(map(str, silent))} for {self.lost:.0f} s" if silent else "another rank has failed"
+            unheard = f"nothing was heard of rank {', '.join(map(str, silent))} for {max(silent.values(), default=0):.0f} s"
+            what = unheard if silent else "another rank has failed"
             again = "run the same command again: it resumes at the newest checkpoint"
             print(f"error: rank {self.rank}: {what}\nhint: {again}", file=sys.stderr, flush=True)
             self.end(code if code > 1 else HungError.exit_code)

@@ -23,7 +23,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from nanochat.errors import HungError, PreflightError, UsageError
-from nanochat.train.peers import LAST_WORD, Peers
+from nanochat.train.peers import LAST_WORD, START, Peers
 
 T = TypeVar("T")
 
@@ -109,7 +109,8 @@ def single(device: torch.device | str = "cpu") -> Ranks:
 def join(device: str) -> Iterator[Ranks]:
     """Join the process group that the environment (RANK, WORLD_SIZE, LOCAL_RANK) describes, or stand alone; leave it at the end.
 
-    `device` is "cuda" or "cpu". Raises PreflightError where there are more processes than GPUs.
+    `device` is "cuda" or "cpu". Raises PreflightError where there are more processes than GPUs, HungError where one is lost, from
+    the beginning on: a process that never comes is waited for no longer than `START` seconds.
     """
     rank, local_rank = int(os.environ.get("RANK", 0)), int(os.environ.get("LOCAL_RANK", 0))
     world_size = int(os.environ.get("WORLD_SIZE", 1))
@@ -126,9 +127,16 @@ def join(device: str) -> Iterator[Ranks]:
     if world_size == 1:
         yield single(chosen)
         return
-    dist.init_process_group("nccl" if device == "cuda" else "gloo", device_id=chosen if device == "cuda" else None)
-    with Peers(dist.distributed_c10d._get_default_store().clone(), rank, world_size, end_now) as peers:
+    store = _meet(rank, world_size)
+    with Peers(store.clone(), rank, world_size, end_now) as peers:  # before the group: its making waits half an hour for whom it lacks
         try:
+            dist.init_process_group(
+                "nccl" if device == "cuda" else "gloo",
+                store=store,
+                rank=rank,
+                world_size=world_size,
+                device_id=chosen if device == "cuda" else None,
+            )
             yield Ranks(rank, local_rank, world_size, chosen)
         except (RuntimeError, HungError) as error:
             if not isinstance(error, HungError | dist.DistError) and not _BROKEN.search(str(error)):
@@ -138,6 +146,18 @@ def join(device: str) -> Iterator[Ranks]:
             lost.exit_code = code if code > 1 else lost.exit_code
             raise lost from error
     dist.destroy_process_group()  # not after an error: NCCL's would wait for whom it lost
+
+
+def _meet(rank: int, world_size: int) -> dist.Store:
+    """The store that all processes share. Raises HungError where they do not find one another."""
+    try:
+        store, _, _ = next(dist.rendezvous("env://", rank, world_size, timeout=timedelta(seconds=START)))
+    except RuntimeError as error:
+        raise HungError(
+            f"rank {rank}: the {world_size} processes of the training did not find one another: {str(error).splitlines()[0]}",
+            "each machine must reach the main rank's (MASTER_ADDR, MASTER_PORT); then the same command again on all of them",
+        ) from error
+    return dist.PrefixStore("nanochat", store)
 
 
 def launched() -> bool:
@@ -177,6 +197,7 @@ def launch(arguments: list[str], processes: int, restarts: int = 2) -> int:
     A crash (1) or a lost or hung rank (7) is restarted up to `restarts` times, and resumes from the newest checkpoint;
     not where SIGINT or SIGTERM asked to stop: that is 75, also where the workers had not begun. With several nodes (PET_NNODES
     and its fellows in the environment) nothing is restarted here: whoever started the nodes starts them again, together.
+    Raises HungError where they did not find one another.
     """
     together = nodes() > 1
     restarts = 0 if together else restarts
@@ -199,6 +220,11 @@ def launch(arguments: list[str], processes: int, restarts: int = 2) -> int:
             return 0
         if attempt < restarts:
             print(f"a worker was lost; restart {attempt + 1} of {restarts}, from the newest checkpoint", file=sys.stderr, flush=True)
+    if together and not codes:
+        raise HungError(
+            f"the {nodes()} machines of the training did not find one another, or a worker of this one was killed",
+            "PET_NNODES, PET_MASTER_ADDR and PET_MASTER_PORT must be the same on all, and lead to the first; then the same command again",
+        )
     return 7 if 7 in codes else 1
 
 

@@ -33,7 +33,7 @@ class Ended:
 
 
 def rank(store: dist.Store, number: int, ended: Ended) -> Peers:
-    return Peers(store.clone(), number, 2, ended, LOST)
+    return Peers(store.clone(), number, 2, ended, LOST, LOST)
 
 
 def test_ranks_that_live_or_have_left_are_let_be(store: dist.Store) -> None:
@@ -49,6 +49,13 @@ def test_a_silent_rank_is_lost(store: dist.Store, capfd: pytest.CaptureFixture[s
     with rank(store, 0, ended):
         assert ended.came.wait(10) and ended.code == 7
     assert "nothing was heard of rank 1" in capfd.readouterr().err
+
+
+def test_a_rank_that_was_never_heard_of_has_longer(store: dist.Store, capfd: pytest.CaptureFixture[str]) -> None:
+    ended, began = Ended(), time.monotonic()
+    with Peers(store.clone(), 0, 2, ended, LOST, 4 * LOST):
+        assert ended.came.wait(10) and ended.code == 7 and time.monotonic() - began > 4 * LOST
+    assert "nothing was heard of rank 1 for 2 s" in capfd.readouterr().err
 
 
 def test_a_rank_that_failed_gives_its_code(store: dist.Store) -> None:
@@ -70,7 +77,7 @@ def test_a_network_that_answers_nothing_is_a_loss() -> None:
 
     ended, began = Ended(), time.monotonic()
     silent: Any = Silent()
-    peer = Peers(silent, 1, 2, ended, LOST)
+    peer = Peers(silent, 1, 2, ended, LOST, LOST)
     peer.__enter__()
     assert ended.came.wait(4) and ended.code == 7 and time.monotonic() - began < 4
 
@@ -82,5 +89,5 @@ def test_a_store_that_has_gone_is_a_loss(store: dist.Store) -> None:
 
     ended = Ended()
     gone: Any = Gone()
-    with Peers(gone, 1, 2, ended, LOST):
+    with Peers(gone, 1, 2, ended, LOST, LOST):
         assert ended.came.wait(4) and ended.code == 7

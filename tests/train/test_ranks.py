@@ -6,6 +6,8 @@ Run as a script under torchrun, this file is the worker of its own test.
 import json
 import os
 import signal
+import socket
+import subprocess
 import sys
 import threading
 import time
@@ -112,6 +114,66 @@ def test_two_ranks_give_the_weights_of_one_and_resume_each_other(tmp_path: Path,
         assert found[-len(expected) :] == pytest.approx(expected, rel=1e-5)
 
 
+# ---- lost before the first collective ---------------------------------------------------------------------------
+
+JOINS = """
+import os, signal, sys
+from datetime import timedelta
+import torch.distributed as dist
+import entrypoint
+from nanochat.train import peers, ranks
+
+ranks.START = {start}
+ranks.Peers = lambda *arguments: peers.Peers(*arguments, lost=1.5, start={start})
+
+def training():
+    with ranks.join("cpu") as here:
+        print(here.gather_objects(here.rank))
+
+if {dies!r} and os.environ["RANK"] == "1":
+    dist.init_process_group = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+entrypoint.guarded(training)
+"""
+
+
+def begin(rank: int, port: int, dies: bool = False, start: float = 20.0) -> "subprocess.Popen[str]":
+    """A process of two that join on this machine."""
+    place = {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    command = [sys.executable, "-c", JOINS.format(dies=dies, start=start)]
+    environment = os.environ | place | {"PYTHONPATH": str(ROOT), "NO_COLOR": "1"}
+    return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def test_two_processes_join() -> None:
+    port = free_port()
+    both = [begin(rank, port) for rank in (0, 1)]
+    told = [process.communicate(timeout=60) for process in both]
+    assert [process.returncode for process in both] == [0, 0] and {out for out, _ in told} == {"[0, 1]\n"}, told
+
+
+def test_a_process_killed_while_the_group_is_made() -> None:
+    """gloo itself would wait half an hour for its address."""
+    port = free_port()
+    both = [begin(rank, port, dies=True) for rank in (0, 1)]
+    began = time.monotonic()
+    _, told = both[0].communicate(timeout=60)
+    assert both[0].returncode == 7 and "nothing was heard of rank 1" in told and "hint: run the same command again" in told, told
+    assert both[1].wait(10) == -signal.SIGKILL and time.monotonic() - began < 20
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_never_comes(rank: int) -> None:
+    alone = begin(rank, free_port(), start=2.0)
+    _, told = alone.communicate(timeout=60)
+    assert alone.returncode == 7 and f"error: rank {rank}: the 2 processes of the training did not find one another" in told, told
+
+
 def test_one_process_is_one_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
@@ -191,6 +253,16 @@ def test_one_code_from_many(attempts: list[tuple[int, list[int], bool]], code: i
     monkeypatch.setattr(ranks, "_wait", fake_wait)
     assert launch(["-c", "pass"], processes=2, restarts=2) == code
     assert count[0] == runs
+
+
+def test_machines_that_do_not_meet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchrun gives up, and no worker has begun; it is started again by whoever started the machines, not here."""
+    tried: list[list[str]] = []
+    monkeypatch.setattr(ranks, "_wait", lambda command, environment: tried.append(command) or (1, False))
+    monkeypatch.setenv("PET_NNODES", "2")
+    with pytest.raises(HungError, match="2 machines") as caught:
+        launch(["-c", "pass"], processes=1)
+    assert "PET_MASTER_ADDR" in caught.value.hint and len(tried) == 1 and "--standalone" not in tried[0]
 
 
 def test_a_code_is_left_only_for_our_launcher(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
