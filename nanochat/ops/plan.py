@@ -73,11 +73,7 @@ def shards_rule(tokens: float) -> int:
 
 def normal(config: Config) -> Config:
     """The user's paths as absolute ones, the same text whatever the working directory; no fine-tuning where there is nothing to tune on."""
-    named = {
-        name: str(Path(getattr(config, name)).expanduser().absolute())
-        for name in ("data", "chat_data", "identity")
-        if getattr(config, name)
-    }
+    named = {name: str(Path(path).expanduser().absolute()) for name, path in config.own_files().items()}
     return config.replace(**named, **({"sft_iterations": 0} if config.data and not (config.chat_data or config.identity) else {}))
 
 

@@ -14,10 +14,11 @@ from typing import Any
 
 from nanochat import config as configuration
 from nanochat import errors
-from nanochat.config import EMBEDDED, Config
+from nanochat.config import Config
 from nanochat.console import log
 from nanochat.errors import UsageError
 from nanochat.ops import plan as planning
+from nanochat.ops.fetch import published, sets_of
 from nanochat.ops.hardware import profile_hardware, this_machine
 
 DATA = "/data"  # where the volume is mounted: the image's NANOCHAT_BASE_DIR
@@ -45,9 +46,14 @@ class Workload:
     name: str
     image: str
     config: Config
-    command: tuple[str, ...]  # after the image's entrypoint
+    options: tuple[str, ...]  # of `train`, and of the download before it
     nodes: int
     plan: planning.Plan
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        """The training's, after the image's entrypoint."""
+        return ("train", "--profile", *self.options)
 
     @property
     def cards(self) -> int:
@@ -61,10 +67,11 @@ class Workload:
 
     @property
     def download(self) -> tuple[str, ...]:
-        """The command that fetches the text before a card is taken; empty where there is nothing to fetch."""
-        if self.config.data or self.config.dataset == EMBEDDED:
+        """The command that fetches all that the training needs, before a card is taken; empty where there is nothing to fetch."""
+        if not (published(self.config) or sets_of(self.config)):
             return ()
-        return ("download", "-n", str(self.plan.config["shards"]), "--dataset", self.config.dataset)
+        processes = self.config.nproc_per_node * self.nodes  # the batch, and so the number of shards, may follow from it
+        return ("download", "--for", *self.options, *([f"--nproc_per_node={processes}"] if self.nodes > 1 else []))
 
     def environment(self, main: str = "", rank: str = "0") -> dict[str, str]:
         """A training container's environment; `main` is the address of node 0 where there are several nodes."""
@@ -90,20 +97,22 @@ def workload(image: str, name: str, profile: str, trial: bool, arguments: Sequen
         raise UsageError(f"{nodes} nodes are none", "--nodes 1 or more")
     overrides = configuration.parse_flags(list(arguments))
     config = configuration.build_config(profile, trial, overrides)
-    for key in ("data", "chat_data"):
-        if getattr(config, key):
-            raise UsageError(
-                f"{key} = {getattr(config, key)} is a path of this machine", "a published set instead: --dataset hf:OWNER/NAME"
-            )
+    for key, path in config.own_files().items():
+        instead = "without it the published identity is taught" if key == "identity" else "a published set instead: hf:OWNER/NAME"
+        raise UsageError(f"{key} = {path} is a path of this machine, which no cluster can see", instead)
+    if config.hours:
+        raise UsageError(
+            "--hours chooses a plan by what this machine measures, which is not the cluster's",
+            f"plan --hours={config.hours:g} --card NAME shows what it would choose; submit takes its --depth, and --max-hours ends it",
+        )
     name = name or f"nanochat-{config.run}".lower().replace("_", "-")
     if not _NAME.fullmatch(name):
         raise UsageError(f"{name!r} cannot name a job", "--name with small letters, digits and dashes, 40 at most, a letter first")
-    command = ("train", "--profile", config.profile, *(["--trial"] if trial else []))
-    command += tuple(f"--{key}={_text(value)}" for key, value in overrides.items())
+    options = (config.profile, *(["--trial"] if trial else []), *(f"--{key}={_text(value)}" for key, value in overrides.items()))
     # The table's card of the profile, whatever this machine has; several nodes are planned as one with as many cards.
     whole = config.replace(nproc_per_node=config.nproc_per_node * nodes)
     plan = planning.make_plan(whole, profile_hardware(whole) or this_machine("cpu"))
-    return Workload(name, image, config, command, nodes, plan)
+    return Workload(name, image, config, options, nodes, plan)
 
 
 def _text(value: Any) -> str:

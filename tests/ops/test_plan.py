@@ -88,6 +88,13 @@ def test_what_the_user_says_is_kept() -> None:
     assert apply_rules(said, hardware=CPU) == plan.Resolved(said, [])
 
 
+def test_paths_become_absolute_and_public_sets_stay_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = plan.normal(Config(data="texts", chat_data="hf:some/Talks", identity="~/who.toml"))
+    assert (config.data, config.chat_data) == (str(tmp_path / "texts"), "hf:some/Talks")
+    assert config.identity == str(Path.home() / "who.toml")
+
+
 def test_a_small_text_gets_a_small_vocabulary_and_few_passes() -> None:
     sizes = [10**4, 10**6, 5 * 10**7, 4 * 10**8, 10**10]
     chosen = [resolve(user_text(), text_bytes=size, hardware=CPU) for size in sizes]

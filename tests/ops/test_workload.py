@@ -1,8 +1,12 @@
 """What containers run: one source for every back-end."""
 
 import pytest
+from typer.testing import CliRunner
 
+import entrypoint
+from nanochat.config import Config
 from nanochat.errors import UsageError
+from nanochat.ops import fetch
 from nanochat.ops import workload as workloads
 from nanochat.ops.workload import plain_environment, workload
 from nanochat.train import ranks
@@ -20,6 +24,27 @@ def test_command_is_the_laptops() -> None:
     assert work.environment() == {"NANOCHAT_BASE_DIR": "/data", "PYTHONUNBUFFERED": "1"}
 
 
+def test_download_fetches_for_the_same_training() -> None:
+    """With the training's own options, so that the text, the conversations and the evaluation's files are all there."""
+    work = workload("i", "", "h100x8", True, ["--depth=8", "--dataset=fineweb-edu"])
+    assert work.download == ("download", "--for", "h100x8", "--trial", "--depth=8", "--dataset=fineweb-edu")
+    assert workload("i", "", "h100x8", False, [], nodes=2).download == ("download", "--for", "h100x8", "--nproc_per_node=16")
+    assert workload("i", "", "cpu", False, []).download == ()
+    assert workload("i", "", "cpu", False, ["--chat-data=hf:some/Talks"]).download[-1] == "--chat_data=hf:some/Talks"
+
+
+@pytest.mark.parametrize(("profile", "nodes"), [("h100x8", 1), ("h100x8", 3), ("rtx4090", 1)])
+def test_download_is_what_the_training_will_ask_for(profile: str, nodes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command, as the container without a GPU parses it, comes to the plan's number of shards and to the same sets."""
+    asked: list[Config] = []
+    monkeypatch.setattr(fetch, "fetch_for", lambda config, check: asked.append(config) or "there")
+    work = workload("i", "", profile, False, ["--depth=12"], nodes)
+    done = CliRunner().invoke(entrypoint.app, work.download)
+    assert done.exit_code == 0, done.output
+    assert (asked[0].shards, asked[0].dataset) == (work.plan.config["shards"], work.config.dataset)
+    assert fetch.sets_of(asked[0]) == fetch.sets_of(work.config) != []
+
+
 def test_several_nodes_differ_by_environment_alone() -> None:
     work = workload("i", "", "h100x8", False, [], nodes=4)
     assert work.cards == 8 and work.plan.cards == 32 and work.command == workload("i", "", "h100x8", False, []).command
@@ -30,6 +55,9 @@ def test_several_nodes_differ_by_environment_alone() -> None:
     ("arguments", "more"),
     [
         (["--data", "/home/me/texts"], {}),
+        (["--chat-data", "talks.jsonl"], {}),
+        (["--identity", "who.toml"], {}),
+        (["--hours", "8"], {}),
         (["--no-such-flag=1"], {}),
         ([], {"profile": "auto"}),
         ([], {"profile": "nonsense"}),
