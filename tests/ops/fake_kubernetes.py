@@ -1,9 +1,10 @@
-"""A Kubernetes API server on loopback, large enough for a real kubectl: discovery, POST, GET, PATCH, DELETE, logs, and faults."""
+"""A Kubernetes API server on loopback, large enough for a real kubectl: discovery, POST, GET, PATCH, DELETE, watch, logs, and faults."""
 
 import contextlib
 import json
 import re
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -34,6 +35,9 @@ class FakeKubernetes:
         self.complete: set[str] = set()  # Jobs that are complete as soon as somebody has looked once
         self.logs: list[str] = []  # of each connection, in turn
         self.log_outcome = ("Complete", 0)  # once the last log was read
+        # What the watches of an object that is being deleted do, in turn: "cut", or seconds of silence until it is gone. Without
+        # any, objects are gone at once.
+        self.watches: list[str | float] = []
 
     def fault(self, what: str, *answers: Any) -> None:
         self.faults.setdefault(what, []).extend(answers)
@@ -47,6 +51,12 @@ class FakeKubernetes:
             if plural == "pods":
                 state = {"terminated": {"exitCode": code, "finishedAt": "2026-11-24T00:00:00Z"}}
                 one["status"] = {"phase": "Failed" if code else "Succeeded", "containerStatuses": [{"restartCount": 0, "state": state}]}
+
+    def remove(self, plural: str, name: str) -> None:
+        """Forget an object, and the pods of a Job with it."""
+        del self.objects[plural, name]
+        for key in [key for key in self.objects if key[0] == "pods" and key[1].startswith(f"{name}-")]:
+            del self.objects[key]
 
     def add_pod(self, job: dict[str, Any]) -> None:
         """What the controllers of a cluster would do: the job's pod, running."""
@@ -155,24 +165,50 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command == "PATCH":
             fake.objects[plural, name] = merge(fake.objects[plural, name], json.loads(body))
         if self.command == "DELETE":
-            gone = fake.objects.pop((plural, name))
-            for key in [key for key in fake.objects if key[0] == "pods" and key[1].startswith(f"{name}-")]:
-                del fake.objects[key]
+            gone = fake.objects[plural, name]
+            gone["metadata"]["deletionTimestamp"] = "2026-11-24T00:00:00Z"
+            if not fake.watches:
+                fake.remove(plural, name)
             return self.answer(200, gone)
         return self.answer(200, fake.objects[plural, name])
 
     def list(self, group: str, kind: str, plural: str, query: dict[str, list[str]]) -> None:
         fake = self.fake
         wanted = dict(part.split("=") for part in query.get("labelSelector", [""])[0].split(",") if part)
+        field = query.get("fieldSelector", [""])[0].removeprefix("metadata.name=")
+        if query.get("watch") == ["true"]:
+            return self.watch(plural, field)
         items = [
             one
-            for (known, _), one in fake.objects.items()
-            if known == plural and all(one["metadata"].get("labels", {}).get(key) == value for key, value in wanted.items())
+            for (known, name), one in fake.objects.items()
+            if known == plural
+            and field in ("", name)
+            and all(one["metadata"].get("labels", {}).get(key) == value for key, value in wanted.items())
         ]
         self.answer(200, {"kind": f"{kind}List", "apiVersion": group, "metadata": {"resourceVersion": "1"}, "items": items})
         for one in items:
             if one["metadata"]["name"] in fake.complete:
                 fake.finish(one["metadata"]["name"], "Complete", 0)
+
+    def watch(self, plural: str, name: str) -> None:
+        """What happens to one object: it is deleted, or the connection breaks before."""
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        self.wfile.flush()
+        self.close_connection = True
+        self.fake.requests.append(("WATCH", f"{plural}/{name}"))
+        how = self.fake.watches.pop(0) if self.fake.watches else 0.0
+        if how == "cut":
+            return  # no last chunk
+        time.sleep(float(how))
+        if (plural, name) not in self.fake.objects:
+            return
+        event = json.dumps({"type": "DELETED", "object": self.fake.objects[plural, name]}) + "\n"
+        self.wfile.write(f"{len(event):x}\r\n{event}\r\n0\r\n\r\n".encode())  # fails where nobody listens any more
+        self.wfile.flush()
+        self.fake.remove(plural, name)
 
     def log(self) -> None:
         """The next piece of the log; the connection breaks after it, but after the last, which ends the training."""

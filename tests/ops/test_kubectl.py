@@ -66,6 +66,17 @@ def test_submit_follow_show_cancel(cluster: FakeKubernetes, nodes: int, capfd: p
         tool().status("another")
 
 
+@pytest.mark.parametrize("watches", [["cut", "cut", 0.1], [2.5, 0.1]], ids=["cut", "longer than a request may take"])
+def test_cancel_waits_until_the_pods_have_saved(cluster: FakeKubernetes, watches: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """kubectl watches what is being deleted; a watch that breaks, or is over before, is begun again."""
+    monkeypatch.setattr(kubectl, "REQUEST_TIMEOUT", "1s")
+    submit()
+    cluster.watches = list(watches)
+    tool().cancel(NAME)
+    assert [kind for kind, _ in cluster.objects] == ["persistentvolumeclaims"] and cluster.watches == []
+    assert len([1 for method, _ in cluster.requests if method == "WATCH"]) >= len(watches)
+
+
 def test_download_comes_first(cluster: FakeKubernetes) -> None:
     cluster.complete = set()
     cluster.fault("GET /apis/batch/v1/namespaces/default/jobs", *[(500, "InternalError")] * 2)
