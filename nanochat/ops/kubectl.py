@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -17,6 +18,7 @@ TRIES = 4
 POLL_SECONDS = 5.0
 REQUEST_TIMEOUT = "30s"
 
+_LOGGED = re.compile(r"(\[\S+\]) (\d{4}-\S+) (.*)")  # a line with its pod and its time, as kubectl's --prefix and --timestamps write it
 _KLOG = re.compile(r"[EWI]\d{4} ")  # a line of kubectl's own log, which its error repeats
 
 # What kubectl's own message holds, and what to do about it.
@@ -85,7 +87,8 @@ class Kubectl:
 
     def outcome(self, name: str, component: str) -> tuple[str, str]:
         """("running" | "complete" | "failed" | "", why); "" where there is no such object."""
-        found = self.objects("jobset", name, component) or self.objects("job", name, component)
+        kinds = ("deployment",) if component == "chat" else ("jobset", "job")
+        found = next(filter(None, (self.objects(kind, name, component) for kind in kinds)), [])
         for condition in (condition for one in found for condition in one.get("status", {}).get("conditions", [])):
             if condition.get("status") == "True" and condition["type"] in ("Complete", "Completed"):
                 return "complete", ""
@@ -113,33 +116,48 @@ class Kubectl:
     def logs(self, name: str, component: str, follow: bool, poll: float = POLL_SECONDS) -> int:
         """Print a component's log on stdout; with `follow` until it has ended: its exit code.
 
-        A connection that breaks, or a pod that is replaced, is picked up again where it stopped.
+        A connection that breaks, or a pod that is replaced, is picked up again where it stopped: each line is shown once.
         """
-        since = ""
-        selector = f"{INSTANCE}={name},{COMPONENT}={component}"
+        seen: dict[str, datetime.datetime] = {}
+        told = ""
         while True:
-            asked = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-            more = [
-                "--prefix",
-                "--max-log-requests=64",
-                "--tail=-1",
-                *(["-f"] if follow else []),
-                *([f"--since-time={since}"] if since else []),
-            ]
-            done = subprocess.run([*self.command, "logs", "-l", selector, *more], stderr=subprocess.PIPE, text=True, check=False)
+            code, said = self._stream(name, component, follow, seen)
             if not follow:
-                if done.returncode:
-                    raise NanochatError(f"kubectl logs: {' '.join(done.stderr.split())}", f"submit status {name} shows its pods")
+                if code:
+                    raise NanochatError(f"kubectl logs: {said}", f"submit status {name} shows its pods")
                 return 0
-            since = asked if done.returncode == 0 else since
             state, why = self.outcome(name, component)
+            if state == "running":
+                if code and said != told:  # a pod that waits for a node or for its image, for example
+                    log(f"kubectl: {said}; trying again")
+                    told = said
+                time.sleep(poll)
+                continue
+            self._stream(name, component, False, seen)  # what a connection that broke has left
             if state == "complete":
                 return 0
-            if state != "running":
-                code = self.exit_code(name, component)
-                log(f"error: the {component} job of {name} " + (f"failed: {why}" if state else "is not there"))
-                return code
-            time.sleep(poll)
+            log(f"error: the {component} job of {name} " + (f"failed: {why}" if state else "is not there"))
+            return self.exit_code(name, component)
+
+    def _stream(self, name: str, component: str, follow: bool, seen: dict[str, datetime.datetime]) -> tuple[int, str]:
+        """Print what one connection brings and was not shown yet; kubectl's exit code and message. `seen`: container -> its last time."""
+        command = [*self.command, "logs", "-l", f"{INSTANCE}={name},{COMPONENT}={component}", "--prefix", "--timestamps", "--tail=-1"]
+        command += ["--max-log-requests=64", *(["-f"] if follow else [])]
+        command += [f"--since-time={min(seen.values()).isoformat()}"] if seen else []
+        before = dict(seen)
+        with tempfile.TemporaryFile("w+") as errors:
+            with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, errors="replace") as process:
+                assert process.stdout is not None
+                for line in process.stdout:
+                    if found := _LOGGED.match(line):
+                        container, at = found[1], datetime.datetime.fromisoformat(found[2])
+                        if container in before and at <= before[container]:
+                            continue
+                        seen[container] = at
+                        line = f"{container} {found[3]}\n"
+                    print(line, end="", flush=True)
+            errors.seek(0)
+            return process.returncode, " ".join(errors.read().split())
 
     def exit_code(self, name: str, component: str) -> int:
         """The code that the component's last container ended with; 1 where the cluster has forgotten it."""

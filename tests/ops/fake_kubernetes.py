@@ -1,6 +1,7 @@
 """A Kubernetes API server on loopback, large enough for a real kubectl: discovery, POST, GET, PATCH, DELETE, watch, logs, and faults."""
 
 import contextlib
+import datetime
 import json
 import re
 import threading
@@ -19,6 +20,7 @@ GROUPS: dict[str, list[tuple[str, str]]] = {
     "jobset.x-k8s.io/v1alpha2": [("jobsets", "JobSet")],
 }
 SHORT = {"persistentvolumeclaims": ["pvc"]}
+BEGAN = datetime.datetime(2026, 11, 24, tzinfo=datetime.UTC)  # the first line of the log
 OBJECT = re.compile(
     r"/(?:api|apis)/(?P<group>v1|[^/]+/[^/]+)/namespaces/(?P<space>[^/]+)/(?P<kind>[^/]+)(?:/(?P<name>[^/]+))?(?:/(?P<sub>log))?"
 )
@@ -33,7 +35,8 @@ class FakeKubernetes:
         self.faults: dict[str, list[Any]] = {}
         self.groups = dict(GROUPS)
         self.complete: set[str] = set()  # Jobs that are complete as soon as somebody has looked once
-        self.logs: list[str] = []  # of each connection, in turn
+        self.logs: list[str] = []  # pieces: each connection brings one more than the one before, and then breaks
+        self.logged = 0
         self.log_outcome = ("Complete", 0)  # once the last log was read
         # What the watches of an object that is being deleted do, in turn: "cut", or seconds of silence until it is gone. Without
         # any, objects are gone at once.
@@ -147,7 +150,7 @@ class _Handler(BaseHTTPRequestHandler):
         if not kind:
             return self.refuse(404, "NotFound", "the server could not find the requested resource")
         if found["sub"]:
-            return self.log()
+            return self.log(query)
         if self.command == "POST":
             made = json.loads(body)
             name = made["metadata"]["name"]
@@ -159,7 +162,7 @@ class _Handler(BaseHTTPRequestHandler):
                 fake.add_pod(made)
             return self.answer(201, made)
         if self.command == "GET" and name is None:
-            return self.list(found["group"], kind, plural, query)
+            return self.listed(found["group"], kind, plural, query)
         if (plural, name) not in fake.objects:
             return self.refuse(404, "NotFound", f'{plural} "{name}" not found')
         if self.command == "PATCH":
@@ -172,12 +175,13 @@ class _Handler(BaseHTTPRequestHandler):
             return self.answer(200, gone)
         return self.answer(200, fake.objects[plural, name])
 
-    def list(self, group: str, kind: str, plural: str, query: dict[str, list[str]]) -> None:
+    def listed(self, group: str, kind: str, plural: str, query: dict[str, list[str]]) -> None:
         fake = self.fake
         wanted = dict(part.split("=") for part in query.get("labelSelector", [""])[0].split(",") if part)
         field = query.get("fieldSelector", [""])[0].removeprefix("metadata.name=")
         if query.get("watch") == ["true"]:
-            return self.watch(plural, field)
+            self.watch(plural, field)
+            return
         items = [
             one
             for (known, name), one in fake.objects.items()
@@ -210,18 +214,23 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.flush()
         self.fake.remove(plural, name)
 
-    def log(self) -> None:
-        """The next piece of the log; the connection breaks after it, but after the last, which ends the training."""
+    def log(self, query: dict[str, list[str]]) -> None:
+        """All that was logged up to the next piece; the connection breaks after it, but after the last, which ends the training."""
         fake = self.fake
-        piece = fake.logs.pop(0) if fake.logs else ""
+        fake.logged += len(fake.logs[fake.logged : fake.logged + 1])
+        since = datetime.datetime.fromisoformat(query.get("sinceTime", ["2000-01-01T00:00:00Z"])[0]).replace(microsecond=0)
+        lines = "".join(fake.logs[: fake.logged]).splitlines()
+        timed = [(BEGAN + datetime.timedelta(seconds=0.3 * index), line) for index, line in enumerate(lines)]
+        piece = "".join(f"{at:%Y-%m-%dT%H:%M:%S.%f}000Z {line}\n" for at, line in timed if at >= since)
+        assert query["timestamps"] == ["true"]
         self.send_response(200)
         self.send_header("Content-Type", "text/plain")
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
         if piece:
-            self.wfile.write(f"{len(piece):x}\r\n{piece}\r\n".encode())
+            self.wfile.write(f"{len(piece.encode()):x}\r\n{piece}\r\n".encode())
         self.close_connection = True
-        if fake.logs:
+        if fake.logged < len(fake.logs):
             return  # cut: no last chunk
         self.wfile.write(b"0\r\n\r\n")
         for plural, name in list(fake.objects):

@@ -53,10 +53,13 @@ def test_submit_follow_show_cancel(cluster: FakeKubernetes, nodes: int, capfd: p
     submit(nodes, chat=True)
     posted = [path.rpartition("/")[2] for method, path in cluster.requests if method == "POST"]
     assert posted == ["persistentvolumeclaims", "jobs", "jobs" if nodes == 1 else "jobsets", "deployments", "services"]
-    cluster.logs = ["step 1\nstep 2\n", "step 3\n"]
+    assert tool().outcome(NAME, "chat") == ("running", "")
+    cluster.fault("GET .*/log", *[(400, "BadRequest", "container train is waiting to start: ImagePullBackOff")] * 2)
+    cluster.logs = ["step 1\nstep 2\n", "step 3\n", "step 4\nstep 5\n", ""]
     assert tool().logs(NAME, "train", follow=True, poll=0.05) == 0
-    out = capfd.readouterr().out
-    assert [line.rpartition(" ")[2] for line in out.splitlines()] == ["1", "2", "3"]
+    out, err = capfd.readouterr()
+    assert err.count("waiting to start: ImagePullBackOff") == 1
+    assert out.splitlines() == [f"[pod/{NAME}-0/train] step {step}" for step in range(1, 6)]  # cut three times: each line once
     rows = {(row["kind"], row["name"]): row["state"] for row in tool().status(NAME)}
     assert rows["JobSet" if nodes == 2 else "Job", NAME] == "Complete"
     tool().cancel(NAME)
