@@ -34,8 +34,9 @@ test: $(STAMP) ## every test that needs no GPU, container or browser and is not 
 check: lint ## lint and the quick tests, within a minute
 	$(PYTEST) -m "$(QUICK) and not long" -q
 
-test-slow: $(STAMP) ## the long tests: kill loops, fuzzing, load
+test-slow: $(STAMP) ## the long tests: kill loops, fuzzing, load; with Docker also lost nodes and cut networks
 	$(PYTEST) -m "slow and not gpu and not container and not browser"
+	$(PYTHON) -m pytest -m "slow and container" -rs --durations=10
 
 test-containers: $(STAMP) ## the tests that build and run containers
 	$(PYTHON) -m pytest -m "container and not slow" -rs --durations=10

@@ -168,12 +168,15 @@ class Kubectl:
         return max(ended)[1] or 1 if ended else 1
 
     def status(self, name: str) -> list[dict[str, Any]]:
-        """One line for each object: kind, name, state, restarts. Raises UsageError where there is none."""
+        """One line for each object: kind, name, state (or what a pod waits for), restarts. Raises UsageError where there is none."""
         rows = []
         for one in self.objects("job,pod,deployment,persistentvolumeclaim", name) + self.objects("jobset", name):
             state = one.get("status", {})
             ended = [condition["type"] for condition in state.get("conditions", []) if condition.get("status") == "True"]
-            phase = state.get("phase") or next((end for end in ("Failed", "Complete", "Completed", "Available") if end in ended), "Active")
+            waits = [container.get("state", {}).get("waiting", {}).get("reason") for container in state.get("containerStatuses", [])]
+            waits += [one.get("reason") for one in state.get("conditions", []) if (one["type"], one["status"]) == ("PodScheduled", "False")]
+            phase = next(filter(None, waits), None) or state.get("phase")
+            phase = phase or next((end for end in ("Failed", "Complete", "Completed", "Available") if end in ended), "Active")
             counted = sum(container.get("restartCount", 0) for container in state.get("containerStatuses", []))
             rows.append({"kind": one["kind"], "name": one["metadata"]["name"], "state": phase, "restarts": state.get("restarts", counted)})
         if not rows:

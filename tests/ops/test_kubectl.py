@@ -104,6 +104,21 @@ def test_submitted_twice_is_one_training(cluster: FakeKubernetes) -> None:
         submit()
 
 
+@pytest.mark.parametrize(
+    ("status", "state"),
+    [
+        ({"phase": "Pending", "containerStatuses": [{"state": {"waiting": {"reason": "ImagePullBackOff"}}}]}, "ImagePullBackOff"),
+        ({"phase": "Pending", "conditions": [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}]}, "Unschedulable"),
+        ({"phase": "Running", "conditions": [{"type": "PodScheduled", "status": "True"}]}, "Running"),
+    ],
+)
+def test_status_says_what_a_pod_waits_for(cluster: FakeKubernetes, status: dict[str, Any], state: str) -> None:
+    submit()
+    cluster.complete = set()
+    cluster.objects["pods", f"{NAME}-0"]["status"] = status
+    assert {row["name"]: row["state"] for row in tool().status(NAME)}[f"{NAME}-0"] == state
+
+
 def test_exit_code_is_the_containers(cluster: FakeKubernetes, capfd: pytest.CaptureFixture[str]) -> None:
     submit()
     cluster.logs, cluster.log_outcome = ["loss nan\n"], ("Failed", 5)
