@@ -86,9 +86,10 @@ class Rollouts:
         )
         rows: list[tuple[Rollout, float]] = []  # with the advantage of each of its tokens
         for rollouts in answered:
-            mean = sum(one.reward for one in rollouts) / samples
-            tokens = sum(sum(one.chosen) for one in rollouts)
-            rows += [(one, (one.reward - mean) / tokens) for one in rollouts if any(other.reward != mean for other in rollouts)]
+            if len({one.reward for one in rollouts}) > 1:
+                mean = sum(one.reward for one in rollouts) / samples
+                tokens = sum(sum(one.chosen) for one in rollouts)
+                rows += [(one, (one.reward - mean) / tokens) for one in rollouts]
         rows.sort(key=lambda row: -len(row[0].ids))
         every = [one for rollouts in answered for one in rollouts]
         own_sums = (sum(sum(one.chosen) for one, _ in rows), sum(one.reward for one in every), sum(len(one.ids) for one in every))
