@@ -14,8 +14,8 @@ from nanochat.train.mirror import RECORD, Copier, Mirror
 from nanochat.train.ranks import Ranks
 
 
-def fetch(url: str, run: str) -> None:
-    """Bring the run from its mirror as far as it is further there than here.
+def fetch(url: str, run: str) -> bool:
+    """Bring the run from its mirror as far as it is further there than here; whether anything came.
 
     Raises UsageError where the mirror holds another run of that name, PreflightError where it cannot be reached and nothing is
     here: whether that would be a new run cannot be known.
@@ -24,7 +24,7 @@ def fetch(url: str, run: str) -> None:
     try:
         data = mirror.read(RECORD)
         if data is None:
-            return
+            return False
         there = runs.parse_record(data, paths.run_dir(run) / RECORD)
         if here:
             _require_same_run(here, there, url)
@@ -44,9 +44,10 @@ def fetch(url: str, run: str) -> None:
                 "try again when it can be reached; without --mirror the run begins anew",
             ) from error
         log(f"warning: the mirror {url} cannot be reached ({said}): the run goes on from what is here")
-        return
+        return False
     if came:
         log(f"from the mirror {url}: {', '.join(came)}")
+    return bool(came)
 
 
 def _require_same_run(here: runs.Record, there: runs.Record, url: str) -> None:

@@ -111,8 +111,8 @@ def prepare(config: Config, stages: Sequence[str], began: float | None = None) -
     """Everything before the first step: identity, plan, preflight, shards, tokenizer. The run's record, or a line where it is finished."""
     config = planning.normal(config)
     live.require(config)
-    if config.mirror:
-        mirrored.fetch(config.mirror, config.run)
+    if config.mirror and mirrored.fetch(config.mirror, config.run):
+        _forget_results(config.run)
     record = runs.read_record(config.run)
     if record is None and runs.has_checkpoints(config.run):
         raise UsageError(
@@ -163,6 +163,12 @@ def _finished(record: runs.Record, stages: Sequence[str]) -> str | None:
         return None
     last = next((stage for stage in reversed(stages) if config.steps[stage]), BASE)
     return f"the run {config.run!r} is finished: its model is {folder / last}, its report {folder / 'report.html'} (for another: --run NEW)"
+
+
+def _forget_results(run: str) -> None:
+    """Remove what speaks of where the run stood before."""
+    for name in RESULTS:
+        (paths.run_dir(run) / name).unlink(missing_ok=True)
 
 
 def _newest(folder: Path, stage: str) -> Checkpoint | None:
@@ -321,8 +327,7 @@ def _train_and_score(
     rate = planning.make_plan(config, this_machine(config.device)).tokens_per_second if here.main else 0.0
     session = Session(config, dataset, Tokenizer.load(paths.tokenizer_dir(record.tokenizer)), folder, here, stop, rate, copier, follow)
     if here.main:
-        for name in RESULTS:
-            (folder / name).unlink(missing_ok=True)  # they speak of where the run stood before
+        _forget_results(config.run)
         earlier = read_metrics(folder / "metrics.jsonl")
         began -= earlier[-1]["elapsed_seconds"] if earlier else 0.0  # what earlier calls have trained counts too
     base = _own_newest(session, BASE)

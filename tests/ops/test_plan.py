@@ -17,7 +17,8 @@ from nanochat.ops.plan import apply_rules, make_plan, resolve
 
 CPU = Hardware(name="a CPU", cuda=False, memory=16 * GIB, usable=12 * GIB, flops=30e9)
 GPU = Hardware(name="NVIDIA GeForce RTX 4090", cuda=True, memory=24 * GIB, usable=22 * GIB, flops=80e12, bf16=True, here=False)
-MAY_STAY = {"eval_every", "sample_every", "save_every"}  # there -1 says "at the end"
+# There -1 says "at the end", or (rl_iterations) is settled when the questions are there.
+MAY_STAY = {"eval_every", "sample_every", "save_every", "rl_iterations"}
 
 
 def user_text(**changes: object) -> Config:
