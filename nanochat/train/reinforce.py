@@ -165,6 +165,8 @@ def reinforce(session: Session, parent: Checkpoint, problems: Sequence[Problem],
 
     work = f"{config.rl_examples_per_step} questions x {config.rl_num_samples} answers of at most {config.rl_max_new_tokens} tokens"
     log(f"reinforcement learning: {config.rl_iterations} steps of {work}, from {parent.folder}")
+    if config.compile == "on":
+        log("skipped: torch.compile: the answers' lengths change from step to step")
 
     def sampler(model: GPT) -> Sampler:
         return Sampler(Engine(model, session.tokenizer), config)
