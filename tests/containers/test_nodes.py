@@ -20,7 +20,7 @@ from tests.containers.engine import IMAGE, call, docker, losses
 KILLED = 137  # the exit code of a container that `docker kill` ended
 
 pytestmark = [pytest.mark.container, pytest.mark.usefixtures("image")]
-STEPS, SAVE = 400, 25
+STEPS, SAVE = 80, 10
 GENTLE = {"matrix_lr": 0.004, "embedding_lr": 0.02, "value_embedding_lr": 0.007, "unembedding_lr": 0.0008, "scalar_lr": 0.01}
 SMALL = {"depth": 2, "aspect_ratio": 16, "head_dim": 16, "max_seq_len": 64, "device_batch_size": 1, "total_batch_size": 6 * 64}
 REST = {"num_iterations": STEPS, "save_every": SAVE, "sft_iterations": 0, "eval_every": -1, "eval_tokens": 512}
@@ -86,7 +86,7 @@ def test_losses_are_those_of_one_process(straight: dict[int, Straight], nodes: i
     assert len(one) == STEPS and [line[:2] for line in several] == [line[:2] for line in one]
     worst = max(abs(a - b) / b for (_, _, a), (_, _, b) in zip(several, one, strict=True))
     print(f"{nodes} nodes: {worst:.1e}")
-    assert one[-1][2] < 0.9 * one[0][2] and worst < 1e-5
+    assert one[-1][2] < one[0][2] - 0.02 and worst < 1e-5
 
 
 @pytest.mark.parametrize("nodes", [1, 2, 3])
