@@ -18,6 +18,7 @@ UNKNOWN = 97
 STEPS = ("--num_iterations=20", "--sft_iterations=4", "--eval_tokens=1024")
 SHAPE = ("--depth=2", "--aspect_ratio=16", "--head_dim=16", "--max_seq_len=64", "--device_batch_size=2", "--total_batch_size=128")
 MINIATURE = (*STEPS, *SHAPE, "--vocab_size=300", "--core_metric_max_per_task=4", "--device=cpu", "--compile=off", "--hours=0")
+REINFORCED = ("--rl_iterations=2", "--rl_examples_per_step=2", "--rl_num_samples=2", "--rl_max_new_tokens=16", "--rl_eval_examples=4")
 HOURS = "--hours=0.01"
 DOWNLOADED = ("--shards=2",)
 IMAGE = "registry.example/nanochat@sha256:" + 64 * "0"
@@ -40,9 +41,10 @@ def train(words: list[str]) -> tuple[str, list[list[str]]]:
     """`train` or `quickstart`, with its arguments."""
     profile = value(words, "--profile")
     if words[0] == "train" and profile not in ("", "auto", "cpu"):  # what a card would do: its plan, and the same small, without the card
-        plan = ["plan", *words[1:]]
+        plan = ["plan", *(word for word in words[1:] if not word.startswith("--stage="))]
         few = DOWNLOADED if "--trial" not in words else ()
-        return "planned, then done in miniature on the CPU", [plan, [*words, *MINIATURE, *few]]
+        reinforced = REINFORCED if value(words, "--stage") == "rl" else ()
+        return "planned, then done in miniature on the CPU", [plan, [*words, *MINIATURE, *few, *reinforced]]
     shorter = HOURS if value(words, "--hours") else STEPS
     here = ["--profile=cpu"] if words[0] == "train" else []  # auto would take the card of this machine, if it has one
     return "done with fewer steps", [[*words, *here, *([shorter] if isinstance(shorter, str) else shorter)]]
