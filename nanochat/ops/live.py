@@ -211,11 +211,13 @@ class Live:
         try:
             states = self._states()
             state = states.setdefault(self.name, {"curve": uuid.uuid4().hex[:8], "step": 0})
+            paths.atomic_write_json(self.state, states)
             has = self.tracker.open(state["curve"], state["step"])
             over = False
             while not over:
                 over = self._over.wait(SECONDS)  # asked before the queue is emptied, for the last time where it is over
-                steps = [step for step in self._all_waiting() if step[0] > has]
+                # Of the last step that it has, an evaluation may still come: a kill between the step and that has put it off.
+                steps = [step for step in self._all_waiting() if step[0] > has or (step[0] == has and "step" not in step[1])]
                 if steps:
                     state["step"] = steps[-1][0]
                     paths.atomic_write_json(self.state, states)  # first: after a kill, rather a gap than a step twice

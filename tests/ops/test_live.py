@@ -111,6 +111,16 @@ def test_a_resumed_run_goes_on_with_its_curve(name: str, base: Path, package: Pa
         assert [options["resume"] for options in package.inits] == ["never", "allow", "allow"]
 
 
+def test_an_evaluation_that_a_kill_put_off_reaches_the_curve(base: Path, package: Package) -> None:
+    write(base, "trackio", range(1, 5))
+    with live.following(config("trackio"), ALONE) as follow:
+        metrics = Metrics(base / "runs" / "one" / "metrics.jsonl", "base", 4)
+        follow(metrics)
+        metrics.amend(bpb=0.5)
+        metrics.close()
+    assert [entry for entry in package.logged if entry[0] == 4] == [(4, "base/loss", 0.25), (4, "base/lr", 1.0), (4, "base/bpb", 0.5)]
+
+
 def test_a_tracker_that_comes_later_gets_what_was_before(base: Path, package: Package) -> None:
     write(base, "none", range(1, 5))
     write(base, "trackio", range(5, 7))
