@@ -361,7 +361,7 @@ def test_another_machine_takes_up_its_settings(base: Path, tmp_path: Path, monke
 @pytest.mark.slow
 def test_a_small_model_learns_arithmetic(base: Path) -> None:
     """The quickstart's model, fine-tuned for too short a time, answers more of the embedded sums that it has not seen."""
-    values = {"run": "sums", "num_iterations": 500, "sft_iterations": 100, "rl_iterations": 60, "rl_eval_examples": 100, "threads": 1}
+    values = {"run": "sums", "num_iterations": 400, "sft_iterations": 80, "rl_iterations": 40, "rl_eval_examples": 100, "threads": 1}
     config = build_config("cpu", overrides=values)
     assert run.train(config) == 0
     opened = runs.open_model("sums")
