@@ -154,7 +154,7 @@ class Trackio:
             self.run.finish()
 
 
-TRACKERS: dict[str, type[TensorBoard | Wandb | Trackio]] = {"tensorboard": TensorBoard, "wandb": Wandb, "trackio": Trackio}
+TRACKERS: dict[str, Callable[[Config], Tracker]] = {"tensorboard": TensorBoard, "wandb": Wandb, "trackio": Trackio}
 
 
 def library(name: str) -> Any:

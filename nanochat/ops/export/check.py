@@ -9,6 +9,7 @@ from torch import Tensor
 from nanochat.console import log
 from nanochat.data.corpus import heldout
 from nanochat.errors import NanochatError
+from nanochat.evaluation.chat import prompt_ids
 from nanochat.model.attention import KVCache
 from nanochat.model.decode import Decoder
 from nanochat.model.gpt import GPT
@@ -21,6 +22,7 @@ from nanochat.tokenizer import Tokenizer
 PROMPTS = 16
 NEW_TOKENS = 32
 TOLERANCE = 1e-4  # of logits in float32
+OUR_FAULT = "report it: this is a fault of ours"
 
 
 def check(opened: TrainedModel, to: str, out: Path) -> None:
@@ -33,11 +35,7 @@ def check(opened: TrainedModel, to: str, out: Path) -> None:
 
 def prompts(tokenizer: Tokenizer, context: int, count: int) -> list[list[int]]:
     """Held-out questions as ids, those that leave room for an answer."""
-    found = []
-    for item in heldout():
-        ids, _ = tokenizer.render([{"role": "user", "content": item.prompt}])
-        if len(ids) + 1 + NEW_TOKENS <= context:
-            found.append([*ids, tokenizer.special("<|assistant_start|>")])
+    found = [ids for item in heldout() if len(ids := prompt_ids(tokenizer, item.prompt)) + NEW_TOKENS <= context]
     return found[:: max(len(found) // count, 1)][:count] or [[tokenizer.bos]]
 
 
@@ -73,9 +71,9 @@ def _check_folder(opened: TrainedModel, out: Path) -> None:
         worst = max(worst, _difference(ours, theirs(torch.tensor([ids])).logits))
         made = theirs.generate(torch.tensor([ids]), max_new_tokens=NEW_TOKENS, min_new_tokens=1, do_sample=False)[0, len(ids) :].tolist()
         if made != greedy(model, [ids], NEW_TOKENS)[0][: len(made)]:
-            raise NanochatError(f"{out} continues a prompt in another way than the run {opened.run}", "report it: this is a fault of ours")
+            raise NanochatError(f"{out} continues a prompt in another way than the run {opened.run}", OUR_FAULT)
     if worst > TOLERANCE:
-        raise NanochatError(f"the logits of {out} differ by {worst:.1e} from the run's", "report it: this is a fault of ours")
+        raise NanochatError(f"the logits of {out} differ by {worst:.1e} from the run's", OUR_FAULT)
     log(f"checked: logits within {worst:.1e} on {len(asked)} prompts, and greedy answers equal")
 
 
@@ -91,5 +89,5 @@ def _check_gguf(opened: TrainedModel, out: Path) -> None:
     for name, weight in weights.items():
         found = written.get(names.get_name(name, try_suffixes=(".weight",)))
         if found is None or not torch.equal(torch.from_numpy(found.copy()).view(weight.shape), weight.cpu()):
-            raise NanochatError(f"{name} is not in {out / GGUF} as it should be", "report it: this is a fault of ours")
+            raise NanochatError(f"{name} is not in {out / GGUF} as it should be", OUR_FAULT)
     log(f"checked: {len(weights)} tensors of {out / GGUF} are the run's, bit for bit")
