@@ -100,10 +100,6 @@ class Network:
         """Take a container off the network."""
         docker("network", "disconnect", self.name, name)
 
-    def join(self, name: str, host: str) -> None:
-        """Put it back, under its old name."""
-        docker("network", "connect", "--alias", host, self.name, name)
-
 
 def ended(name: str) -> int | None:
     """A container's exit code, None while it runs."""
