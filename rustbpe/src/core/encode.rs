@@ -6,6 +6,7 @@ use std::sync::Mutex;
 
 use rustc_hash::FxHashMap;
 
+use super::memory;
 use super::pieces::{self, SHORT};
 use super::split::Splitter;
 use super::{Check, Error, Result, group_by_bytes, parallel, thread_count};
@@ -179,6 +180,7 @@ impl Encoder {
 
     fn encode_into<I: Id>(&self, text: &str, cache: &mut Cache, out: &mut Vec<I>) {
         pieces::cut(&self.splitter, text, |pieces| {
+            pieces.iter().for_each(|piece| cache.short.fetch(piece.hash));
             for piece in pieces {
                 let bytes = || &text.as_bytes()[piece.start..piece.end];
                 if piece.key != 0 {
@@ -341,8 +343,10 @@ struct Short {
     used: usize,
 }
 
-/// A short piece's ids. The key's four highest bits, which a key leaves free, are their number.
+/// A short piece's ids. The key's four highest bits, which a key leaves free, are their number. None lies across two
+/// lines of the processor's caches.
 #[derive(Clone, Copy, Default)]
+#[repr(align(32))]
 struct Known {
     key: u128,
     ids: [u32; IDS],
@@ -356,6 +360,14 @@ const MOST: usize = 1 << 19;
 const KEY: u128 = u128::MAX >> 4;
 
 impl Short {
+    /// Begins to fetch the first place where a piece may be.
+    #[inline]
+    fn fetch(&self, hash: u64) {
+        if let Some(known) = self.table.get(hash as usize & self.table.len().wrapping_sub(1)) {
+            memory::fetch(known);
+        }
+    }
+
     /// The ids of a piece, and how many they are.
     #[inline]
     fn get(&self, key: u128, hash: u64) -> Option<(&[u32; IDS], usize)> {
@@ -378,7 +390,7 @@ impl Short {
             return;
         }
         if 2 * self.used >= self.table.len() && self.table.len() < MOST {
-            let larger = vec![Known::default(); (2 * self.table.len()).max(FEW)];
+            let larger = memory::filled((2 * self.table.len()).max(FEW), Known::default());
             let smaller = std::mem::replace(&mut self.table, larger);
             self.used = 0;
             for known in smaller.into_iter().filter(|known| known.key != 0) {

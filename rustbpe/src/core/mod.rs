@@ -1,6 +1,7 @@
 //! The work itself, without Python: split text into pieces, learn merges, encode, pack.
 
 pub mod encode;
+mod memory;
 pub mod pack;
 pub mod pieces;
 pub mod split;
