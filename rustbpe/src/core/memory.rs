@@ -44,3 +44,17 @@ pub fn fetch<T>(value: &T) {
     #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     let _ = address;
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn filled_vectors_are_as_any_other() {
+        for n in [0, 1, 1_000, 1 << 20] {
+            let values = filled(n, 7u64);
+            assert!(values.len() == n && values.iter().all(|&value| value == 7));
+            values.iter().for_each(fetch);
+        }
+    }
+}
