@@ -458,6 +458,8 @@ impl Long {
 struct Merges {
     /// Left id, right id and theirs together, 21 bits each: eight to a line of the processor's caches. FREE where there is none.
     slots: Vec<u64>,
+    /// Eight bits for each slot, one of them set for each pair: what most pairs that are no token are told by, from far less memory.
+    bits: Vec<u64>,
 }
 
 const ID_BITS: u32 = 21;
@@ -480,9 +482,12 @@ impl Merges {
             }
         }
         let size = (2 * found.len()).next_power_of_two().max(2);
-        let mut merges = Merges { slots: memory::filled(size, FREE) };
+        let mut merges = Merges { slots: memory::filled(size, FREE), bits: vec![0; size.div_ceil(8)] };
         for (pair, id) in found {
-            let at = merges.place(pair);
+            let hash = pieces::hash(pair.into());
+            let (word, bit) = merges.bit(hash);
+            merges.bits[word] |= bit;
+            let at = merges.place(pair, hash);
             merges.slots[at] = pair << ID_BITS | id;
         }
         merges
@@ -493,10 +498,16 @@ impl Merges {
         u64::from(left) << ID_BITS | u64::from(right)
     }
 
+    /// The word and the bit of `bits` that stand for a hash.
+    #[inline]
+    fn bit(&self, hash: u64) -> (usize, u64) {
+        ((hash >> 24) as usize & (self.bits.len() - 1), 1 << (hash >> 58))
+    }
+
     /// Where a pair is, or would be.
     #[inline]
-    fn place(&self, pair: u64) -> usize {
-        let mut at = pieces::hash(pair.into()) as usize & (self.slots.len() - 1);
+    fn place(&self, pair: u64, hash: u64) -> usize {
+        let mut at = hash as usize & (self.slots.len() - 1);
         while self.slots[at] >> ID_BITS != pair && self.slots[at] != FREE {
             at = (at + 1) & (self.slots.len() - 1);
         }
@@ -505,7 +516,13 @@ impl Merges {
 
     #[inline]
     fn get(&self, left: u32, right: u32) -> u32 {
-        match self.slots[self.place(Self::pair(left, right))] {
+        let pair = Self::pair(left, right);
+        let hash = pieces::hash(pair.into());
+        let (word, bit) = self.bit(hash);
+        if self.bits[word] & bit == 0 {
+            return NONE;
+        }
+        match self.slots[self.place(pair, hash)] {
             FREE => NONE,
             slot => (slot & ((1 << ID_BITS) - 1)) as u32,
         }
