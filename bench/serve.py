@@ -7,6 +7,7 @@ thread and with all cores, whichever is faster. Prints one line a measurement an
 
 import argparse
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -55,12 +56,12 @@ PROMPTS = [12 + 7 * i % 40 for i in range(64)]  # lengths, mixed
 PEER = """
 import json, sys, time, torch
 from transformers import GPT2Config, GPT2LMHeadModel
-shape, lengths, tokens, threads = json.loads(sys.argv[1])
+shape, lengths, tokens, threads, device = json.loads(sys.argv[1])
 torch.set_num_threads(threads)
 config = GPT2Config(n_layer=shape["depth"], n_embd=shape["dim"], n_head=shape["n_head"], vocab_size=shape["vocab_size"],
     n_positions=shape["max_seq_len"], bos_token_id=None, eos_token_id=None, pad_token_id=0)
 torch.manual_seed(0)
-model = GPT2LMHeadModel(config).eval()
+model = GPT2LMHeadModel(config).eval().to(device, torch.bfloat16 if device == "cuda" else torch.float32)
 for line in sys.stdin:
     streams = int(line)
     longest = max(lengths[:streams])
@@ -70,8 +71,9 @@ for line in sys.stdin:
         mask[row, longest - length:] = 1
     began = time.perf_counter()
     with torch.inference_mode():
+        ids, mask = ids.to(device), mask.to(device)
         out = model.generate(ids, attention_mask=mask, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False, use_cache=True)
-    assert out.shape[1] == longest + tokens
+    assert out.tolist() and out.shape[1] == longest + tokens
     print(time.perf_counter() - began, flush=True)
 """
 
@@ -97,9 +99,10 @@ def peer_python() -> Path:
     return folder / "bin" / "python"
 
 
-def served(shape: dict[str, Any], streams: int = 64) -> Served:
+def served(shape: dict[str, Any], device: str, streams: int = 64) -> Served:
     """A model with random weights that never says a special token."""
-    model = GPT.build(GPTConfig(**shape))
+    model = GPT.build(GPTConfig(**shape), device)
+    model.compute_dtype = torch.bfloat16 if device == "cuda" else torch.float32
     tokenizer = Tokenizer([bytes([b]) for b in range(256)] + [i.to_bytes(3, "big") for i in range(shape["vocab_size"] - 265)])
     with torch.no_grad():
         model.head.weight.normal_(0, 0.05)
@@ -142,8 +145,8 @@ class Load:
 class Peer:
     """Hugging Face's generate in a process of its own."""
 
-    def __init__(self, shape: dict[str, Any], tokens: int, threads: int):
-        command = [str(peer_python()), "-c", PEER, json.dumps([shape, PROMPTS, tokens, threads])]
+    def __init__(self, shape: dict[str, Any], tokens: int, threads: int, device: str):
+        command = [str(peer_python()), "-c", PEER, json.dumps([shape, PROMPTS, tokens, threads, device])]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
 
     def seconds(self, streams: int) -> float:
@@ -158,11 +161,11 @@ class Peer:
         self._process.communicate()
 
 
-def measure(name: str, streams: list[int], repeats: int) -> None:
-    """Alternate ours and the peer's, and print medians and ratios."""
+def measure(name: str, streams: list[int], repeats: int, device: str, alone: bool) -> None:
+    """Alternate ours and the peer's, if there is one, and print medians and ratios."""
     shape, tokens = SHAPES[name], TOKENS[name]
-    peers = [Peer(shape, tokens, threads) for threads in sorted({1, torch.get_num_threads()})]
-    model, scheduler = served(shape), Scheduler(Meters())
+    peers = [] if alone else [Peer(shape, tokens, threads, device) for threads in sorted({1, torch.get_num_threads()})]
+    model, scheduler = served(shape, device), Scheduler(Meters())
     scheduler.start()
     ours: dict[int, list[float]] = {count: [] for count in streams}
     theirs: dict[int, list[list[float]]] = {count: [[] for _ in peers] for count in streams}
@@ -181,12 +184,12 @@ def measure(name: str, streams: list[int], repeats: int) -> None:
     scheduler.stop()
     parameters = count_parameters(model.model.config)["total"]
     print(f"{name}: {parameters:,} parameters, answers of {tokens} tokens, {model.threads} thread(s), medians of {repeats}")
-    alone = statistics.median(ours[1])
+    single = statistics.median(ours[streams[0]])
     for count in streams:
-        own, other = statistics.median(ours[count]), max(map(statistics.median, theirs[count]))
+        own, other = statistics.median(ours[count]), max(map(statistics.median, theirs[count]), default=math.nan)
         waits = sorted(first[count])
         print(
-            f"  {count:2} streams: {own:7.0f} tokens/s, {own / alone:5.2f}x one at a time; generate {other:7.0f}, "
+            f"  {count:2} streams: {own:7.0f} tokens/s, {own / single:5.2f}x {streams[0]} at a time; generate {other:7.0f}, "
             f"ratio {own / other:5.2f}; first token median {waits[len(waits) // 2] * 1000:5.0f} ms, slowest {waits[-1] * 1000:5.0f} ms",
             flush=True,
         )
@@ -198,9 +201,11 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=list(SHAPES), choices=SHAPES)
     parser.add_argument("--streams", nargs="+", type=int, default=[1, 8, 32, 64])
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--alone", action="store_true", help="without the peer, which is installed from the package registry")
     options = parser.parse_args()
     for name in options.models:
-        measure(name, options.streams, options.repeats)
+        measure(name, options.streams, options.repeats, options.device, options.alone)
 
 
 if __name__ == "__main__":

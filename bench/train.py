@@ -1,0 +1,198 @@
+"""Training beside karpathy/nanochat: tokens a second, first step, peak memory, and bits per byte of the same held-out documents.
+
+    bench/train.py --text FOLDER --upstream CHECKOUT                  # speed, alternating
+    bench/train.py --text FOLDER --upstream CHECKOUT --quality 500000 # and quality after so many tokens, with some seeds
+
+FOLDER holds parquet shards with a column `text`; the last one is held out. Both sides run the very same command line,
+`python -m scripts.base_train`, over the same shards, with this machine's torch, each with a compile cache of its own that is
+empty at first. Held-out documents are scored for both by one protocol (bench/training/score.py). Prints a table and ratios.
+"""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+PEER_PACKAGES = ("rustbpe==0.1.0", "tiktoken==0.14.0", "filelock", "psutil", "wandb", "kernels")
+SHARDS = "base_data_climbmix"  # where both sides look for shards
+HELD_OUT = "shard_06542.parquet"  # the name of the published validation shard
+PEAK = re.compile(r"^Peak memory usage: ([\d.]+)MiB", re.MULTILINE)  # of a GPU; 0 on a CPU
+STEP = re.compile(r"^step (\d+)/.*\| loss: ([\d.]+).*\| dt: ([\d.]+)ms \| tok/sec: ([\d,]+)", re.MULTILINE)
+SETTLED = 5  # steps before the speed counts
+
+
+@dataclass
+class Side:
+    """One of the two: where its code lies, its interpreter, and its data directory."""
+
+    name: str
+    code: Path
+    python: Path
+    base: Path
+
+    def environment(self, cache: Path) -> dict[str, str]:
+        return os.environ | {
+            "NANOCHAT_BASE_DIR": str(self.base),
+            "PYTHONPATH": str(self.code),
+            "TORCHINDUCTOR_CACHE_DIR": str(cache),
+            "OMP_NUM_THREADS": str(len(os.sched_getaffinity(0))),
+            "WANDB_MODE": "disabled",
+        }
+
+
+def call(side: Side, cache: Path, *arguments: str) -> tuple[str, int, float]:
+    """Run python with `arguments` in the side's checkout: stdout, the peak memory of any of its processes, seconds."""
+    log = side.base / "stdout.txt"
+    began = time.perf_counter()
+    with log.open("w") as out, (side.base / "stderr.txt").open("w") as err:
+        process = subprocess.Popen([side.python, *arguments], cwd=side.code, env=side.environment(cache), stdout=out, stderr=err)
+        _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"{side.name}: {' '.join(arguments)} failed\n{(side.base / 'stderr.txt').read_text()[-2000:]}")
+    return log.read_text(), usage.ru_maxrss * 1024, time.perf_counter() - began
+
+
+def flags(options: argparse.Namespace, steps: int, extra: list[str]) -> list[str]:
+    """The command line of a run, for both sides."""
+    shape = {"depth": options.depth, "head-dim": options.head_dim, "max-seq-len": options.max_seq_len, "window-pattern": "L"}
+    batch = {"device-batch-size": options.device_batch_size, "total-batch-size": options.total_batch_size, "num-iterations": steps}
+    off = {"eval-every": -1, "sample-every": -1}
+    return ["-m", "scripts.base_train", *(f"--{name}={value}" for name, value in (shape | batch | off).items()), *extra]
+
+
+def train(side: Side, options: argparse.Namespace, steps: int, extra: list[str], tag: str) -> dict[str, Any]:
+    """One run from nothing: its speed, first step, peak memory and last losses."""
+    cache = side.base / "compiled"
+    shutil.rmtree(cache, ignore_errors=True)
+    if side.name == "ours":
+        shutil.rmtree(side.base / "runs" / tag, ignore_errors=True)
+        own = [f"--vocab-size={options.vocab_size}", f"--run={tag}", f"--compile={options.compile}"]
+        _, memory, seconds = call(side, cache, *flags(options, steps, extra), *own)
+        lines = [json.loads(line) for line in (side.base / "runs" / tag / "metrics.jsonl").read_text().splitlines()]
+        took, losses = [line["step_seconds"] for line in lines], [line["loss"] for line in lines]
+        mfu = [line["mfu"] for line in lines if "mfu" in line][SETTLED:]
+        memory = max(line["peak_memory_bytes"] for line in lines) if mfu else memory
+    else:
+        out, memory, seconds = call(side, cache, *flags(options, steps, extra), "--core-metric-every=-1", f"--model-tag={tag}")
+        found = STEP.findall(out)
+        took, losses, mfu = [float(dt) / 1000 for _, _, dt, _ in found], [float(loss) for _, loss, _, _ in found], []
+        memory = int(float(PEAK.findall(out)[0]) * 2**20) or memory
+    rate = options.total_batch_size / statistics.median(took[SETTLED:])
+    utilisation = statistics.median(mfu) if mfu else 0.0
+    return {"rate": rate, "first": took[0], "memory": memory, "mfu": utilisation, "loss": statistics.mean(losses[-5:]), "seconds": seconds}
+
+
+def score(side: Side, tag: str, text: Path, documents: int) -> float:
+    """Bits per byte of the held-out documents."""
+    out, _, _ = call(side, side.base / "compiled", str(ROOT / "bench" / "training" / "score.py"), side.name, tag, str(text), str(documents))
+    return float(out.splitlines()[-1])
+
+
+def peer_python(folder: Path) -> Path:
+    """An environment for upstream's other packages, with this one's torch."""
+    python, uv = folder / "bin" / "python", Path(sys.executable).parent / "uv"
+    if not python.exists():
+        subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, folder], check=True)
+    subprocess.run([uv, "pip", "install", "--quiet", "--python", python, *PEER_PACKAGES], check=True)
+    packages = next((folder / "lib").glob("python*/site-packages"))
+    own = next(path for path in sys.path if path.endswith("site-packages"))
+    (packages / "torch.pth").write_text(own + "\n")
+    return python
+
+
+def prepared(side: Side, text: Path) -> Side:
+    """The side's data directory with the shards in place, linked."""
+    shards = side.base / SHARDS
+    if not shards.exists():
+        shards.mkdir(parents=True)
+        files = sorted(text.glob("*.parquet"))
+        for number, file in enumerate(files):
+            name = HELD_OUT if number == len(files) - 1 else f"shard_{number:05d}.parquet"
+            os.symlink(file.resolve(), shards / name)
+    return side
+
+
+def main() -> None:
+    """Parse, prepare, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--text", type=Path, required=True, help="folder of parquet shards")
+    parser.add_argument("--upstream", type=Path, help="a checkout of karpathy/nanochat")
+    parser.add_argument("--work", type=Path, help="folder that keeps what was prepared; default: a temporary one")
+    for name, value in (("depth", 4), ("head-dim", 64), ("max-seq-len", 256), ("vocab-size", 8192)):
+        parser.add_argument(f"--{name}", type=int, default=value)
+    for name, value in (("device-batch-size", 4), ("total-batch-size", 4096), ("steps", 40), ("repeats", 3), ("seeds", 3)):
+        parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--compile", default="on", help="of our side: on, off or auto")
+    parser.add_argument("--quality", type=int, default=0, metavar="TOKENS", help="train so many tokens and score held-out documents")
+    parser.add_argument("--documents", type=int, default=200, help="held-out documents that are scored")
+    parser.add_argument("--ours", nargs="*", default=[], metavar="FLAG", help="flags for our side alone, such as depth=5 (quality)")
+    parser.add_argument("--theirs", nargs="*", default=[], metavar="FLAG", help="flags for theirs alone, such as matrix-lr=0.04 (quality)")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        measure(options, options.work or Path(temporary))
+
+
+def measure(options: argparse.Namespace, work: Path) -> None:
+    """Both parts, with lines as they come."""
+    text = options.text.resolve()
+    sides = [prepared(Side("ours", ROOT, Path(sys.executable), work / "ours"), text)]
+    if options.upstream:
+        theirs = Side("upstream", options.upstream.resolve(), peer_python(work / "peer"), work / "upstream")
+        sides.append(prepared(theirs, text))
+        if not (theirs.base / "tokenizer").exists():
+            call(theirs, theirs.base / "compiled", "-m", "scripts.tok_train", f"--vocab-size={options.vocab_size}", "--max-chars=100000000")
+    if options.repeats:
+        speed(options, sides)
+    if options.quality:
+        quality(options, sides)
+
+
+def speed(options: argparse.Namespace, sides: list[Side]) -> None:
+    """Alternating runs of the same shape; medians."""
+    runs: dict[str, list[dict[str, Any]]] = {side.name: [] for side in sides}
+    for _ in range(options.repeats):
+        for side in sides:
+            runs[side.name].append(run := train(side, options, options.steps, [], "speed"))
+            used = f", mfu {run['mfu']:.1%}" if run["mfu"] else ""
+            print(
+                f"{side.name}: {run['rate']:,.0f} tokens/s{used}, first step {run['first']:.1f} s, peak {run['memory'] / 1e6:.0f} MB, "
+                f"loss {run['loss']:.3f} after {options.steps} steps, {run['seconds']:.0f} s in all",
+                flush=True,
+            )
+    middle = {who: {key: statistics.median(run[key] for run in found) for key in found[0]} for who, found in runs.items()}
+    if "upstream" in middle:
+        ours, theirs = middle["ours"], middle["upstream"]
+        print(
+            f"ratio: {ours['rate'] / theirs['rate']:.2f} times the tokens/s, {ours['first'] / theirs['first']:.2f} of the first step, "
+            f"{ours['memory'] / theirs['memory']:.2f} of the memory (medians of {options.repeats})"
+        )
+
+
+def quality(options: argparse.Namespace, sides: list[Side]) -> None:
+    """Bits per byte after equal tokens. Upstream has no seed to set: its runs differ by what its threads do alone."""
+    steps = options.quality // options.total_batch_size
+    found: dict[str, list[float]] = {side.name: [] for side in sides}
+    held_out = options.text.resolve() / sorted(path.name for path in options.text.glob("*.parquet"))[-1]
+    for seed in range(1, options.seeds + 1):
+        for side in sides:
+            extra = [f"--{flag}" for flag in (options.ours if side.name == "ours" else options.theirs)]
+            run = train(side, options, steps, extra + ([f"--seed={seed}"] if side.name == "ours" else []), f"quality-{seed}")
+            found[side.name].append(bits := score(side, f"quality-{seed}", held_out, options.documents))
+            print(f"{side.name}: seed {seed}: {bits:.4f} bits per byte after {steps} steps, {run['seconds']:.0f} s", flush=True)
+    for who, values in found.items():
+        spread = statistics.stdev(values) if len(values) > 1 else 0.0
+        print(f"{who}: {statistics.mean(values):.4f} +- {spread:.4f} bits per byte ({len(values)} runs)")
+
+
+if __name__ == "__main__":
+    main()
