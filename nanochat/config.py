@@ -103,6 +103,7 @@ class Config:
     skip_bad_batches: int = _field(0, "batches of each stage whose loss or gradient may be not finite, skipped", keeps_losses=True)
 
     device: str = _field("auto", "auto, cuda or cpu", "auto", "cuda", "cpu")
+    dtype: str = _field("auto", "of the activations: bfloat16, float32, or auto (what is faster here)", "bfloat16", "float32", "auto")
     compile: str = _field("auto", "torch.compile: on, off, or auto (where the run is long enough to earn it back)", "on", "off", "auto")
     nproc_per_node: int = _field(1, "processes (GPUs) on this machine", keeps_losses=True)
     hang_timeout: float = _field(1800.0, "seconds without any progress after which a process ends with exit 7; 0: never", keeps_losses=True)
@@ -154,6 +155,8 @@ class Config:
             raise UsageError(f"vocab_size = {self.vocab_size} is too small", "256 bytes and 9 special tokens need at least 265")
         if "/" in self.run or self.run.startswith(".") or not self.run:
             raise UsageError(f"run = {self.run!r} is no name of a folder", "give --run a plain name, such as my-first-run")
+        if self.deterministic and self.dtype == "bfloat16":
+            raise UsageError("a deterministic run is in float32, and dtype is bfloat16", "leave out --dtype or --deterministic")
         self._check_batch()
 
     def _check_batch(self) -> None:

@@ -61,13 +61,14 @@ class Block(nn.Module):
 class GPT(nn.Module):
     """A decoder-only transformer with the switches of `GPTConfig`.
 
-    `compute_dtype` is the type of the activations; weights stay float32 and are cast at use.
+    `compute_dtype` is the type of the activations; weights stay float32 and are cast at use. `compiled` has the loss compiled.
     """
 
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.config = config
         self.compute_dtype = torch.float32
+        self.compiled = False
         self.embed = nn.Embedding(config.padded_vocab, config.dim)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.depth))
         self.head = Linear(config.dim, config.padded_vocab)

@@ -3,48 +3,69 @@
 Shapes: N tokens, D width, V vocabulary. A target of -1 is not counted.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanochat.model.gpt import GPT, softcap
+from nanochat.model.gpt import GPT
+from nanochat.model.scaling import LOSS_CHUNK, LOSS_ROWS
 
 IGNORE = -1
-CHUNK_BYTES = 64 << 20  # of float32 logits at a time
 
 
-def _chunk_rows(vocab: int) -> int:
-    return max(256, CHUNK_BYTES // (4 * vocab))
+def _chunk_rows(vocab: int, device: torch.device) -> int:
+    return max(LOSS_ROWS, LOSS_CHUNK[device.type] // vocab)
+
+
+def _chunk(raw: Tensor, targets: Tensor, counts: Tensor, cap: float) -> tuple[Tensor, Tensor]:
+    """Raw logits (n, V), which are overwritten, targets and counts (n,) -> sum of nats, its gradient in the logits (n, V), float32."""
+    index, counts = targets.clamp(min=0)[:, None], counts[:, None].float()
+    if cap:
+        capped = raw.float().div_(cap).tanh_()
+        weights = torch.mul(capped, cap).exp_()  # nothing overflows between +-cap, so that no maximum need be looked for
+        wanted = cap * capped.gather(1, index)
+    else:
+        capped = raw.float()
+        capped = capped.sub_(capped.amax(dim=-1, keepdim=True))
+        weights, wanted = capped.exp(), capped.gather(1, index)
+    sums = weights.sum(dim=-1, keepdim=True)
+    nats = ((sums.log() - wanted) * counts).sum()
+    grad = weights.mul_(counts / sums).scatter_add_(1, index, -counts)
+    return nats, grad.mul_(capped.square_().neg_().add_(1)) if cap else grad
+
+
+@functools.cache
+def _compiled_chunk() -> Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]:
+    return torch.compile(_chunk, dynamic=False)
 
 
 class _SoftcappedCrossEntropy(torch.autograd.Function):
     """Sum of nats; the gradient is made chunk by chunk in the forward pass, while the chunk's logits are there."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, counts: Tensor, cap: float) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, counts: Tensor, cap: float, compiled: bool) -> Tensor:
         """hidden (N, D), weight (V, D), targets (N,), counts (N,) of each target in the sum -> scalar, float32."""
+        chunk = _compiled_chunk() if compiled else _chunk
         cast = weight.to(hidden.dtype)
         total = hidden.new_zeros((), dtype=torch.float32)
         grad_hidden = torch.empty_like(hidden)
         grad_weight = torch.zeros_like(weight, dtype=torch.float32)
-        rows = _chunk_rows(len(weight))
+        rows = _chunk_rows(len(weight), hidden.device)
         for start in range(0, len(hidden), rows):
-            part, target = hidden[start : start + rows], targets[start : start + rows]
-            counted = counts[start : start + rows]
-            index = target.clamp(min=0)[:, None]
-            logits = softcap((part @ cast.T).float(), cap)
-            logp = logits - logits.logsumexp(dim=-1, keepdim=True)
-            total -= (logp.gather(1, index)[:, 0] * counted).sum()
-            grad = logp.exp_()
-            grad.scatter_add_(1, index, grad.new_full((1, 1), -1.0).expand(len(part), 1))
-            grad *= counted[:, None]
-            if cap:
-                grad *= 1 - (logits / cap).square_()
+            chosen = slice(start, start + rows)
+            part = hidden[chosen]
+            nats, grad = chunk(part @ cast.T, targets[chosen], counts[chosen], cap)
+            total += nats
             grad = grad.to(hidden.dtype)
-            grad_hidden[start : start + rows] = grad @ cast
-            grad_weight += (grad.T @ part).float()
+            torch.mm(grad, cast, out=grad_hidden[chosen])
+            if hidden.dtype == torch.float32:
+                grad_weight.addmm_(grad.T, part)
+            else:
+                grad_weight += grad.T @ part
         ctx.save_for_backward(grad_hidden, grad_weight)
         return total
 
@@ -52,7 +73,7 @@ class _SoftcappedCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Scale the stored gradients: both are linear in the incoming one."""
         grad_hidden, grad_weight = ctx.saved_tensors
-        return grad_hidden * grads[0].to(grad_hidden.dtype), grad_weight * grads[0], None, None, None
+        return grad_hidden * grads[0].to(grad_hidden.dtype), grad_weight * grads[0], None, None, None, None
 
 
 def cross_entropy_sum(model: GPT, hidden: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -64,14 +85,15 @@ def cross_entropy_sum(model: GPT, hidden: Tensor, targets: Tensor, weights: Tens
     head, counts = model.head.weight[: model.config.vocab_size], targets != IGNORE
     if weights is not None:
         counts = counts * weights[:, None]
-    return _SoftcappedCrossEntropy.apply(hidden.flatten(0, 1), head, targets.flatten(), counts.flatten(), model.config.softcap)
+    flat = (hidden.flatten(0, 1), head, targets.flatten(), counts.flatten())
+    return _SoftcappedCrossEntropy.apply(*flat, model.config.softcap, model.compiled)
 
 
 @torch.no_grad()
 def token_losses(model: GPT, hidden: Tensor, targets: Tensor) -> Tensor:
     """Nats of each target, 0 where it is not counted: hidden (B, T, D), targets (B, T) -> (B, T), float32."""
     flat, wanted = hidden.flatten(0, 1), targets.flatten()
-    rows = _chunk_rows(model.config.vocab_size)
+    rows = _chunk_rows(model.config.vocab_size, hidden.device)
     parts = [
         F.cross_entropy(model.logits(flat[start : start + rows]), wanted[start : start + rows], ignore_index=IGNORE, reduction="none")
         for start in range(0, len(flat), rows)

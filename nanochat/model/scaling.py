@@ -202,12 +202,15 @@ def width_lr_scale(dim: int) -> float:
 # there (docs/EXPERIMENTS.md); compiled: 37.5 is a published figure, good to 15%.
 ACTIVATION_BYTES = {"eager": (36.0, 41.0, 62.0), "compiled": (37.5, 32.0, 0.0)}
 STEP_BYTES = {2: 8, 4: 28}  # what Muon's step needs for a moment, for each matrix parameter, by the bytes of a number
-LOSS_CHUNK = 16 * 2**20  # logits that the chunked loss holds at once (at least 256 rows of them)
-LOSS_BYTES = 16  # bytes for each of them
+# Logits that the chunked loss holds at once, but at least those of so many tokens: on a CPU they stay in its cache.
+LOSS_CHUNK, LOSS_ROWS = {"cpu": 2 * 2**20, "cuda": 16 * 2**20}, 256
+LOSS_BYTES = 12  # bytes for each of them
 SAMPLE_SLOTS = 8  # conversations that a sample or an evaluation decodes side by side
 
 
-def memory_bytes(gpt: GPTConfig, rows: int, *, processes: int = 1, bf16: bool = True, compiled: bool = True) -> dict[str, int]:
+def memory_bytes(
+    gpt: GPTConfig, rows: int, *, processes: int = 1, bf16: bool = True, compiled: bool = True, device: str = "cuda"
+) -> dict[str, int]:
     """Bytes that training needs on one device with `rows` rows of max_seq_len tokens at once, by part, and their `total`.
 
     weights: fp32, and where `bf16` the copies that the matrix units read, kept until the backward pass.
@@ -223,7 +226,7 @@ def memory_bytes(gpt: GPTConfig, rows: int, *, processes: int = 1, bf16: bool = 
     windows = sum(gpt.window(index) < gpt.max_seq_len for index in range(gpt.depth))
     kept = (layer * gpt.depth + windowed * windows + model) * number / 2 * tokens * gpt.dim
     stepping = STEP_BYTES[number] * matrices // processes + (4 * matrices if processes > 1 else 0)  # ranks also gather the updated weights
-    logits = LOSS_BYTES * min(tokens * gpt.padded_vocab, max(LOSS_CHUNK, 256 * gpt.padded_vocab)) + 8 * parts["head"]
+    logits = LOSS_BYTES * min(tokens * gpt.padded_vocab, max(LOSS_CHUNK[device], LOSS_ROWS * gpt.padded_vocab)) + 8 * parts["head"]
     bytes_of = {
         "weights": 4 * parts["total"] + (2 * (matrices + parts["head"]) if bf16 else 0),
         "gradients": 4 * parts["total"],
@@ -246,11 +249,11 @@ def cache_bytes(gpt: GPTConfig, slots: int, length: int, *, bf16: bool = True) -
     return slots * 2 * gpt.depth * gpt.kv_dim * length * (2 if bf16 else 4)
 
 
-def max_rows(gpt: GPTConfig, usable: int, *, processes: int = 1, bf16: bool = True, compiled: bool = True) -> int:
+def max_rows(gpt: GPTConfig, usable: int, *, processes: int = 1, bf16: bool = True, compiled: bool = True, device: str = "cuda") -> int:
     """The most rows that fit into `usable` bytes of a device; 0 where not even one does."""
 
     def fits(rows: int) -> bool:
-        return memory_bytes(gpt, rows, processes=processes, bf16=bf16, compiled=compiled)["total"] <= usable
+        return memory_bytes(gpt, rows, processes=processes, bf16=bf16, compiled=compiled, device=device)["total"] <= usable
 
     low, high = 0, 1  # low fits (or is 0), high does not once the loop has ended
     while fits(high):

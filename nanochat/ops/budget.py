@@ -92,7 +92,9 @@ def _at(config: Config, depth: int, seconds: float, hardware: Hardware, text_byt
 
 def _fits(config: Config, hardware: Hardware, text_bytes: int | None) -> bool:
     resolved = apply_rules(config.replace(num_iterations=LEAST_STEPS), text_bytes=text_bytes, hardware=hardware).config
-    bf16, compiled = hardware.bf16 and not config.deterministic, resolved.compile == "on"
+    bf16, compiled = resolved.dtype == "bfloat16", resolved.compile == "on"
     gpt = scaling.gpt_config(resolved)
-    needed = scaling.memory_bytes(gpt, config.device_batch_size, processes=config.nproc_per_node, bf16=bf16, compiled=compiled)
+    needed = scaling.memory_bytes(
+        gpt, config.device_batch_size, processes=config.nproc_per_node, bf16=bf16, compiled=compiled, device=resolved.device
+    )
     return needed["total"] <= hardware.usable

@@ -26,7 +26,7 @@ TIMEOUT = 180.0
 # What time and memory depend on.
 FIELDS = (
     *("architecture", "depth", "aspect_ratio", "head_dim", "max_seq_len", "window_pattern", "vocab_size"),
-    *("device_batch_size", "device", "compile", "deterministic", "threads"),
+    *("device_batch_size", "device", "dtype", "compile", "deterministic", "threads"),
 )
 
 
@@ -117,7 +117,6 @@ def _steps(config: Config, seconds: float) -> tuple[float, float]:
     """Train on random ids; medians of the seconds of a micro-step and of the optimizer."""
     import torch
 
-    from nanochat.model.gpt import GPT
     from nanochat.model.loss import cross_entropy_sum
     from nanochat.model.optim import LearningRates, MuonAdamW
     from nanochat.model.scaling import gpt_config
@@ -126,8 +125,7 @@ def _steps(config: Config, seconds: float) -> tuple[float, float]:
 
     here = single(config.device)
     shape = (config.device_batch_size, config.max_seq_len)
-    model = GPT.build(gpt_config(config), here.device, config.seed)
-    model.compute_dtype = device.compute_dtype(config)
+    model = device.new_model(gpt_config(config), here.device, config)
     optimizer = MuonAdamW(model, LearningRates(*([1e-4] * 5)), shape[0] * shape[1], here)
     forward = device.forward_of(model, config)
 

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import math
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -73,7 +74,8 @@ def this_machine(device: str = "auto") -> Hardware:
     memory = _free_memory()
     model = next((line.partition(":")[2].strip() for line in _read("/proc/cpuinfo").splitlines() if line.startswith("model name")), "CPU")
     name = f"{model}, {physical_cores()} cores"
-    return Hardware(name, cuda=False, memory=memory, usable=int(0.8 * memory), flops=CPU_FLOPS, source="measured here")
+    bf16 = any(re.search(r"^(flags|Features)\b.*\b(avx512_bf16|amx_bf16|bf16)\b", line) for line in _read("/proc/cpuinfo").splitlines())
+    return Hardware(name, cuda=False, memory=memory, usable=int(0.8 * memory), flops=CPU_FLOPS, bf16=bf16, source="measured here")
 
 
 def card_hardware(card: cards.CardType, count: int) -> Hardware:

@@ -45,6 +45,7 @@ SFT_SHARE = 8  # fine-tuning takes an eighth of pretraining's steps
 COMPILE_CPU_START, COMPILE_GPU_START = 4e12, 60.0  # operations, seconds
 COMPILE_CPU_FLOPS = 10 * COMPILE_CPU_START
 COMPILE_GPU_SECONDS = 6 * COMPILE_GPU_START
+BF16_CPU_WIDTH = 192  # of a model that a CPU's bfloat16 units make faster; measured
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,6 +136,9 @@ def apply_rules(config: Config, *, text_bytes: int | None = None, hardware: Hard
     if config.eval_tokens == -1:
         value = _eval_tokens(config)
         config = config.replace(eval_tokens=rule("eval_tokens", value, "all evaluations together take about 3% of the run"))
+    if config.dtype == "auto":
+        choice, why = _dtype(config, gpt, hardware)
+        config = config.replace(dtype=rule("dtype", choice, why))
     if config.compile == "auto":
         choice, why = _compile(config, gpt, hardware)
         config = config.replace(compile=rule("compile", choice, why))
@@ -168,6 +172,17 @@ def _eval_tokens(config: Config) -> int:
     tokens = EVALUATION_SHARE * 3 * config.total_batch_size * config.num_iterations / evaluations
     power = 2 ** min(max(round(math.log2(tokens)), 14), 25)
     return scaling.round_up(power, config.max_seq_len)
+
+
+def _dtype(config: Config, gpt: scaling.GPTConfig, hardware: Hardware) -> tuple[str, str]:
+    """The activations' type, and why."""
+    if config.deterministic:
+        return "float32", "deterministic runs are in full precision"
+    if not hardware.bf16:
+        return "float32", f"no bfloat16 units in {hardware.name}"
+    if not hardware.cuda and gpt.dim < BF16_CPU_WIDTH:
+        return "float32", f"on a CPU bfloat16 pays from a width of {BF16_CPU_WIDTH} on"
+    return "bfloat16", f"{hardware.name} has units for it"
 
 
 def _compile(config: Config, gpt: scaling.GPTConfig, hardware: Hardware) -> tuple[str, str]:
@@ -262,8 +277,12 @@ def make_plan(config: Config, hardware: Hardware | None = None, *, text_bytes: i
     if not cuda and hardware.flops == CPU_FLOPS:
         hardware = dataclasses.replace(hardware, flops=measured_cpu_flops())
     gpt = scaling.gpt_config(config)
-    bf16 = hardware.bf16 and not config.deterministic
-    shape: dict[str, Any] = {"processes": processes, "bf16": bf16, "compiled": config.compile == "on"}
+    shape: dict[str, Any] = {
+        "processes": processes,
+        "bf16": config.dtype == "bfloat16",
+        "device": config.device,
+        "compiled": config.compile == "on",
+    }
     memory = scaling.memory_bytes(gpt, config.device_batch_size, **shape)
     if not cuda:  # the processes share one memory
         memory = {part: size * processes for part, size in memory.items()}

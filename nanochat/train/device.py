@@ -10,6 +10,7 @@ from nanochat import paths
 from nanochat.config import Config
 from nanochat.console import log
 from nanochat.model.gpt import GPT
+from nanochat.model.scaling import GPTConfig
 
 # Dense bfloat16 peaks of the vendors' data sheets, in FLOP/s, for the "model FLOPs utilisation" of the metrics.
 PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "RTX 4090": 165e12, "RTX 3090": 71e12}
@@ -28,18 +29,20 @@ def set_up(config: Config) -> None:
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))  # torch's default asks for a user name that a container may lack
 
 
-def compute_dtype(config: Config) -> torch.dtype:
-    """bfloat16 where the GPU has units for it, else float32."""
-    bf16 = config.device == "cuda" and not config.deterministic and torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.bfloat16 if bf16 else torch.float32
+def new_model(gpt: GPTConfig, device: torch.device, config: Config) -> GPT:
+    """A model with initial weights, in the precision of a resolved `config`."""
+    model = GPT.build(gpt, device, config.seed)
+    model.compute_dtype = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
+    return model
 
 
 def forward_of(model: GPT, config: Config) -> Callable[[Tensor], Tensor]:
-    """The model's forward pass, compiled where the config says so."""
-    if config.compile == "on":
+    """The model's forward pass, compiled where the config says so, and the loss with it."""
+    model.compiled = config.compile == "on"
+    if model.compiled:
         expected = "about a minute" if config.device == "cuda" else "40 s to 4 minutes"
         log(f"torch.compile: the first step takes {expected} longer, and the first evaluation too")
-    return torch.compile(model, dynamic=False) if config.compile == "on" else model
+    return torch.compile(model, dynamic=False) if model.compiled else model
 
 
 def peak_flops(device: torch.device) -> float:

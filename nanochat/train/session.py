@@ -55,9 +55,7 @@ class Session:
 
     def new_model(self) -> GPT:
         """The model as it is before the first step."""
-        model = GPT.build(self.gpt, self.ranks.device, self.config.seed)
-        model.compute_dtype = device.compute_dtype(self.config)
-        return model
+        return device.new_model(self.gpt, self.ranks.device, self.config)
 
     def rows_per_step(self) -> int:
         """Rows of one step over all ranks."""

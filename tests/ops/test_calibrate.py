@@ -46,7 +46,7 @@ def compared(shape: tuple[int, int, int, int, int], monkeypatch: pytest.MonkeyPa
     values = config(*shape)
     found = measure(values)
     assert found is not None
-    planned = scaling.memory_bytes(scaling.gpt_config(values), values.device_batch_size, bf16=False, compiled=False)["total"]
+    planned = scaling.memory_bytes(scaling.gpt_config(values), values.device_batch_size, bf16=False, compiled=False, device="cpu")["total"]
     print(f"{shape}: measured {found.memory_bytes / 1e6:.0f} MB, planned {planned / 1e6:.0f} MB, {planned / found.memory_bytes:.3f}")
     return planned / found.memory_bytes
 

@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -127,7 +128,7 @@ def test_more_ranks_than_rows(base: Path, tmp_path: Path) -> None:
 
 def test_compiling_shows_a_line(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(torch, "compile", lambda model, dynamic: model)
-    training_device.forward_of(object(), resolve(gpu_config(compile="on"), hardware=CARD))  # type: ignore[arg-type]
+    training_device.forward_of(SimpleNamespace(), resolve(gpu_config(compile="on"), hardware=CARD))  # type: ignore[arg-type]
     assert "the first step takes about a minute longer" in capfd.readouterr().err
 
 

@@ -1,5 +1,6 @@
 """Every rule gives a value that can run, the same each time; the plans of the shipped profiles are what their comments say."""
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanochat.config import FIELDS, PROFILE_NAMES, Config, build_config
+from nanochat.errors import UsageError
 from nanochat.model import scaling
 from nanochat.ops import fetch, hardware, plan
 from nanochat.ops.cards import GIB
@@ -77,6 +79,17 @@ def test_a_gpu_run_follows_the_published_rules() -> None:
     assert config.shards == 43
 
 
+def test_the_precision_is_what_the_device_is_fast_in() -> None:
+    wide, narrow = (Config(depth=4, aspect_ratio=width // 4, head_dim=32, device="cpu") for width in (256, 96))
+    units = dataclasses.replace(CPU, bf16=True)
+    assert resolve(Config(), hardware=GPU).dtype == resolve(wide, hardware=units).dtype == "bfloat16"
+    assert resolve(wide, hardware=CPU).dtype == resolve(narrow, hardware=units).dtype == "float32"
+    assert resolve(wide.replace(deterministic=True), hardware=units).dtype == "float32"
+    assert resolve(Config(dtype="float32"), hardware=GPU).dtype == "float32"
+    with pytest.raises(UsageError, match="float32"):
+        Config(deterministic=True, dtype="bfloat16")
+
+
 def test_shards_follow_the_published_counts() -> None:
     assert [resolve(Config(depth=depth), hardware=GPU).shards for depth in (4, 12)] == [5, 43]
     assert resolve(Config(depth=24, target_param_data_ratio=8), hardware=GPU).shards == pytest.approx(170, rel=0.15)
@@ -85,7 +98,7 @@ def test_shards_follow_the_published_counts() -> None:
 
 def test_what_the_user_says_is_kept() -> None:
     config = Config(depth=4, vocab_size=1000, total_batch_size=65536, num_iterations=7, weight_decay=0.5, shards=3, eval_tokens=4096)
-    said = config.replace(compile="off", threads=1, device="cpu", sft_iterations=2)
+    said = config.replace(dtype="float32", compile="off", threads=1, device="cpu", sft_iterations=2)
     assert apply_rules(said, hardware=CPU) == plan.Resolved(said, [])
 
 
