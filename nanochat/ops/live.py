@@ -100,6 +100,7 @@ class Wandb:
             if mode != "online":
                 raise
             log(f"warning: Weights & Biases cannot be reached ({said(error)})")
+            library("wandb").teardown()  # else it holds that the curve's name is in use
             return self._open(curve, step, "offline")
 
     def _open(self, curve: str, step: int, mode: str) -> int:

@@ -28,17 +28,23 @@ class Package:
 
     def __init__(self, fail: Any = None):
         self.fail, self.inits, self.logged, self.ended, self.starting = fail, list[dict[str, Any]](), list[tuple[int, str, float]](), 0, 0
+        self.in_use = set[str]()  # as wandb: a curve whose init has failed, until a teardown
 
     def module(self) -> types.ModuleType:
         made = types.ModuleType("a tracker")
         made.Settings = dict  # type: ignore[attr-defined]
         made.init = self.init  # type: ignore[attr-defined]
+        made.teardown = self.in_use.clear  # type: ignore[attr-defined]
         return made
 
     def init(self, project: str, **options: Any) -> Any:
         self.inits.append(options)
+        if (curve := options.get("id", "")) in self.in_use:
+            raise RuntimeError(f"run ID {curve} is in use")
         if self.fail:
+            self.in_use.add(curve)
             self.fail(options)
+            self.in_use.discard(curve)
         return types.SimpleNamespace(
             log=self.log, finish=self.finish, url="the-address", dir="/somewhere/files", starting_step=self.starting
         )
