@@ -243,7 +243,8 @@ RL: dict[str, Any] = {
     "rl_eval_examples": 10,
     "rl_lr_frac": 0.5,
 }
-OPTIONS = {"num_iterations": 20, "sft_iterations": 40, "max_seq_len": 64, "matrix_lr": 0.1, "save_every": 3, "eval_every": 6} | RL
+STEPS = {"num_iterations": 20, "sft_iterations": 40, "save_every": 3, "eval_every": 6}
+OPTIONS = {"max_seq_len": 64, "device_batch_size": 2, "matrix_lr": 0.1} | STEPS | RL
 
 
 def school(base: Path) -> tuple[Path, dict[str, Any]]:
@@ -361,11 +362,12 @@ def test_another_machine_takes_up_its_settings(base: Path, tmp_path: Path, monke
 @pytest.mark.slow
 def test_a_small_model_learns_arithmetic(base: Path) -> None:
     """The quickstart's model, fine-tuned for too short a time, answers more of the embedded sums that it has not seen."""
-    values = {"run": "sums", "num_iterations": 400, "sft_iterations": 80, "rl_iterations": 40, "rl_eval_examples": 100, "threads": 1}
-    config = build_config("cpu", overrides=values)
+    steps = {"num_iterations": 350, "sft_iterations": 70, "rl_iterations": 40}
+    answers = {"rl_examples_per_step": 8, "rl_num_samples": 8, "rl_max_new_tokens": 32, "rl_eval_examples": 60, "rl_lr_frac": 0.1}
+    config = build_config("cpu", overrides={"run": "sums", "threads": 1} | steps | answers)
     assert run.train(config) == 0
     opened = runs.open_model("sums")
-    _, asked = arithmetic_problems(100)
+    _, asked = arithmetic_problems(60)
     before = pass_at_k(Sampler(Engine(opened.model, opened.tokenizer), config), asked, 0, single())
     assert run.train(config, ("rl",)) == 0
     rewards = [line["reward"] for line in lines(base, "sums")]
