@@ -2,7 +2,7 @@
 
 A model of N parameters that reads D tokens learns the most from a given number of operations at a certain D / N. Deeper, it reads too
 little; shallower, it cannot hold what it reads. So of all depths the one is taken at which the time buys the tokens that are
-nearest to that ratio.
+nearest to that ratio, which grows with the operations: half an hour of a laptop's CPU is spent best on a model that is large for it.
 """
 
 import math
@@ -15,7 +15,9 @@ from nanochat.ops.calibrate import Measured
 from nanochat.ops.hardware import Hardware
 from nanochat.ops.plan import Plan, Resolved, apply_rules, make_plan, measured_steps, plan_here
 
-RATIO = 10.5  # tokens for each scaling parameter that operations are best spent on; measured by published runs
+# Tokens for each scaling parameter that operations are best spent on: 10.5 by published runs of some 1e18, and 2.4 by runs of 1.5e13
+# on a CPU (docs/EXPERIMENTS.md); a power between the two.
+MOST_RATIO, MOST_OPERATIONS, RATIO_POWER = 10.5, 1e18, 0.133
 DEPTHS = (*range(2, 13), *range(14, 33, 2))
 ROWS = (64, 32, 16, 8, 4, 2, 1)  # of the device batches that are tried on a GPU
 LEAST_STEPS = 100
@@ -42,8 +44,8 @@ def fit(config: Config, hardware: Hardware, *, text_bytes: int | None = None, sp
             "give --hours a larger number, or lower --total_batch_size or --max_seq_len",
         )
     chosen = Config(**best.config)
-    ratio = best.tokens / scaling.scaling_parameters(scaling.gpt_config(chosen))
-    why = f"in {duration(3600 * config.hours)} it reads {ratio:.1f} tokens for each scaling parameter, of all depths the nearest to {RATIO}"
+    why = f"in {duration(3600 * config.hours)} it reads {_ratio(best):.1f} tokens for each scaling parameter, of all depths the nearest to "
+    why += f"{best_ratio(best.flops):.1f}"
     return Resolved(chosen, [f"depth = {chosen.depth}: {why}", *(rule for rule in best.rules if not rule.startswith("depth"))])
 
 
@@ -65,9 +67,19 @@ def decide(
     return resolved, plan_here(resolved.config, hardware, text_bytes=text_bytes)
 
 
+def best_ratio(operations: float) -> float:
+    """Tokens for each scaling parameter that so many operations are best spent on."""
+    return MOST_RATIO * min(operations / MOST_OPERATIONS, 1) ** RATIO_POWER
+
+
+def _ratio(plan: Plan) -> float:
+    """A plan's tokens for each scaling parameter."""
+    return plan.tokens / scaling.scaling_parameters(scaling.gpt_config(Config(**plan.config)))
+
+
 def _distance(plan: Plan) -> float:
     """How far a plan's tokens are from the best ratio, in doublings."""
-    return abs(math.log2(plan.tokens / scaling.scaling_parameters(scaling.gpt_config(Config(**plan.config))) / RATIO))
+    return abs(math.log2(_ratio(plan) / best_ratio(plan.flops)))
 
 
 def _at(config: Config, depth: int, seconds: float, hardware: Hardware, text_bytes: int | None, measured: Measured | None) -> Plan | None:
