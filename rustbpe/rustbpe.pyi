@@ -33,7 +33,7 @@ class Encoding:
     def __new__(cls, tokens: Sequence[bytes], pattern: str, special_tokens: Mapping[str, int] | None = None) -> Encoding:
         """`special_tokens` names ids behind those of the tokens; no text is ever encoded to one of them.
 
-        ValueError: one of the 256 bytes is missing, a token is empty or repeated, an id clashes, a bad pattern.
+        ValueError: 2**21 tokens or more, one of the 256 bytes is missing, a token is empty or repeated, an id clashes, a bad pattern.
         """
 
     @property

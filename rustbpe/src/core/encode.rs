@@ -72,7 +72,7 @@ impl Encoder {
     /// `tokens[i]` has id i; all 256 single bytes must be among them. `specials` name ids behind the tokens';
     /// text never encodes to them.
     ///
-    /// Errors: `Invalid` for two million tokens, an empty, repeated or missing one, a clashing special id, a bad pattern.
+    /// Errors: `Invalid` for 2^21 tokens or more, an empty, repeated or missing one, a clashing special id, a bad pattern.
     pub fn new(tokens: Vec<Vec<u8>>, pattern: &str, specials: Vec<(String, u32)>) -> Result<Self> {
         let splitter = Splitter::new(pattern)?;
         if tokens.len() >= 1 << ID_BITS {
