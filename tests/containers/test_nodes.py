@@ -8,7 +8,7 @@ tests/train/test_ranks.py shows, in float64, that there is no other difference.
 import functools
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,21 +49,22 @@ class Straight:
 
 
 @pytest.fixture(scope="module")
-def straight(image: str) -> Iterator[dict[int, Straight]]:
-    """Number of nodes -> such a training."""
-    done = {}
-    try:
-        for nodes in (1, 2, 3):
-            volume = f"nanochat-test-straight-{nodes}"
-            docker("volume", "create", volume)
-            with Network() as network:
-                training, began = Training(manifest(nodes), network, volume), time.monotonic()
-                done[nodes] = Straight(training, volume, json.loads(docker("inspect", *training.start())))
-                assert training.end(asked=False) and training.attempts == [[0] * nodes], training.logs
-                print(f"{nodes} node(s): {time.monotonic() - began:.0f} s")
-        yield done
-    finally:
-        call("docker", "volume", "rm", "-f", *(f"nanochat-test-straight-{nodes}" for nodes in (1, 2, 3)))
+def straight(image: str) -> Iterator[Callable[[int], Straight]]:
+    """Number of nodes -> such a training, run when it is first asked for."""
+
+    @functools.cache
+    def of(nodes: int) -> Straight:
+        volumes.append(docker("volume", "create"))
+        with Network() as network:
+            training, began = Training(manifest(nodes), network, volumes[-1]), time.monotonic()
+            made = Straight(training, volumes[-1], json.loads(docker("inspect", *training.start())))
+            assert training.end(asked=False) and training.attempts == [[0] * nodes], training.logs
+            print(f"{nodes} node(s): {time.monotonic() - began:.0f} s")
+        return made
+
+    volumes: list[str] = []
+    yield of
+    call("docker", "volume", "rm", "-f", *volumes)
 
 
 @pytest.fixture
@@ -79,8 +80,8 @@ def wait_for_step(name: str, step: int) -> None:
 
 
 @pytest.mark.parametrize("nodes", [2, 3])
-def test_losses_are_those_of_one_process(straight: dict[int, Straight], nodes: int) -> None:
-    one, several = losses(straight[1].volume, "job"), losses(straight[nodes].volume, "job")
+def test_losses_are_those_of_one_process(straight: Callable[[int], Straight], nodes: int) -> None:
+    one, several = losses(straight(1).volume, "job"), losses(straight(nodes).volume, "job")
     assert len(one) == STEPS and [line[:2] for line in several] == [line[:2] for line in one]
     worst = max(abs(a - b) / b for (_, _, a), (_, _, b) in zip(several, one, strict=True))
     print(f"{nodes} nodes: {worst:.1e}")
@@ -88,9 +89,9 @@ def test_losses_are_those_of_one_process(straight: dict[int, Straight], nodes: i
 
 
 @pytest.mark.parametrize("nodes", [1, 2, 3])
-def test_containers_ran_what_the_manifest_says(straight: dict[int, Straight], nodes: int) -> None:
+def test_containers_ran_what_the_manifest_says(straight: Callable[[int], Straight], nodes: int) -> None:
     """Command, environment, user and rights, by the engine's own account; and the code has one source for them."""
-    training, containers = straight[nodes].training, straight[nodes].containers
+    training, containers = straight(nodes).training, straight(nodes).containers
     work = workload(IMAGE, "", "cpu", False, arguments(nodes)[2:], nodes)
     assert len(containers) == nodes
     for index, state in enumerate(containers):
@@ -114,12 +115,12 @@ def test_exit_2_is_final(network: Network, volume: str) -> None:
     refused = Training(manifest(2, **short, seed=7), network, volume)
     (codes,) = refused.run()
     assert codes[0] == 2 and "seed was 42, now 7" in refused.logs[0][0], refused.logs
-    assert codes[1] in (2, 7), refused.logs
+    assert codes[1] in (2, 7, 75), refused.logs  # by itself, or asked to end
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("index", "asked"), [(0, False), (1, False), (1, True)], ids=["main, unwatched", "other, unwatched", "other"])
-def test_a_node_is_killed(straight: dict[int, Straight], network: Network, volume: str, index: int, asked: bool) -> None:
+def test_a_node_is_killed(straight: Callable[[int], Straight], network: Network, volume: str, index: int, asked: bool) -> None:
     """All end within a minute, all are started again, from the newest checkpoint, and the losses are as if nothing had happened."""
     training = Training(manifest(2), network, volume)
     names = training.start()
@@ -131,12 +132,12 @@ def test_a_node_is_killed(straight: dict[int, Straight], network: Network, volum
     print(f"the other had ended {seconds:.0f} s after the kill, with {training.attempts[0][1 - index]}")
     assert training.attempts[0][index] == KILLED and training.attempts[0][1 - index] in (7, 75) and seconds < 60, training.logs
     assert training.run() == [training.attempts[0], [0, 0]] and "resuming at step" in training.logs[1][0], training.logs
-    assert losses(volume, "job") == losses(straight[2].volume, "job")
+    assert losses(volume, "job") == losses(straight(2).volume, "job")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("index", [0, 1])
-def test_a_network_is_cut_for_a_minute(straight: dict[int, Straight], network: Network, volume: str, index: int) -> None:
+def test_a_network_is_cut_for_a_minute(straight: Callable[[int], Straight], network: Network, volume: str, index: int) -> None:
     """Nobody waits for the network: both have ended with 7 before it is back, and the set goes on from the newest checkpoint."""
     training = Training(manifest(2), network, volume)
     names = training.start()
@@ -149,7 +150,7 @@ def test_a_network_is_cut_for_a_minute(straight: dict[int, Straight], network: N
     assert training.attempts == [[7, 7]] and seconds < 60, training.logs
     time.sleep(60 - seconds)
     assert training.run() == [[7, 7], [0, 0]] and "resuming at step" in training.logs[1][0], training.logs
-    assert losses(volume, "job") == losses(straight[2].volume, "job")
+    assert losses(volume, "job") == losses(straight(2).volume, "job")
 
 
 PROBE = """
@@ -162,7 +163,7 @@ except urllib.error.HTTPError as error:
 """
 
 
-def test_the_chat_answers_its_probes_and_its_service(straight: dict[int, Straight], network: Network, volume: str) -> None:
+def test_the_chat_answers_its_probes_and_its_service(straight: Callable[[int], Straight], network: Network, volume: str) -> None:
     """As its Deployment runs it: alive and on the Service from the start, ready to answer as soon as there is a model."""
     made = dry_run(*arguments(1), "--chat")
     pod, service = of_kind(made, "Deployment")["spec"]["template"], of_kind(made, "Service")
@@ -175,7 +176,7 @@ def test_the_chat_answers_its_probes_and_its_service(straight: dict[int, Straigh
     def ask(name: str, url: str, *key: str) -> int:
         return int(docker("exec", name, "python", "-c", PROBE, url, *key))
 
-    for place, ready in ((volume, 503), (straight[1].volume, 200)):
+    for place, ready in ((volume, 503), (straight(1).volume, 200)):
         name = network.start(pod, place, service["metadata"]["name"], secrets={"api-key": "k"})
         address = docker("inspect", "-f", f'{{{{(index .NetworkSettings.Networks "{network.name}").IPAddress}}}}', name)
         end = time.monotonic() + 90
