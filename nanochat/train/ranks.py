@@ -30,6 +30,7 @@ T = TypeVar("T")
 EXIT_CODES = "NANOCHAT_EXIT_CODES"  # folder in which each worker leaves its exit code, for the launcher to read
 FINAL_CODES = (2, 3, 4, 5, 6, 75)  # never restarted: the same command would end the same way, or was asked to end
 DEFAULTS = {"OMP_NUM_THREADS": "1", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "120"}  # seconds to save after a signal; torchrun's own is 30
+LINGER = 10.0  # seconds for torchrun after its workers: it looks up this machine's name, which without a network takes half a minute
 _BROKEN = re.compile(r"(?i)gloo|connection (closed|reset|refused)|broken pipe")  # gloo raises a RuntimeError like any other
 WAIT = timedelta(hours=24)  # for the main rank's downloads; a collective in the loop has torch's own, shorter limit
 
@@ -207,8 +208,8 @@ def launch(arguments: list[str], processes: int, restarts: int = 2) -> int:
             command += [] if together else ["--standalone"]
             # Behind "--", so that it does not take our --run for a short form of its --run-path.
             command += ["-m", "--", *arguments[1:]] if arguments[0] == "-m" else ["--", *arguments]
-            code, stopped = _wait(command, DEFAULTS | os.environ | {EXIT_CODES: folder})
-            codes = {int(path.read_text(encoding="utf-8")) for path in Path(folder).iterdir()}
+            code, stopped = _wait(command, DEFAULTS | os.environ | {EXIT_CODES: folder}, processes)
+            codes = set(_codes(folder))
         if stopped and code:
             codes.add(75)
         elif codes & {1, 7}:
@@ -236,11 +237,17 @@ def echoed(first: float | None) -> bool:
     return first is not None and time.monotonic() - first < float(os.environ.get("NANOCHAT_SIGNAL_ECHO", 0))
 
 
-def _wait(command: list[str], environment: dict[str, str]) -> tuple[int, bool]:
+def _codes(folder: str) -> list[int]:
+    """The exit codes that workers have left so far."""
+    texts = [path.read_text(encoding="utf-8") for path in Path(folder).iterdir()]
+    return [int(text) for text in texts if text]  # one may be about to be written
+
+
+def _wait(command: list[str], environment: dict[str, str], processes: int) -> tuple[int, bool]:
     """Run `command` to its end, passing SIGINT and SIGTERM on: its exit code, and whether such a signal came.
 
     It has a session of its own, so that Ctrl-C in the terminal reaches it once, through us, and not twice: the second
-    ends it at once.
+    ends it at once. Where all its `processes` workers have ended, one with an error, it has `LINGER` seconds to follow.
     """
     process = subprocess.Popen(command, env=environment, start_new_session=True)
     stopped: float | None = None
@@ -253,7 +260,15 @@ def _wait(command: list[str], environment: dict[str, str]) -> tuple[int, bool]:
 
     before = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        return process.wait(), stopped is not None
+        over = 0.0
+        while True:
+            try:
+                return process.wait(1.0), stopped is not None
+            except subprocess.TimeoutExpired:
+                codes = _codes(environment[EXIT_CODES])
+                over = (over or time.monotonic()) if len(codes) == processes and any(codes) else 0.0
+                if over and time.monotonic() - over > LINGER:
+                    process.kill()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

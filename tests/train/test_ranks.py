@@ -259,7 +259,7 @@ def test_one_code_from_many(attempts: list[tuple[int, list[int], bool]], code: i
     """torchrun's own code, the codes that workers left, and whether a signal came; the last attempt repeats itself."""
     count = [0]
 
-    def fake_wait(command: list[str], environment: dict[str, str]) -> tuple[int, bool]:
+    def fake_wait(command: list[str], environment: dict[str, str], processes: int) -> tuple[int, bool]:
         outcome, codes, stopped = attempts[min(count[0], len(attempts) - 1)]
         count[0] += 1
         with monkeypatch.context() as patch:
@@ -278,7 +278,7 @@ def test_one_code_from_many(attempts: list[tuple[int, list[int], bool]], code: i
 def test_machines_that_do_not_meet(monkeypatch: pytest.MonkeyPatch) -> None:
     """torchrun gives up, and no worker has begun; it is started again by whoever started the machines, not here."""
     tried: list[list[str]] = []
-    monkeypatch.setattr(ranks, "_wait", lambda command, environment: tried.append(command) or (1, False))
+    monkeypatch.setattr(ranks, "_wait", lambda command, *_: tried.append(command) or (1, False))
     monkeypatch.setenv("PET_NNODES", "2")
     with pytest.raises(HungError, match="2 machines") as caught:
         launch(["-c", "pass"], processes=1)
@@ -327,13 +327,25 @@ def impatient(tmp_path: Path) -> Iterator[Path]:
     thread.join()
 
 
-def test_a_signal_is_passed_on_once(impatient: Path) -> None:
+def test_a_signal_is_passed_on_once(impatient: Path, tmp_path: Path) -> None:
     """The workers are in a session of their own: the terminal's Ctrl-C does not also reach them directly."""
     before = signal.getsignal(signal.SIGINT)
-    code, stopped = ranks._wait([sys.executable, "-c", COUNTS_SIGNALS, str(impatient)], dict(os.environ))
+    (tmp_path / "codes").mkdir()
+    environment = os.environ | {ranks.EXIT_CODES: str(tmp_path / "codes")}
+    code, stopped = ranks._wait([sys.executable, "-c", COUNTS_SIGNALS, str(impatient)], environment, 1)
     assert (code, stopped) == (41, True)
     assert int(impatient.read_text()) != os.getsid(0)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize(("codes", "ends"), [(["7", "7"], True), (["7"], False), (["0", "0"], False)])
+def test_a_launcher_that_does_not_follow_its_workers(codes: list[str], ends: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torchrun, asking a network that is gone for this machine's name; with a worker left, or none failed, it may take its time."""
+    monkeypatch.setattr(ranks, "LINGER", 0.5)
+    for rank, code in enumerate(codes):
+        (tmp_path / f"rank_{rank}").write_text(code)
+    command = [sys.executable, "-c", "import time; time.sleep(4)"]
+    assert ranks._wait(command, os.environ | {ranks.EXIT_CODES: str(tmp_path)}, 2) == (-signal.SIGKILL if ends else 0, False)
 
 
 class Store:
