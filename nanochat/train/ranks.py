@@ -30,7 +30,7 @@ T = TypeVar("T")
 EXIT_CODES = "NANOCHAT_EXIT_CODES"  # folder in which each worker leaves its exit code, for the launcher to read
 FINAL_CODES = (2, 3, 4, 5, 6, 75)  # never restarted: the same command would end the same way, or was asked to end
 DEFAULTS = {"OMP_NUM_THREADS": "1", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "120"}  # seconds to save after a signal; torchrun's own is 30
-LINGER = 10.0  # seconds for torchrun after its workers: it looks up this machine's name, which without a network takes half a minute
+LINGER = 5.0  # seconds for torchrun after its workers: it looks up this machine's name, which without a network takes half a minute
 _BROKEN = re.compile(r"(?i)gloo|connection (closed|reset|refused)|broken pipe")  # gloo raises a RuntimeError like any other
 WAIT = timedelta(hours=24)  # for the main rank's downloads; a collective in the loop has torch's own, shorter limit
 
