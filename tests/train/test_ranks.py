@@ -69,8 +69,10 @@ def train(folder: Path, steps: int, here: Ranks, device_batch_size: int, source:
     schedule = Schedule(steps, warmup_steps=0, warmdown_ratio=0.0, final_lr_frac=1.0, weight_decay=0.0, momentum=(0.9, 0.9, 0.9))
     inputs = np.random.default_rng(99).integers(0, VOCAB, (3, 17))
 
-    def evaluate() -> float:
-        return bits_per_byte(model, model, inputs[:, :-1], inputs[:, 1:], np.ones(VOCAB, dtype=np.int64), 2, here)
+    def evaluate() -> dict[str, float]:
+        bits = bits_per_byte(model, model, inputs[:, :-1], inputs[:, 1:], np.ones(VOCAB, dtype=np.int64), 2, here)
+        assert bits is not None
+        return {"bpb": bits}
 
     stage = Stage("base", Rows(), schedule, device_batch_size, evaluate=evaluate, meta={"model": model.config.to_dict()})
     metrics = Metrics(folder / "metrics.jsonl", "base", 0) if here.main else None
