@@ -210,7 +210,7 @@ def _skipped(config: Config, stages: Sequence[str]) -> Iterator[str]:
     if config.compile == "off":
         yield "torch.compile: off for this run"
     if config.device == "cpu":
-        yield "bfloat16, CUDA kernels and mfu: there is no GPU in this run"
+        yield f"{'' if config.dtype == 'bfloat16' else 'bfloat16, '}CUDA kernels and mfu: there is no GPU in this run"
 
 
 def ensure_tokenizer(dataset: Dataset, vocab_size: int, architecture: str = "nanochat") -> Tokenizer:

@@ -39,12 +39,13 @@ class Package:
 
     def init(self, project: str, **options: Any) -> Any:
         self.inits.append(options)
-        if (curve := options.get("id", "")) in self.in_use:
-            raise RuntimeError(f"run ID {curve} is in use")
+        curve = {options["id"]} if "id" in options else set()  # trackio is given none
+        if curve & self.in_use:
+            raise RuntimeError(f"run ID {options['id']} is in use")
         if self.fail:
-            self.in_use.add(curve)
+            self.in_use |= curve
             self.fail(options)
-            self.in_use.discard(curve)
+            self.in_use -= curve
         return types.SimpleNamespace(
             log=self.log, finish=self.finish, url="the-address", dir="/somewhere/files", starting_step=self.starting
         )
