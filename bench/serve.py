@@ -10,7 +10,6 @@ import json
 import math
 import statistics
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peers.environment import environment
 
 from nanochat.chat.meters import Meters
 from nanochat.chat.scheduler import Answering, Delta, Scheduler, Served
@@ -80,23 +80,7 @@ for line in sys.stdin:
 
 def peer_python() -> Path:
     """The peer's interpreter, in an environment of its own with this one's torch."""
-    folder, uv = ROOT / ".venv" / "serve-peers", ROOT / ".venv" / "bin" / "uv"
-    if not (folder / "bin" / "python").exists():
-        subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, folder], check=True)
-        subprocess.run(
-            [
-                uv,
-                "pip",
-                "install",
-                "--quiet",
-                "--python",
-                folder / "bin" / "python",
-                f"torch=={torch.__version__.split('+')[0]}",
-                TRANSFORMERS,
-            ],
-            check=True,
-        )
-    return folder / "bin" / "python"
+    return environment(ROOT / ".venv" / "serve-peers", f"torch=={torch.__version__.split('+')[0]}", TRANSFORMERS)
 
 
 def served(shape: dict[str, Any], device: str, streams: int = 64) -> Served:

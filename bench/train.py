@@ -1,6 +1,6 @@
 """Training beside karpathy/nanochat: tokens a second, first step, peak memory, and bits per byte of the same held-out documents.
 
-    bench/train.py --text FOLDER --upstream CHECKOUT                  # speed, alternating
+    bench/train.py [--text FOLDER] [--upstream CHECKOUT]              # speed, alternating
     bench/train.py --text FOLDER --upstream CHECKOUT --quality 500000 # and quality after so many tokens, with some seeds
 
 FOLDER holds parquet shards with a column `text`; the last one is held out. Both sides run the very same command line,
@@ -9,6 +9,7 @@ empty at first. Held-out documents are scored for both by one protocol (bench/tr
 """
 
 import argparse
+import itertools
 import json
 import os
 import re
@@ -22,12 +23,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+from bpe.peers import source_texts
+from peers.environment import environment
+
 ROOT = Path(__file__).resolve().parent.parent
 PEER_PACKAGES = ("rustbpe==0.1.0", "tiktoken==0.14.0", "filelock", "psutil", "wandb", "kernels")
 SHARDS = "base_data_climbmix"  # where both sides look for shards
 HELD_OUT = "shard_06542.parquet"  # the name of the published validation shard
 PEAK = re.compile(r"^Peak memory usage: ([\d.]+)MiB", re.MULTILINE)  # of a GPU; 0 on a CPU
 STEP = re.compile(r"^step (\d+)/.*\| loss: ([\d.]+).*\| dt: ([\d.]+)ms \| tok/sec: ([\d,]+)", re.MULTILINE)
+SOURCE_FILES = 3000  # of Python, where no text is given
 SETTLED = 5  # steps before the speed counts
 
 
@@ -100,10 +107,7 @@ def score(side: Side, tag: str, text: Path, documents: int) -> float:
 
 def peer_python(folder: Path) -> Path:
     """An environment for upstream's other packages, with this one's torch."""
-    python, uv = folder / "bin" / "python", Path(sys.executable).parent / "uv"
-    if not python.exists():
-        subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, folder], check=True)
-    subprocess.run([uv, "pip", "install", "--quiet", "--python", python, *PEER_PACKAGES], check=True)
+    python = environment(folder, *PEER_PACKAGES)
     packages = next((folder / "lib").glob("python*/site-packages"))
     own = next(path for path in sys.path if path.endswith("site-packages"))
     (packages / "torch.pth").write_text(own + "\n")
@@ -122,10 +126,19 @@ def prepared(side: Side, text: Path) -> Side:
     return side
 
 
+def source_shards(folder: Path) -> Path:
+    """Python files of this environment as three shards, the last of which is held out."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = list(itertools.islice(source_texts(), SOURCE_FILES))
+    for number in range(3):
+        pq.write_table(pa.table({"text": files[number::3]}), folder / f"shard_{number:05d}.parquet")
+    return folder
+
+
 def main() -> None:
     """Parse, prepare, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--text", type=Path, required=True, help="folder of parquet shards")
+    parser.add_argument("--text", type=Path, help="folder of parquet shards; without it the Python files of this environment")
     parser.add_argument("--upstream", type=Path, help="a checkout of karpathy/nanochat")
     parser.add_argument("--work", type=Path, help="folder that keeps what was prepared; default: a temporary one")
     for name, value in (("depth", 4), ("head-dim", 64), ("max-seq-len", 256), ("vocab-size", 8192)):
@@ -144,6 +157,7 @@ def main() -> None:
 
 def measure(options: argparse.Namespace, work: Path) -> None:
     """Both parts, with lines as they come."""
+    options.text = options.text or source_shards(work / "text")
     text = options.text.resolve()
     sides = [prepared(Side("ours", ROOT, Path(sys.executable), work / "ours"), text)]
     if options.upstream:

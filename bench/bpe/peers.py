@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from peers.environment import environment
+
 from .worker import SEPARATOR
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -19,14 +21,8 @@ PEERS = ("gigatoken==0.10.0", "tiktoken==0.14.0", "rustbpe==0.1.0", "tokenizers=
 
 
 def peers_python() -> Path:
-    """The interpreter of the peers' own environment, made where it is missing (one of them is named rustbpe as well)."""
-    folder = ROOT / ".venv" / "bpe-peers"
-    python = folder / "bin" / "python"
-    uv = ROOT / ".venv" / "bin" / "uv"
-    if not python.exists():
-        subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, folder], check=True)
-    subprocess.run([uv, "pip", "install", "--quiet", "--python", python, *PEERS], check=True)
-    return python
+    """The interpreter of the peers' own environment (one of them is named rustbpe as well)."""
+    return environment(ROOT / ".venv" / "bpe-peers", *PEERS)
 
 
 def measure(who: str, peers: Path, **task: Any) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from nanochat.errors import DataError, UsageError
 # How often each set goes into one pass (karpathy/nanochat's mixture).
 MIXTURE = {"smol-smoltalk": 1, "mmlu": 3, "gsm8k": 4, "identity": 2}
 LETTERS = "ABCDEFGHIJ"
+ORDER_SEED = 42  # of `Rows.sample`; karpathy/nanochat's
 
 Converted = TypeVar("Converted")
 
@@ -91,6 +92,11 @@ class Rows(Sequence[Conversation]):
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
+
+    def sample(self, convert: Callable[[dict[str, Any]], Converted], most: int = -1) -> list[Converted]:
+        """At most `most` rows (-1: all), converted, in an order of their own, so that the first N are a fair sample of them."""
+        order = np.random.default_rng(ORDER_SEED).permutation(len(self))
+        return [self.read(int(index), convert) for index in (order[:most] if most >= 0 else order)]
 
     @overload
     def __getitem__(self, index: int) -> Conversation: ...

@@ -8,15 +8,12 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-import numpy as np
-
 from nanochat.data.conversations import Rows, final_number, grade_school
 from nanochat.data.sets import ensure_task
 from nanochat.data.skills import SCORED, Arithmetic
 
 GSM8K = ("gsm8k", "gsm8k-test")  # the sets that are learned from and measured by
 ARITHMETIC = 4000  # questions of the embedded arithmetic that are learned from
-ORDER_SEED = 42  # of the questions that are measured by, so that the first N are a fair sample
 
 
 @dataclass(frozen=True)
@@ -39,8 +36,7 @@ def grade_school_problems(held_out: int) -> tuple[list[Problem], list[Problem]]:
         return Problem(grade_school(row)[0]["content"], final_number(row["answer"]) or "", final_number)
 
     train, test = (Rows(ensure_task(name)) for name in GSM8K)
-    chosen = np.random.default_rng(ORDER_SEED).permutation(len(test))[:held_out]
-    return [train.read(index, problem) for index in range(len(train))], [test.read(int(index), problem) for index in chosen]
+    return [train.read(index, problem) for index in range(len(train))], test.sample(problem, held_out)
 
 
 def arithmetic_problems(held_out: int) -> tuple[list[Problem], list[Problem]]:

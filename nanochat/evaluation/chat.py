@@ -10,15 +10,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from nanochat.data.conversations import LETTERS, Rows, choices_prompt, final_number, grade_school, multiple_choice
 from nanochat.data.sets import task_files
 from nanochat.data.shards import sha256
 from nanochat.evaluation.scorer import Scorer
 from nanochat.generate.engine import prompt_ids
 
-ORDER_SEED = 42  # of the rows, so that the first N are a fair sample; karpathy/nanochat's
 ANSWER_TOKENS = 512
 
 
@@ -85,9 +82,6 @@ def read_chat_task(name: str, most: int = -1) -> ChatTask:
     """A task of CHAT_TASKS whose files are there, at most its first `most` questions (-1: all). Raises DataError."""
     source, chance, convert = CHAT_TASKS[name]
     files = task_files(source)
-    rows = Rows(files)
-    order = np.random.default_rng(ORDER_SEED).permutation(len(rows))
-    chosen = order[:most] if most >= 0 else order
-    questions = [rows.read(int(index), convert) for index in chosen]
+    questions = Rows(files).sample(convert, most)
     digest = json.dumps([len(questions), *(sha256(path) for path in files)])
     return ChatTask(name, chance, questions, digest)

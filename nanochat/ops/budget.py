@@ -13,7 +13,7 @@ from nanochat.errors import PreflightError
 from nanochat.model import scaling
 from nanochat.ops.calibrate import Measured
 from nanochat.ops.hardware import Hardware
-from nanochat.ops.plan import Plan, Resolved, apply_rules, make_plan, measured_steps, plan_here
+from nanochat.ops.plan import Plan, Resolved, apply_rules, make_plan, measured_steps, memory_shape, plan_here
 
 # Tokens for each scaling parameter that operations are best spent on: 10.5 by published runs of some 1e18, and 4.3 by runs of 1.5e13
 # on a CPU (docs/EXPERIMENTS.md); a power between the two.
@@ -104,9 +104,5 @@ def _at(config: Config, depth: int, seconds: float, hardware: Hardware, text_byt
 
 def _fits(config: Config, hardware: Hardware, text_bytes: int | None) -> bool:
     resolved = apply_rules(config.replace(num_iterations=LEAST_STEPS), text_bytes=text_bytes, hardware=hardware).config
-    bf16, compiled = resolved.dtype == "bfloat16", resolved.compile == "on"
-    gpt = scaling.gpt_config(resolved)
-    needed = scaling.memory_bytes(
-        gpt, config.device_batch_size, processes=config.nproc_per_node, bf16=bf16, compiled=compiled, device=resolved.device
-    )
+    needed = scaling.memory_bytes(scaling.gpt_config(resolved), config.device_batch_size, **memory_shape(resolved))
     return needed["total"] <= hardware.usable

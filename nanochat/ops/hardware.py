@@ -72,9 +72,10 @@ def this_machine(device: str = "auto") -> Hardware:
                 source=known.source if known else "estimate by the number of its multiprocessors",
             )
     memory = _free_memory()
-    model = next((line.partition(":")[2].strip() for line in _read("/proc/cpuinfo").splitlines() if line.startswith("model name")), "CPU")
+    processors = _read("/proc/cpuinfo").splitlines()
+    model = next((line.partition(":")[2].strip() for line in processors if line.startswith("model name")), "CPU")
     name = f"{model}, {physical_cores()} cores"
-    bf16 = any(re.search(r"^(flags|Features)\b.*\b(avx512_bf16|amx_bf16|bf16)\b", line) for line in _read("/proc/cpuinfo").splitlines())
+    bf16 = any(re.search(r"^(flags|Features)\b.*\b(avx512_bf16|amx_bf16|bf16)\b", line) for line in processors)
     return Hardware(name, cuda=False, memory=memory, usable=int(0.8 * memory), flops=CPU_FLOPS, bf16=bf16, source="measured here")
 
 

@@ -9,9 +9,9 @@ import torch
 from nanochat.data import sets
 from nanochat.data.conversations import multiple_choice
 from nanochat.evaluation.asking import ask
-from nanochat.evaluation.chat import CHAT_TASKS, final_number, prompt_ids, read_chat_task
+from nanochat.evaluation.chat import CHAT_TASKS, final_number, read_chat_task
 from nanochat.evaluation.scorer import Scorer
-from nanochat.generate.engine import Engine
+from nanochat.generate.engine import Engine, prompt_ids
 from nanochat.train.ranks import single
 from tests.evaluation.bundle import model, tokenizer, write_chat_sets
 

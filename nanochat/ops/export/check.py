@@ -9,7 +9,7 @@ from torch import Tensor
 from nanochat.console import log
 from nanochat.data.corpus import heldout
 from nanochat.errors import NanochatError
-from nanochat.evaluation.chat import prompt_ids
+from nanochat.generate.engine import prompt_ids
 from nanochat.model.attention import KVCache
 from nanochat.model.decode import Decoder
 from nanochat.model.gpt import GPT
