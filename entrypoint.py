@@ -6,6 +6,7 @@ Nothing heavy is imported before a command needs it: `--help` answers without to
 import contextlib
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -427,7 +428,12 @@ def torchrun() -> None:
 
 def main() -> None:
     """The console script."""
-    guarded(_dispatch)
+    try:
+        guarded(_dispatch)
+    finally:
+        if "RANK" not in os.environ:
+            # What came of it is known; torch takes its time to go, and a request to end that comes late must not change it.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import os
 import random
 import re
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -323,6 +324,20 @@ def test_an_unexpected_error_is_shown_within_bounds(capsys: pytest.CaptureFixtur
     error, hint = capsys.readouterr().err.splitlines()
     assert ended.value.code == 1 and error.startswith("error: RuntimeError: no compiler x = y + z") and len(error) < 2200
     assert error.endswith("more characters)") and "NANOCHAT_DEBUG=1 shows all of it" in hint
+
+
+LATE = """
+import atexit, os, signal
+import entrypoint
+
+entrypoint._dispatch = lambda: 3
+atexit.register(os.kill, os.getpid(), signal.SIGTERM)
+entrypoint.main()
+"""
+
+
+def test_a_request_to_end_that_comes_late_does_not_change_the_code() -> None:
+    assert subprocess.run([sys.executable, "-c", LATE], cwd=ROOT, timeout=60, check=False).returncode == 3
 
 
 def test_the_console_script_is_the_entrypoint() -> None:

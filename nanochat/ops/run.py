@@ -56,16 +56,15 @@ def train(config: Config, stages: Sequence[str] = (BASE, SFT), relaunch: Sequenc
         paths.require_writable(paths.base_dir())
         paths.sweep()
         if ranks.nodes() > 1:  # what is missing is prepared once for all nodes, by the main rank
-            stop.release()
             return ranks.launch(list(relaunch), config.nproc_per_node)
         prepared = prepare(config, stages, began)
         if isinstance(prepared, str):
             log(prepared)
         elif config.nproc_per_node > 1:
-            stop.release()
             code = ranks.launch(list(relaunch), config.nproc_per_node)
             if code:
                 return code
+            stop.trained = True
         else:
             device.set_up(prepared.config)
             with ranks.join(prepared.config.device) as here, _alive(prepared.config, here):

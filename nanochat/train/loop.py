@@ -118,11 +118,6 @@ class StopSignal:
         except RuntimeError:  # the signal came in the midst of another print, and stderr's buffer cannot be entered twice
             os.write(2, f"{line}\n".encode())
 
-    def release(self) -> None:
-        """Give the signals back to whoever waits for workers: they handle their own."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-
     @contextlib.contextmanager
     def installed(self) -> Iterator["StopSignal"]:
         """Handle the signals inside the block; only the main thread can."""

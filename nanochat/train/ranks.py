@@ -249,17 +249,20 @@ def _wait(command: list[str], environment: dict[str, str], processes: int) -> tu
     It has a session of its own, so that Ctrl-C in the terminal reaches it once, through us, and not twice: the second
     ends it at once. Where all its `processes` workers have ended, one with an error, it has `LINGER` seconds to follow.
     """
-    process = subprocess.Popen(command, env=environment, start_new_session=True)
+    process: subprocess.Popen[bytes] | None = None
     stopped: float | None = None
 
     def forward(number: int, _frame: Any) -> None:
         nonlocal stopped
-        if not echoed(stopped):
+        if process is not None and not echoed(stopped):
             process.send_signal(number)
         stopped = stopped or time.monotonic()
 
     before = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
+        process = subprocess.Popen(command, env=environment, start_new_session=True)
+        if stopped is not None:  # it came before there was anybody to pass it on to
+            process.terminate()
         over = 0.0
         while True:
             try:

@@ -340,6 +340,19 @@ def test_a_signal_is_passed_on_once(impatient: Path, tmp_path: Path) -> None:
     assert signal.getsignal(signal.SIGINT) is before
 
 
+def test_a_signal_as_the_launcher_starts_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes before there is anybody to pass it on to, and the process that follows does not outlive it."""
+    start = subprocess.Popen
+
+    def interrupted(*arguments: Any, **options: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return start(*arguments, **options)
+
+    monkeypatch.setattr(ranks.subprocess, "Popen", interrupted)
+    command = [sys.executable, "-c", "import time; time.sleep(60)"]
+    assert ranks._wait(command, os.environ | {ranks.EXIT_CODES: str(tmp_path)}, 1) == (-signal.SIGTERM, True)
+
+
 @pytest.mark.parametrize(("codes", "ends"), [(["7", "7"], True), (["7"], False), (["0", "0"], False)])
 def test_a_launcher_that_does_not_follow_its_workers(codes: list[str], ends: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As torchrun, asking a network that is gone for this machine's name; with a worker left, or none failed, it may take its time."""
