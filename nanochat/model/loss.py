@@ -15,6 +15,7 @@ from nanochat.model.gpt import GPT
 from nanochat.model.scaling import LOSS_CHUNK, LOSS_ROWS
 
 IGNORE = -1
+Chunk = Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
 
 
 def _chunk_rows(vocab: int, device: torch.device) -> int:
@@ -22,15 +23,14 @@ def _chunk_rows(vocab: int, device: torch.device) -> int:
 
 
 def _chunk(raw: Tensor, targets: Tensor, counts: Tensor, cap: float) -> tuple[Tensor, Tensor]:
-    """Raw logits (n, V), which are overwritten, targets and counts (n,) -> sum of nats, its gradient in the logits (n, V), float32."""
+    """Raw logits (n, V) in float32, overwritten, targets and counts (n,) -> sum of nats, its gradient in the logits (n, V), float32."""
     index, counts = targets.clamp(min=0)[:, None], counts[:, None].float()
     if cap:
-        capped = raw.float().div_(cap).tanh_()
+        capped = raw.mul_(2 / cap).exp_().add_(1).reciprocal_().mul_(-2).add_(1)  # tanh, by an exponential: half of its time
         weights = torch.mul(capped, cap).exp_()  # nothing overflows between +-cap, so that no maximum need be looked for
         wanted = cap * capped.gather(1, index)
     else:
-        capped = raw.float()
-        capped = capped.sub_(capped.amax(dim=-1, keepdim=True))
+        capped = raw.sub_(raw.amax(dim=-1, keepdim=True))
         weights, wanted = capped.exp(), capped.gather(1, index)
     sums = weights.sum(dim=-1, keepdim=True)
     nats = ((sums.log() - wanted) * counts).sum()
@@ -39,7 +39,7 @@ def _chunk(raw: Tensor, targets: Tensor, counts: Tensor, cap: float) -> tuple[Te
 
 
 @functools.cache
-def _compiled_chunk() -> Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]:
+def _compiled_chunk() -> Chunk:
     return torch.compile(_chunk, dynamic=False)
 
 
@@ -47,18 +47,18 @@ class _SoftcappedCrossEntropy(torch.autograd.Function):
     """Sum of nats; the gradient is made chunk by chunk in the forward pass, while the chunk's logits are there."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, counts: Tensor, cap: float, compiled: bool) -> Tensor:
-        """hidden (N, D), weight (V, D), targets (N,), counts (N,) of each target in the sum -> scalar, float32."""
-        chunk = _compiled_chunk() if compiled else _chunk
-        cast = weight.to(hidden.dtype)
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, counts: Tensor, vocab: int, cap: float, chunk: Chunk) -> Tensor:
+        """hidden (N, D), weight (at least `vocab`, D), targets (N,), counts (N,) of each target in the sum -> scalar, float32."""
+        cast = weight[:vocab].to(hidden.dtype)
         total = hidden.new_zeros((), dtype=torch.float32)
         grad_hidden = torch.empty_like(hidden)
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32)
-        rows = _chunk_rows(len(weight), hidden.device)
+        all_rows = torch.zeros_like(weight, dtype=torch.float32)
+        grad_weight = all_rows[:vocab]
+        rows = _chunk_rows(vocab, hidden.device)
         for start in range(0, len(hidden), rows):
             chosen = slice(start, start + rows)
             part = hidden[chosen]
-            nats, grad = chunk(part @ cast.T, targets[chosen], counts[chosen], cap)
+            nats, grad = chunk((part @ cast.T).float(), targets[chosen], counts[chosen], cap)
             total += nats
             grad = grad.to(hidden.dtype)
             torch.mm(grad, cast, out=grad_hidden[chosen])
@@ -66,14 +66,14 @@ class _SoftcappedCrossEntropy(torch.autograd.Function):
                 grad_weight.addmm_(grad.T, part)
             else:
                 grad_weight += grad.T @ part
-        ctx.save_for_backward(grad_hidden, grad_weight)
+        ctx.save_for_backward(grad_hidden, all_rows)
         return total
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """Scale the stored gradients: both are linear in the incoming one."""
+        """Scale the stored gradients, in place: both are linear in the incoming one."""
         grad_hidden, grad_weight = ctx.saved_tensors
-        return grad_hidden * grads[0].to(grad_hidden.dtype), grad_weight * grads[0], None, None, None, None
+        return grad_hidden.mul_(grads[0].to(grad_hidden.dtype)), grad_weight.mul_(grads[0]), None, None, None, None, None
 
 
 def cross_entropy_sum(model: GPT, hidden: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -82,11 +82,12 @@ def cross_entropy_sum(model: GPT, hidden: Tensor, targets: Tensor, weights: Tens
     `weights` (B,) say how much each row's targets count, which may be less than nothing; without them each counts once.
     The padded rows of the head are left out of the softmax, so the first loss of a new model is ln V exactly.
     """
-    head, counts = model.head.weight[: model.config.vocab_size], targets != IGNORE
+    counts = targets != IGNORE
     if weights is not None:
         counts = counts * weights[:, None]
-    flat = (hidden.flatten(0, 1), head, targets.flatten(), counts.flatten())
-    return _SoftcappedCrossEntropy.apply(*flat, model.config.softcap, model.compiled)
+    flat = (hidden.flatten(0, 1), model.head.weight, targets.flatten(), counts.flatten())
+    chunk = _compiled_chunk() if model.compiled else _chunk
+    return _SoftcappedCrossEntropy.apply(*flat, model.config.vocab_size, model.config.softcap, chunk)
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.optim.adamw import adamw
 
 from nanochat.model.gpt import GPT
 from nanochat.model.scaling import batch_lr_scale, width_lr_scale
@@ -117,26 +118,6 @@ def muon_update(
     weights -= lr * max(1.0, weights.size(-2) / weights.size(-1)) ** 0.5 * update
 
 
-def adamw_update(
-    weight: Tensor,
-    grad: Tensor,
-    mean: Tensor,
-    square: Tensor,
-    *,
-    step: int,
-    lr: float,
-    betas: tuple[float, float],
-    weight_decay: float,
-    eps: float = ADAM_EPS,
-) -> None:
-    """One AdamW step (Loshchilov & Hutter, 2019) on one tensor, in place; `step` counts from 1."""
-    weight.mul_(1 - lr * weight_decay)
-    mean.lerp_(grad, 1 - betas[0])
-    square.lerp_(grad.square(), 1 - betas[1])
-    scale = (square / (1 - betas[1] ** step)).sqrt_().add_(eps)
-    weight.addcdiv_(mean, scale, value=-lr / (1 - betas[0] ** step))
-
-
 class _MatrixGroup:
     """Matrices of one shape under Muon; this rank owns `names[first:first + len(momentum)]`."""
 
@@ -194,8 +175,22 @@ class _TensorGroup:
         elif self.ranks.world_size > 1:
             grad = self.ranks.all_reduce_mean(grad)
         own = self.weight[self.own]
-        lr, betas, decay = self.lr * factor, self.betas, self.weight_decay
-        adamw_update(own, grad, self.mean, self.square, step=step, lr=lr, betas=betas, weight_decay=decay, eps=self.eps)
+        adamw(  # Loshchilov & Hutter, 2019; fused: one pass over weight, gradient and state
+            [own],
+            [grad],
+            [self.mean],
+            [self.square],
+            [],
+            [own.new_tensor(step - 1.0)],
+            fused=True,
+            amsgrad=False,
+            beta1=self.betas[0],
+            beta2=self.betas[1],
+            lr=self.lr * factor,
+            weight_decay=self.weight_decay,
+            eps=self.eps,
+            maximize=False,
+        )
         if self.sliced:
             self.weight.copy_(self.ranks.all_gather(own.contiguous()))
 
