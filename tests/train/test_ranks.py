@@ -287,6 +287,24 @@ def test_machines_that_do_not_meet(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "PET_MASTER_ADDR" in caught.value.hint and len(tried) == 1 and "--standalone" not in tried[0]
 
 
+def test_two_machines_of_ones_own(base: Path, tmp_path: Path) -> None:
+    """`torchrun --nnodes 2 ... -m scripts.base_train` on each: the losses are those of one process."""
+    options = [flag for flag in tiny.flags(tiny.sentences(tmp_path / "text.txt"))[1:] if not flag.startswith("--run=")]
+    alone = tiny.call(base, "-m", "scripts.base_train", *options, "--run=one")
+    assert alone.returncode == 0, alone.stderr
+    place = ["--nnodes=2", "--nproc_per_node=1", "--master_addr=127.0.0.1", f"--master_port={free_port()}"]
+    machines = [
+        tiny.start(
+            base, "-m", "torch.distributed.run", f"--node_rank={rank}", *place, "-m", "--", "scripts.base_train", *options, "--run=two"
+        )
+        for rank in (0, 1)
+    ]
+    told = [machine.communicate(timeout=120) for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], told
+    one, two = tiny.losses(base, "one"), tiny.losses(base, "two")
+    assert len(one) == 6 and two == [(stage, step, pytest.approx(loss, rel=1e-5)) for stage, step, loss in one]
+
+
 def test_a_code_is_left_only_for_our_launcher(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv(ranks.EXIT_CODES, raising=False)
     monkeypatch.setenv("RANK", "0")
