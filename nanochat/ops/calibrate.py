@@ -58,7 +58,7 @@ def calibrated(config: Config, machine: str, fresh: bool = False) -> Measured | 
     if key in known and not fresh:
         with contextlib.suppress(TypeError):
             return Measured(**known[key])
-    log("measuring a few steps on this machine")
+    log(f"measuring a few steps of depth {config.depth} on this machine")
     found = measure(config)
     if found:
         with contextlib.suppress(OSError):  # a plan needs no disk
