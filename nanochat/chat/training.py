@@ -9,6 +9,7 @@ from nanochat.train.metrics import SAMPLES
 
 CURVE_POINTS = 300
 SAMPLES_SHOWN = 6
+KEPT = ("stage", "step", "loss", "reward", "bpb", "tokens_per_second", "step_seconds")  # of a line of metrics
 RATE_STEPS = 20  # the last steps that the rate and the time left are taken from
 
 
@@ -43,20 +44,23 @@ class TrainingView:
         if seconds and beat["alive"]:
             later = int(beat["steps"].get("sft", 0)) if stage == "base" else 0
             left = round((steps - last["step"] + later) * sorted(seconds)[len(seconds) // 2])
-        every = -(-len(self._lines) // CURVE_POINTS) or 1
-        curve = [{key: line[key] for key in ("stage", "step", "loss")} for line in self._lines[(len(self._lines) - 1) % every :: every]]
+        measure = "reward" if stage == "rl" else "loss"  # its loss only says which way it goes
+        lines = [line for line in self._lines if (line["stage"] == "rl") == (stage == "rl")]
+        every = -(-len(lines) // CURVE_POINTS) or 1
+        chosen = lines[(len(lines) - 1) % every :: every]
         return {
             "run": folder.name,
             "stage": stage,
             "step": last.get("step", 0),
             "steps": steps,
-            "loss": last.get("loss"),
+            "measure": measure,
+            "value": last.get(measure),
             "bpb": next((line["bpb"] for line in reversed(self._lines) if line.get("bpb") is not None), None),
             "tokens_per_second": sorted(rates)[len(rates) // 2] if rates else None,
             "seconds_left": left,
             "alive": beat["alive"],
             "trial": beat["trial"],
-            "curve": curve,
+            "curve": [{"stage": line["stage"], "step": line["step"], "value": line[measure]} for line in chosen],
             "samples": _tail(folder / SAMPLES),
         }
 
@@ -80,7 +84,7 @@ class TrainingView:
                 continue
             if self._lines and (self._lines[-1]["stage"], self._lines[-1]["step"]) == (line["stage"], line["step"]):
                 self._lines.pop()
-            self._lines.append({key: line.get(key) for key in ("stage", "step", "loss", "bpb", "tokens_per_second", "step_seconds")})
+            self._lines.append({key: line.get(key) for key in KEPT})
         last = whole[:-1].rfind(b"\n") + 1
         self._read += last
 

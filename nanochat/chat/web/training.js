@@ -40,7 +40,7 @@ export const percent = ({ step, steps }) => Math.min(100, Math.floor((100 * step
 function view({ model, training, hint }, on) {
   const ready = Boolean(model);
   if (!training) return [["nothing", [ready, hint], () => nothing(ready, hint, on)]];
-  const { run, stage: at, step, steps, curve, samples, alive, trial } = training;
+  const { run, stage: at, step, steps, measure, curve, samples, alive, trial } = training;
   const label = t("step_of", number(step), number(steps));
   const parts = [
     ["title", [run, at, trial], () => title(run, at, trial)],
@@ -50,7 +50,7 @@ function view({ model, training, hint }, on) {
   ];
   // As wide as its place (the view itself may be hidden yet), so that its letters stay as large on a phone.
   const width = Math.max(240, Math.min(WIDEST, byId("training").parentElement.clientWidth - 72));
-  const figure = () => el("figure", {}, el("figcaption", {}, t("loss_curve")), plot(curve, width));
+  const figure = () => el("figure", {}, el("figcaption", {}, t(`${measure}_curve`)), plot(curve, measure, width));
   if (curve.length > 1) parts.push(["curve", [curve, width], figure]);
   return [...parts, ["samples", samples, () => said(samples)]];
 }
@@ -81,10 +81,10 @@ function command(hint, on) {
   return [el("div", { class: "code" }, el("pre", { tabindex: 0 }, el("code", {}, hint)), copy)];
 }
 
-function stats({ step, steps, loss, bpb, tokens_per_second: speed, seconds_left: left, alive }) {
+function stats({ step, steps, measure, value, bpb, tokens_per_second: speed, seconds_left: left, alive }) {
   const rows = [
     [t("step"), number(step), el("small", {}, t("of", number(steps)))],
-    [t("loss"), known(loss) ? number(loss, 3) : "–"],
+    [t(measure), known(value) ? number(value, 3) : "–"],
     ...(known(bpb) ? [[t("bpb"), number(bpb, 3)]] : []),
     [t("speed"), known(speed) ? number(speed) : "–"],
     ...(alive ? [[t("left"), known(left) ? duration(left) : "–"]] : []),
@@ -101,23 +101,23 @@ function sample({ stage: at, step, prompt, text }) {
   return el("blockquote", { class: "sample" }, el("div", { class: "text" }, asked, text), el("footer", {}, where));
 }
 
-// The loss of every stage in one curve: each stage begins where the one before it ended.
-function plot(curve, width) {
+// The loss of every stage in one curve, or the reward: each stage begins where the one before it ended.
+function plot(curve, measure, width) {
   const stages = [...new Set(curve.map((point) => point.stage))];
   let begin = 0;
   const lines = stages.map((name) => {
-    const own = curve.filter((point) => point.stage === name && known(point.loss));
-    const line = { name, begin, points: own.map(({ step, loss }) => [begin + step, loss]) };
+    const own = curve.filter((point) => point.stage === name && known(point.value));
+    const line = { name, begin, points: own.map(({ step, value }) => [begin + step, value]) };
     begin += own.at(-1)?.step ?? 0;
     return line;
   });
   const points = lines.flatMap((line) => line.points);
   if (points.length < 2) return "";
-  const [low, high, tick] = ticks(Math.min(...points.map(([, loss]) => loss)), Math.max(...points.map(([, loss]) => loss)));
+  const [low, high, tick] = ticks(Math.min(...points.map(([, value]) => value)), Math.max(...points.map(([, value]) => value)));
   const x = (step) => LEFT + ((width - LEFT - 8) * step) / Math.max(begin, 1);
-  const y = (loss) => TOP + ((HEIGHT - TOP - BOTTOM) * (high - loss)) / (high - low);
+  const y = (value) => TOP + ((HEIGHT - TOP - BOTTOM) * (high - value)) / (high - low);
   const digits = tick < 0.1 ? 2 : tick < 1 ? 1 : 0;
-  const label = t("loss_curve_label", number(points[0][1], 2), number(points.at(-1)[1], 2), number(begin));
+  const label = t(`${measure}_curve_label`, number(points[0][1], 2), number(points.at(-1)[1], 2), number(begin));
   const chart = svg("svg", { viewBox: `0 0 ${width} ${HEIGHT}`, class: "plot", role: "img", "aria-label": label });
   for (let value = low; value <= high + tick / 2; value += tick) {
     chart.append(svg("line", { x1: LEFT, x2: width - 8, y1: y(value), y2: y(value), class: "grid" }));
@@ -126,12 +126,12 @@ function plot(curve, width) {
   for (const { name, begin: from, points: own } of lines) {
     if (!own.length) continue;
     if (from) chart.append(svg("line", { x1: x(from), x2: x(from), y1: TOP, y2: HEIGHT - BOTTOM, class: "border" }));
-    const path = own.map(([step, loss]) => `${x(step).toFixed(1)},${y(loss).toFixed(1)}`).join(" ");
+    const path = own.map(([step, value]) => `${x(step).toFixed(1)},${y(value).toFixed(1)}`).join(" ");
     chart.append(svg("polyline", { points: path, class: `curve ${name}` }));
     chart.append(svg("text", { x: Math.min(x(from) + 4, width - 70), y: HEIGHT - 8, class: "x" }, stage(name)));
   }
-  const [lastStep, lastLoss] = points.at(-1);
-  chart.append(svg("circle", { cx: x(lastStep), cy: y(lastLoss), r: 4, class: "now" }));
+  const [lastStep, lastValue] = points.at(-1);
+  chart.append(svg("circle", { cx: x(lastStep), cy: y(lastValue), r: 4, class: "now" }));
   return chart;
 }
 
