@@ -29,6 +29,9 @@ MODEL: dict[str, Any] = {
     "threads": 1,
     "deterministic": True,
 }
+# A hundredth of the cpu profile's rates. Another number of processes or device batch adds in another order, and Muon and Adam amplify that
+# rounding up to a thousandfold in a step: at full rates float32 says nothing (tests/train/test_ranks.py compares them in float64).
+GENTLE = {"matrix_lr": 0.004, "embedding_lr": 0.02, "value_embedding_lr": 0.007, "unembedding_lr": 0.0008, "scalar_lr": 0.01}
 
 
 def sentences(path: Path, size: int = 200_000, seed: int = 1) -> Path:

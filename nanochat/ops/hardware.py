@@ -116,6 +116,9 @@ def profile_here() -> str:
     return "rtx4090" if here.memory >= 20 * GIB else "rtx4050"
 
 
+BUSY = 0.4  # of one processor, that others may take of a quiet machine
+
+
 @functools.cache
 def physical_cores() -> int:
     """Cores that this process may use, hyperthreads counted once, a container's limit respected."""
@@ -129,6 +132,25 @@ def physical_cores() -> int:
     limit, _, period = _read("/sys/fs/cgroup/cpu.max").partition(" ")
     quota = math.ceil(int(limit) / int(period)) if limit.isdigit() and period.strip().isdigit() else allowed
     return max(min(allowed, len(cores) or allowed, quota), 1)
+
+
+def quiet(seconds: float = 0.1) -> bool:
+    """Whether, for so long, as many processors had nothing to do as this process has cores; False where that cannot be seen."""
+    try:
+        before = _processor_ticks()
+        time.sleep(seconds)
+        idle, total = (after - first for after, first in zip(_processor_ticks(), before, strict=True))
+        return (os.cpu_count() or 1) * idle / total > physical_cores() - BUSY
+    except (ValueError, ZeroDivisionError):
+        return False
+
+
+def _processor_ticks() -> tuple[int, int]:
+    """Idle ticks and all ticks of all processors together since the start. Raises ValueError where there are none."""
+    ticks = [int(number) for number in _read("/proc/stat").partition("\n")[0].split()[1:9]]
+    if len(ticks) < 5:
+        raise ValueError("no /proc/stat")
+    return ticks[3] + ticks[4], sum(ticks)
 
 
 def _free_memory() -> int:

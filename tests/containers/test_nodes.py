@@ -1,8 +1,7 @@
 """Several containers train as one job, by the environment that the manifests of `submit k8s --nodes N` give them.
 
-The learning rates are a hundredth of the profile's: another number of processes adds in another order, and a training amplifies that
-rounding. In 80 steps two nodes came to within 1.5e-7 of one process so, to 1e-5 at a tenth of the rates, and three to 1.2e-4 there;
-tests/train/test_ranks.py shows, in float64, that there is no other difference.
+With `tiny.GENTLE` rates: in 80 steps two nodes came to within 1.5e-7 of one process so, to 1e-5 at a tenth of the profile's rates, and
+three to 1.2e-4 there.
 """
 
 import functools
@@ -15,6 +14,7 @@ from typing import Any
 import pytest
 
 from nanochat.ops.workload import FINAL_CODES, USER, workload
+from tests import tiny
 from tests.containers.cluster import Network, Training, dry_run, log_of, of_kind, options
 from tests.containers.engine import IMAGE, call, docker, losses
 
@@ -22,10 +22,9 @@ KILLED = 137  # the exit code of a container that `docker kill` ended
 
 pytestmark = [pytest.mark.container, pytest.mark.usefixtures("image")]
 STEPS, SAVE = 160, 10
-GENTLE = {"matrix_lr": 0.004, "embedding_lr": 0.02, "value_embedding_lr": 0.007, "unembedding_lr": 0.0008, "scalar_lr": 0.01}
 SMALL = {"depth": 2, "aspect_ratio": 16, "head_dim": 16, "max_seq_len": 64, "device_batch_size": 1, "total_batch_size": 6 * 64}
 REST = {"num_iterations": STEPS, "save_every": SAVE, "sft_iterations": 0, "eval_every": -1, "eval_tokens": 512}
-FLAGS = {**SMALL, **GENTLE, **REST, "deterministic": True, "threads": 1, "run": "job"}
+FLAGS = {**SMALL, **tiny.GENTLE, **REST, "deterministic": True, "threads": 1, "run": "job"}
 
 
 def arguments(nodes: int, **changes: object) -> list[str]:

@@ -67,7 +67,7 @@ class Faulty:
 
     def call(self, fault: str, timeout: float = 240, environment: dict[str, str] | None = None, **options: Any) -> Any:
         """Run it to its end."""
-        defaults = {"num_iterations": STEPS, "device": "cpu", "save_every": 1, "eval_every": 4}
+        defaults = tiny.GENTLE | {"num_iterations": STEPS, "device": "cpu", "save_every": 1, "eval_every": 4}
         script = self.folder / "run.py"
         marker = self.folder / "marker"
         script.write_text(SCRIPT.format(marker=str(marker), fault=fault, text=str(self.text), options=defaults | options))
@@ -247,7 +247,7 @@ def test_world_sizes_and_device_batches_agree(base: Path, tmp_path: Path) -> Non
     found = {}
     for processes, rows in ((1, 8), (1, 1), (2, 4), (2, 1), (4, 2), (4, 1)):
         run = f"p{processes}-b{rows}"
-        options = {"num_iterations": 50, "nproc_per_node": processes, "device_batch_size": rows}
+        options = tiny.GENTLE | {"num_iterations": 50, "nproc_per_node": processes, "device_batch_size": rows}
         done = tiny.call(base, "entrypoint.py", *tiny.flags(text, run=run, **options), timeout=300)
         assert done.returncode == 0, done.stderr
         found[run] = [loss for _, _, loss in tiny.losses(base, run)]

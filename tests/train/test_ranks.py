@@ -289,7 +289,8 @@ def test_machines_that_do_not_meet(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_two_machines_of_ones_own(base: Path, tmp_path: Path) -> None:
     """`torchrun --nnodes 2 ... -m scripts.base_train` on each: the losses are those of one process."""
-    options = [flag for flag in tiny.flags(tiny.sentences(tmp_path / "text.txt"))[1:] if not flag.startswith("--run=")]
+    flags = tiny.flags(tiny.sentences(tmp_path / "text.txt"), **tiny.GENTLE)
+    options = [flag for flag in flags[1:] if not flag.startswith("--run=")]
     alone = tiny.call(base, "-m", "scripts.base_train", *options, "--run=one")
     assert alone.returncode == 0, alone.stderr
     place = ["--nnodes=2", "--nproc_per_node=1", "--master_addr=127.0.0.1", f"--master_port={free_port()}"]
