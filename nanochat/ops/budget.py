@@ -15,9 +15,9 @@ from nanochat.ops.calibrate import Measured
 from nanochat.ops.hardware import Hardware
 from nanochat.ops.plan import Plan, Resolved, apply_rules, make_plan, measured_steps, memory_shape, plan_here
 
-# Tokens for each scaling parameter that operations are best spent on: 10.5 by published runs of some 1e18, and 4.0 to 4.5 by runs of
+# Tokens for each scaling parameter that operations are best spent on: 10.5 by published runs of some 1e18, and about 4 by runs of
 # 1.5e13 and 2.6e13 on a CPU (docs/EXPERIMENTS.md); a power between the two.
-MOST_RATIO, MOST_OPERATIONS, RATIO_POWER = 10.5, 1e18, 0.085
+MOST_RATIO, MOST_OPERATIONS, RATIO_POWER = 10.5, 1e18, 0.09
 DEPTHS = (*range(2, 13), *range(14, 33, 2))
 ROWS = (64, 32, 16, 8, 4, 2, 1)  # of the device batches that are tried on a GPU
 LEAST_STEPS = 100
