@@ -135,14 +135,22 @@ def physical_cores() -> int:
 
 
 def quiet(seconds: float = 0.1) -> bool:
-    """Whether, for so long, as many processors had nothing to do as this process has cores; False where that cannot be seen."""
+    """Whether in one of five spans of so long as many processors had nothing to do as this process has cores.
+
+    False where that cannot be seen: only Linux tells.
+    """
+    return any(_idle_processors(seconds) > physical_cores() - BUSY for _ in range(5))
+
+
+def _idle_processors(seconds: float) -> float:
+    """How many of the machine's processors have nothing to do, on average of so long; 0 where that cannot be seen."""
     try:
         before = _processor_ticks()
         time.sleep(seconds)
         idle, total = (after - first for after, first in zip(_processor_ticks(), before, strict=True))
-        return (os.cpu_count() or 1) * idle / total > physical_cores() - BUSY
+        return (os.cpu_count() or 1) * idle / total
     except (ValueError, ZeroDivisionError):
-        return False
+        return 0.0
 
 
 def _processor_ticks() -> tuple[int, int]:

@@ -9,14 +9,17 @@ from nanochat.ops import hardware
 STAT = "cpu  {user} 0 0 {idle} 0 0 0 0 0 0\ncpu0 1 2 3 4\n"
 
 
-@pytest.mark.parametrize(("busy", "quiet"), [(0, True), (3, True), (8, False), (20, False)])
-def test_quiet(busy: int, quiet: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of 20 ticks of two processors, as many as others took; this process has both."""
-    found = iter((STAT.format(user=100, idle=1000), STAT.format(user=100 + busy, idle=1020 - busy)))
+@pytest.mark.parametrize(
+    ("busy", "quiet"), [([0], True), ([3], True), ([8, 8, 8, 8, 8], False), ([20] * 5, False), ([20, 9, 0], True)], ids=str
+)
+def test_quiet(busy: list[int], quiet: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 20 ticks of two processors, as many as others took, span after span; this process has both."""
+    texts = [text for taken in busy for text in (STAT.format(user=100, idle=1000), STAT.format(user=100 + taken, idle=1020 - taken))]
+    found = iter(texts)
     monkeypatch.setattr(hardware, "_read", lambda _: next(found))
     monkeypatch.setattr(hardware, "physical_cores", lambda: 2)
     monkeypatch.setattr(hardware.os, "cpu_count", lambda: 2)
-    assert hardware.quiet(0.0) is quiet
+    assert hardware.quiet(0.0) is quiet and next(found, None) is None
 
 
 def test_where_nothing_tells(monkeypatch: pytest.MonkeyPatch) -> None:
