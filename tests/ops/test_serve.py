@@ -1,7 +1,5 @@
 """`serve` as its user starts it: refusals, draining, kill and restart, a newer checkpoint taken over, a broken one refused."""
 
-import json
-import os
 import signal
 import socket
 import subprocess
@@ -17,11 +15,10 @@ import pytest
 from nanochat.chat.meters import Meters
 from nanochat.chat.models import ModelWatcher
 from nanochat.chat.scheduler import Scheduler
-from nanochat.chat.training import TrainingView
 from nanochat.errors import DataError
 from nanochat.ops import runs
 from nanochat.ops.serve import load
-from nanochat.train.heartbeat import HEARTBEAT, heartbeat, read_heartbeat
+from nanochat.train.heartbeat import HEARTBEAT, heartbeat
 from tests.chat.serving import served
 from tests.tiny import call, chats, flags, sentences, start, wait_for
 
@@ -267,51 +264,3 @@ def test_load(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert load(steps[3], "cpu", slots=2).batch.slots == 2
     with pytest.raises(DataError):
         load(steps[0].parent / "step_000009", "cpu")
-
-
-def line(stage: str, step: int, **more: Any) -> str:
-    return (
-        json.dumps({"stage": stage, "step": step, "loss": 5.0 - step / 10, "tokens_per_second": 100.0, "step_seconds": 2.0} | more) + "\n"
-    )
-
-
-def test_the_training_view_follows_a_run(tmp_path: Path) -> None:
-    view, run = TrainingView(tmp_path), tmp_path / "mine"
-    assert view() is None
-    run.mkdir()
-    with heartbeat(run, {"device": "cpu", "steps": {"base": 10, "sft": 4}, "trial": True}):
-        while not (run / HEARTBEAT).exists():
-            time.sleep(0.01)
-        assert view() == {"run": "mine", "stage": "base", "step": 0, "steps": 10, "loss": None, "bpb": None, "tokens_per_second": None} | {
-            "seconds_left": None, "alive": True, "trial": True, "curve": [], "samples": []
-        }  # fmt: skip
-        metrics = run / "metrics.jsonl"
-        metrics.write_text(line("base", 1) + line("base", 2))
-        state = view() or {}
-        assert (state["step"], state["loss"], state["seconds_left"]) == (2, 4.8, 2 * (8 + 4))
-        with metrics.open("a") as file:
-            file.write(line("base", 3)[:20])  # half a line is not there yet
-        assert (view() or {})["step"] == 2
-        metrics.write_text(line("base", 1) + line("base", 2) + line("base", 3, bpb=1.5) + line("base", 4))
-        state = view() or {}
-        assert (state["step"], state["bpb"], [point["step"] for point in state["curve"]]) == (4, 1.5, [1, 2, 3, 4])
-        metrics.write_text(line("base", 1))  # a resumed run cuts what lies after its checkpoint
-        assert (view() or {})["step"] == 1
-        metrics.write_text("".join(line("base", i + 1) for i in range(2000)) + line("sft", 1))
-        state = view() or {}
-        assert (state["stage"], state["steps"], state["seconds_left"]) == ("sft", 4, 6)
-        assert len(state["curve"]) <= 300
-        assert state["curve"][-1]["stage"] == "sft"
-        (run / "samples.jsonl").write_text(
-            "".join(json.dumps({"stage": "base", "step": i, "prompt": "a", "text": "b"}) + "\n" for i in range(9))
-        )
-        assert [sample["step"] for sample in (view() or {})["samples"]] == [3, 4, 5, 6, 7, 8]
-    assert view() is None
-
-
-def test_a_killed_trainings_heartbeat_grows_old(tmp_path: Path) -> None:
-    about = {"device": "cuda", "steps": {"base": 3}, "trial": False, "pid": os.getpid(), "time": time.time() - 60}
-    (tmp_path / HEARTBEAT).write_text(json.dumps(about))
-    assert (read_heartbeat(tmp_path) or {})["alive"] is False
-    (tmp_path / HEARTBEAT).write_text("{")
-    assert read_heartbeat(tmp_path) is None
