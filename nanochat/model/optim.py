@@ -181,7 +181,7 @@ class _TensorGroup:
             [self.mean],
             [self.square],
             [],
-            [own.new_tensor(step - 1.0)],
+            [own.new_full((), step - 1.0)],  # filled there: a copy from here would wait for the device
             fused=True,
             amsgrad=False,
             beta1=self.betas[0],
