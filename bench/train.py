@@ -46,11 +46,12 @@ class Side:
     code: Path
     python: Path
     base: Path
+    packages: Path | None = None  # a folder of packages that come before the interpreter's own
 
     def environment(self, cache: Path) -> dict[str, str]:
         return os.environ | {
             "NANOCHAT_BASE_DIR": str(self.base),
-            "PYTHONPATH": str(self.code),
+            "PYTHONPATH": os.pathsep.join(str(path) for path in (self.code, self.packages) if path),
             "TORCHINDUCTOR_CACHE_DIR": str(cache),
             "OMP_NUM_THREADS": str(len(os.sched_getaffinity(0))),
             "WANDB_MODE": "disabled",
@@ -140,6 +141,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", type=Path, help="folder of parquet shards; without it the Python files of this environment")
     parser.add_argument("--upstream", type=Path, help="a checkout of karpathy/nanochat")
+    parser.add_argument("--peer-packages", type=Path, help="a folder with upstream's own packages, where none can be fetched")
     parser.add_argument("--work", type=Path, help="folder that keeps what was prepared; default: a temporary one")
     for name, value in (("depth", 4), ("head-dim", 64), ("max-seq-len", 256), ("vocab-size", 8192)):
         parser.add_argument(f"--{name}", type=int, default=value)
@@ -161,7 +163,9 @@ def measure(options: argparse.Namespace, work: Path) -> None:
     text = options.text.resolve()
     sides = [prepared(Side("ours", ROOT, Path(sys.executable), work / "ours"), text)]
     if options.upstream:
-        theirs = Side("upstream", options.upstream.resolve(), peer_python(work / "peer"), work / "upstream")
+        packages = options.peer_packages.resolve() if options.peer_packages else None
+        python = Path(sys.executable) if packages else peer_python(work / "peer")
+        theirs = Side("upstream", options.upstream.resolve(), python, work / "upstream", packages)
         sides.append(prepared(theirs, text))
         if not (theirs.base / "tokenizer").exists():
             call(theirs, theirs.base / "compiled", "-m", "scripts.tok_train", f"--vocab-size={options.vocab_size}", "--max-chars=100000000")
