@@ -12,18 +12,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nanochat.model.gpt import GPT
-from nanochat.model.scaling import LOSS_CHUNK, LOSS_ROWS
+from nanochat.model.scaling import loss_rows
 
 IGNORE = -1
 Chunk = Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
 
 
-def _chunk_rows(vocab: int, device: torch.device) -> int:
-    return max(LOSS_ROWS, LOSS_CHUNK[device.type] // vocab)
-
-
 def _chunk(raw: Tensor, targets: Tensor, counts: Tensor, cap: float) -> tuple[Tensor, Tensor]:
-    """Raw logits (n, V) in float32, overwritten, targets and counts (n,) -> sum of nats, its gradient in the logits (n, V), float32."""
+    """Raw logits (n, V), overwritten where they are float32, targets and counts (n,) -> sum of nats, its gradient in the logits (n, V).
+
+    The gradient has the logits' type; all between is float32.
+    """
+    kind, raw = raw.dtype, raw.float()
     index, counts = targets.clamp(min=0)[:, None], counts[:, None].float()
     if cap:
         # tanh(x) = (e^2x - 1) / (e^2x + 1): half of tanh's time, and as exact near 0. Where it is 1 nothing may overflow.
@@ -36,8 +36,12 @@ def _chunk(raw: Tensor, targets: Tensor, counts: Tensor, cap: float) -> tuple[Te
         weights, wanted = capped.exp(), capped.gather(1, index)
     sums = weights.sum(dim=-1, keepdim=True)
     nats = ((sums.log() - wanted) * counts).sum()
-    grad = weights.mul_(counts / sums).scatter_add_(1, index, -counts)
-    return nats, grad.mul_(capped.square_().neg_().add_(1)) if cap else grad
+    grad = weights.mul_(counts / sums)
+    if torch.compiler.is_compiling():  # a scatter would end the kernel and write the logits once more
+        grad = torch.where(torch.arange(raw.size(-1), device=raw.device) == index, grad - counts, grad)
+    else:
+        grad.scatter_add_(1, index, -counts)
+    return nats, (grad.mul_(capped.square_().neg_().add_(1)) if cap else grad).to(kind)
 
 
 @functools.cache
@@ -56,16 +60,17 @@ class _SoftcappedCrossEntropy(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden)
         all_rows = torch.zeros_like(weight, dtype=torch.float32)
         grad_weight = all_rows[:vocab]
-        rows = _chunk_rows(vocab, hidden.device)
+        rows = loss_rows(len(hidden), vocab, hidden.device.type)
         for start in range(0, len(hidden), rows):
             chosen = slice(start, start + rows)
             part = hidden[chosen]
-            nats, grad = chunk((part @ cast.T).float(), targets[chosen], counts[chosen], cap)
+            nats, grad = chunk(part @ cast.T, targets[chosen], counts[chosen], cap)
             total += nats
-            grad = grad.to(hidden.dtype)
             torch.mm(grad, cast, out=grad_hidden[chosen])
             if hidden.dtype == torch.float32:
                 grad_weight.addmm_(grad.T, part)
+            elif hidden.is_cuda:  # bfloat16 in, float32 out, added in the product's own epilogue
+                torch.addmm(grad_weight, grad.T, part, out_dtype=torch.float32, out=grad_weight)
             else:
                 grad_weight += grad.T @ part
         ctx.save_for_backward(grad_hidden, all_rows)
@@ -96,7 +101,7 @@ def cross_entropy_sum(model: GPT, hidden: Tensor, targets: Tensor, weights: Tens
 def token_losses(model: GPT, hidden: Tensor, targets: Tensor) -> Tensor:
     """Nats of each target, 0 where it is not counted: hidden (B, T, D), targets (B, T) -> (B, T), float32."""
     flat, wanted = hidden.flatten(0, 1), targets.flatten()
-    rows = _chunk_rows(model.config.vocab_size, hidden.device)
+    rows = loss_rows(len(flat), model.config.vocab_size, hidden.device.type)
     parts = [
         F.cross_entropy(model.logits(flat[start : start + rows]), wanted[start : start + rows], ignore_index=IGNORE, reduction="none")
         for start in range(0, len(flat), rows)

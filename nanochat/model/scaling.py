@@ -202,9 +202,10 @@ def width_lr_scale(dim: int) -> float:
 # there (docs/EXPERIMENTS.md); compiled: 37.5 is a published figure, good to 15%.
 ACTIVATION_BYTES = {"eager": (36.0, 41.0, 62.0), "compiled": (37.5, 32.0, 0.0)}
 STEP_BYTES = {2: 8, 4: 28}  # what Muon's step needs for a moment, for each matrix parameter, by the bytes of a number
-# Logits that the chunked loss holds at once, but at least those of so many tokens: on a CPU they stay in its cache.
-LOSS_CHUNK, LOSS_ROWS = {"cpu": 2 * 2**20, "cuda": 16 * 2**20}, 256
-LOSS_BYTES = 12  # bytes for each of them
+LOSS_CHUNK = {"cpu": 2 * 2**20, "cuda": 16 * 2**20}  # logits that the chunked loss holds at once: on a CPU they stay in its cache
+LOSS_PARTS = 16  # a GPU is not kept busy by less than this part of its tokens
+LOSS_ROWS = 256  # tokens of a chunk at least
+LOSS_BYTES = {"eager": 12, "compiled": 6}  # bytes for each of them (compiled: of bfloat16 logits)
 SAMPLE_SLOTS = 8  # conversations that a sample or an evaluation decodes side by side
 
 
@@ -226,7 +227,9 @@ def memory_bytes(
     windows = sum(gpt.window(index) < gpt.max_seq_len for index in range(gpt.depth))
     kept = (layer * gpt.depth + windowed * windows + model) * number / 2 * tokens * gpt.dim
     stepping = STEP_BYTES[number] * matrices // processes + (4 * matrices if processes > 1 else 0)  # ranks also gather the updated weights
-    logits = LOSS_BYTES * min(tokens * gpt.padded_vocab, max(LOSS_CHUNK[device], LOSS_ROWS * gpt.padded_vocab)) + 8 * parts["head"]
+    fused = compiled and bf16 and device == "cuda"
+    chunk = min(tokens, loss_rows(tokens, gpt.padded_vocab, device)) * gpt.padded_vocab
+    logits = LOSS_BYTES["compiled" if fused else "eager"] * chunk + (4 if fused else 8) * parts["head"]
     bytes_of = {
         "weights": 4 * parts["total"] + (2 * (matrices + parts["head"]) if bf16 else 0),
         "gradients": 4 * parts["total"],
@@ -237,6 +240,11 @@ def memory_bytes(
     }
     training = bytes_of["gradients"] + bytes_of["activations"] + bytes_of["logits"]
     return bytes_of | {"total": bytes_of["weights"] + bytes_of["optimizer"] + max(training, bytes_of["cache"])}
+
+
+def loss_rows(tokens: int, vocab: int, device: str) -> int:
+    """Tokens whose logits the loss of `tokens` holds at once."""
+    return max(LOSS_ROWS, LOSS_CHUNK[device] // vocab, tokens // LOSS_PARTS if device == "cuda" else 0)
 
 
 def usable_bytes(memory: int) -> int:

@@ -19,7 +19,7 @@ from nanochat.config import Config
 from nanochat.console import log
 
 FILE = "calibration.json"  # in the data directory's cache/
-FORMAT = 2  # one more where a step has become faster or smaller: what was remembered is measured anew
+FORMAT = 3  # one more where a step has become faster or smaller: what was remembered is measured anew
 SECONDS = 4.0  # of measuring, about; the start of the process comes on top
 MOST, LEAST = 24, 2  # steps
 TIMEOUT = 180.0
@@ -138,6 +138,8 @@ def _steps(config: Config, seconds: float) -> tuple[float, float]:
     step: list[float] = []
     began = now()
     while len(step) < MOST and (len(step) < LEAST or now() - began < seconds):
+        if len(step) == 1:
+            began = now()  # the first one compiles, which may take longer than all that is to be measured
         for _ in range(2):  # from the second on there are gradients to add to
             start = now()
             ids = torch.randint(0, config.vocab_size, shape, device=here.device)

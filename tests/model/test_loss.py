@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanochat.model import loss
+from nanochat.model import scaling
 from nanochat.model.gpt import GPT
 from nanochat.model.loss import IGNORE, cross_entropy_sum, token_losses
 from nanochat.model.scaling import GPTConfig
@@ -39,7 +39,7 @@ def plain(model: GPT, hidden: Tensor, targets: Tensor) -> Tensor:
 @pytest.mark.parametrize("chunk", [16 << 20, 1, VOCAB * 300], ids=["one chunk", "chunks of 256", "chunks of 300"])
 @pytest.mark.parametrize("ignored", [0.0, 0.6, 1.0])
 def test_value_and_gradients(model: GPT, ignored: float, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(loss.LOSS_CHUNK, "cpu", chunk)
+    monkeypatch.setitem(scaling.LOSS_CHUNK, "cpu", chunk)
     hidden, targets = example(ignored)
     scale = 0.37  # the loop divides by the count of targets
     wanted = torch.autograd.grad(plain(model, hidden, targets) * scale, (hidden, model.head.weight))
@@ -69,7 +69,7 @@ def test_compiled(model: GPT) -> None:
 
 @pytest.mark.parametrize("chunk", [16 << 20, 1])
 def test_weights_of_rows(model: GPT, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(loss.LOSS_CHUNK, "cpu", chunk)
+    monkeypatch.setitem(scaling.LOSS_CHUNK, "cpu", chunk)
     hidden, targets = example(0.4)
     weights = torch.tensor([1.7, -0.3])
     wanted = sum(weights[row] * plain(model, hidden[row : row + 1], targets[row : row + 1]) for row in range(2))
@@ -83,7 +83,7 @@ def test_weights_of_rows(model: GPT, chunk: int, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("chunk", [16 << 20, 1])
 def test_losses_of_single_tokens(model: GPT, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(loss.LOSS_CHUNK, "cpu", chunk)
+    monkeypatch.setitem(scaling.LOSS_CHUNK, "cpu", chunk)
     hidden, targets = example(0.5)
     nats = token_losses(model, hidden, targets)
     assert nats.shape == targets.shape and not nats.requires_grad
