@@ -1,12 +1,14 @@
 """A short measured run on the machine at hand: how long a step takes and what memory it needs, remembered in the data directory.
 
 It trains the very model of a config for some steps on random ids, in a process of its own, so that the memory it
-measures is its own. `python -m nanochat.ops.calibrate` is that process: a config on stdin, what was measured on stdout.
+measures is its own. `python -m nanochat.ops.calibrate` is that process: a config on stdin ({} for products alone), what was
+measured on stdout.
 """
 
 import contextlib
 import dataclasses
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -41,37 +43,63 @@ class Measured:
 
 def measure(config: Config) -> Measured | None:
     """What a resolved config's steps take here; None where they could not be measured (not even one fits, or a step takes too long)."""
-    command = [sys.executable, "-m", "nanochat.ops.calibrate"]
-    text = json.dumps(config.to_dict())
-    try:
-        done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=TIMEOUT, check=True)
-        return Measured(**json.loads(done.stdout))
-    except (OSError, subprocess.SubprocessError, ValueError, TypeError):
-        return None
+    with contextlib.suppress(TypeError):
+        return Measured(**_apart(config.to_dict()))
+    return None
 
 
 def calibrated(config: Config, machine: str, fresh: bool = False) -> Measured | None:
     """`measure`, once for each kind of model on `machine` (a name); with `fresh`, anew."""
-    path = paths.base_dir() / "cache" / FILE
     key = json.dumps([FORMAT, machine, *(getattr(config, name) for name in FIELDS)])
-    known = _read(path)
-    if key in known and not fresh:
+    if not fresh:
         with contextlib.suppress(TypeError):
-            return Measured(**known[key])
+            return Measured(**_read().get(key, {}))
     log(f"measuring a few steps of depth {config.depth} on this machine")
     found = measure(config)
     if found:
-        with contextlib.suppress(OSError):  # a plan needs no disk
-            paths.atomic_write_json(path, _read(path) | {key: dataclasses.asdict(found)})
+        _remember(key, dataclasses.asdict(found))
     return found
 
 
-def _read(path: Path) -> dict[str, dict[str, Any]]:
+def bfloat16_gain(machine: str) -> float:
+    """How many times as fast this CPU multiplies in bfloat16 as in float32, measured once; 1 where that cannot be done."""
+    key = json.dumps([FORMAT, machine, "bfloat16"])
+    found = _read().get(key) or _apart({})
+    if "gain" not in found:
+        return 1.0
+    _remember(key, found)
+    return float(found["gain"])
+
+
+def _apart(request: dict[str, Any]) -> dict[str, Any]:
+    """What the process below answers; nothing where it fails."""
+    command = [sys.executable, "-m", "nanochat.ops.calibrate"]
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return found if isinstance(found, dict) else {}
+        done = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True, timeout=TIMEOUT, check=True)
+        return _dict(done.stdout)
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return {}
+
+
+def _path() -> Path:
+    return paths.base_dir() / "cache" / FILE
+
+
+def _read() -> dict[str, dict[str, Any]]:
+    try:
+        return _dict(_path().read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
+
+
+def _dict(text: str) -> dict[str, Any]:
+    found = json.loads(text)
+    return found if isinstance(found, dict) else {}
+
+
+def _remember(key: str, value: dict[str, Any]) -> None:
+    with contextlib.suppress(OSError):  # a plan needs no disk
+        paths.atomic_write_json(_path(), _read() | {key: value})
 
 
 # ---- the process ------------------------------------------------------------------------------------------------
@@ -152,5 +180,22 @@ def _steps(config: Config, seconds: float) -> tuple[float, float]:
     return statistics.median(micro[2:]), statistics.median(step[1:])  # the first ones set things up
 
 
+def compare_products() -> float:
+    """How many times as fast a layer's product is in bfloat16 as in float32, on one thread: the best of some, alternating."""
+    import torch
+
+    torch.set_num_threads(1)
+    types = (torch.float32, torch.bfloat16)
+    factors = {kind: (torch.ones(1024, 256, dtype=kind), torch.ones(256, 1024, dtype=kind)) for kind in types}
+    best = dict.fromkeys(types, math.inf)
+    for _ in range(10):
+        for kind, (left, right) in factors.items():
+            start = time.perf_counter()
+            left @ right
+            best[kind] = min(best[kind], time.perf_counter() - start)
+    return best[torch.float32] / best[torch.bfloat16]
+
+
 if __name__ == "__main__":
-    print(json.dumps(dataclasses.asdict(train_briefly(Config(**json.load(sys.stdin))))))
+    request = json.load(sys.stdin)
+    print(json.dumps(dataclasses.asdict(train_briefly(Config(**request))) if request else {"gain": compare_products()}))

@@ -16,7 +16,7 @@ from nanochat.config import EMBEDDED, Config
 from nanochat.console import duration, quantity
 from nanochat.data.download import origin
 from nanochat.model import scaling
-from nanochat.ops.calibrate import Measured, calibrated
+from nanochat.ops.calibrate import Measured, bfloat16_gain, calibrated
 from nanochat.ops.fetch import missing, published
 from nanochat.ops.hardware import (
     CPU_FLOPS,
@@ -45,6 +45,7 @@ SFT_SHARE = 8  # fine-tuning takes an eighth of pretraining's steps
 COMPILE_CPU_START, COMPILE_GPU_START = 4e12, 60.0  # operations, seconds
 COMPILE_CPU_FLOPS = 10 * COMPILE_CPU_START
 COMPILE_GPU_SECONDS = 6 * COMPILE_GPU_START
+BF16_CPU_GAIN = 1.5  # of its products, at least: 2.4 and 0.5 were seen of processors that have units for it
 BF16_CPU_WIDTH = 128  # of a model that a CPU's bfloat16 units make faster: 1.1 times at 96, 1.2 to 1.3 at 128, 1.5 to 1.7 at 256
 
 
@@ -182,6 +183,8 @@ def _dtype(config: Config, gpt: scaling.GPTConfig, hardware: Hardware) -> tuple[
         return "float32", f"no bfloat16 units in {hardware.name}"
     if not hardware.cuda and gpt.dim < BF16_CPU_WIDTH:
         return "float32", f"on a CPU bfloat16 pays from a width of {BF16_CPU_WIDTH} on"
+    if not hardware.cuda and (gain := bfloat16_gain(hardware.name)) < BF16_CPU_GAIN:
+        return "float32", f"{hardware.name} multiplies in bfloat16 {gain:.1f} times as fast (measured here)"
     return "bfloat16", f"{hardware.name} has units for it"
 
 

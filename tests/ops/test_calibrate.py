@@ -8,7 +8,7 @@ import pytest
 from nanochat.config import Config
 from nanochat.model import scaling
 from nanochat.ops import calibrate
-from nanochat.ops.calibrate import Measured, calibrated, measure
+from nanochat.ops.calibrate import Measured, bfloat16_gain, calibrated, measure
 from nanochat.ops.hardware import Hardware
 from nanochat.ops.plan import make_plan, resolve
 
@@ -91,6 +91,14 @@ def test_a_plan_from_measured_steps(base: Path) -> None:
     assert plan.basis == "steps measured here" and make_plan(values, CPU).basis != plan.basis
     two = make_plan(values.replace(nproc_per_node=2), CPU, measured=Measured(0.5, 0.1, 0))
     assert two.seconds == pytest.approx(1000 * (2 * 0.5 + 0.1), rel=0.02)
+
+
+@pytest.mark.long
+def test_what_bfloat16_gains(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gain = bfloat16_gain("this machine")
+    assert 0.001 < gain < 100 and gain != 1.0
+    monkeypatch.setattr(calibrate, "TIMEOUT", 0.01)
+    assert bfloat16_gain("this machine") == gain and bfloat16_gain("another") == 1.0
 
 
 def test_what_cannot_be_measured(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:

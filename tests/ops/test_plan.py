@@ -79,12 +79,16 @@ def test_a_gpu_run_follows_the_published_rules() -> None:
     assert config.shards == 43
 
 
-def test_the_precision_is_what_the_device_is_fast_in() -> None:
+def test_the_precision_is_what_the_device_is_fast_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "bfloat16_gain", lambda _: 2.4)
     wide, narrow = (Config(depth=4, aspect_ratio=width // 4, head_dim=32, device="cpu") for width in (256, 96))
     units = dataclasses.replace(CPU, bf16=True)
     assert resolve(Config(), hardware=GPU).dtype == resolve(wide, hardware=units).dtype == "bfloat16"
     assert resolve(wide, hardware=CPU).dtype == resolve(narrow, hardware=units).dtype == "float32"
     assert resolve(wide.replace(deterministic=True), hardware=units).dtype == "float32"
+    monkeypatch.setattr(plan, "bfloat16_gain", lambda _: 0.5)  # units that an emulator would beat
+    slow = apply_rules(wide, hardware=units)
+    assert slow.config.dtype == "float32" and any("0.5 times as fast" in line for line in slow.rules)
     assert resolve(Config(dtype="float32"), hardware=GPU).dtype == "float32"
     with pytest.raises(UsageError, match="float32"):
         Config(deterministic=True, dtype="bfloat16")
