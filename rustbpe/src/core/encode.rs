@@ -56,6 +56,7 @@ pub struct Encoder {
     /// The id of two bytes put together, by first << 8 | second; NONE where that is no token.
     byte_pairs: Vec<u32>,
     merges: Merges,
+    characters: Characters,
     /// Caches that no thread is using; they stay warm from call to call.
     idle: Mutex<Vec<Cache>>,
 }
@@ -110,8 +111,9 @@ impl Encoder {
         }
         let merges = Merges::new(&tokens, &ids);
         drop(ids);
+        let characters = Characters::new(&tokens, &bytes, &merges);
         let tokens = tokens.into_iter().map(Vec::into_boxed_slice).collect();
-        Ok(Encoder { tokens, specials: names, n_vocab, splitter, bytes, byte_pairs, merges, idle: Mutex::default() })
+        Ok(Encoder { tokens, specials: names, n_vocab, splitter, bytes, byte_pairs, merges, characters, idle: Mutex::default() })
     }
 
     /// The highest id, specials included, plus one.
@@ -205,12 +207,12 @@ impl Encoder {
     /// A piece that is not among the short ones of the cache; where it was not remembered at all, its ids are in `merged`.
     fn encode_long<I: Id>(&self, piece: &[u8], hash: u64, cache: &mut Cache, out: &mut Vec<I>) {
         cache.merged.clear();
-        if cache.long.copy(piece, hash, out) {
+        if self.copy_characters(piece, out) || cache.long.copy(piece, hash, out) {
             return;
         }
         if piece.len() <= SCANNED {
             self.merge_by_scan(piece, &mut cache.ranks, &mut cache.merged);
-        } else if !self.merge_by_rank(piece, &mut cache.merged) {
+        } else if !self.merge_run(piece, &mut cache.merged) && !self.merge_by_rank(piece, &mut cache.merged) {
             self.merge_by_heap(piece, &mut cache.merged);
         }
         out.extend(cache.merged.iter().map(|&id| I::new(id)));
@@ -219,12 +221,61 @@ impl Encoder {
         }
     }
 
+    /// The parts that merging begins from: the bytes of a piece, or for each character of `characters` what it always becomes.
+    /// Calls `part` with an id and the rank of its merge with the part before it, until that says false; whether it never did.
+    #[inline]
+    fn begin(&self, piece: &[u8], mut part: impl FnMut(u32, u32) -> bool) -> bool {
+        let (mut at, mut before, mut ascii) = (0, NONE, false);
+        while let Some(&byte) = piece.get(at) {
+            let id = self.bytes[usize::from(byte)];
+            let known = if byte < 0x80 { None } else { self.characters.get(piece, at) };
+            let Some((ids, n, merges, width)) = known else {
+                let rank = match before {
+                    NONE => NONE,
+                    _ if ascii => self.byte_pairs[usize::from(piece[at - 1]) << 8 | usize::from(byte)],
+                    _ => self.merges.get(before, id),
+                };
+                if !part(id, rank) {
+                    return false;
+                }
+                (at, before, ascii) = (at + 1, id, byte < 0x80);
+                continue;
+            };
+            let rank = if merges && before != NONE { self.merges.get(before, ids[0]) } else { NONE };
+            if !part(ids[0], rank) || !ids[1..n].iter().all(|&id| part(id, NONE)) {
+                return false;
+            }
+            (at, before, ascii) = (at + width, if merges { ids[0] } else { NONE }, false);
+        }
+        true
+    }
+
+    /// Appends the ids of a piece to `out` if no part that merging begins from merges with another, as in scripts that a
+    /// vocabulary was not made for. No cache is as fast, and each keeps its room for what has to be merged.
+    #[inline]
+    fn copy_characters<I: Id>(&self, piece: &[u8], out: &mut Vec<I>) -> bool {
+        let length = out.len();
+        let all = self.begin(piece, |id, rank| {
+            out.push(I::new(id));
+            rank == NONE
+        });
+        if !all {
+            out.truncate(length);
+        }
+        all
+    }
+
     /// Merges the neighbours of lowest rank, of several the leftmost, until there are none. Quadratic, and fastest for a
     /// short piece. `ranks` is working memory: of the merge of each part with the next.
     fn merge_by_scan(&self, piece: &[u8], ranks: &mut Vec<u32>, ids: &mut Vec<u32>) {
-        ids.extend(piece.iter().map(|&byte| self.bytes[byte as usize]));
         ranks.clear();
-        ranks.extend(piece.windows(2).map(|pair| self.byte_pairs[usize::from(pair[0]) << 8 | usize::from(pair[1])]));
+        self.begin(piece, |id, rank| {
+            if !ids.is_empty() {
+                ranks.push(rank);
+            }
+            ids.push(id);
+            true
+        });
         loop {
             let (mut lowest, mut at) = (NONE, 0);
             for (i, &rank) in ranks.iter().enumerate() {
@@ -245,6 +296,37 @@ impl Encoder {
                 ranks[at] = self.merges.get(lowest, after);
             }
         }
+    }
+
+    /// The same for one byte many times, as runs of equal parts, of which there are never many. False, and no ids, for any other
+    /// piece, and where a merge makes one of a lower rank possible.
+    fn merge_run(&self, piece: &[u8], out: &mut Vec<u32>) -> bool {
+        if piece.iter().any(|&byte| byte != piece[0]) {
+            return false;
+        }
+        let mut runs = vec![(self.bytes[usize::from(piece[0])], piece.len())];
+        loop {
+            let inside = runs.iter().filter(|run| run.1 > 1).map(|run| self.merges.get(run.0, run.0));
+            let between = runs.windows(2).map(|pair| self.merges.get(pair[0].0, pair[1].0));
+            let Some(lowest) = inside.chain(between).min().filter(|&rank| rank != NONE) else { break };
+            let lower = |left, right| self.merges.get(left, right) < lowest;
+            if lower(lowest, lowest) || runs.iter().any(|run| lower(run.0, lowest) || lower(lowest, run.0)) {
+                return false;
+            }
+            let mut merged: Vec<(u32, usize)> = Vec::with_capacity(2 * runs.len() + 1);
+            for (id, mut count) in runs {
+                if let Some(last) = merged.last_mut().filter(|last| self.merges.get(last.0, id) == lowest) {
+                    (last.1, count) = (last.1 - 1, count - 1);
+                    append_run(&mut merged, lowest, 1);
+                }
+                let pairs = if self.merges.get(id, id) == lowest { count / 2 } else { 0 };
+                append_run(&mut merged, lowest, pairs);
+                append_run(&mut merged, id, count - 2 * pairs);
+            }
+            runs = merged;
+        }
+        runs.into_iter().for_each(|(id, count)| out.resize(out.len() + count, id));
+        true
     }
 
     /// The same, nearly linear: one rank after the other. That is right as long as no merge makes one of a lower rank
@@ -290,10 +372,16 @@ impl Encoder {
     }
 
     fn parts(&self, piece: &[u8]) -> Vec<Part> {
-        let rank = |i: usize| piece.get(i + 1).map_or(NONE, |&next| self.byte_pairs[usize::from(piece[i]) << 8 | usize::from(next)]);
-        let part =
-            |i: usize| Part { id: self.bytes[piece[i] as usize], rank: rank(i), before: (i as u32).wrapping_sub(1), after: i as u32 + 1 };
-        (0..piece.len()).map(part).collect()
+        let mut parts: Vec<Part> = Vec::with_capacity(piece.len());
+        self.begin(piece, |id, rank| {
+            let i = parts.len() as u32;
+            if let Some(before) = parts.last_mut() {
+                before.rank = rank;
+            }
+            parts.push(Part { id, rank: NONE, before: i.wrapping_sub(1), after: i + 1 });
+            true
+        });
+        parts
     }
 
     /// Merges part i with the next, and calls `found` with each merge that is possible since: its rank and its left part.
@@ -314,6 +402,18 @@ impl Encoder {
                 found(rank, left);
             }
         }
+    }
+}
+
+/// Lets runs of equal ids end with `count` times `id` more.
+fn append_run(runs: &mut Vec<(u32, usize)>, id: u32, count: usize) {
+    if runs.last().is_some_and(|run| run.1 == 0) {
+        runs.pop();
+    }
+    match runs.last_mut() {
+        Some(last) if last.0 == id => last.1 += count,
+        _ if count > 0 => runs.push((id, count)),
+        _ => {}
     }
 }
 
@@ -529,6 +629,105 @@ impl Merges {
     }
 }
 
+/// What the bytes of a character of two or three become among themselves, where that does not depend on what stands beside it.
+struct Characters {
+    /// By code point: up to three ids of 21 bits, the first in the lowest bits, filled up with NO_ID, and in the highest bit
+    /// whether they are one that merges with others (several never do); 0 where it may depend.
+    ids: Vec<u64>,
+    /// A bit for the last byte of a character and the first of the next, where a token holds a part of either and of the other.
+    torn: Vec<u64>,
+}
+
+const NO_ID: u32 = (1 << ID_BITS) - 1;
+
+/// Bytes of the character that begins with `first`; 1 where none does.
+#[inline]
+fn width(first: u8) -> usize {
+    match first {
+        0xC2..=0xDF => 2,
+        0xE0..=0xEF => 3,
+        0xF0..=0xF4 => 4,
+        _ => 1,
+    }
+}
+
+impl Characters {
+    /// A character does not depend on others where no token holds a part of it together with what is before or behind it,
+    /// and where nothing that merges with the whole of it has a lower rank than a merge within it.
+    fn new(tokens: &[Vec<u8>], bytes: &[u32; 256], merges: &Merges) -> Self {
+        let continues = |byte: &u8| (0x80..0xC0).contains(byte);
+        let mut torn = vec![0; (1 << 16) / 64];
+        for token in tokens {
+            let first = token.iter().position(|byte| !continues(byte)).filter(|&at| at > 0);
+            let last = token.iter().rposition(|byte| !continues(byte)).filter(|&at| at > 0 && at + width(token[at]) > token.len());
+            for at in [first, last].into_iter().flatten() {
+                let (word, bit) = Self::boundary(token[at - 1], token[at]);
+                torn[word] |= bit;
+            }
+        }
+        let mut lowest = vec![NONE; tokens.len()]; // rank of a token's merges with others
+        for slot in merges.slots.iter().filter(|&&slot| slot != FREE) {
+            let [left, right, id] = [2, 1, 0].map(|place| (slot >> (place * ID_BITS)) as u32 & NO_ID);
+            for part in [left, right] {
+                lowest[part as usize] = lowest[part as usize].min(id);
+            }
+        }
+        let of = |character: char| {
+            let mut utf8 = [0; 4];
+            let utf8 = character.encode_utf8(&mut utf8).as_bytes();
+            let (mut ids, mut highest) = (utf8.iter().map(|&byte| bytes[usize::from(byte)]).collect::<Vec<_>>(), 0);
+            while let Some((rank, at)) =
+                (1..ids.len()).map(|at| (merges.get(ids[at - 1], ids[at]), at)).min().filter(|&(rank, _)| rank != NONE)
+            {
+                ids.splice(at - 1..=at, [rank]);
+                highest = highest.max(rank);
+            }
+            let with_others = if ids.len() == 1 { lowest[ids[0] as usize] } else { NONE };
+            if with_others <= highest {
+                return 0;
+            }
+            ids.resize(3, NO_ID);
+            ids.iter().rev().fold(u64::from(with_others != NONE), |all, &id| all << ID_BITS | u64::from(id))
+        };
+        let ids = (0..1 << 16).map(|code| if code < 0x80 { 0 } else { char::from_u32(code).map_or(0, of) }).collect();
+        Characters { ids, torn }
+    }
+
+    /// The word and the bit of `torn` for a byte and the next.
+    #[inline]
+    fn boundary(left: u8, right: u8) -> (usize, u64) {
+        (usize::from(left) << 2 | usize::from(right >> 6), 1 << (right & 63))
+    }
+
+    #[inline]
+    fn is_torn(&self, left: Option<&u8>, right: Option<&u8>) -> bool {
+        let (Some(&left), Some(&right)) = (left, right) else { return false };
+        let (word, bit) = Self::boundary(left, right);
+        self.torn[word] & bit != 0
+    }
+
+    /// The ids of the character that starts at `at`, how many they are, whether they are one that merges with others, and the
+    /// character's width in bytes; None where they depend.
+    #[inline]
+    fn get(&self, text: &[u8], at: usize) -> Option<([u32; 3], usize, bool, usize)> {
+        let low = |place: usize| text.get(at + place).map(|byte| usize::from(byte & 0x3F));
+        let first = usize::from(text[at]);
+        let width = width(text[at]);
+        let character = match width {
+            2 => (first & 0x1F) << 6 | low(1)?,
+            3 => (first & 0x0F) << 12 | low(1)? << 6 | low(2)?,
+            _ => return None,
+        };
+        let packed = self.ids[character];
+        let end = at + width;
+        if packed == 0 || self.is_torn(text.get(at.wrapping_sub(1)), text.get(at)) || self.is_torn(text.get(end - 1), text.get(end)) {
+            return None;
+        }
+        let ids = [0, 1, 2].map(|place| (packed >> (place * ID_BITS)) as u32 & NO_ID);
+        Some((ids, 1 + usize::from(ids[1] != NO_ID) + usize::from(ids[2] != NO_ID), packed >> 63 != 0, width))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -647,6 +846,42 @@ mod tests {
             tokens.extend(more.into_iter().map(String::into_bytes));
             let encoder = Encoder::new(tokens.clone(), GPT4_PATTERN, vec![]).unwrap();
             prop_assert_eq!(encoder.encode(&text), slow(&tokens, &text));
+        }
+
+        /// Tokens of any bytes that stand in such text, characters cut or not, in any order.
+        #[test]
+        fn any_list_of_parts_of_characters(
+            corpus in "[aé字孖 ]{1,40}",
+            more in prop::collection::vec((0usize..120, 2usize..8), 0..40),
+            text in "[aé字孖学🙂 ]{0,60}|[字é]{40,60}",
+        ) {
+            let mut tokens = alphabet();
+            for (start, length) in more {
+                let part = &corpus.as_bytes()[(start % corpus.len())..];
+                let part = part[..length.min(part.len())].to_vec();
+                if !tokens.contains(&part) {
+                    tokens.push(part);
+                }
+            }
+            let encoder = Encoder::new(tokens.clone(), GPT4_PATTERN, vec![]).unwrap();
+            let ids = slow(&tokens, &text);
+            prop_assert_eq!(&encoder.encode(&text), &ids);
+            prop_assert_eq!(&encoder.encode(&text), &ids);
+        }
+
+        #[test]
+        fn one_byte_many_times(lengths in prop::collection::vec(2usize..20, 0..8), length in 129usize..400) {
+            let mut tokens = alphabet();
+            for length in lengths {
+                let token = vec![b'a'; length];
+                if !tokens.contains(&token) {
+                    tokens.push(token);
+                }
+            }
+            let encoder = Encoder::new(tokens.clone(), GPT4_PATTERN, vec![]).unwrap();
+            let text = "a".repeat(length);
+            prop_assert_eq!(encoder.encode(&text), slow(&tokens, &text));
+            prop_assert!(!encoder.merge_run(b"ab", &mut Vec::new()));
         }
 
         #[test]

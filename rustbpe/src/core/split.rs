@@ -216,6 +216,15 @@ fn ascii_letters(eight: u64) -> usize {
     (letter ^ each(0x80)).trailing_zeros() as usize / 8
 }
 
+/// The end of the spaces that start at `at`, eight at a time.
+#[inline]
+fn skip_spaces(text: &[u8], mut at: usize) -> usize {
+    while text.get(at..at + 8) == Some(b"        ") {
+        at += 8;
+    }
+    at
+}
+
 /// GPT-4's split by hand; `digits` is how many numbers a piece may hold, `whole_end` that white space at the end of a
 /// text is one piece, line breaks or not.
 pub struct Gpt4 {
@@ -232,6 +241,7 @@ impl Gpt4 {
         }
         let mut at = (bytes..text.len()).find(|&at| text.is_char_boundary(at))?;
         loop {
+            at = skip_spaces(text.as_bytes(), at);
             let (class, width) = self.classes.look(text.as_bytes(), at)?;
             if class == Letter {
                 return Some(self.classes.letters(text.as_bytes(), at)).filter(|&end| end < text.len());
@@ -280,6 +290,10 @@ impl Gpt4 {
             end += width;
             if class == Newline {
                 line_end = Some(end);
+            }
+            let spaces = skip_spaces(text, end);
+            if spaces > end {
+                (last, end) = (spaces - 1, spaces);
             }
         }
         match line_end {
