@@ -2,14 +2,15 @@
 # Every claim that needs a GPU, in one script of at most nine minutes: bench/gpu.sh TEXT [UPSTREAM]
 #
 #   TEXT      a folder of parquet shards with a column `text`
-#   UPSTREAM  a checkout of karpathy/nanochat, for the comparisons beside it
+#   UPSTREAM  a checkout of karpathy/nanochat, for the comparisons beside it; PEER_PACKAGES=FOLDER names its own packages, unpacked,
+#             where none can be fetched
 #
-# Parity of a CPU's and the GPU's losses; speed, memory and mfu by depth at 2,048 tokens of context, beside upstream on the fastest path
-# that it finds there; the memory of the cards' [full] runs; serving. What no longer fits into the time is said, not measured.
+# Speed, memory and mfu by depth at 2,048 tokens of context, beside upstream on the fastest path that it finds there; parity of a CPU's and
+# the GPU's losses; the memory of the cards' [full] runs; serving. What no longer fits into the time is said, not measured.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 text=$(realpath "${1:?a folder of parquet shards}")
-upstream=${2:+--upstream=$(realpath "$2")}
+upstream=(${2:+--upstream="$(realpath "$2")"} ${PEER_PACKAGES:+--peer-packages="$PEER_PACKAGES"})
 python=${PYTHON:-.venv/bin/python}
 end=$((SECONDS + ${BENCH_SECONDS:-530}))
 work=$(mktemp -d)
@@ -48,6 +49,14 @@ P
 export -f losses card
 export python text
 
+echo "== speed and memory by depth, T = 2048"
+for shape in "12 16 131072" "20 8 131072"; do
+    read -r depth rows batch <<<"$shape"
+    echo "-- d$depth, $rows rows at once, $batch tokens a step"
+    within 60 "$python" bench/train.py --text="$text" "${upstream[@]}" --work="$work/train" --depth="$depth" --head-dim=128 --max-seq-len=2048 \
+        --vocab-size=32768 --device-batch-size="$rows" --total-batch-size="$batch" --steps=15 --repeats=1
+done
+
 echo "== parity: losses of a CPU and of the GPU, float32"
 within 60 bash -c 'losses cpu && losses cuda' 2>"$work/log" || tail -n 3 "$work/log"
 "$python" - <<'P' || true
@@ -56,14 +65,6 @@ from nanochat.paths import run_dir
 both = [[json.loads(line)["loss"] for line in (run_dir(f"parity-{device}") / "metrics.jsonl").read_text().splitlines()] for device in ("cpu", "cuda")]
 print(f"largest relative difference in {len(both[0])} steps: {max(abs(a - b) / a for a, b in zip(*both, strict=True)):.1e}")
 P
-
-echo "== speed and memory by depth, T = 2048"
-for shape in "12 16 131072" "20 8 131072" "4 32 131072"; do
-    read -r depth rows batch <<<"$shape"
-    echo "-- d$depth, $rows rows at once, $batch tokens a step"
-    within 60 "$python" bench/train.py --text="$text" ${upstream:+"$upstream"} --work="$work/train" --depth="$depth" --head-dim=128 --max-seq-len=2048 \
-        --vocab-size=32768 --device-batch-size="$rows" --total-batch-size="$batch" --steps=15 --repeats=1
-done
 
 echo "== the cards' own runs"
 for profile in rtx4050 rtx4090; do

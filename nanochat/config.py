@@ -105,6 +105,9 @@ class Config:
     device: str = _field("auto", "auto, cuda or cpu", "auto", "cuda", "cpu")
     dtype: str = _field("auto", "of the activations: bfloat16, float32, or auto (what is faster here)", "bfloat16", "float32", "auto")
     compile: str = _field("auto", "torch.compile: on, off, or auto (where the run is long enough to earn it back)", "on", "off", "auto")
+    activation_memory_budget: float = _field(
+        1.0, "part of its activations that a compiled step keeps; the rest it computes twice", keeps_losses=True
+    )
     nproc_per_node: int = _field(1, "processes (GPUs) on this machine", keeps_losses=True)
     hang_timeout: float = _field(1800.0, "seconds without any progress after which a process ends with exit 7; 0: never", keeps_losses=True)
     seed: int = _field(42, "of the initial weights and of the data's order")
@@ -144,6 +147,9 @@ class Config:
             raise UsageError(f"skip_bad_batches = {self.skip_bad_batches} is negative", "give --skip-bad-batches a number from 0")
         if not 0 <= self.hours < 10_000:
             raise UsageError(f"hours = {self.hours:g} is not possible", "give --hours a positive number, such as 8 or 0.5")
+        if not 0 < self.activation_memory_budget <= 1:
+            hint = "give --activation_memory_budget a number above 0, such as 0.5; 1 keeps all"
+            raise UsageError(f"activation_memory_budget = {self.activation_memory_budget:g} is not possible", hint)
         if self.seed < 0:
             raise UsageError(f"seed = {self.seed} is negative", "give --seed a number from 0")
         if self.head_dim % 2:

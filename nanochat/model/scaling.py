@@ -210,14 +210,21 @@ SAMPLE_SLOTS = 8  # conversations that a sample or an evaluation decodes side by
 
 
 def memory_bytes(
-    gpt: GPTConfig, rows: int, *, processes: int = 1, bf16: bool = True, compiled: bool = True, device: str = "cuda"
+    gpt: GPTConfig,
+    rows: int,
+    *,
+    processes: int = 1,
+    bf16: bool = True,
+    compiled: bool = True,
+    budget: float = 1.0,
+    device: str = "cuda",
 ) -> dict[str, int]:
     """Bytes that training needs on one device with `rows` rows of max_seq_len tokens at once, by part, and their `total`.
 
     weights: fp32, and where `bf16` the copies that the matrix units read, kept until the backward pass.
     optimizer: 4 bytes for a matrix parameter (Muon's momentum), 8 for any other (AdamW's two moments), dealt over
     `processes`. activations: what the backward pass needs, or the optimizer's step where that is more than it and the logits, for the one
-    is gone before the other comes. logits: the chunked loss. cache: keys and values of the samples.
+    is gone before the other comes; a compiled step keeps `budget` of them. logits: the chunked loss. cache: keys and values of the samples.
     """
     parts = count_parameters(gpt)
     matrices, rest = parts["matrices"], parts["total"] - parts["matrices"]
@@ -226,6 +233,8 @@ def memory_bytes(
     layer, windowed, model = ACTIVATION_BYTES["compiled" if compiled else "eager"]
     windows = sum(gpt.window(index) < gpt.max_seq_len for index in range(gpt.depth))
     kept = (layer * gpt.depth + windowed * windows + model) * number / 2 * tokens * gpt.dim
+    if compiled:
+        kept *= budget
     stepping = STEP_BYTES[number] * matrices // processes + (4 * matrices if processes > 1 else 0)  # ranks also gather the updated weights
     fused = compiled and bf16 and device == "cuda"
     chunk = min(tokens, loss_rows(tokens, gpt.padded_vocab, device)) * gpt.padded_vocab
@@ -257,11 +266,11 @@ def cache_bytes(gpt: GPTConfig, slots: int, length: int, *, bf16: bool = True) -
     return slots * 2 * gpt.depth * gpt.kv_dim * length * (2 if bf16 else 4)
 
 
-def max_rows(gpt: GPTConfig, usable: int, *, processes: int = 1, bf16: bool = True, compiled: bool = True, device: str = "cuda") -> int:
-    """The most rows that fit into `usable` bytes of a device; 0 where not even one does."""
+def max_rows(gpt: GPTConfig, usable: int, **shape: Any) -> int:
+    """The most rows that fit into `usable` bytes of a device; 0 where not even one does. `shape` are `memory_bytes`' others."""
 
     def fits(rows: int) -> bool:
-        return memory_bytes(gpt, rows, processes=processes, bf16=bf16, compiled=compiled, device=device)["total"] <= usable
+        return memory_bytes(gpt, rows, **shape)["total"] <= usable
 
     low, high = 0, 1  # low fits (or is 0), high does not once the loop has ended
     while fits(high):

@@ -14,7 +14,7 @@ from nanochat.errors import PreflightError
 from nanochat.model import scaling
 from nanochat.ops.calibrate import Measured
 from nanochat.ops.hardware import Hardware
-from nanochat.ops.plan import Plan, Resolved, apply_rules, make_plan, measured_steps, memory_shape, plan_here
+from nanochat.ops.plan import LOOP_SECONDS, Plan, Resolved, apply_rules, make_plan, measured_steps, memory_shape, plan_here, seconds_left
 
 # Tokens for each scaling parameter that operations are best spent on: 10.5 by published runs of some 1e18, and about 4 by runs of
 # 1.5e13 and 2.6e13 on a CPU (docs/EXPERIMENTS.md); a power between the two.
@@ -22,6 +22,8 @@ MOST_RATIO, MOST_OPERATIONS, RATIO_POWER = 10.5, 1e18, 0.09
 DEPTHS = (*range(2, 13), *range(14, 33, 2))
 ROWS = (64, 32, 16, 8, 4, 2, 1)  # of the device batches that are tried on a GPU
 LEAST_STEPS = 100
+RETIMED = 0.02  # of the steps: fewer are not worth another number
+RETIMED_RESERVE = 0.99  # of the time that is left
 RESERVE = 0.95  # of the time that is planned away: over minutes a step takes up to 8% longer than the few that are measured
 # What follows from the hours: kept as the run began where the same command comes again.
 CHOSEN = ("depth", "device_batch_size", "total_batch_size", "num_iterations", "sft_iterations")
@@ -69,6 +71,18 @@ def decide(
     else:
         resolved = apply_rules(config, text_bytes=text_bytes, hardware=hardware)
     return resolved, plan_here(resolved.config, hardware, text_bytes=text_bytes)
+
+
+def retimed(config: Config, done: int, step_seconds: float, left: float) -> int:
+    """Steps of pretraining with which a run ends in `left` seconds, of which it has done `done` at `step_seconds` each.
+
+    Those that were planned where that makes no difference worth a word, and never fewer than half of them nor more than twice as many.
+    """
+    planned = config.num_iterations
+    rate = config.total_batch_size / (step_seconds + LOOP_SECONDS)
+    over = RETIMED_RESERVE * left - seconds_left(config, rate, done)
+    steps = planned + round(over * rate / config.total_batch_size)
+    return planned if abs(steps - planned) < RETIMED * planned else min(max(steps, planned // 2, done), 2 * planned)
 
 
 def best_ratio(operations: float) -> float:

@@ -28,7 +28,7 @@ TIMEOUT = 180.0
 # What time and memory depend on.
 FIELDS = (
     *("architecture", "depth", "aspect_ratio", "head_dim", "max_seq_len", "window_pattern", "vocab_size"),
-    *("device_batch_size", "device", "dtype", "compile", "deterministic", "threads"),
+    *("device_batch_size", "device", "dtype", "compile", "activation_memory_budget", "deterministic", "threads"),
 )
 
 

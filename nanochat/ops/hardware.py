@@ -170,6 +170,7 @@ def _free_memory() -> int:
     return min([total, *available, *contained])
 
 
+@functools.cache
 def measured_cpu_flops(seconds: float = 0.2) -> float:
     """Operations a second that training on this CPU may reach: a quarter of a matrix product's, measured for `seconds`.
 

@@ -32,8 +32,9 @@ def fetch(url: str, run: str) -> bool:
             mirror.fetch_tokenizer()
             paths.atomic_write(paths.run_dir(run) / RECORD, data)
         came = mirror.fetch(paths.run_dir(run))
-        if any(step.startswith(STAGES[-1]) for step in came):
-            paths.atomic_write(paths.run_dir(run) / RECORD, data)  # its settings came after this machine's copy
+        reinforced = any(step.startswith(STAGES[-1]) for step in came)
+        if reinforced or (here and here.config.num_iterations != there.config.num_iterations):  # by its hours
+            paths.atomic_write(paths.run_dir(run) / RECORD, data)
     except NanochatError:
         raise
     except Exception as error:  # each kind of mirror has its own
@@ -52,7 +53,8 @@ def fetch(url: str, run: str) -> bool:
 
 def _require_same_run(here: runs.Record, there: runs.Record, url: str) -> None:
     """Raise UsageError where the two differ in what decides the losses."""
-    different = [name for name in differences(here.config, there.config) if name not in ("data", "chat_data", "identity", *RL_FIELDS)]
+    may = {"data", "chat_data", "identity", *RL_FIELDS} | ({"num_iterations"} if here.config.hours else set())
+    different = [name for name in differences(here.config, there.config) if name not in may]
     different += [name for name in ("shards", "tokenizer", "conversations") if getattr(here, name) != getattr(there, name)]
     if different:
         raise UsageError(

@@ -208,7 +208,7 @@ def _compile(config: Config, gpt: scaling.GPTConfig, hardware: Hardware) -> tupl
 # ---- the plan -------------------------------------------------------------------------------------------------
 
 TOKEN_CACHE_BYTES = 20 * 10**9  # at most, of packed rows
-START_SECONDS = 10.0  # of the program, and of what is saved and reported
+START_SECONDS, END_SECONDS = 10.0, 4.0  # of the program and of what is saved and reported, of the latter alone
 LINE = 10e6  # bytes a second of a download, for its time
 TOKENIZER_BYTES = 2_000_000_000  # of text that a tokenizer is trained on, at most
 TEXT_RATE = 20e6  # bytes of it a second
@@ -275,6 +275,7 @@ def memory_shape(config: Config) -> dict[str, Any]:
         "bf16": config.dtype == "bfloat16",
         "device": config.device,
         "compiled": config.compile == "on",
+        "budget": config.activation_memory_budget,
     }
 
 
@@ -302,7 +303,7 @@ def make_plan(config: Config, hardware: Hardware | None = None, *, text_bytes: i
     per_token = scaling.flops_per_token(gpt)
     compiled = config.compile == "on"
     rate = _tokens_per_second(config, hardware, per_token, measured)
-    seconds = _seconds(config, rate) + _text_seconds(config, text_bytes)
+    seconds = seconds_left(config, rate) + _text_seconds(config, text_bytes)
     if compiled:
         seconds += COMPILE_GPU_START if cuda else COMPILE_CPU_START / hardware.flops
     download = sum(missing(config).values())
@@ -346,12 +347,14 @@ def _tokens_per_second(config: Config, hardware: Hardware, per_token: int, measu
     return 1 / max(per_token / speed, LAUNCH_SECONDS * scaling.gpt_config(config).depth / group)
 
 
-def _seconds(config: Config, rate: float) -> float:
-    """Of a whole run at `rate` tokens a second: both stages, their evaluations (a third of a training token each), start and score."""
-    evaluations = 1 + (config.num_iterations // config.eval_every if config.eval_every > 0 else 0)
-    tokens = config.total_batch_size * (config.num_iterations + config.sft_iterations) + evaluations * config.eval_tokens / 3
+def seconds_left(config: Config, rate: float, done: int = 0) -> float:
+    """Of a run at `rate` tokens a second after `done` steps of pretraining: both stages, their evaluations (a third of a training
+    token each), what is asked and saved at the end, and before the first step the start.
+    """
+    evaluations = 1 + (config.num_iterations // config.eval_every - done // config.eval_every if config.eval_every > 0 else 0)
+    tokens = config.total_batch_size * (config.num_iterations - done + config.sft_iterations) + evaluations * config.eval_tokens / 3
     asked = HELD_OUT_TOKENS if config.dataset == EMBEDDED and not config.data and config.sft_iterations else 0
-    return START_SECONDS + (tokens + asked) / rate
+    return (END_SECONDS if done else START_SECONDS) + (tokens + asked) / rate
 
 
 def _text_seconds(config: Config, text_bytes: int | None) -> float:

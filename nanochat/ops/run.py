@@ -39,6 +39,7 @@ from nanochat.train.session import Session
 TOKENIZER_CHARACTERS = 2_000_000_000
 TOKENIZER_SOURCE = "source.json"  # in a tokenizer's folder: what it was trained from
 BASE, SFT, RL = STAGES
+BEGAN = "NANOCHAT_BEGAN"  # when a launcher's command began, by the clock that all processes share
 RESULTS = ("scores.json", "report.json")  # what a run ends with, in this order
 
 
@@ -61,6 +62,7 @@ def train(config: Config, stages: Sequence[str] = (BASE, SFT), relaunch: Sequenc
         if isinstance(prepared, str):
             log(prepared)
         elif config.nproc_per_node > 1:
+            os.environ[BEGAN] = str(began)
             code = ranks.launch(list(relaunch), config.nproc_per_node)
             if code:
                 return code
@@ -96,7 +98,12 @@ def _alive(config: Config, here: ranks.Ranks) -> contextlib.AbstractContextManag
     """The run's sign of life, given by its main rank."""
     if not here.main:
         return contextlib.nullcontext()
-    return heartbeat(paths.run_dir(config.run), {"device": here.device.type, "steps": config.steps, "trial": config.trial})
+
+    def about() -> dict[str, object]:
+        record = runs.read_record(config.run)  # the steps of a run with --hours change
+        return {"device": here.device.type, "steps": (record.config if record else config).steps, "trial": config.trial}
+
+    return heartbeat(paths.run_dir(config.run), about)
 
 
 def _prepared(config: Config, stages: Sequence[str]) -> runs.Record:
@@ -208,6 +215,8 @@ def _skipped(config: Config, stages: Sequence[str]) -> Iterator[str]:
         yield f"checkpoints by step: one every {config.save_minutes:g} minutes and one at the end"
     if config.compile == "off":
         yield "torch.compile: off for this run"
+        if config.activation_memory_budget < 1:
+            yield "activation_memory_budget: only a compiled step (--compile=on) can compute its activations twice"
     if config.device == "cpu":
         yield f"{'' if config.dtype == 'bfloat16' else 'bfloat16, '}CUDA kernels and mfu: there is no GPU in this run"
 
@@ -328,12 +337,17 @@ def _train_and_score(
     if here.main:
         _forget_results(config.run)
         earlier = read_metrics(folder / "metrics.jsonl")
-        began -= earlier[-1]["elapsed_seconds"] if earlier else 0.0  # what earlier calls have trained counts too
+        # What earlier calls have trained counts too, and of a new run what the launcher did before it started this process.
+        began = began - earlier[-1]["elapsed_seconds"] if earlier else float(os.environ.get(BEGAN, began))
+    if config.hours:
+        session.retime = lambda done, seconds: _retimed(record, done, seconds, began)
     base = _own_newest(session, BASE)
     stop.trained = base is not None
     if BASE in stages and not _complete(session, BASE, base, config.num_iterations):
         pretrain(session)
         base = session.checkpoints(BASE).newest()
+    if config.hours and base:  # --hours may have given it other steps
+        config = session.config = config.replace(num_iterations=int(base.meta["steps"]))
     if SFT in stages and config.sft_iterations:
         if base is None or base.step < config.num_iterations:
             raise UsageError("fine-tuning begins from a finished base model", "train it first: --stage=base, or --stage=all")
@@ -350,6 +364,21 @@ def _train_and_score(
     evaluation.at_the_end(config, here)
     if here.main:
         score_run(session, began)
+
+
+def _retimed(record: runs.Record, done: int, step_seconds: float, began: float) -> int:
+    """The steps of pretraining with which a run ends in its hours, as its own steps now tell better than the plan; noted in its record."""
+    record = runs.read_record(record.config.run) or record
+    config = record.config
+    left = 3600 * config.hours - (time.monotonic() - began)
+    steps = budget.retimed(config, done, step_seconds, left)
+    if steps != config.num_iterations:
+        dataclasses.replace(record, config=config.replace(num_iterations=steps)).write()
+        log(
+            f"{steps:,} steps of pretraining instead of {config.num_iterations:,}, to end in {console.duration(left)}: "
+            f"one takes {step_seconds * 1000:.0f} ms"
+        )
+    return steps
 
 
 def _complete(session: Session, stage: str, newest: Checkpoint | None, steps: int) -> bool:

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 
 import torch
+import torch._functorch.config
 from torch import Tensor
 
 from nanochat import paths
@@ -42,6 +43,7 @@ def forward_of(model: GPT, config: Config) -> Callable[[Tensor], Tensor]:
     if model.compiled:
         expected = "about a minute" if config.device == "cuda" else "40 s to 4 minutes"
         log(f"torch.compile: the first step takes {expected} longer, and the first evaluation too")
+        torch._functorch.config.activation_memory_budget = config.activation_memory_budget
     return torch.compile(model, dynamic=False) if model.compiled else model
 
 

@@ -8,7 +8,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,15 @@ ALIVE_SECONDS = 15.0  # a file older than that was left by a process that was ki
 
 
 @contextlib.contextmanager
-def heartbeat(folder: Path, about: dict[str, Any]) -> Iterator[None]:
-    """Write `about` and the time into the run's folder, again and again, until the block ends."""
+def heartbeat(folder: Path, about: Callable[[], dict[str, Any]]) -> Iterator[None]:
+    """Write what `about` says and the time into the run's folder, again and again, until the block ends."""
     path, ended = folder / HEARTBEAT, threading.Event()
     temporary = folder / f".{HEARTBEAT}"
 
     def beat() -> None:
         while True:
             with contextlib.suppress(OSError):  # a full disk must not end a training for this
-                temporary.write_text(json.dumps(about | {"pid": os.getpid(), "time": time.time()}), encoding="utf-8")
+                temporary.write_text(json.dumps(about() | {"pid": os.getpid(), "time": time.time()}), encoding="utf-8")
                 temporary.replace(path)
             if ended.wait(SECONDS):
                 return

@@ -5,10 +5,12 @@ import math
 import os
 import resource
 import signal
+import statistics
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
@@ -33,6 +35,7 @@ LOG_SECONDS = 2.0  # between two step lines, so that fast steps do not flood the
 FIRST_LINES = 3
 _NAMES = {"bpb": "bits per byte"}  # of what an evaluation finds
 SETTLED = 10  # steps after which a slow step is no longer the start's
+PACED = 1000  # steps at most, the newest, that say how long the next ones take
 
 
 @dataclass(frozen=True)
@@ -71,17 +74,20 @@ class Schedule:
     momentum: tuple[float, float, float] = (0.85, 0.97, 0.90)  # at the start, at the peak, after the warm-down
     momentum_steps: int = 400
 
+    @property
+    def down(self) -> int:
+        """Steps of the warm-down."""
+        return max(1, round(self.steps * self.warmdown_ratio))
+
     def lr(self, step: int) -> float:
         """Multiplier of every learning rate: linear warm-up, flat, linear warm-down."""
         warmup = min((step + 1) / self.warmup_steps, 1.0) if self.warmup_steps else 1.0
-        down = max(1, round(self.steps * self.warmdown_ratio))
-        left = min((self.steps - step) / down, 1.0)
+        left = min((self.steps - step) / self.down, 1.0)
         return self.peak * warmup * (self.final_lr_frac + (1 - self.final_lr_frac) * left)
 
     def beta(self, step: int) -> float:
         """Muon's momentum: it rises while gradients still turn quickly, and falls again with the learning rate."""
-        start, peak, end = self.momentum
-        down = max(1, round(self.steps * self.warmdown_ratio))
+        (start, peak, end), down = self.momentum, self.down
         rise = max(1, min(self.momentum_steps, self.steps - down))  # a short run still reaches the peak
         value = start + (peak - start) * min(step / rise, 1.0)
         fall = max(0.0, (step - (self.steps - down)) / down)
@@ -149,6 +155,7 @@ class Stage:
     planned_rate: float = 0.0  # tokens a second of all ranks, by the plan; 0 where there is none
     evaluate: Callable[[], dict[str, float] | None] | None = None  # for the step's line; None where the memory was not enough
     sample: Callable[[int], None] | None = None
+    retime: Callable[[int, float], int] | None = None  # as the warm-down begins: the steps done, seconds of one -> the stage's steps
     meta: dict[str, Any] = field(default_factory=dict)  # goes into every checkpoint
     saved: Callable[[Path], object] = lambda folder: None  # told the folder of each step that was saved, on the main rank
     beat: Callable[[str], object] = lambda where: None  # told what begins now, for the watchdog
@@ -185,6 +192,7 @@ def run_stage(
     elapsed, tokens = float(last.get("elapsed_seconds", 0.0)), int(last.get("tokens", 0))
     began_at = printed_at = saved_at = time.monotonic()
     rows, fastest, waited, skipped = stage.device_batch_size, 0.0, 0.0, stage.skipped
+    paces: deque[float] = deque(maxlen=PACED)
 
     def save(step: int) -> None:
         nonlocal saved_at
@@ -254,12 +262,21 @@ def run_stage(
         if done - start == SETTLED and (alarm := slow(ranks.device, fastest, stage.planned_rate, batch.tokens, waited, rows)):
             log(alarm)
 
+    def retime(done: int) -> None:
+        if stage.retime and done == stage.steps - stage.schedule.down and len(paces) > 2 * SETTLED:
+            steps = stage.retime(done, statistics.mean(list(paces)[SETTLED:])) if ranks.main else 0
+            steps = int(ranks.all_reduce_sum(torch.tensor(float(steps), device=ranks.device)).item())
+            stage.schedule = replace(stage.schedule, steps=steps)
+            stage.meta["steps"] = steps
+
     stop.in_loop = True
     unseen = torch.tensor(float(0 < start == last.get("step") and EVALUATED[stage.name] not in last), device=ranks.device)
     if ranks.all_reduce_sum(unseen).item():  # it was stopped between the save and the evaluation of that step
         evaluate(start)
-    for step in range(start, stage.steps):
-        began, done = time.monotonic(), step + 1
+    done = start
+    while done < stage.steps:
+        retime(done)
+        began, step, done = time.monotonic(), done, done + 1
         stage.beat(f"reading the rows of {stage.name} step {done}")
         batch = stage.source.batch(step, ranks)
         lr = stage.schedule.lr(step)
@@ -288,6 +305,7 @@ def run_stage(
         optimizer.zero_grad()
         seconds = time.monotonic() - began
         elapsed, tokens = elapsed + seconds, tokens + batch.tokens
+        paces.append(seconds)
         if batch.tokens / seconds > fastest:
             fastest, waited = batch.tokens / seconds, read / seconds
         report(done, loss, lr, seconds, batch, finite and learned)

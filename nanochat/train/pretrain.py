@@ -42,7 +42,7 @@ def pretrain(session: Session) -> GPT:
         source = TextBatches(TextRows(session.dataset, cache, config.seed), session.rows_per_step())
         measure = session.measure(held_out[:, :-1], held_out[:, 1:])
         prompts = [row[: min(SAMPLE_PROMPT, config.max_seq_len)].astype(np.int64).tolist() for row in held_out[:SAMPLES]]
-        return session.run("base", lambda model: source, schedule, measure, prompts)
+        return session.run("base", lambda model: source, schedule, measure, prompts, retime=session.retime)
     finally:
         cache.close()
 

@@ -43,6 +43,7 @@ class Session:
     planned_rate: float = 0.0  # tokens a second, by the plan; 0 where there is none
     copier: Copier | None = None  # to the mirror, on the main rank
     follow: Callable[[Metrics], object] = lambda metrics: None  # told of each stage's metrics, on the main rank
+    retime: Callable[[int, float], int] | None = None  # the steps of pretraining, after so many at so many seconds each
     gpt: GPTConfig = field(init=False)
 
     def __post_init__(self) -> None:
@@ -70,6 +71,7 @@ class Session:
         prompts: list[list[int]],
         parent: Checkpoint | None = None,
         fresh: bool = False,
+        retime: Callable[[int, float], int] | None = None,
     ) -> GPT:
         """Train stage `name` to its end from its newest checkpoint, from `parent`'s weights and optimizer, or from new weights.
 
@@ -107,6 +109,7 @@ class Session:
             planned_rate=0.0 if fresh else self.planned_rate,
             evaluate=lambda: evaluate(model, forward),
             sample=self.sampler(name, model, prompts),
+            retime=retime,
             meta=self.meta(name),
         )
         if self.copier:

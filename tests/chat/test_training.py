@@ -20,7 +20,7 @@ def test_the_training_view_follows_a_run(tmp_path: Path) -> None:
     view, run = TrainingView(tmp_path), tmp_path / "mine"
     assert view() is None
     run.mkdir()
-    with heartbeat(run, {"device": "cpu", "steps": {"base": 10, "sft": 4}, "trial": True}):
+    with heartbeat(run, lambda: {"device": "cpu", "steps": {"base": 10, "sft": 4}, "trial": True}):
         while not (run / HEARTBEAT).exists():
             time.sleep(0.01)
         assert view() == {"run": "mine", "stage": "base", "step": 0, "steps": 10, "measure": "loss", "value": None, "bpb": None} | {

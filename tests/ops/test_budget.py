@@ -8,6 +8,7 @@ from nanochat.config import Config, build_config
 from nanochat.errors import PreflightError, UsageError
 from nanochat.model import scaling
 from nanochat.ops import budget, runs
+from nanochat.ops import plan as planning
 from nanochat.ops.budget import decide, fit
 from nanochat.ops.calibrate import Measured
 from nanochat.ops.cards import named
@@ -61,6 +62,16 @@ def test_the_time_that_has_gone_counts(base: Path) -> None:
     late = fit(user_text(1.0), CPU, text_bytes=TEXT, spent=1800).config
     half = fit(user_text(0.5), CPU, text_bytes=TEXT).config
     assert late.replace(hours=0.5) == half
+
+
+@pytest.mark.parametrize(("slower", "steps"), [(1.0, 1000), (1.01, 1000), (0.5, 1650), (1.3, 850), (10.0, 500), (0.01, 2000)])
+def test_steps_that_took_another_time_than_planned(slower: float, steps: int) -> None:
+    """A thousand steps of 0.1 s, and an evaluation of ten, in 101 s and what the end takes; 350 are done."""
+    config = user_text(0.1, num_iterations=1000, total_batch_size=1024, eval_every=-1, eval_tokens=30 * 1024)
+    pace = 0.1 - planning.LOOP_SECONDS
+    left = (650 * 0.1 + 1 + planning.END_SECONDS) / budget.RETIMED_RESERVE
+    found = budget.retimed(config, 350, slower * (pace + planning.LOOP_SECONDS) - planning.LOOP_SECONDS, left)
+    assert found == pytest.approx(steps, rel=0.01)
 
 
 def test_too_short(base: Path) -> None:

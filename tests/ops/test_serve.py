@@ -230,7 +230,7 @@ def test_the_chat_leaves_the_gpu_to_a_training(tmp_path: Path, capsys: pytest.Ca
 
     watcher = ModelWatcher(Scheduler(Meters()), lambda: [step], load_on, tmp_path, "cuda")
     watcher.look()
-    with heartbeat(tmp_path / "a", {"device": "cuda", "steps": {}, "trial": False}):
+    with heartbeat(tmp_path / "a", lambda: {"device": "cuda", "steps": {}, "trial": False}):
         while not (tmp_path / "a" / HEARTBEAT).exists():
             time.sleep(0.01)
         watcher.look()

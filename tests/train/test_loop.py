@@ -196,6 +196,26 @@ def test_metrics_of_a_step(tmp_path: Path) -> None:
     assert elapsed == sorted(elapsed)
 
 
+@pytest.mark.parametrize("steps", [60, 100, 52])
+def test_a_stage_may_take_other_steps_as_its_warm_down_begins(steps: int, tmp_path: Path) -> None:
+    """The learning rate has not fallen until then, so that it falls as if the stage had begun with those steps."""
+    asked: list[tuple[int, float]] = []
+
+    def retime(done: int, seconds: float) -> int:
+        asked.append((done, seconds))
+        return steps
+
+    def schedule(count: int) -> Schedule:
+        return Schedule(count, warmup_steps=2, warmdown_ratio=0.5, final_lr_frac=0.1, weight_decay=0.0)
+
+    run = Run(tmp_path, schedule=schedule(60), retime=retime, meta={"steps": 60})
+    lines = run.go()
+    assert [line["step"] for line in lines] == list(range(1, steps + 1)) and run.saved()[-1] == steps
+    assert [line["lr"] for line in lines[30:]] == [schedule(steps).lr(step) for step in range(30, steps)]
+    assert run.store.newest().meta["steps"] == steps  # type: ignore[union-attr]
+    assert [done for done, _ in asked] == ([30, 50] if steps == 100 else [30]) and all(0 < seconds < 1 for _, seconds in asked)
+
+
 def test_sampling_is_due_as_asked(tmp_path: Path) -> None:
     seen: list[int] = []
     Run(tmp_path, sample=seen.append, sample_every=4).go()
