@@ -76,13 +76,17 @@ def decide(
 def retimed(config: Config, done: int, step_seconds: float, left: float) -> int:
     """Steps of pretraining with which a run ends in `left` seconds, of which it has done `done` at `step_seconds` each.
 
-    Those that were planned where that makes no difference worth a word, and never fewer than half of them nor more than twice as many.
+    Those that were planned where that makes no difference worth a word, else of those that are left at least a quarter, and at most
+    four times as many.
     """
     planned = config.num_iterations
     rate = config.total_batch_size / (step_seconds + LOOP_SECONDS)
     over = RETIMED_RESERVE * left - seconds_left(config, rate, done)
     steps = planned + round(over * rate / config.total_batch_size)
-    return planned if abs(steps - planned) < RETIMED * planned else min(max(steps, planned // 2, done), 2 * planned)
+    if abs(steps - planned) < RETIMED * planned:
+        return planned
+    left_steps = planned - done
+    return done + min(max(steps - done, left_steps // 4, 1), 4 * left_steps)
 
 
 def best_ratio(operations: float) -> float:

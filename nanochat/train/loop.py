@@ -8,7 +8,6 @@ import signal
 import statistics
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -35,7 +34,7 @@ LOG_SECONDS = 2.0  # between two step lines, so that fast steps do not flood the
 FIRST_LINES = 3
 _NAMES = {"bpb": "bits per byte"}  # of what an evaluation finds
 SETTLED = 10  # steps after which a slow step is no longer the start's
-PACED = 1000  # steps at most, the newest, that say how long the next ones take
+REVIEWS = 20  # parts of a schedule, after each of which, once the warm-down has begun, its steps may be changed
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,11 @@ class BatchSource(Protocol):
 
 @dataclass(frozen=True)
 class Schedule:
-    """Learning rate, Muon momentum and weight decay over `steps` steps, as functions of the step (from 0)."""
+    """Learning rate, Muon momentum and weight decay over `steps` steps, as functions of the step (from 0).
+
+    At the step `turn[0]` the part `turn[1]` of the schedule had passed, when its steps were changed: what is left is stretched over the
+    steps that are left.
+    """
 
     steps: int
     warmup_steps: int
@@ -73,16 +76,31 @@ class Schedule:
     peak: float = 1.0
     momentum: tuple[float, float, float] = (0.85, 0.97, 0.90)  # at the start, at the peak, after the warm-down
     momentum_steps: int = 400
+    turn: tuple[int, float] = (0, 0.0)
 
     @property
     def down(self) -> int:
         """Steps of the warm-down."""
         return max(1, round(self.steps * self.warmdown_ratio))
 
+    def place(self, step: int) -> float:
+        """The step at which a schedule without a turn would be."""
+        at, passed = self.turn
+        return self.steps * (passed + (1 - passed) * (step - at) / (self.steps - at)) if at else step
+
+    def reviewed(self, done: int) -> bool:
+        """Whether one of the REVIEWS parts of the schedule ends with `done` steps, in the warm-down."""
+        part, before = (int(REVIEWS * self.place(step) / self.steps) for step in (done, done - 1))
+        return part > before and self.steps - self.down <= self.place(done) < self.steps
+
+    def turned(self, done: int, steps: int) -> "Schedule":
+        """The schedule with other `steps`, more than the `done` ones."""
+        return replace(self, steps=steps, turn=(done, self.place(done) / self.steps)) if steps != self.steps else self
+
     def lr(self, step: int) -> float:
         """Multiplier of every learning rate: linear warm-up, flat, linear warm-down."""
         warmup = min((step + 1) / self.warmup_steps, 1.0) if self.warmup_steps else 1.0
-        left = min((self.steps - step) / self.down, 1.0)
+        left = min((self.steps - self.place(step)) / self.down, 1.0)
         return self.peak * warmup * (self.final_lr_frac + (1 - self.final_lr_frac) * left)
 
     def beta(self, step: int) -> float:
@@ -90,12 +108,12 @@ class Schedule:
         (start, peak, end), down = self.momentum, self.down
         rise = max(1, min(self.momentum_steps, self.steps - down))  # a short run still reaches the peak
         value = start + (peak - start) * min(step / rise, 1.0)
-        fall = max(0.0, (step - (self.steps - down)) / down)
+        fall = max(0.0, (self.place(step) - (self.steps - down)) / down)
         return value + (end - value) * fall
 
     def decay(self, step: int) -> float:
         """Muon's weight decay: a cosine to zero."""
-        return self.weight_decay * 0.5 * (1 + math.cos(math.pi * step / self.steps))
+        return self.weight_decay * 0.5 * (1 + math.cos(math.pi * self.place(step) / self.steps))
 
 
 class StopSignal:
@@ -155,7 +173,7 @@ class Stage:
     planned_rate: float = 0.0  # tokens a second of all ranks, by the plan; 0 where there is none
     evaluate: Callable[[], dict[str, float] | None] | None = None  # for the step's line; None where the memory was not enough
     sample: Callable[[int], None] | None = None
-    retime: Callable[[int, float], int] | None = None  # as the warm-down begins: the steps done, seconds of one -> the stage's steps
+    retime: Callable[[int, float], int] | None = None  # in the warm-down: the steps done, seconds of one -> the stage's steps
     meta: dict[str, Any] = field(default_factory=dict)  # goes into every checkpoint
     saved: Callable[[Path], object] = lambda folder: None  # told the folder of each step that was saved, on the main rank
     beat: Callable[[str], object] = lambda where: None  # told what begins now, for the watchdog
@@ -192,7 +210,7 @@ def run_stage(
     elapsed, tokens = float(last.get("elapsed_seconds", 0.0)), int(last.get("tokens", 0))
     began_at = printed_at = saved_at = time.monotonic()
     rows, fastest, waited, skipped = stage.device_batch_size, 0.0, 0.0, stage.skipped
-    paces: deque[float] = deque(maxlen=PACED)
+    paces: list[float] = []
 
     def save(step: int) -> None:
         nonlocal saved_at
@@ -263,11 +281,12 @@ def run_stage(
             log(alarm)
 
     def retime(done: int) -> None:
-        if stage.retime and done == stage.steps - stage.schedule.down and len(paces) > 2 * SETTLED:
-            steps = stage.retime(done, statistics.mean(list(paces)[SETTLED:])) if ranks.main else 0
+        if stage.retime and stage.schedule.reviewed(done) and len(paces) > 2 * SETTLED:
+            newest = paces[SETTLED:][-max(stage.steps // REVIEWS, SETTLED) :]
+            steps = stage.retime(done, statistics.mean(newest)) if ranks.main else 0
             steps = int(ranks.all_reduce_sum(torch.tensor(float(steps), device=ranks.device)).item())
-            stage.schedule = replace(stage.schedule, steps=steps)
-            stage.meta["steps"] = steps
+            stage.schedule = stage.schedule.turned(done, steps)
+            stage.meta |= {"steps": steps, "turn": stage.schedule.turn}
 
     stop.in_loop = True
     unseen = torch.tensor(float(0 < start == last.get("step") and EVALUATED[stage.name] not in last), device=ranks.device)

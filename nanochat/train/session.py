@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +90,7 @@ class Session:
             if newest or not fresh:
                 checkpoint.load_optimizer(optimizer)
         if newest:
+            schedule = replace(schedule, turn=tuple(newest.meta.get("turn", schedule.turn)))
             log(f"{name}: resuming at step {start} of {schedule.steps}, from {newest.folder}")
         forward = model if fresh else device.forward_of(model, config)
         stage = Stage(
@@ -110,7 +111,7 @@ class Session:
             evaluate=lambda: evaluate(model, forward),
             sample=self.sampler(name, model, prompts),
             retime=retime,
-            meta=self.meta(name),
+            meta=self.meta(name) | {"turn": schedule.turn},
         )
         if self.copier:
             stage.saved = self.copier.offer

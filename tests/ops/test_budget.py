@@ -64,7 +64,7 @@ def test_the_time_that_has_gone_counts(base: Path) -> None:
     assert late.replace(hours=0.5) == half
 
 
-@pytest.mark.parametrize(("slower", "steps"), [(1.0, 1000), (1.01, 1000), (0.5, 1650), (1.3, 850), (10.0, 500), (0.01, 2000)])
+@pytest.mark.parametrize(("slower", "steps"), [(1.0, 1000), (1.01, 1000), (0.5, 1650), (1.3, 850), (10.0, 512), (0.01, 2950)])
 def test_steps_that_took_another_time_than_planned(slower: float, steps: int) -> None:
     """A thousand steps of 0.1 s, and an evaluation of ten, in 101 s and what the end takes; 350 are done."""
     config = user_text(0.1, num_iterations=1000, total_batch_size=1024, eval_every=-1, eval_tokens=30 * 1024)

@@ -197,23 +197,36 @@ def test_metrics_of_a_step(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("steps", [60, 100, 52])
-def test_a_stage_may_take_other_steps_as_its_warm_down_begins(steps: int, tmp_path: Path) -> None:
-    """The learning rate has not fallen until then, so that it falls as if the stage had begun with those steps."""
+def test_a_stage_may_take_other_steps_in_its_warm_down(steps: int, tmp_path: Path) -> None:
+    """What is left of the schedule is stretched over the steps that are left, and asked about again."""
     asked: list[tuple[int, float]] = []
 
     def retime(done: int, seconds: float) -> int:
         asked.append((done, seconds))
         return steps
 
-    def schedule(count: int) -> Schedule:
-        return Schedule(count, warmup_steps=2, warmdown_ratio=0.5, final_lr_frac=0.1, weight_decay=0.0)
-
-    run = Run(tmp_path, schedule=schedule(60), retime=retime, meta={"steps": 60})
+    schedule = Schedule(60, warmup_steps=2, warmdown_ratio=0.5, final_lr_frac=0.1, weight_decay=0.1)
+    run = Run(tmp_path, schedule=schedule, retime=retime, meta={"steps": 60})
     lines = run.go()
     assert [line["step"] for line in lines] == list(range(1, steps + 1)) and run.saved()[-1] == steps
-    assert [line["lr"] for line in lines[30:]] == [schedule(steps).lr(step) for step in range(30, steps)]
+    lr = [line["lr"] for line in lines]
+    assert lr[2:31] == [1.0] * 29 and lr[-1] == pytest.approx(0.1 + 0.9 / (steps - 30))
+    assert [one - other for one, other in pairwise(lr[30:])] == pytest.approx([0.9 / (steps - 30)] * (steps - 31))
     assert run.store.newest().meta["steps"] == steps  # type: ignore[union-attr]
-    assert [done for done, _ in asked] == ([30, 50] if steps == 100 else [30]) and all(0 < seconds < 1 for _, seconds in asked)
+    assert asked[0][0] == 30 and len(asked) >= 8 and all(0 < seconds < 1 for _, seconds in asked)
+
+
+@given(st.integers(40, 400), st.lists(st.tuples(st.floats(0.2, 0.95), st.floats(0.3, 4.0)), max_size=6))
+def test_a_schedule_that_turns_never_jumps(steps: int, turns: list[tuple[float, float]]) -> None:
+    schedule, step = Schedule(steps, warmup_steps=0, warmdown_ratio=0.65, final_lr_frac=0.05, weight_decay=0.1), 0
+    for place, factor in turns:
+        step += int((schedule.steps - step) * place)
+        new = step + max(int((schedule.steps - step) * factor), 1)
+        before, schedule = schedule, schedule.turned(step, new)
+        assert schedule.lr(step) == pytest.approx(before.lr(step), abs=0.1) and schedule.decay(step) == pytest.approx(before.decay(step))
+        assert schedule.place(schedule.steps) == pytest.approx(schedule.steps)
+    lr = [schedule.lr(at) for at in range(step, schedule.steps)]
+    assert all(one >= other - 1e-9 for one, other in pairwise(lr)) and all(0.05 <= value <= 1 for value in lr)
 
 
 def test_sampling_is_due_as_asked(tmp_path: Path) -> None:
