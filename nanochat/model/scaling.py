@@ -205,7 +205,7 @@ STEP_BYTES = {2: 8, 4: 28}  # what Muon's step needs for a moment, for each matr
 LOSS_CHUNK = {"cpu": 2 * 2**20, "cuda": 16 * 2**20}  # logits that the chunked loss holds at once: on a CPU they stay in its cache
 LOSS_PARTS = 16  # a GPU is not kept busy by less than this part of its tokens
 LOSS_ROWS = 256  # tokens of a chunk at least
-LOSS_BYTES = {"eager": 12, "compiled": 6}  # bytes for each of them (compiled: of bfloat16 logits)
+LOSS_BYTES = {"plain": (12, 8), "fused": (6, 4)}  # for each of them and each of the head's parameters; fused: compiled, bfloat16, on a GPU
 SAMPLE_SLOTS = 8  # conversations that a sample or an evaluation decodes side by side
 
 
@@ -236,9 +236,9 @@ def memory_bytes(
     if compiled:
         kept *= budget
     stepping = STEP_BYTES[number] * matrices // processes + (4 * matrices if processes > 1 else 0)  # ranks also gather the updated weights
-    fused = compiled and bf16 and device == "cuda"
+    per_logit, per_weight = LOSS_BYTES["fused" if compiled and bf16 and device == "cuda" else "plain"]
     chunk = min(tokens, loss_rows(tokens, gpt.padded_vocab, device)) * gpt.padded_vocab
-    logits = LOSS_BYTES["compiled" if fused else "eager"] * chunk + (4 if fused else 8) * parts["head"]
+    logits = per_logit * chunk + per_weight * parts["head"]
     bytes_of = {
         "weights": 4 * parts["total"] + (2 * (matrices + parts["head"]) if bf16 else 0),
         "gradients": 4 * parts["total"],

@@ -7,6 +7,7 @@ measured on stdout.
 
 import contextlib
 import dataclasses
+import functools
 import json
 import math
 import statistics
@@ -61,14 +62,16 @@ def calibrated(config: Config, machine: str, fresh: bool = False) -> Measured | 
     return found
 
 
+@functools.cache  # --hours resolves some hundred plans
 def bfloat16_gain(machine: str) -> float:
     """How many times as fast this CPU multiplies in bfloat16 as in float32, measured once; 1 where that cannot be done."""
     key = json.dumps([FORMAT, machine, "bfloat16"])
-    found = _read().get(key) or _apart({})
+    found = _read().get(key, {})
     if "gain" not in found:
-        return 1.0
-    _remember(key, found)
-    return float(found["gain"])
+        found = _apart({})
+        if "gain" in found:
+            _remember(key, found)
+    return float(found.get("gain", 1.0))
 
 
 def _apart(request: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ use rustc_hash::FxHashMap;
 
 use super::memory;
 use super::pieces::{self, SHORT};
-use super::split::Splitter;
+use super::split::{Splitter, decode};
 use super::{Check, Error, Result, group_by_bytes, parallel, thread_count};
 
 /// Text per job of a thread, in bytes.
@@ -640,17 +640,6 @@ struct Characters {
 
 const NO_ID: u32 = (1 << ID_BITS) - 1;
 
-/// Bytes of the character that begins with `first`; 1 where none does.
-#[inline]
-fn width(first: u8) -> usize {
-    match first {
-        0xC2..=0xDF => 2,
-        0xE0..=0xEF => 3,
-        0xF0..=0xF4 => 4,
-        _ => 1,
-    }
-}
-
 impl Characters {
     /// A character does not depend on others where no token holds a part of it together with what is before or behind it,
     /// and where nothing that merges with the whole of it has a lower rank than a merge within it.
@@ -659,7 +648,8 @@ impl Characters {
         let mut torn = vec![0; (1 << 16) / 64];
         for token in tokens {
             let first = token.iter().position(|byte| !continues(byte)).filter(|&at| at > 0);
-            let last = token.iter().rposition(|byte| !continues(byte)).filter(|&at| at > 0 && at + width(token[at]) > token.len());
+            let cut = |&at: &usize| at > 0 && token[at] >= 0x80 && at + decode(token, at).1 > token.len();
+            let last = token.iter().rposition(|byte| !continues(byte)).filter(cut);
             for at in [first, last].into_iter().flatten() {
                 let (word, bit) = Self::boundary(token[at - 1], token[at]);
                 torn[word] |= bit;
@@ -710,16 +700,12 @@ impl Characters {
     /// character's width in bytes; None where they depend.
     #[inline]
     fn get(&self, text: &[u8], at: usize) -> Option<([u32; 3], usize, bool, usize)> {
-        let low = |place: usize| text.get(at + place).map(|byte| usize::from(byte & 0x3F));
-        let first = usize::from(text[at]);
-        let width = width(text[at]);
-        let character = match width {
-            2 => (first & 0x1F) << 6 | low(1)?,
-            3 => (first & 0x0F) << 12 | low(1)? << 6 | low(2)?,
-            _ => return None,
-        };
-        let packed = self.ids[character];
+        let (character, width) = decode(text, at);
         let end = at + width;
+        if width > 3 || end > text.len() {
+            return None; // four bytes, or in the midst of a character
+        }
+        let packed = self.ids[character];
         if packed == 0 || self.is_torn(text.get(at.wrapping_sub(1)), text.get(at)) || self.is_torn(text.get(end - 1), text.get(end)) {
             return None;
         }

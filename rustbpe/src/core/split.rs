@@ -157,13 +157,7 @@ impl Classes {
         if first < 128 {
             return Some((self.0[first as usize], 1));
         }
-        let next = |i| usize::from(text.get(at + i).copied().unwrap_or_default()) & 0x3F;
-        let first = usize::from(first);
-        let (character, width) = match first {
-            0xC0..=0xDF => ((first & 0x1F) << 6 | next(1), 2),
-            0xE0..=0xEF => ((first & 0x0F) << 12 | next(1) << 6 | next(2), 3),
-            _ => ((first & 0x07) << 18 | next(1) << 12 | next(2) << 6 | next(3), 4),
-        };
+        let (character, width) = decode(text, at);
         Some((self.0.get(character).copied().unwrap_or(Other), width))
     }
 
@@ -201,6 +195,18 @@ impl Classes {
                 }
             }
         }
+    }
+}
+
+/// The code point of the character that begins at byte `at`, which is not ASCII, and its width in bytes by the first of them.
+#[inline]
+pub fn decode(text: &[u8], at: usize) -> (usize, usize) {
+    let next = |i| usize::from(text.get(at + i).copied().unwrap_or_default()) & 0x3F;
+    let first = usize::from(text[at]);
+    match first {
+        0xC0..=0xDF => ((first & 0x1F) << 6 | next(1), 2),
+        0xE0..=0xEF => ((first & 0x0F) << 12 | next(1) << 6 | next(2), 3),
+        _ => ((first & 0x07) << 18 | next(1) << 12 | next(2) << 6 | next(3), 4),
     }
 }
 
