@@ -202,7 +202,8 @@ def width_lr_scale(dim: int) -> float:
 # there (docs/EXPERIMENTS.md); compiled: 37.5 is a published figure, good to 15%.
 ACTIVATION_BYTES = {"eager": (36.0, 41.0, 62.0), "compiled": (37.5, 32.0, 0.0)}
 STEP_BYTES = {2: 8, 4: 28}  # what Muon's step needs for a moment, for each matrix parameter, by the bytes of a number
-LOSS_CHUNK = {"cpu": 2 * 2**20, "cuda": 16 * 2**20}  # logits that the chunked loss holds at once: on a CPU they stay in its cache
+# Logits that the chunked loss holds at once: on a CPU they stay in its cache, and compiled they are gone over less often.
+LOSS_CHUNK = {"cpu": 2 * 2**20, "cpu, compiled": 4 * 2**20, "cuda": 16 * 2**20}
 LOSS_PARTS = 16  # a GPU is not kept busy by less than this part of its tokens
 LOSS_ROWS = 256  # tokens of a chunk at least
 LOSS_BYTES = {"plain": (12, 8), "fused": (6, 4)}  # for each of them and each of the head's parameters; fused: compiled, bfloat16, on a GPU
@@ -237,7 +238,7 @@ def memory_bytes(
         kept *= budget
     stepping = STEP_BYTES[number] * matrices // processes + (4 * matrices if processes > 1 else 0)  # ranks also gather the updated weights
     per_logit, per_weight = LOSS_BYTES["fused" if compiled and bf16 and device == "cuda" else "plain"]
-    chunk = min(tokens, loss_rows(tokens, gpt.padded_vocab, device)) * gpt.padded_vocab
+    chunk = min(tokens, loss_rows(tokens, gpt.padded_vocab, device, compiled)) * gpt.padded_vocab
     logits = per_logit * chunk + per_weight * parts["head"]
     bytes_of = {
         "weights": 4 * parts["total"] + (2 * (matrices + parts["head"]) if bf16 else 0),
@@ -251,9 +252,11 @@ def memory_bytes(
     return bytes_of | {"total": bytes_of["weights"] + bytes_of["optimizer"] + max(training, bytes_of["cache"])}
 
 
-def loss_rows(tokens: int, vocab: int, device: str) -> int:
+def loss_rows(tokens: int, vocab: int, device: str, compiled: bool = False) -> int:
     """Tokens whose logits the loss of `tokens` holds at once."""
-    return max(LOSS_ROWS, LOSS_CHUNK[device] // vocab, tokens // LOSS_PARTS if device == "cuda" else 0)
+    if device == "cuda":
+        return max(LOSS_ROWS, LOSS_CHUNK[device] // vocab, tokens // LOSS_PARTS)
+    return max(LOSS_ROWS, LOSS_CHUNK["cpu, compiled" if compiled else "cpu"] // vocab)
 
 
 def usable_bytes(memory: int) -> int:
