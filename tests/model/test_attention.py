@@ -1,5 +1,6 @@
 """Attention against a slow reference with a dense mask, and the rotary positions."""
 
+import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -42,6 +43,18 @@ def test_windows_equal_a_dense_mask(length: int, window: int, heads: tuple[int, 
     upstream = torch.randn(fast.shape, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
     for one, other in zip(torch.autograd.grad(fast, (q, k, v), upstream), torch.autograd.grad(slow, (q, k, v), upstream), strict=True):
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.long
+def test_the_compiled_backward_pass_in_bfloat16() -> None:
+    """It has products of its own there: as near to the definition as bfloat16's 8 bits let it."""
+    q, k, v = (random(2, 40, 3, 16, seed=seed) for seed in (1, 2, 3))
+    wanted, rough = dense_attention(q, k, v, 40), [x.detach().bfloat16().requires_grad_() for x in (q, k, v)]
+    found = torch.compile(causal_attention, dynamic=False)(*rough, 40)
+    upstream = random(*wanted.shape, seed=4).detach()
+    pairs = zip(torch.autograd.grad(found, rough, upstream.bfloat16()), torch.autograd.grad(wanted, (q, k, v), upstream), strict=True)
+    for one, other in [(found, wanted), *pairs]:
+        assert (one.double() - other).norm() < 0.01 * other.norm()
 
 
 def test_rotation_keeps_lengths_and_sees_distances_alone() -> None:

@@ -180,9 +180,10 @@ def test_orthogonalize_of_a_singular_matrix_is_finite() -> None:
 
 
 def test_bfloat16_orthogonalization_stays_close() -> None:
-    x = torch.randn(3, 64, 32, generator=torch.Generator().manual_seed(4))
+    """The polynomial's terms are added inside its products, before they are rounded; added after, the error is two to three times this."""
+    x = torch.randn(4, 256, 128, generator=torch.Generator().manual_seed(4))
     exact, rough = orthogonalize(x), orthogonalize(x, torch.bfloat16)
-    assert torch.nn.functional.cosine_similarity(exact.flatten(), rough.flatten(), dim=0) > 0.99
+    assert (rough - exact).norm() < 0.025 * exact.norm()
 
 
 def test_zero_gradients_change_nothing_and_break_nothing() -> None:
