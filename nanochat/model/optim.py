@@ -80,7 +80,7 @@ def orthogonalize(updates: Tensor, dtype: torch.dtype = torch.float32) -> Tensor
     x = x / (x.norm(dim=(-2, -1), keepdim=True) * 1.01 + 1e-6)
     for a, b, c in POLAR_EXPRESS:
         gram = x @ x.mT
-        # a x + (b gram + c gram^2) x. The products add the other terms before they round: less to read, and a third of the error in bfloat16.
+        # a x + (b gram + c gram^2) x; the products add the other terms before they round, so that bfloat16 errs a third as much.
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     if not wide:
         x = x.mT

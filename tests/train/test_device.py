@@ -43,6 +43,6 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 @pytest.mark.long
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has mallopt")
 def test_a_steps_memory_is_not_mapped_anew_by_the_next() -> None:
-    """Ten tensors of 64 MB, each freed before the next, have 16,384 pages each, and all may be cleared but twice. It took a tenth of a step."""
+    """Ten tensors of 64 MB, each freed before the next, have 16,384 pages each, and all may be cleared but twice."""
     done = subprocess.run([sys.executable, "-c", KEPT], capture_output=True, text=True, timeout=120)
     assert int(done.stdout) < 40_000, done.stdout + done.stderr
