@@ -190,24 +190,27 @@ impl Encoder {
                 let bytes = || &text.as_bytes()[piece.start..piece.end];
                 if piece.key != 0 {
                     match cache.short.get(piece.key, piece.hash) {
-                        Some((ids, 1)) => out.push(I::new(ids[0])),
-                        Some((ids, n)) => out.extend(ids[..n].iter().map(|&id| I::new(id))),
+                        Some((ids, n)) => memory::append(out, ids.map(I::new), n),
                         None => {
-                            self.encode_long(bytes(), piece.hash, cache, out);
+                            self.encode_long(bytes(), cache, out);
                             cache.short.remember(piece.key, piece.hash, &cache.merged);
                         }
                     }
                 } else {
-                    self.encode_long(bytes(), piece.hash, cache, out);
+                    self.encode_long(bytes(), cache, out);
                 }
             }
         });
     }
 
     /// A piece that is not among the short ones of the cache; where it was not remembered at all, its ids are in `merged`.
-    fn encode_long<I: Id>(&self, piece: &[u8], hash: u64, cache: &mut Cache, out: &mut Vec<I>) {
+    fn encode_long<I: Id>(&self, piece: &[u8], cache: &mut Cache, out: &mut Vec<I>) {
         cache.merged.clear();
-        if self.copy_characters(piece, out) || cache.long.copy(piece, hash, out) {
+        if self.copy_characters(piece, out) {
+            return;
+        }
+        let hash = (piece.len() <= LONGEST).then(|| pieces::hash_bytes(piece));
+        if hash.is_some_and(|hash| cache.long.copy(piece, hash, out)) {
             return;
         }
         if piece.len() <= SCANNED {
@@ -216,7 +219,7 @@ impl Encoder {
             self.merge_by_heap(piece, &mut cache.merged);
         }
         out.extend(cache.merged.iter().map(|&id| I::new(id)));
-        if piece.len() > SHORT || cache.merged.len() > IDS {
+        if let Some(hash) = hash.filter(|_| piece.len() > SHORT || cache.merged.len() > IDS) {
             cache.long.remember(piece, hash, &cache.merged);
         }
     }
@@ -301,7 +304,7 @@ impl Encoder {
     /// The same for one byte many times, as runs of equal parts, of which there are never many. False, and no ids, for any other
     /// piece, and where a merge makes one of a lower rank possible.
     fn merge_run(&self, piece: &[u8], out: &mut Vec<u32>) -> bool {
-        if piece.iter().any(|&byte| byte != piece[0]) {
+        if piece[1..] != piece[..piece.len() - 1] {
             return false;
         }
         let mut runs = vec![(self.bytes[usize::from(piece[0])], piece.len())];
@@ -475,16 +478,18 @@ impl Short {
     #[inline]
     fn get(&self, key: u128, hash: u64) -> Option<(&[u32; IDS], usize)> {
         let mask = self.table.len().wrapping_sub(1);
-        for way in 0..WAYS {
-            let known = self.table.get((hash as usize).wrapping_add(way) & mask)?;
-            if known.key & KEY == key {
-                return Some((&known.ids, (known.key >> 124) as usize));
-            }
-            if known.key == 0 {
-                return None;
-            }
-        }
-        None
+        let first = self.table.get(hash as usize & mask)?;
+        let known = if first.key & KEY == key { first } else { self.search(key, hash)? };
+        Some((&known.ids, (known.key >> 124) as usize))
+    }
+
+    /// A piece that is not at the first of its places.
+    fn search(&self, key: u128, hash: u64) -> Option<&Known> {
+        let mask = self.table.len() - 1;
+        (0..WAYS)
+            .map(|way| &self.table[(hash as usize).wrapping_add(way) & mask])
+            .take_while(|known| known.key != 0)
+            .find(|known| known.key & KEY == key)
     }
 
     /// Remembers a piece, unless it has no ids (it is remembered elsewhere) or too many.
@@ -522,7 +527,7 @@ struct Long {
     memory: Vec<u8>,
 }
 
-/// Bytes of all long pieces and their ids; bytes of one piece.
+/// Bytes of all long pieces and their ids; of one piece that is remembered.
 const MEMORY: usize = 32 << 20;
 const LONGEST: usize = 1 << 10;
 
@@ -539,9 +544,6 @@ impl Long {
     }
 
     fn remember(&mut self, piece: &[u8], hash: u64, ids: &[u32]) {
-        if piece.len() > LONGEST {
-            return;
-        }
         if self.memory.len() > MEMORY {
             self.places.clear();
             self.memory.clear();

@@ -7,12 +7,23 @@ use super::split::Splitter;
 /// Pieces of at most this many bytes have a key.
 pub const SHORT: usize = 15;
 
+/// So many lowest bytes, all bits of them set.
+const LOWEST: [u128; SHORT + 1] = {
+    let mut masks = [0; SHORT + 1];
+    let mut length = 1;
+    while length <= SHORT {
+        masks[length] = masks[length - 1] << 8 | 0xFF;
+        length += 1;
+    }
+    masks
+};
+
 /// The bytes of `text[start..end]`, lowest first, and their number in the highest byte; never 0. At most `SHORT` bytes.
 #[inline]
 pub fn key(text: &[u8], start: usize, end: usize) -> u128 {
     let length = end - start;
     let bytes = match text.get(start..start + 16).and_then(|bytes| bytes.try_into().ok()) {
-        Some(bytes) => u128::from_le_bytes(bytes) & ((1 << (8 * length)) - 1),
+        Some(bytes) => u128::from_le_bytes(bytes) & LOWEST[length & SHORT],
         None => {
             let mut bytes = [0; 16];
             bytes[..length].copy_from_slice(&text[start..end]);
@@ -52,6 +63,7 @@ pub struct Piece {
     pub end: usize,
     /// 0 for a piece that is not short.
     pub key: u128,
+    /// Of the key.
     pub hash: u64,
 }
 
@@ -63,13 +75,8 @@ const AHEAD: usize = 128;
 pub fn cut(splitter: &Splitter, text: &str, mut work: impl FnMut(&[Piece])) {
     let mut pieces = Vec::with_capacity(AHEAD);
     splitter.split(text, |start, end| {
-        let (key, hash) = if end - start <= SHORT {
-            let key = key(text.as_bytes(), start, end);
-            (key, hash(key))
-        } else {
-            (0, hash_bytes(&text.as_bytes()[start..end]))
-        };
-        pieces.push(Piece { start, end, key, hash });
+        let key = if end - start <= SHORT { key(text.as_bytes(), start, end) } else { 0 };
+        pieces.push(Piece { start, end, key, hash: hash(key) });
         if pieces.len() == AHEAD {
             work(&pieces);
             pieces.clear();

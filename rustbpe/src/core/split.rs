@@ -177,10 +177,10 @@ impl Classes {
     #[inline]
     fn letters(&self, text: &[u8], mut at: usize) -> usize {
         loop {
-            while let Some(eight) = text.get(at..at + 8).and_then(|bytes| bytes.try_into().ok()) {
-                let length = ascii_letters(u64::from_le_bytes(eight));
+            while let Some(sixteen) = text.get(at..at + 16).and_then(|bytes| bytes.try_into().ok()) {
+                let length = not_letters(u128::from_le_bytes(sixteen)).trailing_zeros() as usize / 8;
                 at += length;
-                if length < 8 {
+                if length < 16 {
                     break;
                 }
             }
@@ -210,16 +210,43 @@ pub fn decode(text: &[u8], at: usize) -> (usize, usize) {
     }
 }
 
-/// How many of eight bytes, from the lowest on, are ASCII letters.
-#[inline]
-fn ascii_letters(eight: u64) -> usize {
-    const fn each(byte: u8) -> u64 {
-        u64::from_ne_bytes([byte; 8])
+/// By the first byte of a piece, how many characters before its letters it is: none where it is a letter, one where it is ASCII
+/// and may stand before letters, else NEVER.
+const BEFORE_LETTERS: [u8; 256] = {
+    let mut before = [NEVER; 256];
+    let mut byte = 0u8;
+    while byte < 0x80 {
+        before[byte as usize] = match byte {
+            b'a'..=b'z' | b'A'..=b'Z' => 0,
+            b'0'..=b'9' | b'\r' | b'\n' | b'\'' => NEVER,
+            _ => 1,
+        };
+        byte += 1;
     }
-    let low = (eight | each(0x20)) & each(0x7F);
-    // A byte's highest bit: at least a, at most z, ASCII.
-    let letter = (low + each(0x1F)) & !(low + each(0x05)) & !eight & each(0x80);
-    (letter ^ each(0x80)).trailing_zeros() as usize / 8
+    before
+};
+const NEVER: u8 = u8::MAX;
+
+/// The end of a piece that is one character or none before letters, where it shows within 16 bytes of ASCII, as for most
+/// pieces it does: without a loop, whose end a processor cannot foretell.
+#[inline]
+fn word_end(text: &[u8], at: usize) -> Option<usize> {
+    let sixteen: &[u8; 16] = text.get(at..at + 16)?.try_into().ok()?;
+    let before = usize::from(BEFORE_LETTERS[usize::from(sixteen[0])]);
+    let length = (not_letters(u128::from_le_bytes(*sixteen)) & !0xFF).trailing_zeros() as usize / 8;
+    // None where all 16 are of the piece.
+    (*sixteen.get(length)? < 0x80 && length > before).then_some(at + length)
+}
+
+/// The highest bit of each of 16 bytes that is no ASCII letter.
+#[inline]
+fn not_letters(sixteen: u128) -> u128 {
+    const fn each(byte: u8) -> u128 {
+        u128::from_ne_bytes([byte; 16])
+    }
+    let low = (sixteen | each(0x20)) & each(0x7F);
+    // A byte's highest bit: below a, above z, not ASCII.
+    (!(low + each(0x1F)) | (low + each(0x05)) | sixteen) & each(0x80)
 }
 
 /// The end of the spaces that start at `at`, eight at a time.
@@ -259,6 +286,9 @@ impl Gpt4 {
     /// The end of the piece that starts at `at` < `text.len()`: the alternatives of the pattern, in its order.
     #[inline]
     fn piece_end(&self, text: &[u8], at: usize) -> usize {
+        if let Some(end) = word_end(text, at) {
+            return end;
+        }
         let classes = self.classes;
         let Some((class, width)) = classes.look(text, at) else { return text.len() };
         let after = at + width;
