@@ -30,25 +30,27 @@ RMS_EPS = torch.finfo(torch.float32).eps
 
 
 class _EagerRMSNorm(torch.autograd.Function):
-    """RMSNorm whose backward pass is four operations; eager torch decomposes its own into a dozen (3-7 times as long on a CPU)."""
+    """RMSNorm whose backward pass is four operations; eager torch decomposes its own into a dozen (1.4 to 7 times as long on a CPU)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        scale = torch.linalg.vecdot(x, x).div_(x.size(-1)).add_(RMS_EPS).rsqrt_().unsqueeze(-1)
-        y = x * scale
+        wide = x.float()
+        scale = torch.linalg.vecdot(wide, wide).div_(x.size(-1)).add_(RMS_EPS).rsqrt_().unsqueeze(-1)
+        y = (wide * scale).to(x.dtype)
         ctx.save_for_backward(y, scale)
         return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         y, scale = ctx.saved_tensors
-        along = torch.linalg.vecdot(grads[0], y).div_(y.size(-1)).unsqueeze(-1)
-        return torch.addcmul(grads[0], y, along, value=-1).mul_(scale)
+        grad, wide = grads[0].float(), y.float()
+        along = torch.linalg.vecdot(grad, wide).div_(y.size(-1)).unsqueeze(-1)
+        return torch.addcmul(grad, wide, along, value=-1).mul_(scale).to(y.dtype)
 
 
 def rms_norm(x: Tensor) -> Tensor:
     """RMSNorm over the last axis, without learned gains (Zhang & Sennrich, 2019)."""
-    if x.device.type == "cpu" and x.dtype == torch.float32 and not torch.compiler.is_compiling():
+    if x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) and not torch.compiler.is_compiling():
         return _EagerRMSNorm.apply(x)
     return F.rms_norm(x, (x.size(-1),))
 

@@ -75,6 +75,16 @@ def test_rms_norm() -> None:
     assert torch.equal(rms_norm(torch.zeros(2, 8)), torch.zeros(2, 8))
 
 
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 1e-6), (torch.bfloat16, 0.005)])
+def test_the_gradient_of_rms_norm(dtype: torch.dtype, error: float) -> None:
+    exact, upstream = random(3, 64, seed=1), random(3, 64, seed=2).detach().to(dtype)
+    x = exact.detach().to(dtype).requires_grad_()
+    (found,) = torch.autograd.grad(rms_norm(x), x, upstream)
+    wanted = torch.autograd.grad(exact / exact.square().mean(-1, keepdim=True).sqrt(), exact, upstream.double())[0]
+    assert found.dtype == dtype
+    assert (found.double() - wanted).norm() < error * wanted.norm()
+
+
 def test_padding_far_beyond_the_cache_stays_finite() -> None:
     """A short row beside a long one in a nearly full cache: its padding lies past the end, by more than a window."""
     config = GPTConfig(depth=1, dim=4, n_head=1, n_kv_head=1, head_dim=4, vocab_size=8, max_seq_len=32)
