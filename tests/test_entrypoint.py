@@ -20,6 +20,7 @@ import entrypoint
 from nanochat.errors import NanochatError, Preempted
 from nanochat.ops import run
 from nanochat.tokenizer import Tokenizer
+from nanochat.train.heartbeat import read_heartbeat
 from tests.tiny import MODEL, ROOT, call, config, flags, losses, sentences, start, wait_for
 
 pytestmark = pytest.mark.long
@@ -277,6 +278,21 @@ def test_a_second_signal_ends_at_once(base: Path, text: Path) -> None:
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
     assert process.returncode == -signal.SIGINT and time.monotonic() - began < 10
+
+
+def test_a_record_damaged_on_the_way_does_not_end_the_sign_of_life(base: Path, text: Path) -> None:
+    process, run_folder = start(base, "entrypoint.py", *flags(text, total_batch_size=2**19, device_batch_size=64)), base / "runs" / "tiny"
+    wait_for(process, "packing shard")
+    while not (before := read_heartbeat(run_folder)):
+        assert process.poll() is None
+        time.sleep(0.1)
+    (run_folder / "config.toml").write_text("damaged")
+    deadline = time.monotonic() + 60
+    while (read_heartbeat(run_folder) or before)["time"] < before["time"] + 4:  # two beats
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    process.kill()
+    process.communicate(timeout=60)
 
 
 def test_an_interrupted_tokenizer_training_begins_again(base: Path, tmp_path: Path) -> None:

@@ -9,10 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nanochat.model.scaling import VALUE_GATE_CHANNELS, GPTConfig
+from nanochat.model.scaling import PRODUCTS_LENGTH, VALUE_GATE_CHANNELS, GPTConfig
 
 ROPE_BASE = 100_000.0
-PRODUCTS_LENGTH = 512  # positions of compiled attention on a CPU: of more, the whole scores no longer stay in a processor's cache
 QK_SCALE = 1.2  # sharpens attention after the QK norm, on q and on k
 
 

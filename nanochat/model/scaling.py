@@ -207,6 +207,8 @@ LOSS_CHUNK = {"cpu": 2 * 2**20, "cpu, compiled": 4 * 2**20, "cuda": 16 * 2**20}
 LOSS_PARTS = 16  # a GPU is not kept busy by less than this part of its tokens
 LOSS_ROWS = 256  # tokens of a chunk at least
 LOSS_BYTES = {"plain": (12, 8), "fused": (6, 4)}  # for each of them and each of the head's parameters; fused: compiled, bfloat16, on a GPU
+PRODUCTS_LENGTH = 512  # positions of compiled attention on a CPU that goes backward by whole products: of more, the scores leave its cache
+PRODUCTS_BYTES = 8  # of that, for each score of a layer
 SAMPLE_SLOTS = 8  # conversations that a sample or an evaluation decodes side by side
 
 
@@ -225,7 +227,8 @@ def memory_bytes(
     weights: fp32, and where `bf16` the copies that the matrix units read, kept until the backward pass.
     optimizer: 4 bytes for a matrix parameter (Muon's momentum), 8 for any other (AdamW's two moments), dealt over
     `processes`. activations: what the backward pass needs, or the optimizer's step where that is more than it and the logits, for the one
-    is gone before the other comes; a compiled step keeps `budget` of them. logits: the chunked loss. cache: keys and values of the samples.
+    is gone before the other comes; a compiled step keeps `budget` of them, and one on a CPU holds a layer's scores beside. logits: the
+    chunked loss. cache: keys and values of the samples.
     """
     parts = count_parameters(gpt)
     matrices, rest = parts["matrices"], parts["total"] - parts["matrices"]
@@ -236,6 +239,8 @@ def memory_bytes(
     kept = (layer * gpt.depth + windowed * windows + model) * number / 2 * tokens * gpt.dim
     if compiled:
         kept *= budget
+        if device == "cpu" and bf16 and gpt.max_seq_len <= PRODUCTS_LENGTH:
+            kept += PRODUCTS_BYTES * tokens * gpt.max_seq_len * gpt.n_head
     stepping = STEP_BYTES[number] * matrices // processes + (4 * matrices if processes > 1 else 0)  # ranks also gather the updated weights
     per_logit, per_weight = LOSS_BYTES["fused" if compiled and bf16 and device == "cuda" else "plain"]
     chunk = min(tokens, loss_rows(tokens, gpt.padded_vocab, device, compiled)) * gpt.padded_vocab

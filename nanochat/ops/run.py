@@ -100,8 +100,11 @@ def _alive(config: Config, here: ranks.Ranks) -> contextlib.AbstractContextManag
         return contextlib.nullcontext()
 
     def about() -> dict[str, object]:
-        record = runs.read_record(config.run)  # the steps of a run with --hours change
-        return {"device": here.device.type, "steps": (record.config if record else config).steps, "trial": config.trial}
+        steps = config.steps
+        with contextlib.suppress(DataError):  # a record that is damaged meanwhile ends neither the training nor its sign of life
+            if record := runs.read_record(config.run):  # the steps of a run with --hours change
+                steps = record.config.steps
+        return {"device": here.device.type, "steps": steps, "trial": config.trial}
 
     return heartbeat(paths.run_dir(config.run), about)
 
