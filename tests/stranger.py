@@ -9,6 +9,7 @@ with UNKNOWN. What became of each is written into the file $STRANGER, a line {co
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -84,10 +85,18 @@ def rule(words: list[str]) -> tuple[str, list[list[str]]]:
     if program == "make" and rest[:1] in (["install"], *([name] for name in HOUSE)):
         return "dry run", [["/usr/bin/make", "--dry-run", *rest]]
     if program == "docker" and rest[:1] == ["compose"]:
+        if not _has_compose():
+            return READ_ONLY.format("docker compose"), []
         return "its files read by compose", [["docker", "compose", "config", "--quiet"]]
     if program in ("apt-get", "uv"):
         return READ_ONLY.format("the network"), []
     raise LookupError(program)
+
+
+def _has_compose() -> bool:
+    """Whether the machine's docker, where there is one, knows compose."""
+    docker = shutil.which("docker", path=os.environ.get("STRANGERS_PATH"))
+    return docker is not None and subprocess.run([docker, "compose", "version"], capture_output=True).returncode == 0
 
 
 def placeholders(words: list[str], runs: Sequence[str]) -> list[str]:
