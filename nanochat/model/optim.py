@@ -84,7 +84,7 @@ def orthogonalize(updates: Tensor, dtype: torch.dtype = torch.float32) -> Tensor
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     if not wide:
         x = x.mT
-    x = x.to(torch.float32, copy=True)
+    x = x.float()
     size = min(x.size(-2), x.size(-1)) ** 0.5
     return x.mul_(size / x.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-10))
 
@@ -138,14 +138,15 @@ class _MatrixGroup:
         if self.ranks.world_size > 1:
             padding = self.share * self.ranks.world_size - len(grads)
             grads = self.ranks.reduce_scatter_mean(torch.cat((grads, grads.new_zeros(padding, *grads.shape[1:]))))
-        updated = torch.stack(list(owned)) if owned else grads[:0]
+        updated = torch.empty_like(grads)
+        own = updated[: len(owned)]
+        updated[len(owned) :].zero_()  # padding
         if owned:
+            torch.stack(list(owned), out=own)
             options = {"lr": lr, "beta": beta, "weight_decay": weight_decay}
-            muon_update(updated, grads[: len(owned)], self.momentum, self.variance, dtype=self.dtype, **options)
+            muon_update(own, grads[: len(owned)], self.momentum, self.variance, dtype=self.dtype, **options)
         if self.ranks.world_size > 1:
-            share = torch.zeros_like(grads)
-            share[: len(owned)] = updated
-            updated = self.ranks.all_gather(share)
+            updated = self.ranks.all_gather(updated)
         for weight, value in zip(self.weights, updated, strict=False):
             weight.copy_(value)
 
