@@ -32,7 +32,8 @@ from nanochat.config import Config
 from nanochat.train import device
 
 device.set_up(Config(device="cpu", threads=1))
-torch.ones(1 << 24)
+for _ in range(16):
+    torch.ones(1 << 24)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(10):
     torch.ones(1 << 24)
@@ -43,6 +44,10 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 @pytest.mark.long
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has mallopt")
 def test_a_steps_memory_is_not_mapped_anew_by_the_next() -> None:
-    """Ten tensors of 64 MB, each freed before the next, have 16,384 pages each, and all may be cleared but twice."""
+    """Ten tensors of 64 MB, each freed before the next, have 16,384 pages each.
+
+    The first few may lie one after the other: what is left over where a tensor is aligned stays with the thread, up to seven such
+    pieces, and keeps the room before and behind it apart.
+    """
     done = subprocess.run([sys.executable, "-c", KEPT], capture_output=True, text=True, timeout=120)
-    assert int(done.stdout) < 40_000, done.stdout + done.stderr
+    assert int(done.stdout) < 2 * 16_384, done.stdout + done.stderr
