@@ -2,6 +2,7 @@
 
     bench/train.py [--text FOLDER] [--upstream CHECKOUT]              # speed, alternating
     bench/train.py --text FOLDER --upstream CHECKOUT --quality 500000 # and quality after so many tokens, with some seeds
+    bench/train.py --text FOLDER --upstream CHECKOUT --minutes 20     # or after so many minutes
 
 FOLDER holds parquet shards with a column `text`; the last one is held out. Both sides run the very same command line,
 `python -m scripts.base_train`, over the same shards, with this machine's torch, each with a compile cache of its own that is
@@ -19,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,6 +55,7 @@ class Side:
             "NANOCHAT_BASE_DIR": str(self.base),
             "PYTHONPATH": os.pathsep.join(str(path) for path in (self.code, self.packages) if path),
             "TORCHINDUCTOR_CACHE_DIR": str(cache),
+            "TMPDIR": str(cache),  # where torch keeps precompiled headers
             "OMP_NUM_THREADS": str(len(os.sched_getaffinity(0))),
             "WANDB_MODE": "disabled",
         }
@@ -61,6 +64,7 @@ class Side:
 def call(side: Side, cache: Path, *arguments: str) -> tuple[str, int, float]:
     """Run python with `arguments` in the side's checkout: stdout, the peak memory of any of its processes, seconds."""
     log = side.base / "stdout.txt"
+    cache.mkdir(exist_ok=True)
     began = time.perf_counter()
     with log.open("w") as out, (side.base / "stderr.txt").open("w") as err:
         process = subprocess.Popen([side.python, *arguments], cwd=side.code, env=side.environment(cache), stdout=out, stderr=err)
@@ -95,9 +99,16 @@ def train(side: Side, options: argparse.Namespace, steps: int, extra: list[str],
         found = STEP.findall(out)
         took, losses, mfu = [float(dt) / 1000 for _, _, dt, _ in found], [float(loss) for _, loss, _, _ in found], []
         memory = int(float(PEAK.findall(out)[0]) * 2**20) or memory
-    rate = options.total_batch_size / statistics.median(took[SETTLED:])
-    utilisation = statistics.median(mfu) if mfu else 0.0
-    return {"rate": rate, "first": took[0], "memory": memory, "mfu": utilisation, "loss": statistics.mean(losses[-5:]), "seconds": seconds}
+    step = statistics.median(took[SETTLED:])
+    return {
+        "rate": options.total_batch_size / step,
+        "step": step,
+        "first": took[0],
+        "memory": memory,
+        "mfu": statistics.median(mfu) if mfu else 0.0,
+        "loss": statistics.mean(losses[-5:]),
+        "seconds": seconds,
+    }
 
 
 def score(side: Side, tag: str, text: Path, documents: int) -> float:
@@ -149,9 +160,11 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--compile", default="on", help="of our side: on, off or auto")
     parser.add_argument("--quality", type=int, default=0, metavar="TOKENS", help="train so many tokens and score held-out documents")
+    parser.add_argument("--minutes", type=float, default=0, help="train so long and score held-out documents, once")
     parser.add_argument("--documents", type=int, default=200, help="held-out documents that are scored")
-    parser.add_argument("--ours", nargs="*", default=[], metavar="FLAG", help="flags for our side alone, such as depth=5 (quality)")
-    parser.add_argument("--theirs", nargs="*", default=[], metavar="FLAG", help="flags for theirs alone, such as matrix-lr=0.04 (quality)")
+    own = {"nargs": "*", "metavar": "FLAG", "action": "append"}
+    parser.add_argument("--ours", **own, help="flags for our side alone, such as depth=5 (quality); again for another setting")
+    parser.add_argument("--theirs", **own, help="flags for theirs alone, such as matrix-lr=0.04 (quality); again for another setting")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         measure(options, options.work or Path(temporary))
@@ -173,6 +186,8 @@ def measure(options: argparse.Namespace, work: Path) -> None:
         speed(options, sides)
     if options.quality:
         quality(options, sides)
+    if options.minutes:
+        equal_time(options, sides)
 
 
 def speed(options: argparse.Namespace, sides: list[Side]) -> None:
@@ -196,20 +211,47 @@ def speed(options: argparse.Namespace, sides: list[Side]) -> None:
         )
 
 
+def contenders(options: argparse.Namespace, sides: list[Side]) -> Iterator[tuple[str, Side, list[str]]]:
+    """Each side with each setting that was given for it: a name, the side, its flags."""
+    for side in sides:
+        for setting in (options.ours if side.name == "ours" else options.theirs) or [[]]:
+            yield " ".join([side.name, *setting]), side, [f"--{flag}" for flag in setting]
+
+
+def bits_per_byte(options: argparse.Namespace, side: Side, tag: str) -> float:
+    """Of the first held-out documents, those of the last shard."""
+    return score(side, tag, max(options.text.resolve().glob("*.parquet")), options.documents)
+
+
 def quality(options: argparse.Namespace, sides: list[Side]) -> None:
     """Bits per byte after equal tokens. Upstream has no seed to set: its runs differ by what its threads do alone."""
     steps = options.quality // options.total_batch_size
-    found: dict[str, list[float]] = {side.name: [] for side in sides}
-    held_out = options.text.resolve() / sorted(path.name for path in options.text.glob("*.parquet"))[-1]
+    found: dict[str, list[float]] = {}
     for seed in range(1, options.seeds + 1):
-        for side in sides:
-            extra = [f"--{flag}" for flag in (options.ours if side.name == "ours" else options.theirs)]
+        for name, side, extra in contenders(options, sides):
             run = train(side, options, steps, extra + ([f"--seed={seed}"] if side.name == "ours" else []), f"quality-{seed}")
-            found[side.name].append(bits := score(side, f"quality-{seed}", held_out, options.documents))
-            print(f"{side.name}: seed {seed}: {bits:.4f} bits per byte after {steps} steps, {run['seconds']:.0f} s", flush=True)
-    for who, values in found.items():
+            bits = bits_per_byte(options, side, f"quality-{seed}")
+            found.setdefault(name, []).append(bits)
+            print(f"{name}: seed {seed}: {bits:.4f} bits per byte after {steps} steps, {run['seconds']:.0f} s", flush=True)
+    for name, values in found.items():
         spread = statistics.stdev(values) if len(values) > 1 else 0.0
-        print(f"{who}: {statistics.mean(values):.4f} +- {spread:.4f} bits per byte ({len(values)} runs)")
+        print(f"{name}: {statistics.mean(values):.4f} +- {spread:.4f} bits per byte ({len(values)} runs)")
+
+
+def equal_time(options: argparse.Namespace, sides: list[Side]) -> None:
+    """Bits per byte after equal time, from an empty compile cache to the end of the command.
+
+    Learning rates follow the number of steps, and upstream can only be given that: a short run says how many fit.
+    """
+    for name, side, extra in contenders(options, sides):
+        short = train(side, options, options.steps, extra, "short")
+        before = short["seconds"] - (options.steps - 1) * short["step"]
+        steps = int((60 * options.minutes - before) / short["step"])
+        if steps <= SETTLED:
+            raise SystemExit(f"{name}: {options.minutes:g} minutes are too few: {before:.0f} s pass before the second step")
+        run = train(side, options, steps, extra, "equal-time")
+        bits = bits_per_byte(options, side, "equal-time")
+        print(f"{name}: {bits:.4f} bits per byte after {run['seconds'] / 60:.1f} minutes, {steps} steps", flush=True)
 
 
 if __name__ == "__main__":
