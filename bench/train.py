@@ -50,24 +50,29 @@ class Side:
     base: Path
     packages: Path | None = None  # a folder of packages that come before the interpreter's own
 
-    def environment(self, cache: Path) -> dict[str, str]:
+    @property
+    def cache(self) -> Path:
+        """What torch compiles for it, and nothing of the other's."""
+        return self.base / "compiled"
+
+    def environment(self) -> dict[str, str]:
         return os.environ | {
             "NANOCHAT_BASE_DIR": str(self.base),
             "PYTHONPATH": os.pathsep.join(str(path) for path in (self.code, self.packages) if path),
-            "TORCHINDUCTOR_CACHE_DIR": str(cache),
-            "TMPDIR": str(cache),  # where torch keeps precompiled headers
+            "TORCHINDUCTOR_CACHE_DIR": str(self.cache),
+            "TMPDIR": str(self.cache),  # where torch keeps precompiled headers
             "OMP_NUM_THREADS": str(len(os.sched_getaffinity(0))),
             "WANDB_MODE": "disabled",
         }
 
 
-def call(side: Side, cache: Path, *arguments: str) -> tuple[str, int, float]:
+def call(side: Side, *arguments: str) -> tuple[str, int, float]:
     """Run python with `arguments` in the side's checkout: stdout, the peak memory of any of its processes, seconds."""
     log = side.base / "stdout.txt"
-    cache.mkdir(exist_ok=True)
+    side.cache.mkdir(exist_ok=True)
     began = time.perf_counter()
     with log.open("w") as out, (side.base / "stderr.txt").open("w") as err:
-        process = subprocess.Popen([side.python, *arguments], cwd=side.code, env=side.environment(cache), stdout=out, stderr=err)
+        process = subprocess.Popen([side.python, *arguments], cwd=side.code, env=side.environment(), stdout=out, stderr=err)
         _, status, usage = os.wait4(process.pid, 0)
     if status:
         raise SystemExit(f"{side.name}: {' '.join(arguments)} failed\n{(side.base / 'stderr.txt').read_text()[-2000:]}")
@@ -84,18 +89,17 @@ def flags(options: argparse.Namespace, steps: int, extra: list[str]) -> list[str
 
 def train(side: Side, options: argparse.Namespace, steps: int, extra: list[str], tag: str) -> dict[str, Any]:
     """One run from nothing: its speed, first step, peak memory and last losses."""
-    cache = side.base / "compiled"
-    shutil.rmtree(cache, ignore_errors=True)
+    shutil.rmtree(side.cache, ignore_errors=True)
     if side.name == "ours":
         shutil.rmtree(side.base / "runs" / tag, ignore_errors=True)
         own = [f"--vocab-size={options.vocab_size}", f"--run={tag}", f"--compile={options.compile}"]
-        _, memory, seconds = call(side, cache, *flags(options, steps, extra), *own)
+        _, memory, seconds = call(side, *flags(options, steps, extra), *own)
         lines = [json.loads(line) for line in (side.base / "runs" / tag / "metrics.jsonl").read_text().splitlines()]
         took, losses = [line["step_seconds"] for line in lines], [line["loss"] for line in lines]
         mfu = [line["mfu"] for line in lines if "mfu" in line][SETTLED:]
         memory = max(line["peak_memory_bytes"] for line in lines) if mfu else memory
     else:
-        out, memory, seconds = call(side, cache, *flags(options, steps, extra), "--core-metric-every=-1", f"--model-tag={tag}")
+        out, memory, seconds = call(side, *flags(options, steps, extra), "--core-metric-every=-1", f"--model-tag={tag}")
         found = STEP.findall(out)
         took, losses, mfu = [float(dt) / 1000 for _, _, dt, _ in found], [float(loss) for _, loss, _, _ in found], []
         memory = int(float(PEAK.findall(out)[0]) * 2**20) or memory
@@ -111,9 +115,10 @@ def train(side: Side, options: argparse.Namespace, steps: int, extra: list[str],
     }
 
 
-def score(side: Side, tag: str, text: Path, documents: int) -> float:
-    """Bits per byte of the held-out documents."""
-    out, _, _ = call(side, side.base / "compiled", str(ROOT / "bench" / "training" / "score.py"), side.name, tag, str(text), str(documents))
+def score(side: Side, options: argparse.Namespace, tag: str) -> float:
+    """Bits per byte of the first held-out documents, those of the last shard."""
+    held_out = max(options.text.resolve().glob("*.parquet"))
+    out, _, _ = call(side, str(ROOT / "bench" / "training" / "score.py"), side.name, tag, str(held_out), str(options.documents))
     return float(out.splitlines()[-1])
 
 
@@ -181,7 +186,7 @@ def measure(options: argparse.Namespace, work: Path) -> None:
         theirs = Side("upstream", options.upstream.resolve(), python, work / "upstream", packages)
         sides.append(prepared(theirs, text))
         if not (theirs.base / "tokenizer").exists():
-            call(theirs, theirs.base / "compiled", "-m", "scripts.tok_train", f"--vocab-size={options.vocab_size}", "--max-chars=100000000")
+            call(theirs, "-m", "scripts.tok_train", f"--vocab-size={options.vocab_size}", "--max-chars=100000000")
     if options.repeats:
         speed(options, sides)
     if options.quality:
@@ -218,11 +223,6 @@ def contenders(options: argparse.Namespace, sides: list[Side]) -> Iterator[tuple
             yield " ".join([side.name, *setting]), side, [f"--{flag}" for flag in setting]
 
 
-def bits_per_byte(options: argparse.Namespace, side: Side, tag: str) -> float:
-    """Of the first held-out documents, those of the last shard."""
-    return score(side, tag, max(options.text.resolve().glob("*.parquet")), options.documents)
-
-
 def quality(options: argparse.Namespace, sides: list[Side]) -> None:
     """Bits per byte after equal tokens. Upstream has no seed to set: its runs differ by what its threads do alone."""
     steps = options.quality // options.total_batch_size
@@ -230,7 +230,7 @@ def quality(options: argparse.Namespace, sides: list[Side]) -> None:
     for seed in range(1, options.seeds + 1):
         for name, side, extra in contenders(options, sides):
             run = train(side, options, steps, extra + ([f"--seed={seed}"] if side.name == "ours" else []), f"quality-{seed}")
-            bits = bits_per_byte(options, side, f"quality-{seed}")
+            bits = score(side, options, f"quality-{seed}")
             found.setdefault(name, []).append(bits)
             print(f"{name}: seed {seed}: {bits:.4f} bits per byte after {steps} steps, {run['seconds']:.0f} s", flush=True)
     for name, values in found.items():
@@ -250,7 +250,7 @@ def equal_time(options: argparse.Namespace, sides: list[Side]) -> None:
         if steps <= SETTLED:
             raise SystemExit(f"{name}: {options.minutes:g} minutes are too few: {before:.0f} s pass before the second step")
         run = train(side, options, steps, extra, "equal-time")
-        bits = bits_per_byte(options, side, "equal-time")
+        bits = score(side, options, "equal-time")
         print(f"{name}: {bits:.4f} bits per byte after {run['seconds'] / 60:.1f} minutes, {steps} steps", flush=True)
 
 
