@@ -10,7 +10,6 @@ import platform
 import resource
 import shutil
 import sys
-import sysconfig
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -25,7 +24,7 @@ from nanochat.errors import NanochatError, PreflightError
 from nanochat.ops import nvml
 from nanochat.ops.fetch import missing
 from nanochat.ops.hardware import physical_cores
-from nanochat.ops.plan import Plan, kept_checkpoints
+from nanochat.ops.plan import Plan, compiler_lacks, kept_checkpoints
 from nanochat.ops.troubles import explained
 
 OK, WARNING, ERROR = "ok", "warning", "error"
@@ -201,15 +200,11 @@ def check_spill(case: Case) -> Iterator[Finding]:
 def check_compiler(case: Case) -> Iterator[Finding]:
     """What torch.compile needs at run time."""
     cuda = case.config.device == "cuda"
-    names = ("gcc", "cc", "clang") if cuda else ("g++", "c++", "clang++")
-    found = next(filter(None, map(shutil.which, names)), None)
-    header = Path(sysconfig.get_paths()["include"], "Python.h")
-    lacking = [] if found else [names[0]]
-    lacking += [] if header.exists() or not cuda else ["Python.h"]
+    lacking = compiler_lacks(cuda)
     if not lacking:
-        yield Finding("compiler", OK, f"{found} for torch.compile")
+        yield Finding("compiler", OK, "what torch.compile needs is here")
         return
-    fix = f"apt install {names[0]} python3-dev, or use --compile=off"
+    fix = f"apt install {'gcc' if cuda else 'g++'} python3-dev, or use --compile=off"
     if case.config.compile == "on":
         yield Finding("compiler", ERROR, f"torch.compile needs {' and '.join(lacking)}", "the first step would fail", fix)
     else:

@@ -9,6 +9,7 @@ import dataclasses
 import math
 import shutil
 import sys
+import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +41,9 @@ EVALUATION_SHARE = 0.03  # of pretraining's operations, all evaluations together
 SFT_SHARE = 8  # fine-tuning takes an eighth of pretraining's steps
 
 # torch.compile pays where what it saves (about a fifth of a CPU's time, a third of a GPU's) is twice what its start costs. On a
-# CPU the first compiled step takes 200 s where training reaches 17e9 FLOP/s, and 40 s where it reaches 130e9: the time of 3.4e12
-# to 5.2e12 operations on both, so it pays from ten times that. On a GPU the start takes about a minute.
-COMPILE_CPU_START, COMPILE_GPU_START = 4e12, 60.0  # operations, seconds
+# CPU the first compiled step takes 33 s where training reaches 60e9 FLOP/s, and about 20 s where it reaches 130e9: the time of 2e12
+# to 2.6e12 operations on both, so it pays from ten times that. On a GPU the start takes about a minute.
+COMPILE_CPU_START, COMPILE_GPU_START = 2.5e12, 60.0  # operations, seconds
 COMPILE_CPU_FLOPS = 10 * COMPILE_CPU_START
 COMPILE_GPU_SECONDS = 6 * COMPILE_GPU_START
 BF16_CPU_GAIN = 1.5  # of its products, at least: 2.4 and 0.5 were seen of processors that have units for it
@@ -188,13 +189,19 @@ def _dtype(config: Config, gpt: scaling.GPTConfig, hardware: Hardware) -> tuple[
     return "bfloat16", f"{hardware.name} has units for it"
 
 
+def compiler_lacks(cuda: bool) -> list[str]:
+    """What torch.compile needs at run time and this machine has not: a compiler, the header that every kernel's bindings include."""
+    compilers = ("gcc", "cc", "clang") if cuda else ("g++", "c++", "clang++")
+    lacking = [] if any(map(shutil.which, compilers)) else [compilers[0]]
+    return lacking if Path(sysconfig.get_paths()["include"], "Python.h").exists() else [*lacking, "Python.h"]
+
+
 def _compile(config: Config, gpt: scaling.GPTConfig, hardware: Hardware) -> tuple[str, str]:
     """on or off, and why."""
     if config.deterministic:
         return "off", "deterministic runs are eager"
-    compiler = ("gcc", "cc", "clang") if hardware.cuda else ("g++", "c++", "clang++")
-    if hardware.here and not any(map(shutil.which, compiler)):
-        return "off", f"torch.compile needs {compiler[0]}, which is not installed"
+    if hardware.here and (lacking := compiler_lacks(hardware.cuda)):
+        return "off", f"torch.compile needs {' and '.join(lacking)}, not installed here"
     operations = scaling.flops_per_token(gpt) * config.total_batch_size * config.num_iterations
     if not hardware.cuda:
         pays = operations >= COMPILE_CPU_FLOPS
