@@ -62,7 +62,7 @@ def parquet_texts(folder: Path) -> Iterator[str]:
 
 def source_texts() -> Iterator[str]:
     """Python files of this environment: source code that every machine has."""
-    for path in sorted((ROOT / ".venv" / "lib").glob("**/*.py")):
+    for path in sorted(Path(sys.prefix, "lib").glob("**/*.py")):
         try:
             yield path.read_text(encoding="utf-8")
         except UnicodeDecodeError:
