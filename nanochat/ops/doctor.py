@@ -24,7 +24,7 @@ from nanochat.errors import NanochatError, PreflightError
 from nanochat.ops import nvml
 from nanochat.ops.fetch import missing
 from nanochat.ops.hardware import physical_cores
-from nanochat.ops.plan import Plan, compiler_lacks, kept_checkpoints
+from nanochat.ops.plan import Plan, compiler, compiler_lacks, kept_checkpoints
 from nanochat.ops.troubles import explained
 
 OK, WARNING, ERROR = "ok", "warning", "error"
@@ -200,11 +200,12 @@ def check_spill(case: Case) -> Iterator[Finding]:
 def check_compiler(case: Case) -> Iterator[Finding]:
     """What torch.compile needs at run time."""
     cuda = case.config.device == "cuda"
+    name, found = compiler(cuda)
     lacking = compiler_lacks(cuda)
     if not lacking:
-        yield Finding("compiler", OK, "what torch.compile needs is here")
+        yield Finding("compiler", OK, f"{found} for torch.compile")
         return
-    fix = f"apt install {'gcc' if cuda else 'g++'} python3-dev, or use --compile=off"
+    fix = f"apt install {name} python3-dev, or use --compile=off"
     if case.config.compile == "on":
         yield Finding("compiler", ERROR, f"torch.compile needs {' and '.join(lacking)}", "the first step would fail", fix)
     else:

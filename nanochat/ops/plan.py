@@ -189,10 +189,16 @@ def _dtype(config: Config, gpt: scaling.GPTConfig, hardware: Hardware) -> tuple[
     return "bfloat16", f"{hardware.name} has units for it"
 
 
+def compiler(cuda: bool) -> tuple[str, str | None]:
+    """The compiler that torch.compile needs, and where it, or another that will do, is on this machine."""
+    names = ("gcc", "cc", "clang") if cuda else ("g++", "c++", "clang++")
+    return names[0], next(filter(None, map(shutil.which, names)), None)
+
+
 def compiler_lacks(cuda: bool) -> list[str]:
     """What torch.compile needs at run time and this machine has not: a compiler, the header that every kernel's bindings include."""
-    compilers = ("gcc", "cc", "clang") if cuda else ("g++", "c++", "clang++")
-    lacking = [] if any(map(shutil.which, compilers)) else [compilers[0]]
+    name, found = compiler(cuda)
+    lacking = [] if found else [name]
     return lacking if Path(sysconfig.get_paths()["include"], "Python.h").exists() else [*lacking, "Python.h"]
 
 

@@ -26,8 +26,9 @@ Kernel = Callable[..., None]
 Source = tuple[Sequence[str], str]  # the arguments' C++ types, and the code of a function `kernel`
 
 
+@functools.cache
 def compile_together() -> None:
-    """Have what this process compiles for the CPU from now on compiled as this module does."""
+    """Have what this process compiles for the CPU from now on compiled as this module does; once is enough."""
     torch._inductor.async_compile.AsyncCompile = _TogetherCompile  # type: ignore[misc]
     torch._inductor.config.cpp_cache_precompile_headers = False  # takes longer than what it saves of a few files
     torch._functorch.config.force_non_lazy_backward_lowering = True  # so that it is traced while the forward pass is compiled
@@ -48,8 +49,7 @@ class _TogetherCompile(AsyncCompile):
     def __init__(self) -> None:
         super().__init__()
         self.sources: list[Source] = []
-        self.kernels: list[Kernel] = []
-        self.finish: Callable[[], list[Kernel]] = list
+        self.finish: Callable[[], dict[int, Kernel]] = dict
 
     def cpp_pybinding(self, argtypes: list[str], source_code: str) -> Any:
         if len(DEFINITION.findall(source_code)) != 1:
@@ -58,9 +58,7 @@ class _TogetherCompile(AsyncCompile):
         self.sources.append((argtypes, source_code))
 
         def kernel(*arguments: object) -> None:
-            if not self.kernels:
-                self.kernels = self.finish()
-            self.kernels[index](*arguments)
+            self.finish()[index](*arguments)
 
         return kernel
 
@@ -72,19 +70,20 @@ class _TogetherCompile(AsyncCompile):
         super().wait(scope)
 
 
-def _start(sources: list[Source], files: int, submit: Callable[..., Any] | None) -> Callable[[], list[Kernel]]:
-    """Start the compiler on at most so many files, about equally long. What is returned waits, and gives the kernels in their order."""
+def _start(sources: list[Source], files: int, submit: Callable[..., Any] | None) -> Callable[[], dict[int, Kernel]]:
+    """Start the compiler on at most so many files, about equally long. What is returned waits once, and gives each source's kernel."""
     shares: list[list[int]] = [[] for _ in range(min(files, len(sources)))]
     for index in sorted(range(len(sources)), key=lambda index: -len(sources[index][1])):
         min(shares, key=lambda share: sum(len(sources[i][1]) for i in share)).append(index)
     modules = [CppPythonBindingsCodeCache.load_async(_joined([sources[i] for i in share]), submit_fn=submit) for share in shares]
 
-    def finish() -> list[Kernel]:
-        found = {}
+    @functools.cache
+    def finish() -> dict[int, Kernel]:
+        found: dict[int, Kernel] = {}
         for share, module in zip(shares, modules, strict=True):
             entry = module().kernel
-            found.update({index: functools.partial(entry, place) for place, index in enumerate(share)})
-        return [found[index] for index in range(len(sources))]
+            found |= {index: functools.partial(entry, place) for place, index in enumerate(share)}
+        return found
 
     return finish
 
