@@ -1,25 +1,41 @@
 """Shared fixtures: every test that touches the data directory gets one of its own."""
 
+import getpass
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests run side by side: threads would only fight over the cores
+# What a run compiles at its start is the same for all: it is compiled once.
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir(), f"nanochat-tests-{getpass.getuser()}")))
 # A job that a shell put in the background ignores Ctrl-C, and so would every process that the tests start and interrupt.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
-def denormal_numbers() -> Iterator[None]:
-    """They are there for each test, also after one that has trained in this process."""
+def as_before_training() -> Iterator[None]:
+    """Each test has denormal numbers and torch's own operations, also after one that has trained in this process."""
     yield
     if "torch" in sys.modules:
         sys.modules["torch"].set_flush_denormal(False)
+    if "nanochat.model.fused" in sys.modules:
+        sys.modules["nanochat.model.fused"].forget()
+
+
+@pytest.fixture
+def fused_operations() -> None:
+    """A CPU's fused operations in this process, for one test."""
+    from nanochat.train import kernels
+
+    for dtype in kernels.TYPES:
+        if why := kernels.load(dtype, Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])):
+            pytest.skip(f"fused operations: {why}")
 
 
 @pytest.fixture

@@ -3,12 +3,11 @@
 Shapes: B rows, T positions, S cached positions, H query heads, G key/value heads, K width of a head, D model width.
 """
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nanochat.model import fused
 from nanochat.model.scaling import PRODUCTS_LENGTH, VALUE_GATE_CHANNELS, GPTConfig
 
 ROPE_BASE = 100_000.0
@@ -22,35 +21,16 @@ class Linear(nn.Linear):
         super().__init__(in_features, out_features, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:  # (..., in) -> (..., out)
-        return F.linear(x, self.weight.to(x.dtype))
+        return fused.linear(x, self.weight)[0] if fused.usable(x) else F.linear(x, self.weight.to(x.dtype))
 
 
 RMS_EPS = torch.finfo(torch.float32).eps
 
 
-class _EagerRMSNorm(torch.autograd.Function):
-    """RMSNorm whose backward pass is four operations; eager torch decomposes its own into a dozen (1.4 to 7 times as long on a CPU)."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        wide = x.float()
-        scale = torch.linalg.vecdot(wide, wide).div_(x.size(-1)).add_(RMS_EPS).rsqrt_().unsqueeze(-1)
-        y = (wide * scale).to(x.dtype)
-        ctx.save_for_backward(y, scale)
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        y, scale = ctx.saved_tensors
-        grad, wide = grads[0].float(), y.float()
-        along = torch.linalg.vecdot(grad, wide).div_(y.size(-1)).unsqueeze(-1)
-        return torch.addcmul(grad, wide, along, value=-1).mul_(scale).to(y.dtype)
-
-
 def rms_norm(x: Tensor) -> Tensor:
     """RMSNorm over the last axis, without learned gains (Zhang & Sennrich, 2019)."""
-    if x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) and not torch.compiler.is_compiling():
-        return _EagerRMSNorm.apply(x)
+    if fused.usable(x):
+        return fused.rms_norm(x, RMS_EPS)
     return F.rms_norm(x, (x.size(-1),))
 
 
@@ -146,31 +126,6 @@ class Append:
         return out.transpose(1, 2)
 
 
-class _ProductsBackward(torch.autograd.Function):
-    """Attention whose backward pass is five products over whole rows (Dao et al., 2022, appendix B.2, without its tiles).
-
-    For compiled bfloat16 on a CPU: its matrix units are fed by products of this size, and not by torch's own backward pass, which
-    takes 2.5 times as long at 256 positions.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # (B, H, T, K) each
-        out, logsumexp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, is_causal=True)
-        ctx.save_for_backward(q, k, v, out, logsumexp)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v, out, logsumexp = ctx.saved_tensors
-        scale, grad = q.size(-1) ** -0.5, grads[0]
-        position = torch.arange(q.size(2), device=q.device)
-        scores = (q @ k.mT).float() * scale - logsumexp.unsqueeze(-1)  # (B, H, T, T)
-        weights = torch.where(position[:, None] < position, 0.0, scores.exp())
-        along = (grad.float() * out.float()).sum(dim=-1, keepdim=True)
-        grad_scores = (weights * ((grad @ v.mT).float() - along) * scale).to(q.dtype)
-        return grad_scores @ k, grad_scores.mT @ q, weights.to(q.dtype).mT @ grad
-
-
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
     """Causal attention over the last `window` positions: q (B, T, H, K), k and v (B, T, G, K) -> (B, T, H, K).
 
@@ -181,8 +136,8 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
     gqa = q.size(1) != k.size(1)
     length = q.size(2)
     if window >= length:
-        if length <= PRODUCTS_LENGTH and q.dtype == torch.bfloat16 and not gqa and not q.is_cuda and torch.compiler.is_compiling():
-            return _ProductsBackward.apply(q, k, v).transpose(1, 2)
+        if length <= PRODUCTS_LENGTH and not gqa and fused.usable(q):
+            return fused.causal_attention(q, k, v).transpose(1, 2)
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=gqa).transpose(1, 2)
     blocks = -(-length // window)
     padding = blocks * window - length
@@ -216,12 +171,16 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, ve: Tensor | None, cos: Tensor, sin: Tensor, append: Append | None) -> Tensor:
         """x (B, T, D), ve (B, T, G * K) or None, cos and sin of the positions -> (B, T, D)."""
-        q, k, v = (f(x).unflatten(-1, (-1, self.head_dim)) for f in (self.q, self.k, self.v))  # (B, T, H or G, K)
+        layers = (self.q, self.k, self.v)
+        wide = fused.linear(x, *(f.weight for f in layers)) if fused.usable(x) else [f(x) for f in layers]
+        q, k, v = (y.unflatten(-1, (-1, self.head_dim)) for y in wide)  # (B, T, H or G, K)
         if self.ve_gate is not None and ve is not None:
-            gate = 3 * torch.sigmoid(self.ve_gate(x[..., :VALUE_GATE_CHANNELS]))  # (B, T, G)
-            v = v + gate.unsqueeze(-1) * ve.unflatten(-1, (-1, self.head_dim))
+            gate, ve = self.ve_gate(x[..., :VALUE_GATE_CHANNELS]), ve.unflatten(-1, (-1, self.head_dim))  # (B, T, G), (B, T, G, K)
+            v = fused.add_gated(v, gate, ve) if fused.usable(v) else v + (3 * torch.sigmoid(gate)).unsqueeze(-1) * ve
         if self.q_norm is not None and self.k_norm is not None:
             q, k = rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin)
+        elif fused.usable(q) and cos.dim() == 2:
+            q, k = (fused.rotary_norm(y, cos, sin, QK_SCALE, RMS_EPS) for y in (q, k))
         else:
             q, k = (rms_norm(rotate(y, cos, sin)) * QK_SCALE for y in (q, k))
         out = causal_attention(q, k, v, self.window) if append is None else append.attend(self.layer, q, k, v, self.window)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nanochat.model import fused
 from nanochat.model.attention import QK_SCALE, Append, Attention, KVCache, Linear, RMSNorm, rms_norm, rotary_table
 from nanochat.model.scaling import SMEAR_GATE_CHANNELS, GPTConfig
 
@@ -22,7 +23,8 @@ class MLP(nn.Module):
         self.proj = Linear(config.mlp_dim, config.dim)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, T, D) -> (B, T, D)
-        return self.proj(F.relu(self.fc(x)).square())
+        x = self.fc(x)
+        return self.proj(fused.relu_square(x) if fused.usable(x) else F.relu(x).square())
 
 
 class SwiGLU(nn.Module):
@@ -166,8 +168,8 @@ class GPT(nn.Module):
         halfway = min(config.depth // 2, config.depth - 2)  # never the last layer: the norm would cancel what is subtracted
         for layer, block in enumerate(self.blocks):
             if config.residual_scalars:
-                x = self.resid_lambdas[layer].to(x.dtype) * x + self.x0_lambdas[layer].to(x.dtype) * first
-            ve = self.value_embeds[str(layer)](ids).to(x.dtype) if config.has_value_embedding(layer) else None
+                x = self._mix(layer, x, first)
+            ve = self._rows(self.value_embeds[str(layer)], ids) if config.has_value_embedding(layer) else None
             x = block(x, ve, cos, sin, append)
             if layer == halfway:
                 middle = x
@@ -179,8 +181,19 @@ class GPT(nn.Module):
 
     def embedded(self, ids: Tensor) -> Tensor:
         """What the first layer's input begins as: ids (...) -> (..., D)."""
-        x = self.embed(ids).to(self.compute_dtype)
+        x = self._rows(self.embed, ids)
         return x if self.config.qwen3 else rms_norm(x)
+
+    def _rows(self, table: nn.Module, ids: Tensor) -> Tensor:
+        """Rows of an embedding in the activations' type: ids (...) -> (..., D)."""
+        weight, dtype = table.weight, self.compute_dtype
+        assert isinstance(weight, Tensor)
+        return fused.embed(ids, weight, dtype) if fused.usable(weight, dtype) else F.embedding(ids, weight).to(dtype)
+
+    def _mix(self, layer: int, x: Tensor, first: Tensor) -> Tensor:
+        """What a layer reads: of the stream and of the first layer's input as much as it has learned to, (B, T, D) -> (B, T, D)."""
+        a, b = self.resid_lambdas[layer], self.x0_lambdas[layer]
+        return fused.mix(a, x, b, first) if fused.usable(x) else a.to(x.dtype) * x + b.to(x.dtype) * first
 
     def _smear(self, x: Tensor, cache: KVCache | None, counts: Tensor | None) -> Tensor:
         """Let each position see the embedding before it, through a learned gate: x (B, T, D) -> (B, T, D)."""

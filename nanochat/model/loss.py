@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nanochat.model import fused
 from nanochat.model.gpt import GPT
 from nanochat.model.scaling import loss_rows
 
@@ -60,7 +61,7 @@ class _SoftcappedCrossEntropy(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden)
         all_rows = torch.zeros_like(weight, dtype=torch.float32)
         grad_weight = all_rows[:vocab]
-        rows = loss_rows(len(hidden), vocab, hidden.device.type, compiled=chunk is not _chunk)
+        rows = loss_rows(len(hidden), vocab, hidden.device.type)
         for start in range(0, len(hidden), rows):
             chosen = slice(start, start + rows)
             part = hidden[chosen]
@@ -83,6 +84,33 @@ class _SoftcappedCrossEntropy(torch.autograd.Function):
         return grad_hidden.mul_(grads[0].to(grad_hidden.dtype)), grad_weight.mul_(grads[0]), None, None, None, None, None
 
 
+class _FusedCrossEntropy(torch.autograd.Function):
+    """The same with a CPU's fused operations: the logits become their gradients where they are, and the weights' is added up in place."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, counts: Tensor, vocab: int, cap: float) -> Tensor:
+        cast = fused.cast(weight, hidden.dtype)[:vocab]
+        total, grad_hidden, grad_weight = torch.zeros(()), torch.empty_like(hidden), None
+        rows = loss_rows(len(hidden), vocab, "cpu", fused=True)
+        for start in range(0, len(hidden), rows):
+            chosen = slice(start, start + rows)
+            part = hidden[chosen]
+            logits = part @ cast.T
+            total += fused.cross_entropy(logits, targets[chosen], counts[chosen], cap).sum()
+            torch.mm(logits, cast, out=grad_hidden[chosen])
+            product = logits.T @ part
+            grad_weight = product if grad_weight is None else grad_weight.float().add_(product)
+        assert grad_weight is not None
+        ctx.save_for_backward(grad_hidden, grad_weight)
+        ctx.weight = weight
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grad_hidden, grad_weight = ctx.saved_tensors
+        return grad_hidden.mul_(grads[0].to(grad_hidden.dtype)), fused.accumulate(ctx.weight, grad_weight, grads[0].item()), *[None] * 4
+
+
 def cross_entropy_sum(model: GPT, hidden: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
     """Sum of nats over the counted targets: hidden (B, T, D), targets (B, T) -> scalar, float32, differentiable.
 
@@ -93,6 +121,8 @@ def cross_entropy_sum(model: GPT, hidden: Tensor, targets: Tensor, weights: Tens
     if weights is not None:
         counts = counts * weights[:, None]
     flat = (hidden.flatten(0, 1), model.head.weight, targets.flatten(), counts.flatten())
+    if fused.usable(hidden):
+        return _FusedCrossEntropy.apply(*flat, model.config.vocab_size, model.config.softcap)
     chunk = _compiled_chunk() if model.compiled else _chunk
     return _SoftcappedCrossEntropy.apply(*flat, model.config.vocab_size, model.config.softcap, chunk)
 

@@ -198,17 +198,19 @@ def width_lr_scale(dim: int) -> float:
 # ---- memory ---------------------------------------------------------------------------------------------------
 
 # Bytes kept for the backward pass for each token x dim in bf16 (twice as much in fp32): of each layer, more of a layer with a
-# window (its keys and values lie there twice), and of the model as a whole. Eager: measured on a CPU at 20 shapes, good to 8%
-# there (docs/EXPERIMENTS.md); compiled: 37.5 is a published figure, good to 15%.
-ACTIVATION_BYTES = {"eager": (36.0, 41.0, 62.0), "compiled": (37.5, 32.0, 0.0)}
-STEP_BYTES = {2: 8, 4: 28}  # what Muon's step needs for a moment, for each matrix parameter, by the bytes of a number
-# Logits that the chunked loss holds at once: on a CPU they stay in its cache, and compiled they are gone over less often.
-LOSS_CHUNK = {"cpu": 2 * 2**20, "cpu, compiled": 4 * 2**20, "cuda": 16 * 2**20}
+# window (its keys and values lie there twice), and of the model as a whole. On a CPU with its fused operations: measured at 34
+# settings, good to 11% (docs/EXPERIMENTS.md); a layer keeps 32 there, the rest is room between tensors that the C library cannot
+# use. Compiled: 37.5 is a published figure, good to 15%.
+ACTIVATION_BYTES = {"cpu": (56.0, 10.0, 54.0), "eager": (36.0, 41.0, 62.0), "compiled": (37.5, 32.0, 0.0)}
+# What Muon's step needs for a moment, for each matrix parameter, by the bytes of a number.
+STEP_BYTES = {"cpu": {2: 26, 4: 24}, "cuda": {2: 8, 4: 28}}
+BF16_CPU_BYTES = 48_000_000  # that a CPU's library for bfloat16 products takes once
+# Logits that the chunked loss holds at once: on a CPU they stay in its cache, and fused they are gone over but once.
+LOSS_CHUNK = {"cpu": 2 * 2**20, "cpu, fused": 8 * 2**20, "cuda": 16 * 2**20}
 LOSS_PARTS = 16  # a GPU is not kept busy by less than this part of its tokens
 LOSS_ROWS = 256  # tokens of a chunk at least
-LOSS_BYTES = {"plain": (12, 8), "fused": (6, 4)}  # for each of them and each of the head's parameters; fused: compiled, bfloat16, on a GPU
-PRODUCTS_LENGTH = 512  # positions of compiled attention on a CPU that goes backward by whole products: of more, the scores leave its cache
-PRODUCTS_BYTES = 8  # of that, for each score of a layer
+LOSS_BYTES = {"plain": (12, 8), "compiled": (6, 4)}  # for each of them and each of the head's parameters; compiled: bfloat16, on a GPU
+PRODUCTS_LENGTH = 512  # positions of fused attention that goes backward by whole products: of more, the scores leave a CPU's cache
 SAMPLE_SLOTS = 8  # conversations that a sample or an evaluation decodes side by side
 
 
@@ -226,24 +228,31 @@ def memory_bytes(
 
     weights: fp32, and where `bf16` the copies that the matrix units read, kept until the backward pass.
     optimizer: 4 bytes for a matrix parameter (Muon's momentum), 8 for any other (AdamW's two moments), dealt over
-    `processes`. activations: what the backward pass needs, or the optimizer's step where that is more than it and the logits, for the one
-    is gone before the other comes; a compiled step keeps `budget` of them, and one on a CPU holds a layer's scores beside. logits: the
-    chunked loss. cache: keys and values of the samples.
+    `processes`. activations: what the backward pass needs, or the optimizer's step where that is more than it and the logits, for
+    the one is gone before the other comes; a step compiled for a GPU keeps `budget` of them. logits: the chunked loss. cache: keys
+    and values of the samples.
     """
     parts = count_parameters(gpt)
     matrices, rest = parts["matrices"], parts["total"] - parts["matrices"]
     number = 2 if bf16 else 4
     tokens = rows * gpt.max_seq_len
-    layer, windowed, model = ACTIVATION_BYTES["compiled" if compiled else "eager"]
+    cpu = device == "cpu"
+    layer, windowed, model = ACTIVATION_BYTES["cpu" if cpu else "compiled" if compiled else "eager"]
     windows = sum(gpt.window(index) < gpt.max_seq_len for index in range(gpt.depth))
     kept = (layer * gpt.depth + windowed * windows + model) * number / 2 * tokens * gpt.dim
-    if compiled:
+    if compiled and not cpu:
         kept *= budget
-        if device == "cpu" and bf16 and gpt.max_seq_len <= PRODUCTS_LENGTH:
-            kept += PRODUCTS_BYTES * tokens * gpt.max_seq_len * gpt.n_head
-    stepping = STEP_BYTES[number] * matrices // processes + (4 * matrices if processes > 1 else 0)  # ranks also gather the updated weights
-    per_logit, per_weight = LOSS_BYTES["fused" if compiled and bf16 and device == "cuda" else "plain"]
-    chunk = min(tokens, loss_rows(tokens, gpt.padded_vocab, device, compiled)) * gpt.padded_vocab
+    if cpu and bf16:
+        kept += BF16_CPU_BYTES
+    stepping = STEP_BYTES[device][number] * matrices // processes
+    if processes > 1:  # the ranks also gather the updated weights
+        stepping += 4 * matrices
+    rows_at_once = min(tokens, loss_rows(tokens, gpt.padded_vocab, device, fused=cpu))
+    if cpu:  # overwritten by their gradients; the head's gradient, of several chunks in float32 as well
+        per_logit, per_weight = number, number + (4 if rows_at_once < tokens else 0)
+    else:
+        per_logit, per_weight = LOSS_BYTES["compiled" if compiled and bf16 else "plain"]
+    chunk = rows_at_once * gpt.padded_vocab
     logits = per_logit * chunk + per_weight * parts["head"]
     bytes_of = {
         "weights": 4 * parts["total"] + (2 * (matrices + parts["head"]) if bf16 else 0),
@@ -257,11 +266,11 @@ def memory_bytes(
     return bytes_of | {"total": bytes_of["weights"] + bytes_of["optimizer"] + max(training, bytes_of["cache"])}
 
 
-def loss_rows(tokens: int, vocab: int, device: str, compiled: bool = False) -> int:
+def loss_rows(tokens: int, vocab: int, device: str, fused: bool = False) -> int:
     """Tokens whose logits the loss of `tokens` holds at once."""
     if device == "cuda":
         return max(LOSS_ROWS, LOSS_CHUNK[device] // vocab, tokens // LOSS_PARTS)
-    return max(LOSS_ROWS, LOSS_CHUNK["cpu, compiled" if compiled else "cpu"] // vocab)
+    return max(LOSS_ROWS, LOSS_CHUNK["cpu, fused" if fused else "cpu"] // vocab)
 
 
 def usable_bytes(memory: int) -> int:

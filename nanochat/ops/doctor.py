@@ -198,8 +198,17 @@ def check_spill(case: Case) -> Iterator[Finding]:
 
 
 def check_compiler(case: Case) -> Iterator[Finding]:
-    """What torch.compile needs at run time."""
+    """What compiles at run time: a CPU's fused operations, or torch.compile."""
     cuda = case.config.device == "cuda"
+    if not cuda and case.config.compile != "on":
+        from nanochat.train import kernels
+
+        if path := kernels.compiler():
+            yield Finding("compiler", OK, f"{path} for the fused operations")
+        else:
+            why = "training takes 1.3 to 1.6 times as long without the fused operations"
+            yield Finding("compiler", WARNING, "no C compiler (cc)", why, "apt install gcc libc6-dev")
+        return
     name, found = compiler(cuda)
     lacking = compiler_lacks(cuda)
     if not lacking:

@@ -13,6 +13,13 @@ from nanochat.model.scaling import GPTConfig
 VOCAB = 70  # the head has 128 rows
 
 
+@pytest.fixture(autouse=True, params=["torch", "fused"])
+def operations(request: pytest.FixtureRequest) -> None:
+    """Everything here once with torch's operations, once with the fused ones."""
+    if request.param == "fused":
+        request.getfixturevalue("fused_operations")
+
+
 @pytest.fixture(params=[15.0, 0.0], ids=["softcap", "no softcap"])
 def model(request: pytest.FixtureRequest) -> GPT:
     torch.set_num_threads(1)
@@ -39,7 +46,8 @@ def plain(model: GPT, hidden: Tensor, targets: Tensor) -> Tensor:
 @pytest.mark.parametrize("chunk", [16 << 20, 1, VOCAB * 300], ids=["one chunk", "chunks of 256", "chunks of 300"])
 @pytest.mark.parametrize("ignored", [0.0, 0.6, 1.0])
 def test_value_and_gradients(model: GPT, ignored: float, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(scaling.LOSS_CHUNK, "cpu", chunk)
+    for where in ("cpu", "cpu, fused"):
+        monkeypatch.setitem(scaling.LOSS_CHUNK, where, chunk)
     hidden, targets = example(ignored)
     scale = 0.37  # the loop divides by the count of targets
     wanted = torch.autograd.grad(plain(model, hidden, targets) * scale, (hidden, model.head.weight))
@@ -69,7 +77,8 @@ def test_compiled(model: GPT) -> None:
 
 @pytest.mark.parametrize("chunk", [16 << 20, 1])
 def test_weights_of_rows(model: GPT, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(scaling.LOSS_CHUNK, "cpu", chunk)
+    for where in ("cpu", "cpu, fused"):
+        monkeypatch.setitem(scaling.LOSS_CHUNK, where, chunk)
     hidden, targets = example(0.4)
     weights = torch.tensor([1.7, -0.3])
     wanted = sum(weights[row] * plain(model, hidden[row : row + 1], targets[row : row + 1]) for row in range(2))
@@ -83,7 +92,8 @@ def test_weights_of_rows(model: GPT, chunk: int, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("chunk", [16 << 20, 1])
 def test_losses_of_single_tokens(model: GPT, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(scaling.LOSS_CHUNK, "cpu", chunk)
+    for where in ("cpu", "cpu, fused"):
+        monkeypatch.setitem(scaling.LOSS_CHUNK, where, chunk)
     hidden, targets = example(0.5)
     nats = token_losses(model, hidden, targets)
     assert nats.shape == targets.shape and not nats.requires_grad
@@ -103,10 +113,10 @@ def test_large_logits_do_not_overflow(model: GPT) -> None:
 def test_bfloat16_hidden_states(model: GPT) -> None:
     hidden, targets = example(0.3)
     rough = hidden.detach().bfloat16().requires_grad_()
+    (exact,) = torch.autograd.grad(plain(model, hidden, targets), model.head.weight)
     value = cross_entropy_sum(model, rough, targets)
     value.backward()
     assert value.dtype == torch.float32 and rough.grad is not None and rough.grad.dtype == torch.bfloat16
     assert value.item() == pytest.approx(plain(model, hidden, targets).item(), rel=0.02)
-    (exact,) = torch.autograd.grad(plain(model, hidden, targets), model.head.weight)
     assert model.head.weight.grad is not None and model.head.weight.grad.dtype == torch.float32
     assert F.cosine_similarity(model.head.weight.grad.flatten(), exact.flatten(), dim=0) > 0.999

@@ -201,7 +201,7 @@ def test_a_gpu_asked_for_where_there_is_none(base: Path, monkeypatch: pytest.Mon
 def test_without_a_compiler(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
     found = findings(build_config("cpu"), CPU)["compiler"]
-    assert found.level == doctor.WARNING and "g++" in found.what and "apt install g++" in found.fix
+    assert found.level == doctor.WARNING and "cc" in found.what and "apt install gcc" in found.fix
     assert findings(build_config("cpu", overrides={"compile": "on"}), CPU)["compiler"].level == doctor.ERROR
 
 

@@ -1,0 +1,99 @@
+"""Claim: with the fused operations a CPU's micro-batch takes less time than in eager torch, and no more than compiled by torch.compile.
+
+Forward pass, loss and backward pass on random ids, alternating, medians; prints milliseconds and ratios for the shapes of the
+quickstart's model, of the comparison with karpathy/nanochat (d4) and of a d6. --compile brings torch.compile in, which takes a
+minute or two a shape.
+"""
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from nanochat.config import Config
+from nanochat.model import fused
+from nanochat.model.gpt import GPT
+from nanochat.model.loss import cross_entropy_sum
+from nanochat.model.scaling import GPTConfig
+from nanochat.train import device, kernels
+
+SHAPES = {  # depth, width, head, context, vocabulary, rows
+    "quickstart": (3, 96, 32, 256, 512, 4),
+    "d4": (4, 256, 128, 256, 8192, 4),
+    "d6": (6, 384, 64, 512, 8192, 4),
+}
+ROUNDS = 15
+
+
+def build(shape: tuple[int, ...], dtype: torch.dtype) -> GPT:
+    """A model whose weights are no longer those of a new one, which are partly zeros."""
+    depth, dim, head, context, vocabulary, _ = shape
+    heads = dim // head
+    config = GPTConfig(depth=depth, dim=dim, n_head=heads, n_kv_head=heads, head_dim=head, vocab_size=vocabulary, max_seq_len=context)
+    model = GPT.build(config)
+    model.compute_dtype = dtype
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(torch.randn_like(weight) * 0.02)
+    return model
+
+
+def main() -> None:
+    """Measure every shape."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--compile", action="store_true")
+    options = parser.parse_args()
+    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[options.dtype]
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
+        began = time.perf_counter()
+        device.set_up(Config(device="cpu", threads=options.threads, dtype=options.dtype))
+        if not fused.loaded(dtype):
+            raise SystemExit("no fused operations here")
+        took = time.perf_counter() - began
+        print(f"torch {torch.__version__}, {options.threads} threads, {options.dtype}; compiled in {took:.1f} s")
+        for name, shape in SHAPES.items():
+            measure(name, shape, dtype, Path(folder), options.compile)
+
+
+def measure(name: str, shape: tuple[int, ...], dtype: torch.dtype, folder: Path, compiled: bool) -> None:
+    """One shape: a line of milliseconds and ratios."""
+    model, plain = build(shape, dtype), build(shape, dtype)
+    ids = torch.randint(0, shape[4], (shape[5], shape[3]))
+
+    def micro_batch(model: GPT, forward: Callable[[torch.Tensor], torch.Tensor], ours: bool) -> float:
+        fused.forget()
+        if ours:
+            kernels.load(dtype, folder)
+        began = time.perf_counter()
+        cross_entropy_sum(model, forward(ids), ids).backward()
+        return 1000 * (time.perf_counter() - began)
+
+    ways: dict[str, Callable[[], float]] = {
+        "fused": lambda: micro_batch(model, model, True),
+        "eager": lambda: micro_batch(plain, plain, False),
+    }
+    if compiled:
+        joined = build(shape, dtype)
+        joined.compiled = True
+        forward = torch.compile(joined, dynamic=False)
+        ways["compiled"] = lambda: micro_batch(joined, forward, False)
+    firsts = {way: run() for way, run in ways.items()}
+    times: dict[str, list[float]] = {way: [] for way in ways}
+    for _ in range(ROUNDS):
+        for way, run in ways.items():
+            times[way].append(run())
+    medians = {way: statistics.median(each) for way, each in times.items()}
+    said = ", ".join(f"{way} {medians[way]:.1f} ms (the first {firsts[way] / 1000:.1f} s)" for way in ways)
+    print(f"{name}: {said}; " + ", ".join(f"{way} / fused = {medians[way] / medians['fused']:.2f}" for way in ways if way != "fused"))
+
+
+if __name__ == "__main__":
+    main()
