@@ -77,7 +77,7 @@ def cast(weight: Tensor, dtype: torch.dtype) -> Tensor:
     version, made = _casts.get(weight, (-1, weight))
     if weight.grad is None or version != weight._version or made.dtype != dtype:
         made = weight.detach().to(dtype)
-        if weight.requires_grad:
+        if torch.is_grad_enabled():
             _casts[weight] = weight._version, made
     return made
 
