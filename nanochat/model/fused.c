@@ -75,12 +75,21 @@ void accumulate(size n, float factor, const real *x, float *sum) {
     FOR_ROWS(n, 1) for (size i = 0; i < n; i++) sum[i] += factor * get(x[i]);
 }
 
-// out[i] = table[ids[i]]: ids (n), table (any, d), out (n, d).
-void embed(size n, size d, const int64_t *ids, const float *table, real *out) {
+// Whether each of n indices is below `end`, and none negative.
+static int inside(size n, size end, const int64_t *indices) {
+    int all = 1;
+    for (size i = 0; i < n; i++) all &= 0 <= indices[i] && indices[i] < end;
+    return all;
+}
+
+// out[i] = table[ids[i]]: ids (n), table (rows, d), out (n, d). Returns 1, and does nothing, where an id is no row of the table.
+int embed(size n, size rows, size d, const int64_t *ids, const float *table, real *out) {
+    if (!inside(n, rows, ids)) return 1;
     FOR_ROWS(n, d) for (size row = 0; row < n; row++) {
         const float *in = table + ids[row] * d;
         EACH for (size i = 0; i < d; i++) out[row * d + i] = put(in[i]);
     }
+    return 0;
 }
 
 // sum[ids[i]] += grad[i], in the order of i whatever the number of threads: they share the columns.
@@ -205,9 +214,11 @@ void add_gated_backward(size n, size k, const real *gate, const real *embedding,
 }
 
 // Logits (n, v) become the gradients of the sum of nats in them, which are written to nats (n); targets and counts (n).
-// Softcapped by cap * tanh(x / cap) = 2 cap * (sigmoid(2x / cap) - 1/2), where cap is not 0. Returns 1 where there is no memory.
+// Softcapped by cap * tanh(x / cap) = 2 cap * (sigmoid(2x / cap) - 1/2), where cap is not 0.
+// Returns 1 where there is no memory, 2, having done nothing, where a target is not among them.
 int cross_entropy(size n, size v, float cap, real *logits, const int64_t *targets, const float *counts, float *nats) {
     int failed = 0;
+    if (!inside(n, v, targets)) return 2;
 #pragma omp parallel reduction(| : failed)
     {
         float *weights = malloc(v * sizeof *weights); // of one row; the softcap's derivative in them
@@ -216,7 +227,7 @@ int cross_entropy(size n, size v, float cap, real *logits, const int64_t *target
         for (size row = 0; row < n; row++) {
             if (!weights) continue;
             real *x = logits + row * v;
-            size target = targets[row] < 0 ? 0 : targets[row];
+            size target = targets[row];
             float sum = 0, wanted = get(x[target]), weight, slope = 1;
             if (cap) {
                 float turn = -2 / cap, twice = 2 * cap;

@@ -16,7 +16,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 LETTERS = {"n": ctypes.c_ssize_t, "f": ctypes.c_float, "p": ctypes.c_void_p}
 FUNCTIONS = {  # arguments of each: n a size or stride, f a number, p a tensor
     "accumulate": "nfpp",
-    "embed": "nnppp",
+    "embed": "nnnppp",
     "embed_backward": "nnppp",
     "rms_norm": "nnfppp",
     "rms_norm_backward": "nnpppp",
@@ -54,8 +54,12 @@ def forget() -> None:
 
 
 def usable(x: Tensor, dtype: torch.dtype | None = None) -> bool:
-    """Whether the operations know such a tensor: on the CPU, in eager mode, of a loaded type (or `dtype`), its last axis contiguous."""
-    return (dtype or x.dtype) in _libraries and x.device.type == "cpu" and not torch.compiler.is_compiling() and x.stride(-1) == 1
+    """Whether the operations know such a tensor: on the CPU, in eager mode, of a loaded type, its last axis contiguous.
+
+    With `dtype`, which then must be loaded, for a float32 weight.
+    """
+    known = dtype in _libraries and x.dtype == torch.float32 if dtype else x.dtype in _libraries
+    return known and x.device.type == "cpu" and not torch.compiler.is_compiling() and x.stride(-1) == 1
 
 
 def _call(x: Tensor, name: str, *arguments: Any) -> int:
@@ -77,7 +81,7 @@ def cast(weight: Tensor, dtype: torch.dtype) -> Tensor:
     version, made = _casts.get(weight, (-1, weight))
     if weight.grad is None or version != weight._version or made.dtype != dtype:
         made = weight.detach().to(dtype)
-        if torch.is_grad_enabled():
+        if weight.requires_grad and not torch.is_inference_mode_enabled():
             _casts[weight] = weight._version, made
     return made
 
@@ -93,7 +97,7 @@ def accumulate(weight: Tensor, product: Tensor, factor: float = 1.0) -> Tensor |
         torch.mul(product, factor, out=whole[: len(product)])
         return whole
     rows = weight.grad[: len(product)]
-    if product.dtype == torch.float32:
+    if product.dtype == torch.float32 or rows.dtype != torch.float32:
         rows.add_(product, alpha=factor)
     else:
         _call(product, "accumulate", product.numel(), factor, product.contiguous(), rows)
@@ -135,7 +139,8 @@ class _Embed(torch.autograd.Function):
     def forward(ctx: Any, ids: Tensor, table: Tensor, dtype: torch.dtype) -> Tensor:
         ids = ids.contiguous()
         out = torch.empty(*ids.shape, table.size(1), dtype=dtype)
-        _call(out, "embed", ids.numel(), table.size(1), ids, table, out)
+        if _call(out, "embed", ids.numel(), *table.shape, ids, table, out):
+            raise IndexError(f"an id is outside of the table's {len(table)} rows")
         ctx.ids, ctx.table = ids, table
         return out
 
@@ -148,7 +153,7 @@ class _Embed(torch.autograd.Function):
 
 
 def embed(ids: Tensor, table: Tensor, dtype: torch.dtype) -> Tensor:
-    """Rows of a float32 table (V, D): ids (...) -> (..., D) of `dtype`."""
+    """Rows of a contiguous float32 table (V, D): ids (...) int64 -> (..., D) of `dtype`. Raises IndexError for an id that is no row."""
     return _Embed.apply(ids, table, dtype)
 
 
@@ -178,6 +183,7 @@ class _RotaryNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, gain: float, eps: float) -> Tensor:
         y, scale = torch.empty(x.shape, dtype=x.dtype), torch.empty(x.shape[:-1])
+        cos, sin = cos.contiguous(), sin.contiguous()
         _call(x, "rotary_norm", *x.shape, *x.stride()[:-1], eps, gain, x, cos, sin, y, scale)
         ctx.save_for_backward(y, cos, sin, scale)
         ctx.gain = gain
@@ -295,10 +301,13 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def cross_entropy(logits: Tensor, targets: Tensor, counts: Tensor, cap: float) -> Tensor:
     """The nats of each row, times its count; `logits` become the sum's gradient in them.
 
-    logits (N, V) before the softcap, contiguous; targets (N,) int64; counts (N,) -> (N,) float32.
-    Raises MemoryError where a row of float32 finds no room.
+    logits (N, V) before the softcap, contiguous; targets (N,) int64, of a count of 0 any; counts (N,) -> (N,) float32.
+    Raises MemoryError where a row of float32 finds no room, IndexError for a target that counts and has no logit.
     """
-    nats = torch.empty(len(logits))
-    if _call(logits, "cross_entropy", *logits.shape, cap, logits, targets.contiguous(), counts.float().contiguous(), nats):
+    nats, counts = torch.empty(len(logits)), counts.float().contiguous()
+    failed = _call(logits, "cross_entropy", *logits.shape, cap, logits, torch.where(counts == 0, 0, targets).contiguous(), counts, nats)
+    if failed == 1:
         raise MemoryError(f"no room for a row of {logits.size(1)} logits")
+    if failed:
+        raise IndexError(f"a target is outside of the {logits.size(1)} logits")
     return nats

@@ -22,7 +22,7 @@ from nanochat.config import Config
 from nanochat.console import log
 
 FILE = "calibration.json"  # in the data directory's cache/
-FORMAT = 4  # one more where a step has become faster or smaller: what was remembered is measured anew
+FORMAT = 5  # one more where a step has become faster or smaller: what was remembered is measured anew
 SECONDS = 4.0  # of measuring, about; the start of the process comes on top
 MOST, LEAST = 24, 2  # steps
 TIMEOUT = 180.0

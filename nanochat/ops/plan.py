@@ -227,7 +227,6 @@ HELD_OUT_TOKENS = 50_000  # of training that the held-out questions of the embed
 WORTH_MEASURING = 60.0  # seconds of a run
 LONGEST_MICRO_STEP = 5.0  # seconds that are measured
 COMPILE_CACHE_BYTES = 200_000_000
-CPU_COMPILED_SPEED = 1.3  # against eager, measured
 GPU_EAGER_SPEED = 0.7  # against compiled, which is what the table's figures are
 LAUNCH_SECONDS = 0.0025  # of one micro-step for each layer, however little there is to compute
 
@@ -352,7 +351,7 @@ def _tokens_per_second(config: Config, hardware: Hardware, per_token: int, measu
         step = config.total_batch_size / group * measured.micro_seconds + measured.optimizer_seconds + LOOP_SECONDS
         return config.total_batch_size / step
     if config.device != "cuda":
-        return hardware.flops * (CPU_COMPILED_SPEED if compiled else 1) / per_token
+        return hardware.flops / per_token
     speed = processes * hardware.flops * (1 if compiled else GPU_EAGER_SPEED)
     return 1 / max(per_token / speed, LAUNCH_SECONDS * scaling.gpt_config(config).depth / group)
 

@@ -215,7 +215,18 @@ def test_gradients_do_not_depend_on_the_threads() -> None:
         torch.set_num_threads(before)
 
 
+def test_an_index_that_points_nowhere_is_an_error() -> None:
+    for bad in (-1, 50):
+        with pytest.raises(IndexError, match="50 rows"):
+            fused.embed(torch.tensor([1, bad]), torch.ones(50, 4), torch.float32)
+        with pytest.raises(IndexError, match="50 logits"):
+            fused.cross_entropy(torch.ones(2, 50), torch.tensor([1, bad]), torch.ones(2), 15.0)
+    assert fused.cross_entropy(torch.ones(2, 50), torch.tensor([1, -1]), torch.tensor([1.0, 0.0]), 15.0)[1] == 0  # it does not count
+
+
 def test_other_tensors_are_left_to_torch() -> None:
     x = torch.ones(4, 6)
     assert fused.usable(x) and fused.usable(x[:, :3])
     assert not fused.usable(x.double()) and not fused.usable(x.T) and not fused.usable(x.to("meta"))
+    assert fused.usable(x, torch.bfloat16)  # a weight
+    assert not fused.usable(x.double(), torch.float32) and not fused.usable(x.bfloat16(), torch.bfloat16)
