@@ -137,7 +137,7 @@ def linear(x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
 class _Embed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, ids: Tensor, table: Tensor, dtype: torch.dtype) -> Tensor:
-        ids = ids.contiguous()
+        ids = ids.long().contiguous()
         out = torch.empty(*ids.shape, table.size(1), dtype=dtype)
         if _call(out, "embed", ids.numel(), *table.shape, ids, table, out):
             raise IndexError(f"an id is outside of the table's {len(table)} rows")
@@ -305,7 +305,7 @@ def cross_entropy(logits: Tensor, targets: Tensor, counts: Tensor, cap: float) -
     Raises MemoryError where a row of float32 finds no room, IndexError for a target that counts and has no logit.
     """
     nats, counts = torch.empty(len(logits)), counts.float().contiguous()
-    failed = _call(logits, "cross_entropy", *logits.shape, cap, logits, torch.where(counts == 0, 0, targets).contiguous(), counts, nats)
+    failed = _call(logits, "cross_entropy", *logits.shape, cap, logits, torch.where(counts == 0, 0, targets.long()).contiguous(), counts, nats)
     if failed == 1:
         raise MemoryError(f"no room for a row of {logits.size(1)} logits")
     if failed:
