@@ -13,9 +13,9 @@ from nanochat.ops.hardware import Hardware
 from nanochat.ops.plan import make_plan, resolve
 
 CPU = Hardware(name="a CPU", cuda=False, memory=16 << 30, usable=12 << 30, flops=30e9)
-# Depth, width, context, rows, vocabulary.
+# Depth, width, context, rows, vocabulary. Much smaller ones find their room in what the process had freed before.
 SHAPES = [
-    *((2, 64, 128, 4, 512), (3, 96, 256, 4, 512), (4, 128, 256, 8, 1024), (4, 128, 512, 4, 4096)),
+    *((2, 64, 256, 16, 512), (3, 96, 256, 4, 512), (4, 128, 256, 8, 1024), (4, 128, 512, 4, 4096)),
     *((6, 192, 256, 8, 4096), (4, 256, 256, 16, 2048), (8, 256, 512, 4, 4096), (4, 256, 256, 1, 32768)),
     *((6, 384, 512, 4, 8192), (8, 512, 256, 2, 16384), (3, 96, 1024, 16, 512), (10, 320, 256, 4, 4096)),
 ]
