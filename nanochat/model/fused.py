@@ -305,7 +305,8 @@ def cross_entropy(logits: Tensor, targets: Tensor, counts: Tensor, cap: float) -
     Raises MemoryError where a row of float32 finds no room, IndexError for a target that counts and has no logit.
     """
     nats, counts = torch.empty(len(logits)), counts.float().contiguous()
-    failed = _call(logits, "cross_entropy", *logits.shape, cap, logits, torch.where(counts == 0, 0, targets.long()).contiguous(), counts, nats)
+    targets = torch.where(counts == 0, 0, targets.long()).contiguous()
+    failed = _call(logits, "cross_entropy", *logits.shape, cap, logits, targets, counts, nats)
     if failed == 1:
         raise MemoryError(f"no room for a row of {logits.size(1)} logits")
     if failed:
