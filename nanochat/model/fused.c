@@ -1,6 +1,7 @@
 // What a training step computes between its matrix products, each operation in one pass over memory: torch's own take one for every
 // sum and product. Compiled at the first start for this machine's processor, once for each type of the activations: float32, or
-// bfloat16 with -DBFLOAT16. All arithmetic is float32. No flag here lets the compiler forget that a number may be NaN.
+// bfloat16 with -DBFLOAT16. BLOCK is given as well: the rows that are added up in one sum, and the columns that one thread takes. All
+// arithmetic is float32. No flag here lets the compiler forget that a number may be NaN.
 //
 // Rows are contiguous; strides are in elements. A sum over rows is made of blocks of a fixed size, whatever the number of threads.
 
@@ -35,7 +36,6 @@ static inline float get(real x) { return x; }
 static inline real put(float value) { return value; }
 #endif
 
-#define BLOCK 64    // rows that are added up in one sum, columns that are in one place of a cache
 #define WORTH 16384 // elements from which on several threads pay
 #define PRAGMA(...) _Pragma(#__VA_ARGS__)
 #define FOR_ROWS(n, width) PRAGMA(omp parallel for schedule(static) if ((n) * (width) >= WORTH))

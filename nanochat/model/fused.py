@@ -31,7 +31,7 @@ FUNCTIONS = {  # arguments of each: n a size or stride, f a number, p a tensor
     "cross_entropy": "nnfpppp",
     "attention_backward": "nnfpppp",
 }
-BLOCK = 64  # rows whose sums `mix_backward` gives at once
+BLOCK = 64  # rows whose sums `mix_backward` gives at once; fused.c is compiled with it
 _libraries: dict[torch.dtype, ctypes.CDLL] = {}
 
 

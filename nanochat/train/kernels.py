@@ -14,7 +14,16 @@ from nanochat.model import fused
 
 SOURCE = Path(fused.__file__).with_suffix(".c")
 # No flag that lets NaN be forgotten. Not linked to an OpenMP: the one that torch has loaded is used, whose threads are there already.
-FLAGS: tuple[str, ...] = ("-std=c11", "-O3", "-march=native", "-fopenmp", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
+FLAGS: tuple[str, ...] = (
+    "-std=c11",
+    "-O3",
+    "-march=native",
+    "-fopenmp",
+    "-fPIC",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    f"-DBLOCK={fused.BLOCK}",
+)
 if platform.machine() == "x86_64":
     FLAGS += ("-mprefer-vector-width=512",)  # GCC takes half of the longest vectors, else
 TYPES = {torch.float32: (), torch.bfloat16: ("-DBFLOAT16",)}

@@ -39,6 +39,12 @@ def example(ignored: float) -> tuple[Tensor, Tensor]:
     return hidden, targets
 
 
+def cut(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the loss hold so many logits at once."""
+    for where in ("cpu", "cpu, fused"):
+        monkeypatch.setitem(scaling.LOSS_CHUNK, where, chunk)
+
+
 def plain(model: GPT, hidden: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(model.logits(hidden).flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="sum")
 
@@ -46,8 +52,7 @@ def plain(model: GPT, hidden: Tensor, targets: Tensor) -> Tensor:
 @pytest.mark.parametrize("chunk", [16 << 20, 1, VOCAB * 300], ids=["one chunk", "chunks of 256", "chunks of 300"])
 @pytest.mark.parametrize("ignored", [0.0, 0.6, 1.0])
 def test_value_and_gradients(model: GPT, ignored: float, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    for where in ("cpu", "cpu, fused"):
-        monkeypatch.setitem(scaling.LOSS_CHUNK, where, chunk)
+    cut(chunk, monkeypatch)
     hidden, targets = example(ignored)
     scale = 0.37  # the loop divides by the count of targets
     wanted = torch.autograd.grad(plain(model, hidden, targets) * scale, (hidden, model.head.weight))
@@ -77,8 +82,7 @@ def test_compiled(model: GPT) -> None:
 
 @pytest.mark.parametrize("chunk", [16 << 20, 1])
 def test_weights_of_rows(model: GPT, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    for where in ("cpu", "cpu, fused"):
-        monkeypatch.setitem(scaling.LOSS_CHUNK, where, chunk)
+    cut(chunk, monkeypatch)
     hidden, targets = example(0.4)
     weights = torch.tensor([1.7, -0.3])
     wanted = sum(weights[row] * plain(model, hidden[row : row + 1], targets[row : row + 1]) for row in range(2))
@@ -92,8 +96,7 @@ def test_weights_of_rows(model: GPT, chunk: int, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("chunk", [16 << 20, 1])
 def test_losses_of_single_tokens(model: GPT, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    for where in ("cpu", "cpu, fused"):
-        monkeypatch.setitem(scaling.LOSS_CHUNK, where, chunk)
+    cut(chunk, monkeypatch)
     hidden, targets = example(0.5)
     nats = token_losses(model, hidden, targets)
     assert nats.shape == targets.shape and not nats.requires_grad
