@@ -109,7 +109,7 @@ impl Encoder {
                 byte_pairs[usize::from(first) << 8 | usize::from(second)] = id;
             }
         }
-        let merges = Merges::new(&tokens, &ids);
+        let merges = Merges::new(&tokens, &bytes, &ids);
         drop(ids);
         let characters = Characters::new(&tokens, &bytes, &merges);
         let tokens = tokens.into_iter().map(Vec::into_boxed_slice).collect();
@@ -187,17 +187,19 @@ impl Encoder {
         pieces::cut(&self.splitter, text, |pieces| {
             pieces.iter().for_each(|piece| cache.short.fetch(piece.hash));
             for piece in pieces {
-                let bytes = || &text.as_bytes()[piece.start..piece.end];
-                if piece.key != 0 {
+                let bytes = &text.as_bytes()[piece.start..piece.end];
+                if piece.key == 0 {
+                    if !self.merge_run(bytes, out) && !self.copy_characters(bytes, out) {
+                        self.encode_long(bytes, cache, out);
+                    }
+                } else if piece.key & NOT_ASCII == 0 || !self.copy_characters(bytes, out) {
                     match cache.short.get(piece.key, piece.hash) {
                         Some((ids, n)) => memory::append(out, ids.map(I::new), n),
                         None => {
-                            self.encode_long(bytes(), cache, out);
+                            self.encode_long(bytes, cache, out);
                             cache.short.remember(piece.key, piece.hash, &cache.merged);
                         }
                     }
-                } else {
-                    self.encode_long(bytes(), cache, out);
                 }
             }
         });
@@ -206,16 +208,13 @@ impl Encoder {
     /// A piece that is not among the short ones of the cache; where it was not remembered at all, its ids are in `merged`.
     fn encode_long<I: Id>(&self, piece: &[u8], cache: &mut Cache, out: &mut Vec<I>) {
         cache.merged.clear();
-        if self.copy_characters(piece, out) {
-            return;
-        }
         let hash = (piece.len() <= LONGEST).then(|| pieces::hash_bytes(piece));
         if hash.is_some_and(|hash| cache.long.copy(piece, hash, out)) {
             return;
         }
         if piece.len() <= SCANNED {
             self.merge_by_scan(piece, &mut cache.ranks, &mut cache.merged);
-        } else if !self.merge_run(piece, &mut cache.merged) && !self.merge_by_rank(piece, &mut cache.merged) {
+        } else if !self.merge_by_rank(piece, &mut cache.merged) {
             self.merge_by_heap(piece, &mut cache.merged);
         }
         out.extend(cache.merged.iter().map(|&id| I::new(id)));
@@ -225,30 +224,31 @@ impl Encoder {
     }
 
     /// The parts that merging begins from: the bytes of a piece, or for each character of `characters` what it always becomes.
-    /// Calls `part` with an id and the rank of its merge with the part before it, until that says false; whether it never did.
+    /// Calls `part` with one to three ids, how many they are, and the rank of the first's merge with the part before, until that
+    /// says false; whether it never did.
     #[inline]
-    fn begin(&self, piece: &[u8], mut part: impl FnMut(u32, u32) -> bool) -> bool {
+    fn begin(&self, piece: &[u8], mut part: impl FnMut([u32; 3], usize, u32) -> bool) -> bool {
         let (mut at, mut before, mut ascii) = (0, NONE, false);
         while let Some(&byte) = piece.get(at) {
-            let id = self.bytes[usize::from(byte)];
             let known = if byte < 0x80 { None } else { self.characters.get(piece, at) };
-            let Some((ids, n, merges, width)) = known else {
+            if let Some((ids, n, merges, width)) = known {
+                let rank = if merges && before != NONE { self.merges.get(before, ids[0]) } else { NONE };
+                if !part(ids, n, rank) {
+                    return false;
+                }
+                (at, before, ascii) = (at + width, if merges { ids[0] } else { NONE }, false);
+            } else {
+                let id = self.bytes[usize::from(byte)];
                 let rank = match before {
                     NONE => NONE,
                     _ if ascii => self.byte_pairs[usize::from(piece[at - 1]) << 8 | usize::from(byte)],
                     _ => self.merges.get(before, id),
                 };
-                if !part(id, rank) {
+                if !part([id, NO_ID, NO_ID], 1, rank) {
                     return false;
                 }
                 (at, before, ascii) = (at + 1, id, byte < 0x80);
-                continue;
-            };
-            let rank = if merges && before != NONE { self.merges.get(before, ids[0]) } else { NONE };
-            if !part(ids[0], rank) || !ids[1..n].iter().all(|&id| part(id, NONE)) {
-                return false;
             }
-            (at, before, ascii) = (at + width, if merges { ids[0] } else { NONE }, false);
         }
         true
     }
@@ -258,8 +258,8 @@ impl Encoder {
     #[inline]
     fn copy_characters<I: Id>(&self, piece: &[u8], out: &mut Vec<I>) -> bool {
         let length = out.len();
-        let all = self.begin(piece, |id, rank| {
-            out.push(I::new(id));
+        let all = self.begin(piece, |ids, n, rank| {
+            memory::append(out, ids.map(I::new), n);
             rank == NONE
         });
         if !all {
@@ -272,11 +272,12 @@ impl Encoder {
     /// short piece. `ranks` is working memory: of the merge of each part with the next.
     fn merge_by_scan(&self, piece: &[u8], ranks: &mut Vec<u32>, ids: &mut Vec<u32>) {
         ranks.clear();
-        self.begin(piece, |id, rank| {
+        self.begin(piece, |some, n, rank| {
             if !ids.is_empty() {
                 ranks.push(rank);
             }
-            ids.push(id);
+            memory::append(ids, some, n);
+            memory::append(ranks, [NONE; 2], n - 1);
             true
         });
         loop {
@@ -302,11 +303,13 @@ impl Encoder {
     }
 
     /// The same for one byte many times, as runs of equal parts, of which there are never many. False, and no ids, for any other
-    /// piece, and where a merge makes one of a lower rank possible.
-    fn merge_run(&self, piece: &[u8], out: &mut Vec<u32>) -> bool {
-        if piece[1..] != piece[..piece.len() - 1] {
-            return false;
-        }
+    /// piece, for one of at most `SCANNED` bytes, and where a merge makes one of a lower rank possible.
+    #[inline]
+    fn merge_run<I: Id>(&self, piece: &[u8], out: &mut Vec<I>) -> bool {
+        piece.len() > SCANNED && piece[1..] == piece[..piece.len() - 1] && self.merge_long_run(piece, out)
+    }
+
+    fn merge_long_run<I: Id>(&self, piece: &[u8], out: &mut Vec<I>) -> bool {
         let mut runs = vec![(self.bytes[usize::from(piece[0])], piece.len())];
         loop {
             let inside = runs.iter().filter(|run| run.1 > 1).map(|run| self.merges.get(run.0, run.0));
@@ -328,7 +331,7 @@ impl Encoder {
             }
             runs = merged;
         }
-        runs.into_iter().for_each(|(id, count)| out.resize(out.len() + count, id));
+        runs.into_iter().for_each(|(id, count)| out.resize(out.len() + count, I::new(id)));
         true
     }
 
@@ -376,12 +379,14 @@ impl Encoder {
 
     fn parts(&self, piece: &[u8]) -> Vec<Part> {
         let mut parts: Vec<Part> = Vec::with_capacity(piece.len());
-        self.begin(piece, |id, rank| {
-            let i = parts.len() as u32;
+        self.begin(piece, |ids, n, rank| {
             if let Some(before) = parts.last_mut() {
                 before.rank = rank;
             }
-            parts.push(Part { id, rank: NONE, before: i.wrapping_sub(1), after: i + 1 });
+            for &id in &ids[..n] {
+                let i = parts.len() as u32;
+                parts.push(Part { id, rank: NONE, before: i.wrapping_sub(1), after: i + 1 });
+            }
             true
         });
         parts
@@ -464,6 +469,8 @@ const WAYS: usize = 8;
 const FEW: usize = 1 << 12;
 const MOST: usize = 1 << 19;
 const KEY: u128 = u128::MAX >> 4;
+/// The bits of a key that are set only in bytes that are not ASCII.
+const NOT_ASCII: u128 = u128::from_le_bytes([0x80; 16]) >> 8;
 
 impl Short {
     /// Begins to fetch the first place where a piece may be.
@@ -556,7 +563,7 @@ impl Long {
     }
 }
 
-/// The id of two neighbouring tokens' bytes put together, where that is a token: open addressing, at most half full.
+/// The id of two neighbouring tokens' bytes put together, where merging does so: open addressing, at most half full.
 struct Merges {
     /// Left id, right id and theirs together, 21 bits each: eight to a line of the processor's caches. FREE where there is none.
     slots: Vec<u64>,
@@ -568,9 +575,27 @@ const ID_BITS: u32 = 21;
 const FREE: u64 = u64::MAX;
 
 impl Merges {
-    /// Every way to put a token together from two others. Only lengths that occur are tried, so that a token of
+    /// The pair of tokens that each token comes from when it is merged alone: from another it never comes, since nothing has
+    /// reached over its ends where it does come, so that all until then went as it goes alone.
+    fn new(tokens: &[Vec<u8>], bytes: &[u32; 256], ids: &FxHashMap<&[u8], u32>) -> Self {
+        let all = Self::all(tokens, ids);
+        let table = Self::table(&all);
+        let alone = |ways: &[(u64, u64)]| {
+            let token = &tokens[ways[0].1 as usize];
+            if ways.len() == 1 || token.len() > SCANNED {
+                return ways.to_vec(); // one too many does no harm
+            }
+            let mut ids: Vec<u32> = token.iter().map(|&byte| bytes[usize::from(byte)]).collect();
+            while ids.len() > 2 && table.merge_lowest(&mut ids).is_some() {}
+            let pair = (ids.len() == 2).then(|| Self::pair(ids[0], ids[1]));
+            ways.iter().copied().filter(|way| Some(way.0) == pair).collect()
+        };
+        Self::table(&all.chunk_by(|one, next| one.1 == next.1).flat_map(alone).collect::<Vec<_>>())
+    }
+
+    /// Every way to put a token together from two others, by id. Only lengths that occur are tried, so that a token of
     /// a million bytes is no trouble.
-    fn new(tokens: &[Vec<u8>], ids: &FxHashMap<&[u8], u32>) -> Self {
+    fn all(tokens: &[Vec<u8>], ids: &FxHashMap<&[u8], u32>) -> Vec<(u64, u64)> {
         let lengths: BTreeSet<usize> = tokens.iter().map(Vec::len).collect();
         let mut found = Vec::new();
         for (id, token) in tokens.iter().enumerate() {
@@ -583,9 +608,13 @@ impl Merges {
                 }
             }
         }
+        found
+    }
+
+    fn table(found: &[(u64, u64)]) -> Self {
         let size = (2 * found.len()).next_power_of_two().max(2);
         let mut merges = Merges { slots: memory::filled(size, FREE), bits: vec![0; size.div_ceil(8)] };
-        for (pair, id) in found {
+        for &(pair, id) in found {
             let hash = pieces::hash(pair.into());
             let (word, bit) = merges.bit(hash);
             merges.bits[word] |= bit;
@@ -593,6 +622,14 @@ impl Merges {
             merges.slots[at] = pair << ID_BITS | id;
         }
         merges
+    }
+
+    /// Merges the two neighbours of lowest rank, of several the leftmost, and returns that rank; None where nothing merges.
+    fn merge_lowest(&self, ids: &mut Vec<u32>) -> Option<u32> {
+        let ranks = ids.windows(2).zip(0..).map(|(pair, at)| (self.get(pair[0], pair[1]), at));
+        let (rank, at) = ranks.min().filter(|&(rank, _)| rank != NONE)?;
+        ids.splice(at..at + 2, [rank]);
+        Some(rank)
     }
 
     #[inline]
@@ -668,10 +705,7 @@ impl Characters {
             let mut utf8 = [0; 4];
             let utf8 = character.encode_utf8(&mut utf8).as_bytes();
             let (mut ids, mut highest) = (utf8.iter().map(|&byte| bytes[usize::from(byte)]).collect::<Vec<_>>(), 0);
-            while let Some((rank, at)) =
-                (1..ids.len()).map(|at| (merges.get(ids[at - 1], ids[at]), at)).min().filter(|&(rank, _)| rank != NONE)
-            {
-                ids.splice(at - 1..=at, [rank]);
+            while let Some(rank) = merges.merge_lowest(&mut ids) {
                 highest = highest.max(rank);
             }
             let with_others = if ids.len() == 1 { lowest[ids[0] as usize] } else { NONE };
@@ -869,7 +903,7 @@ mod tests {
             let encoder = Encoder::new(tokens.clone(), GPT4_PATTERN, vec![]).unwrap();
             let text = "a".repeat(length);
             prop_assert_eq!(encoder.encode(&text), slow(&tokens, &text));
-            prop_assert!(!encoder.merge_run(b"ab", &mut Vec::new()));
+            prop_assert!(!encoder.merge_run(&[b"ab", text.as_bytes()].concat(), &mut Vec::<u32>::new()));
         }
 
         #[test]
