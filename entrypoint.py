@@ -384,6 +384,8 @@ def _spins(command: Any) -> bool:
     """
     if command is not base_train and sys.argv[1:2] not in (["train"], ["quickstart"], ["plan"]):  # the plan measures a training
         return False
+    if {"-h", "--help"} & set(sys.argv):
+        return False
     from nanochat.ops.hardware import quiet
 
     return quiet()

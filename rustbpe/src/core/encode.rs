@@ -1,22 +1,22 @@
 //! From text to ids and back.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::collections::{BTreeMap, BinaryHeap};
 use std::sync::Mutex;
 
 use rustc_hash::FxHashMap;
 
+use super::characters::Characters;
 use super::memory;
+use super::merges::{ID_BITS, Merges, NONE};
 use super::pieces::{self, SHORT};
-use super::split::{Splitter, decode};
+use super::split::Splitter;
 use super::{Check, Error, Result, group_by_bytes, parallel, thread_count};
 
 /// Text per job of a thread, in bytes.
 const JOB_BYTES: usize = 1 << 16;
 /// Pieces of at most this many bytes are remembered, and merged by scanning; longer ones in the order of ranks.
 const SCANNED: usize = 128;
-/// No merge; no neighbour.
-const NONE: u32 = u32::MAX;
 
 /// An id as it is kept: in 16 bits where all of a vocabulary's fit, else in 32.
 pub trait Id: Copy + Send + Sync {
@@ -185,24 +185,53 @@ impl Encoder {
 
     fn encode_into<I: Id>(&self, text: &str, cache: &mut Cache, out: &mut Vec<I>) {
         pieces::cut(&self.splitter, text, |pieces| {
+            let text = text.as_bytes();
             pieces.iter().for_each(|piece| cache.short.fetch(piece.hash));
             for piece in pieces {
-                let bytes = &text.as_bytes()[piece.start..piece.end];
-                if piece.key == 0 {
-                    if !self.merge_run(bytes, out) && !self.copy_characters(bytes, out) {
-                        self.encode_long(bytes, cache, out);
-                    }
-                } else if piece.key & NOT_ASCII == 0 || !self.copy_characters(bytes, out) {
-                    match cache.short.get(piece.key, piece.hash) {
-                        Some((ids, n)) => memory::append(out, ids.map(I::new), n),
-                        None => {
-                            self.encode_long(bytes, cache, out);
-                            cache.short.remember(piece.key, piece.hash, &cache.merged);
-                        }
-                    }
+                let bytes = &text[piece.start..piece.end];
+                if piece.key & NOT_ASCII != 0 || piece.key == 0 && !bytes.is_ascii() {
+                    self.encode_characters(text, piece.start, piece.end, cache, out);
+                } else if piece.key != 0 {
+                    self.encode_short(bytes, piece.key, piece.hash, cache, out);
+                } else if !self.merge_run(bytes, out) {
+                    self.encode_long(bytes, cache, out);
                 }
             }
         });
+    }
+
+    /// A piece with characters beyond ASCII: what no merge joins to the rest is encoded alone. In a script that a vocabulary was
+    /// not made for that is each character, and in others it is found in the cache far more often than whole pieces are.
+    fn encode_characters<I: Id>(&self, text: &[u8], start: usize, end: usize, cache: &mut Cache, out: &mut Vec<I>) {
+        let (mut start, mut at) = (start, start);
+        while at < end {
+            let (character, width) = Characters::at(text, at);
+            let first = at;
+            at += width;
+            if at < end && self.characters.joined(text, at) {
+                continue;
+            }
+            match self.characters.alone(character).filter(|_| first == start) {
+                Some((ids, n)) => memory::append(out, ids.map(I::new), n),
+                None if at - start <= SHORT => {
+                    let key = pieces::key(text, start, at);
+                    self.encode_short(&text[start..at], key, pieces::hash(key), cache, out);
+                }
+                None => self.encode_long(&text[start..at], cache, out),
+            }
+            start = at;
+        }
+    }
+
+    #[inline(always)]
+    fn encode_short<I: Id>(&self, piece: &[u8], key: u128, hash: u64, cache: &mut Cache, out: &mut Vec<I>) {
+        match cache.short.get(key, hash) {
+            Some((ids, n)) => memory::append(out, ids.map(I::new), n),
+            None => {
+                self.encode_long(piece, cache, out);
+                cache.short.remember(key, hash, &cache.merged);
+            }
+        }
     }
 
     /// A piece that is not among the short ones of the cache; where it was not remembered at all, its ids are in `merged`.
@@ -223,63 +252,12 @@ impl Encoder {
         }
     }
 
-    /// The parts that merging begins from: the bytes of a piece, or for each character of `characters` what it always becomes.
-    /// Calls `part` with one to three ids, how many they are, and the rank of the first's merge with the part before, until that
-    /// says false; whether it never did.
-    #[inline]
-    fn begin(&self, piece: &[u8], mut part: impl FnMut([u32; 3], usize, u32) -> bool) -> bool {
-        let (mut at, mut before, mut ascii) = (0, NONE, false);
-        while let Some(&byte) = piece.get(at) {
-            let known = if byte < 0x80 { None } else { self.characters.get(piece, at) };
-            if let Some((ids, n, merges, width)) = known {
-                let rank = if merges && before != NONE { self.merges.get(before, ids[0]) } else { NONE };
-                if !part(ids, n, rank) {
-                    return false;
-                }
-                (at, before, ascii) = (at + width, if merges { ids[0] } else { NONE }, false);
-            } else {
-                let id = self.bytes[usize::from(byte)];
-                let rank = match before {
-                    NONE => NONE,
-                    _ if ascii => self.byte_pairs[usize::from(piece[at - 1]) << 8 | usize::from(byte)],
-                    _ => self.merges.get(before, id),
-                };
-                if !part([id, NO_ID, NO_ID], 1, rank) {
-                    return false;
-                }
-                (at, before, ascii) = (at + 1, id, byte < 0x80);
-            }
-        }
-        true
-    }
-
-    /// Appends the ids of a piece to `out` if no part that merging begins from merges with another, as in scripts that a
-    /// vocabulary was not made for. No cache is as fast, and each keeps its room for what has to be merged.
-    #[inline]
-    fn copy_characters<I: Id>(&self, piece: &[u8], out: &mut Vec<I>) -> bool {
-        let length = out.len();
-        let all = self.begin(piece, |ids, n, rank| {
-            memory::append(out, ids.map(I::new), n);
-            rank == NONE
-        });
-        if !all {
-            out.truncate(length);
-        }
-        all
-    }
-
     /// Merges the neighbours of lowest rank, of several the leftmost, until there are none. Quadratic, and fastest for a
     /// short piece. `ranks` is working memory: of the merge of each part with the next.
     fn merge_by_scan(&self, piece: &[u8], ranks: &mut Vec<u32>, ids: &mut Vec<u32>) {
+        ids.extend(piece.iter().map(|&byte| self.bytes[usize::from(byte)]));
         ranks.clear();
-        self.begin(piece, |some, n, rank| {
-            if !ids.is_empty() {
-                ranks.push(rank);
-            }
-            memory::append(ids, some, n);
-            memory::append(ranks, [NONE; 2], n - 1);
-            true
-        });
+        ranks.extend(piece.windows(2).map(|pair| self.byte_pair(pair)));
         loop {
             let (mut lowest, mut at) = (NONE, 0);
             for (i, &rank) in ranks.iter().enumerate() {
@@ -377,19 +355,22 @@ impl Encoder {
         out.extend(parts.iter().map(|part| part.id).filter(|&id| id != NONE));
     }
 
+    /// The bytes of a piece as parts.
     fn parts(&self, piece: &[u8]) -> Vec<Part> {
-        let mut parts: Vec<Part> = Vec::with_capacity(piece.len());
-        self.begin(piece, |ids, n, rank| {
-            if let Some(before) = parts.last_mut() {
-                before.rank = rank;
-            }
-            for &id in &ids[..n] {
-                let i = parts.len() as u32;
-                parts.push(Part { id, rank: NONE, before: i.wrapping_sub(1), after: i + 1 });
-            }
-            true
-        });
-        parts
+        let ranks = piece.windows(2).map(|pair| self.byte_pair(pair)).chain([NONE]);
+        let part = |((&byte, rank), i): ((&u8, u32), u32)| Part {
+            id: self.bytes[usize::from(byte)],
+            rank,
+            before: i.wrapping_sub(1),
+            after: i + 1,
+        };
+        piece.iter().zip(ranks).zip(0..).map(part).collect()
+    }
+
+    /// The id of two bytes put together; NONE where that is no token.
+    #[inline]
+    fn byte_pair(&self, pair: &[u8]) -> u32 {
+        self.byte_pairs[usize::from(pair[0]) << 8 | usize::from(pair[1])]
     }
 
     /// Merges part i with the next, and calls `found` with each merge that is possible since: its rank and its left part.
@@ -560,193 +541,6 @@ impl Long {
         let middle = self.memory.len() as u32;
         self.memory.extend(ids.iter().flat_map(|id| id.to_le_bytes()));
         self.places.insert(hash, (start, middle, self.memory.len() as u32));
-    }
-}
-
-/// The id of two neighbouring tokens' bytes put together, where merging does so: open addressing, at most half full.
-struct Merges {
-    /// Left id, right id and theirs together, 21 bits each: eight to a line of the processor's caches. FREE where there is none.
-    slots: Vec<u64>,
-    /// Eight bits for each slot, one of them set for each pair: what most pairs that are no token are told by, from far less memory.
-    bits: Vec<u64>,
-}
-
-const ID_BITS: u32 = 21;
-const FREE: u64 = u64::MAX;
-
-impl Merges {
-    /// The pair of tokens that each token comes from when it is merged alone: from another it never comes, since nothing has
-    /// reached over its ends where it does come, so that all until then went as it goes alone.
-    fn new(tokens: &[Vec<u8>], bytes: &[u32; 256], ids: &FxHashMap<&[u8], u32>) -> Self {
-        let all = Self::all(tokens, ids);
-        let table = Self::table(&all);
-        let alone = |ways: &[(u64, u64)]| {
-            let token = &tokens[ways[0].1 as usize];
-            if ways.len() == 1 || token.len() > SCANNED {
-                return ways.to_vec(); // one too many does no harm
-            }
-            let mut ids: Vec<u32> = token.iter().map(|&byte| bytes[usize::from(byte)]).collect();
-            while ids.len() > 2 && table.merge_lowest(&mut ids).is_some() {}
-            let pair = (ids.len() == 2).then(|| Self::pair(ids[0], ids[1]));
-            ways.iter().copied().filter(|way| Some(way.0) == pair).collect()
-        };
-        Self::table(&all.chunk_by(|one, next| one.1 == next.1).flat_map(alone).collect::<Vec<_>>())
-    }
-
-    /// Every way to put a token together from two others, by id. Only lengths that occur are tried, so that a token of
-    /// a million bytes is no trouble.
-    fn all(tokens: &[Vec<u8>], ids: &FxHashMap<&[u8], u32>) -> Vec<(u64, u64)> {
-        let lengths: BTreeSet<usize> = tokens.iter().map(Vec::len).collect();
-        let mut found = Vec::new();
-        for (id, token) in tokens.iter().enumerate() {
-            for &length in lengths.range(..token.len()) {
-                if lengths.contains(&(token.len() - length)) {
-                    let (left, right) = token.split_at(length);
-                    if let (Some(&left), Some(&right)) = (ids.get(left), ids.get(right)) {
-                        found.push((Self::pair(left, right), id as u64));
-                    }
-                }
-            }
-        }
-        found
-    }
-
-    fn table(found: &[(u64, u64)]) -> Self {
-        let size = (2 * found.len()).next_power_of_two().max(2);
-        let mut merges = Merges { slots: memory::filled(size, FREE), bits: vec![0; size.div_ceil(8)] };
-        for &(pair, id) in found {
-            let hash = pieces::hash(pair.into());
-            let (word, bit) = merges.bit(hash);
-            merges.bits[word] |= bit;
-            let at = merges.place(pair, hash);
-            merges.slots[at] = pair << ID_BITS | id;
-        }
-        merges
-    }
-
-    /// Merges the two neighbours of lowest rank, of several the leftmost, and returns that rank; None where nothing merges.
-    fn merge_lowest(&self, ids: &mut Vec<u32>) -> Option<u32> {
-        let ranks = ids.windows(2).zip(0..).map(|(pair, at)| (self.get(pair[0], pair[1]), at));
-        let (rank, at) = ranks.min().filter(|&(rank, _)| rank != NONE)?;
-        ids.splice(at..at + 2, [rank]);
-        Some(rank)
-    }
-
-    #[inline]
-    fn pair(left: u32, right: u32) -> u64 {
-        u64::from(left) << ID_BITS | u64::from(right)
-    }
-
-    /// The word and the bit of `bits` that stand for a hash.
-    #[inline]
-    fn bit(&self, hash: u64) -> (usize, u64) {
-        ((hash >> 24) as usize & (self.bits.len() - 1), 1 << (hash >> 58))
-    }
-
-    /// Where a pair is, or would be.
-    #[inline]
-    fn place(&self, pair: u64, hash: u64) -> usize {
-        let mut at = hash as usize & (self.slots.len() - 1);
-        while self.slots[at] >> ID_BITS != pair && self.slots[at] != FREE {
-            at = (at + 1) & (self.slots.len() - 1);
-        }
-        at
-    }
-
-    #[inline]
-    fn get(&self, left: u32, right: u32) -> u32 {
-        let pair = Self::pair(left, right);
-        let hash = pieces::hash(pair.into());
-        let (word, bit) = self.bit(hash);
-        if self.bits[word] & bit == 0 {
-            return NONE;
-        }
-        match self.slots[self.place(pair, hash)] {
-            FREE => NONE,
-            slot => (slot & ((1 << ID_BITS) - 1)) as u32,
-        }
-    }
-}
-
-/// What the bytes of a character of two or three become among themselves, where that does not depend on what stands beside it.
-struct Characters {
-    /// By code point: up to three ids of 21 bits, the first in the lowest bits, filled up with NO_ID, and in the highest bit
-    /// whether they are one that merges with others (several never do); 0 where it may depend.
-    ids: Vec<u64>,
-    /// A bit for the last byte of a character and the first of the next, where a token holds a part of either and of the other.
-    torn: Vec<u64>,
-}
-
-const NO_ID: u32 = (1 << ID_BITS) - 1;
-
-impl Characters {
-    /// A character does not depend on others where no token holds a part of it together with what is before or behind it,
-    /// and where nothing that merges with the whole of it has a lower rank than a merge within it.
-    fn new(tokens: &[Vec<u8>], bytes: &[u32; 256], merges: &Merges) -> Self {
-        let continues = |byte: &u8| (0x80..0xC0).contains(byte);
-        let mut torn = vec![0; (1 << 16) / 64];
-        for token in tokens {
-            let first = token.iter().position(|byte| !continues(byte)).filter(|&at| at > 0);
-            let cut = |&at: &usize| at > 0 && token[at] >= 0x80 && at + decode(token, at).1 > token.len();
-            let last = token.iter().rposition(|byte| !continues(byte)).filter(cut);
-            for at in [first, last].into_iter().flatten() {
-                let (word, bit) = Self::boundary(token[at - 1], token[at]);
-                torn[word] |= bit;
-            }
-        }
-        let mut lowest = vec![NONE; tokens.len()]; // rank of a token's merges with others
-        for slot in merges.slots.iter().filter(|&&slot| slot != FREE) {
-            let [left, right, id] = [2, 1, 0].map(|place| (slot >> (place * ID_BITS)) as u32 & NO_ID);
-            for part in [left, right] {
-                lowest[part as usize] = lowest[part as usize].min(id);
-            }
-        }
-        let of = |character: char| {
-            let mut utf8 = [0; 4];
-            let utf8 = character.encode_utf8(&mut utf8).as_bytes();
-            let (mut ids, mut highest) = (utf8.iter().map(|&byte| bytes[usize::from(byte)]).collect::<Vec<_>>(), 0);
-            while let Some(rank) = merges.merge_lowest(&mut ids) {
-                highest = highest.max(rank);
-            }
-            let with_others = if ids.len() == 1 { lowest[ids[0] as usize] } else { NONE };
-            if with_others <= highest {
-                return 0;
-            }
-            ids.resize(3, NO_ID);
-            ids.iter().rev().fold(u64::from(with_others != NONE), |all, &id| all << ID_BITS | u64::from(id))
-        };
-        let ids = (0..1 << 16).map(|code| if code < 0x80 { 0 } else { char::from_u32(code).map_or(0, of) }).collect();
-        Characters { ids, torn }
-    }
-
-    /// The word and the bit of `torn` for a byte and the next.
-    #[inline]
-    fn boundary(left: u8, right: u8) -> (usize, u64) {
-        (usize::from(left) << 2 | usize::from(right >> 6), 1 << (right & 63))
-    }
-
-    #[inline]
-    fn is_torn(&self, left: Option<&u8>, right: Option<&u8>) -> bool {
-        let (Some(&left), Some(&right)) = (left, right) else { return false };
-        let (word, bit) = Self::boundary(left, right);
-        self.torn[word] & bit != 0
-    }
-
-    /// The ids of the character that starts at `at`, how many they are, whether they are one that merges with others, and the
-    /// character's width in bytes; None where they depend.
-    #[inline]
-    fn get(&self, text: &[u8], at: usize) -> Option<([u32; 3], usize, bool, usize)> {
-        let (character, width) = decode(text, at);
-        let end = at + width;
-        if width > 3 || end > text.len() {
-            return None; // four bytes, or in the midst of a character
-        }
-        let packed = self.ids[character];
-        if packed == 0 || self.is_torn(text.get(at.wrapping_sub(1)), text.get(at)) || self.is_torn(text.get(end - 1), text.get(end)) {
-            return None;
-        }
-        let ids = [0, 1, 2].map(|place| (packed >> (place * ID_BITS)) as u32 & NO_ID);
-        Some((ids, 1 + usize::from(ids[1] != NO_ID) + usize::from(ids[2] != NO_ID), packed >> 63 != 0, width))
     }
 }
 

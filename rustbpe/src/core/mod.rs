@@ -1,7 +1,9 @@
 //! The work itself, without Python: split text into pieces, learn merges, encode, pack.
 
+mod characters;
 pub mod encode;
 mod memory;
+mod merges;
 pub mod pack;
 pub mod pieces;
 pub mod split;

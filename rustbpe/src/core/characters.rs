@@ -1,0 +1,148 @@
+//! Between which characters a vocabulary never merges, so that what stands between two such places is encoded alone.
+
+use super::merges::{ID_BITS, Merges};
+use super::split::decode;
+
+/// The places between characters that no token reaches over, and therefore no merge, and the ids of a character alone between two.
+/// Between two ASCII characters every place counts as one that tokens reach over: in words that is so, and words are found whole.
+pub struct Characters {
+    /// By code point: up to three ids of 21 bits, the first in the lowest bits, filled up with NO_ID.
+    ids: Vec<u64>,
+    /// A bit for two neighbouring bytes between which some token has a place that is one byte from its start or end.
+    near_ends: Vec<u64>,
+    /// A bit for the hash of four neighbouring bytes in whose middle some token has a place.
+    inside: Vec<u64>,
+}
+
+const NO_ID: u32 = (1 << ID_BITS) - 1;
+
+impl Characters {
+    pub fn new(tokens: &[Vec<u8>], bytes: &[u32; 256], merges: &Merges) -> Self {
+        let mut near_ends = vec![0; (1 << 16) / 64];
+        let mut inside = Vec::new();
+        for token in tokens {
+            for at in (1..token.len()).filter(|&at| !matches!(token[at], 0x80..0xC0) && !(token[at - 1] | token[at]).is_ascii()) {
+                match token.get(at.wrapping_sub(2)..at + 2) {
+                    Some(four) => inside.push(Self::hash(four)),
+                    None => {
+                        let (word, bit) = Self::near(token[at - 1], token[at]);
+                        near_ends[word] |= bit;
+                    }
+                }
+            }
+        }
+        inside.sort_unstable();
+        inside.dedup();
+        // One in 16 at most, so that few other places look like one of these.
+        let mut characters = Characters { ids: Vec::new(), near_ends, inside: vec![0; inside.len().next_power_of_two().div_ceil(4)] };
+        for hash in inside {
+            let (word, bit) = characters.bit(hash);
+            characters.inside[word] |= bit;
+        }
+        let of = |character: char| {
+            let mut utf8 = [0; 4];
+            let utf8 = character.encode_utf8(&mut utf8).as_bytes();
+            let mut ids: Vec<u32> = utf8.iter().map(|&byte| bytes[usize::from(byte)]).collect();
+            while merges.merge_lowest(&mut ids).is_some() {}
+            ids.resize(3, NO_ID);
+            ids.iter().rev().fold(0, |all, &id| all << ID_BITS | u64::from(id))
+        };
+        characters.ids = (0..1 << 16).map(|code| char::from_u32(code).map_or(0, of)).collect();
+        characters
+    }
+
+    /// The code point and the width in bytes of the character at `at`.
+    #[inline]
+    pub fn at(text: &[u8], at: usize) -> (usize, usize) {
+        if text[at] < 0x80 { (text[at].into(), 1) } else { decode(text, at) }
+    }
+
+    /// The ids of a character that is alone, and how many they are; None for one of four bytes.
+    #[inline]
+    pub fn alone(&self, character: usize) -> Option<([u32; 3], usize)> {
+        let packed = *self.ids.get(character)?;
+        let ids = [0, 1, 2].map(|place| (packed >> (place * ID_BITS)) as u32 & NO_ID);
+        Some((ids, 1 + usize::from(ids[1] != NO_ID) + usize::from(ids[2] != NO_ID)))
+    }
+
+    /// Whether a merge may reach over the place before the character at `at` > 0.
+    #[inline]
+    pub fn joined(&self, text: &[u8], at: usize) -> bool {
+        if (text[at - 1] | text[at]).is_ascii() {
+            return true;
+        }
+        let (word, bit) = Self::near(text[at - 1], text[at]);
+        if self.near_ends[word] & bit != 0 {
+            return true;
+        }
+        let Some(four) = text.get(at.wrapping_sub(2)..at + 2) else { return false };
+        let (word, bit) = self.bit(Self::hash(four));
+        self.inside[word] & bit != 0
+    }
+
+    /// The word and the bit of `near_ends` for a byte and the next.
+    #[inline]
+    fn near(left: u8, right: u8) -> (usize, u64) {
+        (usize::from(left) << 2 | usize::from(right >> 6), 1 << (right & 63))
+    }
+
+    /// Different for different bytes.
+    #[inline]
+    fn hash(four: &[u8]) -> u32 {
+        u32::from_le_bytes([four[0], four[1], four[2], four[3]]).wrapping_mul(0x9E37_79B1)
+    }
+
+    /// The word and the bit of `inside` for a hash.
+    #[inline]
+    fn bit(&self, hash: u32) -> (usize, u64) {
+        ((hash >> 6) as usize & (self.inside.len() - 1), 1 << (hash >> 26))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use rustc_hash::FxHashMap;
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(300))]
+
+        /// Tokens are any parts of a text, characters cut or not.
+        #[test]
+        fn no_token_reaches_over_what_is_not_joined(
+            corpus in "[aé字孖🙂 ]{1,40}",
+            parts in prop::collection::vec((0usize..120, 2usize..8), 0..40),
+            text in "[aé字孖学🙂 ]{1,40}",
+        ) {
+            let mut tokens: Vec<Vec<u8>> = (0..=255).map(|byte| vec![byte]).collect();
+            for (start, length) in parts {
+                let part = &corpus.as_bytes()[start % corpus.len()..];
+                let part = part[..length.min(part.len())].to_vec();
+                if !tokens.contains(&part) {
+                    tokens.push(part);
+                }
+            }
+            let bytes = std::array::from_fn(|byte| byte as u32);
+            let ids: FxHashMap<&[u8], u32> = tokens.iter().map(Vec::as_slice).zip(0..).collect();
+            let characters = Characters::new(&tokens, &bytes, &Merges::new(&tokens, &bytes, &ids));
+            let (utf8, mut not_joined) = (text.as_bytes(), 0);
+            for (at, _) in text.char_indices().skip(1) {
+                let over = |token: &Vec<u8>| (1..token.len()).any(|left| at >= left && utf8[at - left..].starts_with(token));
+                let joined = characters.joined(utf8, at);
+                prop_assert!(joined || !tokens.iter().any(over), "at {}", at);
+                not_joined += usize::from(!joined);
+            }
+            if tokens.len() == 256 {
+                let ascii = utf8.windows(2).filter(|pair| pair.is_ascii()).count();
+                prop_assert_eq!(not_joined + ascii + 1, text.chars().count());
+            }
+            for character in text.chars() {
+                let (code, width) = Characters::at(character.to_string().as_bytes(), 0);
+                prop_assert_eq!((code, width), (character as usize, character.len_utf8()));
+                let alone = characters.alone(code).map(|(ids, n)| ids[..n].iter().flat_map(|&id| tokens[id as usize].clone()).collect::<Vec<_>>());
+                prop_assert_eq!(alone, (width < 4).then(|| character.to_string().into_bytes()));
+            }
+        }
+    }
+}
