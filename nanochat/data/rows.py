@@ -37,11 +37,11 @@ class RowCache:
     """The packed rows of shards under one tokenizer and row length; packs what is missing, forgets what is too much.
 
     Each shard is packed by one process at a time; the others wait for it and find its file. Only a `packer`, one process
-    a machine, packs ahead of need, and is given the start of a second elsewhere: its progress is the one that is shown.
+    a machine, packs `ahead` of need, and is given the start of a second elsewhere: its progress is the one that is shown.
     """
 
-    def __init__(self, tokenizer: Tokenizer, seq_len: int, *, packer: bool = True, limit_bytes: int = CACHE_BYTES):
-        self.tokenizer, self.row, self.packer, self.limit = tokenizer, seq_len + 1, packer, limit_bytes
+    def __init__(self, tokenizer: Tokenizer, seq_len: int, *, packer: bool = True, ahead: bool = True, limit_bytes: int = CACHE_BYTES):
+        self.tokenizer, self.row, self.packer, self.ahead, self.limit = tokenizer, seq_len + 1, packer, packer and ahead, limit_bytes
         self.dtype = np.dtype("<u2" if tokenizer.vocab_size <= 65536 else "<u4")
         self.folder = paths.tokens_dir(tokenizer.id) / f"T{seq_len}-v{PACKER_VERSION}"
         self.background = ThreadPoolExecutor(1, thread_name_prefix="packer")
@@ -72,8 +72,8 @@ class RowCache:
                 raise DataError(f"{self._bin(shard)} is damaged", "remove that file and run the same command again") from error
 
     def prefetch(self, shard: Shard) -> None:
-        """Begin to pack a shard in the background, so that it is there when its turn comes."""
-        if self.packer and shard.content not in self.packing and not self._packed(shard):
+        """Begin to pack a shard in the background, so that it is there when its turn comes, where this cache packs ahead."""
+        if self.ahead and shard.content not in self.packing and not self._packed(shard):
             self.packing[shard.content] = self.background.submit(self._pack, shard)
 
     def close(self) -> None:

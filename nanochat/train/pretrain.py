@@ -31,7 +31,9 @@ class TextBatches:
 def pretrain(session: Session) -> GPT:
     """Train the base stage of the run to its end. Raises DataError where the text gives no row."""
     config = session.config
-    cache = RowCache(session.tokenizer, config.max_seq_len, packer=session.ranks.local_rank == 0)
+    # On a CPU the cores would be the training's own: a step then takes ten times as long, and packing five times.
+    packer, ahead = session.ranks.local_rank == 0, config.device != "cpu"
+    cache = RowCache(session.tokenizer, config.max_seq_len, packer=packer, ahead=ahead)
     try:
         held_out = cache.rows(session.dataset.validation)[: max(config.eval_tokens // config.max_seq_len, 1)]
         if not len(held_out):

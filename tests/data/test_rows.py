@@ -294,6 +294,21 @@ def test_only_one_packs_and_all_find_the_rows(dataset: Dataset, monkeypatch: pyt
     assert sorted(packed) == sorted(shard.sha256 for shard in dataset.training)
 
 
+def test_rows_are_packed_ahead_only_where_that_is_asked_for(dataset: Dataset) -> None:
+    """The same rows either way; without, no shard is packed before its turn."""
+    order = TextRows(dataset, RowCache(TOKENIZER, T, ahead=False), 5)
+    first = order.rows(0, 1).copy()
+    assert not order.cache.packing and len(list(order.cache.folder.glob("*.bin"))) == 1
+    for path in order.cache.folder.glob("*"):
+        path.unlink()
+    ahead = TextRows(dataset, RowCache(TOKENIZER, T), 5)
+    assert (ahead.rows(0, 1) == first).all()
+    assert len(ahead.cache.packing) == 1
+    ahead.cache.background.shutdown(wait=True)
+    assert len(list(ahead.cache.folder.glob("*.bin"))) == 2
+    assert (order.rows(0, 3000) == ahead.rows(0, 3000)).all()
+
+
 def test_closing_stops_what_is_packed_in_the_background(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     reading, go_on = threading.Event(), threading.Event()
 
