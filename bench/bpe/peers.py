@@ -28,7 +28,8 @@ def peers_python() -> Path:
 def measure(who: str, peers: Path, **task: Any) -> dict[str, Any]:
     """One run of the worker in a new process."""
     python = sys.executable if who == "ours" else str(peers)
-    environment = {**os.environ, "RAYON_NUM_THREADS": str(task["threads"])}
+    # numpy's own threads spin for a while once they are there, and a process's time is that of all its threads.
+    environment = {**os.environ, "RAYON_NUM_THREADS": str(task["threads"]), "OPENBLAS_NUM_THREADS": "1"}
     command = [python, str(Path(__file__).with_name("worker.py")), json.dumps({"who": who, **task})]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:

@@ -13,7 +13,7 @@ use pyo3::buffer::{Element, PyBuffer};
 use pyo3::exceptions::{PyOSError, PyOverflowError, PyTypeError, PyUnicodeEncodeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedStr;
-use pyo3::types::{PyByteArray, PyBytes, PyIterator, PyList, PyString, PyTuple};
+use pyo3::types::{PyBytes, PyIterator, PyList, PyString, PyTuple};
 
 use crate::core::encode::{Encoded, Encoder, Id};
 use crate::core::pack::{self, Packer};
@@ -157,7 +157,12 @@ impl Encoding {
 
 impl Encoding {
     /// (ids, offsets) of `texts`.
-    fn arrays<'py, I: Id>(&self, py: Python<'py>, texts: &[&str], threads: usize) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyAny>)> {
+    fn arrays<'py, I: Id + Element>(
+        &self,
+        py: Python<'py>,
+        texts: &[&str],
+        threads: usize,
+    ) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyAny>)> {
         let parts = detached(py, |check| self.0.encode_batch::<I>(texts, threads, check))?;
         let mut start = 0;
         let mut offsets = Vec::with_capacity(texts.len() + 1);
@@ -345,22 +350,20 @@ fn array<'py, T: Element>(py: Python<'py>, dtype: &str, values: &[T]) -> PyResul
 }
 
 /// A numpy array of all ids, copied once.
-fn array_of_ids<'py, I: Id>(py: Python<'py>, parts: &[Encoded<I>]) -> PyResult<Bound<'py, PyAny>> {
-    let numpy = py.import("numpy")?;
+fn array_of_ids<'py, I: Id + Element>(py: Python<'py>, parts: &[Encoded<I>]) -> PyResult<Bound<'py, PyAny>> {
     let total: usize = parts.iter().map(|part| part.ids.len()).sum();
     let dtype = if size_of::<I>() == 2 { "uint16" } else { "uint32" };
-    if total == 0 {
-        return numpy.call_method1("empty", (0, dtype));
-    }
-    let bytes = PyByteArray::new_with(py, total * size_of::<I>(), |mut bytes| {
+    let array = py.import("numpy")?.call_method1("empty", (total, dtype))?;
+    if total > 0 {
+        let buffer = PyBuffer::get(&array)?;
+        let mut rest = buffer.as_mut_slice(py).ok_or_else(|| PyValueError::new_err("numpy gave an array that cannot be written to"))?;
         for part in parts {
-            let (here, rest) = std::mem::take(&mut bytes).split_at_mut(part.ids.len() * size_of::<I>());
-            I::write(&part.ids, here);
-            bytes = rest;
+            let (here, after) = rest.split_at(part.ids.len());
+            here.iter().zip(&part.ids).for_each(|(place, &id)| place.set(id));
+            rest = after;
         }
-        Ok(())
-    })?;
-    numpy.call_method1("frombuffer", (bytes, dtype))
+    }
+    Ok(array)
 }
 
 // Work without the interpreter, errors and signals
