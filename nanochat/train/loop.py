@@ -34,6 +34,7 @@ LOG_SECONDS = 2.0  # between two step lines, so that fast steps do not flood the
 FIRST_LINES = 3
 _NAMES = {"bpb": "bits per byte"}  # of what an evaluation finds
 SETTLED = 10  # steps after which a slow step is no longer the start's
+RECENT = 100  # steps whose pace says how long the rest takes
 REVIEWS = 20  # parts of a schedule, after each of which, once the warm-down has begun, its steps may be changed
 
 
@@ -208,7 +209,8 @@ def run_stage(
     """
     last = metrics.last if metrics else {}
     elapsed, tokens = float(last.get("elapsed_seconds", 0.0)), int(last.get("tokens", 0))
-    began_at = printed_at = saved_at = time.monotonic()
+    before, began_at = elapsed, time.monotonic()
+    printed_at = saved_at = began_at
     rows, fastest, waited, skipped = stage.device_batch_size, 0.0, 0.0, stage.skipped
     paces: list[float] = []
 
@@ -273,7 +275,9 @@ def run_stage(
         metrics.write(entry | {"peak_memory_bytes": _peak_memory(ranks.device)})
         if done - start <= FIRST_LINES or now - printed_at >= LOG_SECONDS or done == stage.steps:
             printed_at = now
-            left = duration((stage.steps - done) * (now - began_at) / (done - start))
+            # By the newest steps: the first one compiles or packs rows, and a process may have been stopped in the midst of any.
+            whole = (now - began_at) / (elapsed - before)  # evaluations and checkpoints too
+            left = duration((stage.steps - done) * statistics.median(paces[-RECENT:]) * whole)
             facts = "".join(f" | {name} {value:.3f}" for name, value in batch.facts.items())
             speed = f"dt {seconds * 1000:.0f} ms | {quantity(rate)} tokens/s"
             log(f"{stage.name} step {done}/{stage.steps} | loss {loss:.4f}{facts} | {speed} | {left} left")

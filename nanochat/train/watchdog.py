@@ -47,16 +47,24 @@ class Watchdog:
         self.over.set()
 
     def _watch(self) -> None:
-        while not self.over.wait(min(self.timeout / 10, 5.0)):
-            still = time.monotonic() - self.since
-            if still < self.timeout:
+        interval = min(self.timeout / 10, 5.0)
+        looked = time.monotonic()
+        while not self.over.wait(interval):
+            now = time.monotonic()
+            if now - looked > 2 * interval and self.since < looked:
+                self.since += now - looked  # all of the process stood still (Ctrl-Z, a paused container): that is no hang
+            looked, since = now, self.since
+            if now - since < self.timeout:
                 continue
             stack = traceback.extract_stack(sys._current_frames()[self.main])[-FRAMES:]
             places = " < ".join(f"{os.path.basename(frame.filename)}:{frame.lineno} {frame.name}" for frame in reversed(stack))
             # Not by console.log, which is mute on all ranks but the main one.
-            print(f"rank {self.rank} has not moved for {still:.0f} s: {self.where} ({places})", file=sys.stderr, flush=True)
+            print(f"rank {self.rank} has not moved for {now - since:.0f} s: {self.where} ({places})", file=sys.stderr, flush=True)
             if self.over.wait(GRACE):
                 return
+            if self.since != since:
+                print(f"rank {self.rank} moves again", file=sys.stderr, flush=True)
+                continue
             print("error: nothing moves any more\nhint: run the same command again: it resumes at the newest checkpoint", file=sys.stderr)
             sys.stderr.flush()
             record_exit(HungError.exit_code)

@@ -1,6 +1,7 @@
 """What does not move is noticed, said by every rank, and ended so that the launcher goes on from the last checkpoint."""
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -45,6 +46,43 @@ def test_it_lets_go_on_what_moves(ended: list[int], capfd: pytest.CaptureFixture
             dog.beat("computing")
     time.sleep(0.4)  # and nothing once it is over
     assert ended == [] and capfd.readouterr().err == ""
+
+
+@pytest.mark.long
+def test_a_process_that_was_stopped_for_a_while_has_not_hung() -> None:
+    """As by Ctrl-Z and fg, or a paused container."""
+    code = """
+import time
+from nanochat.train.watchdog import Watchdog
+with Watchdog(1.5) as dog:
+    for step in range(60):
+        dog.beat("computing")
+        print(step, flush=True)
+        time.sleep(0.1)
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout and process.stdout.readline()
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(4)
+    process.send_signal(signal.SIGCONT)
+    said, complained = process.communicate(timeout=60)
+    assert process.returncode == 0 and said.split()[-1] == "59" and complained == ""
+
+
+def test_what_moves_again_while_the_others_are_told_goes_on(
+    ended: list[int], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watchdog, "GRACE", 2.0)
+    with Watchdog(0.2, end=ended.append) as dog:
+        said = ""
+        while "has not moved" not in said:
+            time.sleep(0.05)
+            said += capfd.readouterr().err
+        while "moves again" not in said:
+            dog.beat("computing")
+            time.sleep(0.01)
+            said += capfd.readouterr().err
+    assert ended == []
 
 
 HANGS = """
