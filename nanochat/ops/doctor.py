@@ -86,8 +86,12 @@ def healthy(findings: list[Finding]) -> bool:
 
 
 def to_json(findings: list[Finding]) -> dict[str, Any]:
-    """For `doctor --json`."""
-    return {"ok": healthy(findings), "findings": [dataclasses.asdict(finding) for finding in findings]}
+    """For `doctor --json`: as in the text, `means` is what any finding of that id means, and `why` what is so here."""
+
+    def entry(finding: Finding) -> dict[str, str]:
+        return dataclasses.asdict(finding) | {"means": explained(finding.id) if finding.level != OK else ""}
+
+    return {"ok": healthy(findings), "findings": [entry(finding) for finding in findings]}
 
 
 def describe(findings: list[Finding]) -> str:

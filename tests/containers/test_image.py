@@ -139,6 +139,18 @@ def test_a_cards_profile_without_a_card() -> None:
     assert all(word in errors[1] for word in ("driver", "toolkit", "--gpus all", "--profile cpu"))
 
 
+def test_doctor_without_a_network() -> None:
+    """100 MB of disk are enough for the embedded text, and far too little for a card's profile, whose data cannot be fetched either."""
+    options = ("--network=none", "--tmpfs=/data:size=100m,mode=1777")
+    here, card = (run("doctor", "--json", f"--profile={profile}", options=options) for profile in ("cpu", "rtx4050"))
+    assert (here.returncode, card.returncode) == (0, 3), here.stderr + card.stderr
+    levels = {finding["id"]: finding["level"] for finding in json.loads(here.stdout)["findings"]}
+    assert levels["compiler"] == levels["disk"] == levels["data"] == "ok"
+    errors = [finding for finding in json.loads(card.stdout)["findings"] if finding["level"] == "error"]
+    assert {finding["id"] for finding in errors} == {"driver", "disk", "network"}
+    assert all(finding["means"] and finding["fix"] for finding in errors)
+
+
 def refused(done: Completed) -> str:
     """The one error line of a command that the data volume could not serve."""
     errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]

@@ -255,7 +255,8 @@ def test_the_command(base: Path) -> None:
     done = tiny.call(base, "entrypoint.py", "doctor", "--profile=cpu", "--json")
     value = json.loads(done.stdout)
     assert done.returncode == 0 and value["ok"] is True, done.stderr
-    assert all(set(finding) == {"id", "level", "what", "why", "fix"} for finding in value["findings"])
+    assert all(set(finding) == {"id", "level", "what", "why", "fix", "means"} for finding in value["findings"])
+    assert all(bool(finding["means"]) == (finding["level"] != "ok") for finding in value["findings"])
     text = tiny.call(base, "entrypoint.py", "doctor", "--profile=rtx4050")  # whose data cannot be fetched here
     assert text.returncode == 3 and "does not answer" in text.stdout and "fix: " in text.stdout
 
