@@ -13,7 +13,7 @@ use pyo3::buffer::{Element, PyBuffer};
 use pyo3::exceptions::{PyOSError, PyOverflowError, PyTypeError, PyUnicodeEncodeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedStr;
-use pyo3::types::{PyBytes, PyIterator, PyList, PyString, PyTuple};
+use pyo3::types::{PyBytes, PyIterator, PyList, PySlice, PyString, PyTuple};
 
 use crate::core::encode::{Encoded, Encoder, Id};
 use crate::core::pack::{self, Packer};
@@ -354,14 +354,12 @@ fn array_of_ids<'py, I: Id + Element>(py: Python<'py>, parts: &[Encoded<I>]) -> 
     let total: usize = parts.iter().map(|part| part.ids.len()).sum();
     let dtype = if size_of::<I>() == 2 { "uint16" } else { "uint32" };
     let array = py.import("numpy")?.call_method1("empty", (total, dtype))?;
-    if total > 0 {
-        let buffer = PyBuffer::get(&array)?;
-        let mut rest = buffer.as_mut_slice(py).ok_or_else(|| PyValueError::new_err("numpy gave an array that cannot be written to"))?;
-        for part in parts {
-            let (here, after) = rest.split_at(part.ids.len());
-            here.iter().zip(&part.ids).for_each(|(place, &id)| place.set(id));
-            rest = after;
-        }
+    let mut start = 0;
+    for part in parts.iter().filter(|part| !part.ids.is_empty()) {
+        let end = start + part.ids.len();
+        let here = array.get_item(PySlice::new(py, start as isize, end as isize, 1))?;
+        PyBuffer::get(&here)?.copy_from_slice(py, &part.ids)?;
+        start = end;
     }
     Ok(array)
 }
