@@ -48,6 +48,11 @@ class Finding:
     why: str = ""
     fix: str = ""
 
+    @property
+    def means(self) -> str:
+        """What any finding of this id means; empty where all is well."""
+        return explained(self.id) if self.level != OK else ""
+
 
 @dataclasses.dataclass(frozen=True)
 class Case:
@@ -86,12 +91,8 @@ def healthy(findings: list[Finding]) -> bool:
 
 
 def to_json(findings: list[Finding]) -> dict[str, Any]:
-    """For `doctor --json`: as in the text, `means` is what any finding of that id means, and `why` what is so here."""
-
-    def entry(finding: Finding) -> dict[str, str]:
-        return dataclasses.asdict(finding) | {"means": explained(finding.id) if finding.level != OK else ""}
-
-    return {"ok": healthy(findings), "findings": [entry(finding) for finding in findings]}
+    """For `doctor --json`."""
+    return {"ok": healthy(findings), "findings": [dataclasses.asdict(finding) | {"means": finding.means} for finding in findings]}
 
 
 def describe(findings: list[Finding]) -> str:
@@ -99,7 +100,7 @@ def describe(findings: list[Finding]) -> str:
     lines = []
     for finding in findings:
         lines.append(f"{finding.level:<8}{finding.id}: {finding.what}")
-        lines += [f"        means: {explained(finding.id)}"] if finding.level != OK else []
+        lines += [f"        means: {finding.means}"] if finding.means else []
         lines += [f"        why: {finding.why}"] if finding.why else []
         lines += [f"        fix: {finding.fix}"] if finding.fix else []
     return "\n".join(lines)

@@ -209,8 +209,7 @@ def run_stage(
     """
     last = metrics.last if metrics else {}
     elapsed, tokens = float(last.get("elapsed_seconds", 0.0)), int(last.get("tokens", 0))
-    before, began_at = elapsed, time.monotonic()
-    printed_at = saved_at = began_at
+    began_at = printed_at = saved_at = time.monotonic()
     rows, fastest, waited, skipped = stage.device_batch_size, 0.0, 0.0, stage.skipped
     paces: list[float] = []
 
@@ -276,7 +275,7 @@ def run_stage(
         if done - start <= FIRST_LINES or now - printed_at >= LOG_SECONDS or done == stage.steps:
             printed_at = now
             # By the newest steps: the first one compiles or packs rows, and a process may have been stopped in the midst of any.
-            whole = (now - began_at) / (elapsed - before)  # evaluations and checkpoints too
+            whole = (now - began_at) / sum(paces)  # evaluations and checkpoints too
             left = duration((stage.steps - done) * statistics.median(paces[-RECENT:]) * whole)
             facts = "".join(f" | {name} {value:.3f}" for name, value in batch.facts.items())
             speed = f"dt {seconds * 1000:.0f} ms | {quantity(rate)} tokens/s"

@@ -171,7 +171,9 @@ impl Encoding {
             offsets.extend(part.ends.iter().map(|&end| (start + end) as i64));
             start += part.ids.len();
         }
-        Ok((array_of_ids(py, &parts)?, array(py, "int64", &offsets)?))
+        let ids: Vec<&[I]> = parts.iter().map(|part| &*part.ids).collect();
+        let dtype = if size_of::<I>() == 2 { "uint16" } else { "uint32" };
+        Ok((array(py, dtype, &ids)?, array(py, "int64", &[&offsets])?))
     }
 
     fn pack<'py, I: Id>(
@@ -223,7 +225,7 @@ fn plan_rows<'py>(py: Python<'py>, lengths: &Bound<'py, PyAny>, row: i64, buffer
     let mut arrays = Vec::new();
     for column in columns {
         let values: Vec<i64> = plan.iter().map(|part| column(part) as i64).collect();
-        arrays.push(array(py, "int64", &values)?);
+        arrays.push(array(py, "int64", &[&values])?);
     }
     PyTuple::new(py, arrays)
 }
@@ -340,25 +342,15 @@ fn integers(items: &Bound<'_, PyAny>) -> PyResult<Vec<i64>> {
     Ok(integers)
 }
 
-/// A numpy array of the values.
-fn array<'py, T: Element>(py: Python<'py>, dtype: &str, values: &[T]) -> PyResult<Bound<'py, PyAny>> {
-    let array = py.import("numpy")?.call_method1("empty", (values.len(), dtype))?;
-    if !values.is_empty() {
-        PyBuffer::get(&array)?.copy_from_slice(py, values)?;
-    }
-    Ok(array)
-}
-
-/// A numpy array of all ids, copied once.
-fn array_of_ids<'py, I: Id + Element>(py: Python<'py>, parts: &[Encoded<I>]) -> PyResult<Bound<'py, PyAny>> {
-    let total: usize = parts.iter().map(|part| part.ids.len()).sum();
-    let dtype = if size_of::<I>() == 2 { "uint16" } else { "uint32" };
+/// A numpy array of the values of all parts, copied once.
+fn array<'py, T: Element>(py: Python<'py>, dtype: &str, parts: &[&[T]]) -> PyResult<Bound<'py, PyAny>> {
+    let total: usize = parts.iter().map(|part| part.len()).sum();
     let array = py.import("numpy")?.call_method1("empty", (total, dtype))?;
     let mut start = 0;
-    for part in parts.iter().filter(|part| !part.ids.is_empty()) {
-        let end = start + part.ids.len();
+    for part in parts.iter().filter(|part| !part.is_empty()) {
+        let end = start + part.len();
         let here = array.get_item(PySlice::new(py, start as isize, end as isize, 1))?;
-        PyBuffer::get(&here)?.copy_from_slice(py, &part.ids)?;
+        PyBuffer::get(&here)?.copy_from_slice(py, part)?;
         start = end;
     }
     Ok(array)

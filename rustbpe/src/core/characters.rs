@@ -1,7 +1,6 @@
 //! Between which characters a vocabulary never merges, so that what stands between two such places is encoded alone.
 
 use super::merges::{ID_BITS, Merges};
-use super::split::decode;
 
 /// The places between characters that no token reaches over, and therefore no merge, and the ids of a character alone between two.
 /// Between two ASCII characters every place counts as one that tokens reach over: in words that is so, and words are found whole.
@@ -51,12 +50,6 @@ impl Characters {
         characters
     }
 
-    /// The code point and the width in bytes of the character at `at`.
-    #[inline]
-    pub fn at(text: &[u8], at: usize) -> (usize, usize) {
-        if text[at] < 0x80 { (text[at].into(), 1) } else { decode(text, at) }
-    }
-
     /// The ids of a character that is alone, and how many they are; None for one of four bytes.
     #[inline]
     pub fn alone(&self, character: usize) -> Option<([u32; 3], usize)> {
@@ -102,8 +95,9 @@ impl Characters {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::merges::samples;
+    use crate::core::split::decode;
     use proptest::prelude::*;
-    use rustc_hash::FxHashMap;
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(300))]
@@ -115,17 +109,9 @@ mod tests {
             parts in prop::collection::vec((0usize..120, 2usize..8), 0..40),
             text in "[aé字孖学🙂 ]{1,40}",
         ) {
-            let mut tokens: Vec<Vec<u8>> = (0..=255).map(|byte| vec![byte]).collect();
-            for (start, length) in parts {
-                let part = &corpus.as_bytes()[start % corpus.len()..];
-                let part = part[..length.min(part.len())].to_vec();
-                if !tokens.contains(&part) {
-                    tokens.push(part);
-                }
-            }
-            let bytes = std::array::from_fn(|byte| byte as u32);
-            let ids: FxHashMap<&[u8], u32> = tokens.iter().map(Vec::as_slice).zip(0..).collect();
-            let characters = Characters::new(&tokens, &bytes, &Merges::new(&tokens, &bytes, &ids));
+            let tokens = samples::with_parts(&corpus, parts);
+            let (merges, bytes) = samples::merges(&tokens);
+            let characters = Characters::new(&tokens, &bytes, &merges);
             let (utf8, mut not_joined) = (text.as_bytes(), 0);
             for (at, _) in text.char_indices().skip(1) {
                 let over = |token: &Vec<u8>| (1..token.len()).any(|left| at >= left && utf8[at - left..].starts_with(token));
@@ -138,7 +124,7 @@ mod tests {
                 prop_assert_eq!(not_joined + ascii + 1, text.chars().count());
             }
             for character in text.chars() {
-                let (code, width) = Characters::at(character.to_string().as_bytes(), 0);
+                let (code, width) = decode(character.to_string().as_bytes(), 0);
                 prop_assert_eq!((code, width), (character as usize, character.len_utf8()));
                 let alone = characters.alone(code).map(|(ids, n)| ids[..n].iter().flat_map(|&id| tokens[id as usize].clone()).collect::<Vec<_>>());
                 prop_assert_eq!(alone, (width < 4).then(|| character.to_string().into_bytes()));

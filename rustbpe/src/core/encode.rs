@@ -10,12 +10,12 @@ use super::characters::Characters;
 use super::memory;
 use super::merges::{ID_BITS, Merges, NONE};
 use super::pieces::{self, SHORT};
-use super::split::Splitter;
+use super::split::{Splitter, decode};
 use super::{Check, Error, Result, group_by_bytes, parallel, thread_count};
 
 /// Text per job of a thread, in bytes.
 const JOB_BYTES: usize = 1 << 16;
-/// Pieces of at most this many bytes are remembered, and merged by scanning; longer ones in the order of ranks.
+/// Pieces of at most this many bytes are merged by scanning; longer ones in the order of ranks.
 const SCANNED: usize = 128;
 
 /// An id as it is kept: in 16 bits where all of a vocabulary's fit, else in 32.
@@ -205,7 +205,7 @@ impl Encoder {
     fn encode_characters<I: Id>(&self, text: &[u8], start: usize, end: usize, cache: &mut Cache, out: &mut Vec<I>) {
         let (mut start, mut at) = (start, start);
         while at < end {
-            let (character, width) = Characters::at(text, at);
+            let (character, width) = decode(text, at);
             let first = at;
             at += width;
             if at < end && self.characters.joined(text, at) {
@@ -547,6 +547,7 @@ impl Long {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::merges::samples::{self, alphabet};
     use crate::core::split::GPT4_PATTERN;
     use crate::core::train::{Counter, learn};
     use proptest::prelude::*;
@@ -555,10 +556,6 @@ mod tests {
         let mut counter = Counter::new(GPT4_PATTERN, 1).unwrap();
         counter.add(&[text], &mut || Ok(())).unwrap();
         learn(counter.finish(), vocab_size, &mut || Ok(())).unwrap()
-    }
-
-    fn alphabet() -> Vec<Vec<u8>> {
-        (0..=255).map(|byte| vec![byte]).collect()
     }
 
     /// Looks for the best merge in the list of tokens, anew each time.
@@ -671,14 +668,7 @@ mod tests {
             more in prop::collection::vec((0usize..120, 2usize..8), 0..40),
             text in "[aé字孖学🙂 ]{0,60}|[字é]{40,60}",
         ) {
-            let mut tokens = alphabet();
-            for (start, length) in more {
-                let part = &corpus.as_bytes()[(start % corpus.len())..];
-                let part = part[..length.min(part.len())].to_vec();
-                if !tokens.contains(&part) {
-                    tokens.push(part);
-                }
-            }
+            let tokens = samples::with_parts(&corpus, more);
             let encoder = Encoder::new(tokens.clone(), GPT4_PATTERN, vec![]).unwrap();
             let ids = slow(&tokens, &text);
             prop_assert_eq!(&encoder.encode(&text), &ids);

@@ -118,6 +118,36 @@ impl Merges {
     }
 }
 
+/// Vocabularies for tests.
+#[cfg(test)]
+pub mod samples {
+    use super::*;
+
+    pub fn alphabet() -> Vec<Vec<u8>> {
+        (0..=255).map(|byte| vec![byte]).collect()
+    }
+
+    /// The alphabet and parts of a text, characters cut or not, by where each starts and its length.
+    pub fn with_parts(corpus: &str, parts: Vec<(usize, usize)>) -> Vec<Vec<u8>> {
+        let mut tokens = alphabet();
+        for (start, length) in parts {
+            let part = &corpus.as_bytes()[start % corpus.len()..];
+            let part = part[..length.min(part.len())].to_vec();
+            if !tokens.contains(&part) {
+                tokens.push(part);
+            }
+        }
+        tokens
+    }
+
+    /// What tokens that begin with the alphabet merge by, and the ids of its bytes.
+    pub fn merges(tokens: &[Vec<u8>]) -> (Merges, [u32; 256]) {
+        let bytes = std::array::from_fn(|byte| byte as u32);
+        let ids = tokens.iter().map(Vec::as_slice).zip(0..).collect();
+        (Merges::new(tokens, &bytes, &ids), bytes)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -126,11 +156,10 @@ mod tests {
     proptest! {
         #[test]
         fn a_token_comes_from_the_pair_that_merging_it_alone_ends_with(more in prop::collection::hash_set("[abc]{2,6}", 0..30)) {
-            let mut tokens: Vec<Vec<u8>> = (0..=255).map(|byte| vec![byte]).collect();
+            let mut tokens = samples::alphabet();
             tokens.extend(more.into_iter().map(String::into_bytes)); // in any order
-            let bytes = std::array::from_fn(|byte| byte as u32);
             let ids: FxHashMap<&[u8], u32> = tokens.iter().map(Vec::as_slice).zip(0..).collect();
-            let merges = Merges::new(&tokens, &bytes, &ids);
+            let (merges, _) = samples::merges(&tokens);
             for (token, id) in tokens.iter().zip(0..).skip(256) {
                 let mut parts: Vec<&[u8]> = token.chunks(1).collect();
                 let mut last = None;

@@ -198,12 +198,13 @@ impl Classes {
     }
 }
 
-/// The code point of the character that begins at byte `at`, which is not ASCII, and its width in bytes by the first of them.
+/// The code point of the character that begins at byte `at`, and its width in bytes by the first of them.
 #[inline]
 pub fn decode(text: &[u8], at: usize) -> (usize, usize) {
     let next = |i| usize::from(text.get(at + i).copied().unwrap_or_default()) & 0x3F;
     let first = usize::from(text[at]);
     match first {
+        ..0x80 => (first, 1),
         0xC0..=0xDF => ((first & 0x1F) << 6 | next(1), 2),
         0xE0..=0xEF => ((first & 0x0F) << 12 | next(1) << 6 | next(2), 3),
         _ => ((first & 0x07) << 18 | next(1) << 12 | next(2) << 6 | next(3), 4),
