@@ -163,7 +163,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=value)
     for name, value in (("device-batch-size", 4), ("total-batch-size", 4096), ("steps", 40), ("repeats", 3), ("seeds", 3)):
         parser.add_argument(f"--{name}", type=int, default=value)
-    parser.add_argument("--compile", default="on", help="of our side: on, off or auto")
+    parser.add_argument("--compile", default="auto", help="of our side: on, off or auto")
     parser.add_argument("--quality", type=int, default=0, metavar="TOKENS", help="train so many tokens and score held-out documents")
     parser.add_argument("--minutes", type=float, default=0, help="train so long and score held-out documents, once")
     parser.add_argument("--documents", type=int, default=200, help="held-out documents that are scored")

@@ -9,9 +9,11 @@ import ctypes
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
+
+from nanochat.model import products
+from nanochat.model.products import product
 
 LETTERS = {"n": ctypes.c_ssize_t, "f": ctypes.c_float, "p": ctypes.c_void_p}
 FUNCTIONS = {  # arguments of each: n a size or stride, f a number, p a tensor
@@ -51,6 +53,7 @@ def loaded(dtype: torch.dtype) -> bool:
 def forget() -> None:
     """Leave everything to torch's operations again."""
     _libraries.clear()
+    products.forget()
 
 
 def usable(x: Tensor, dtype: torch.dtype | None = None) -> bool:
@@ -110,7 +113,7 @@ class _Linear(torch.autograd.Function):
         made = [cast(weight, x.dtype) for weight in weights]
         ctx.save_for_backward(x, *made)
         ctx.weights = weights
-        return tuple(F.linear(x, each) for each in made)
+        return tuple(product(x.flatten(0, -2), each.T).view(*x.shape[:-1], -1) for each in made)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -119,12 +122,12 @@ class _Linear(torch.autograd.Function):
         grad_weights: list[Tensor | None] = []
         for weight, each, grad in zip(ctx.weights, made, grads, strict=True):
             rows = grad.flatten(0, -2)
-            grad_x = rows @ each if grad_x is None else grad_x.addmm_(rows, each)
+            grad_x = product(rows, each, grad_x, out=grad_x)
             if flat.dtype == torch.float32 and weight.grad is not None:
-                weight.grad.addmm_(rows.T, flat)
+                product(rows.T, flat, weight.grad, out=weight.grad)
                 grad_weights.append(None)
             else:
-                grad_weights.append(accumulate(weight, rows.T @ flat))
+                grad_weights.append(accumulate(weight, product(rows.T, flat)))
         assert grad_x is not None
         return grad_x.view(x.shape), *grad_weights
 
@@ -284,9 +287,10 @@ class _Attention(torch.autograd.Function):
         logsumexp, shape = ctx.saved_tensors[4].contiguous(), grads[0].shape
         q, k, v, out, grad = (x.contiguous().flatten(0, 1) for x in (*ctx.saved_tensors[:4], *grads))  # (B * H, T, K)
         along = torch.linalg.vecdot(grad.float(), out.float())  # (B * H, T)
-        weights, grad_weights = torch.bmm(q, k.mT), torch.bmm(grad, v.mT)  # (B * H, T, T), still scores
+        weights, grad_weights = (product(x, y.mT, half="lower result") for x, y in ((q, k), (grad, v)))  # (B * H, T, T), still scores
         _call(q, "attention_backward", len(q), q.size(1), q.size(2) ** -0.5, logsumexp, along, weights, grad_weights)
-        grad_q, grad_k, grad_v = torch.bmm(grad_weights, k), torch.bmm(grad_weights.mT, q), torch.bmm(weights.mT, grad)
+        grad_q = product(grad_weights, k, half="lower left")
+        grad_k, grad_v = (product(x.mT, y, half="upper left") for x, y in ((grad_weights, q), (weights, grad)))
         return grad_q.view(shape), grad_k.view(shape), grad_v.view(shape)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from nanochat.model import fused
 from nanochat.model.gpt import GPT
+from nanochat.model.products import product
 from nanochat.model.scaling import loss_rows
 
 IGNORE = -1
@@ -95,11 +96,13 @@ class _FusedCrossEntropy(torch.autograd.Function):
         for start in range(0, len(hidden), rows):
             chosen = slice(start, start + rows)
             part = hidden[chosen]
-            logits = part @ cast.T
+            logits = product(part, cast.T)
             total += fused.cross_entropy(logits, targets[chosen], counts[chosen], cap).sum()
-            torch.mm(logits, cast, out=grad_hidden[chosen])
-            product = logits.T @ part
-            grad_weight = product if grad_weight is None else grad_weight.float().add_(product)
+            product(logits, cast, out=grad_hidden[chosen])
+            if grad_weight is None or hidden.dtype == torch.float32:
+                grad_weight = product(logits.T, part, grad_weight, out=grad_weight)
+            else:
+                grad_weight = grad_weight.float().add_(product(logits.T, part))
         assert grad_weight is not None
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.weight = weight

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 from nanochat.model.gpt import GPT
+from nanochat.model.products import product
 from nanochat.model.scaling import batch_lr_scale, width_lr_scale
 
 # Polar Express (Amsel et al., 2025, arXiv 2505.16932): five steps, safety 2e-2, cushion 2.
@@ -79,9 +80,9 @@ def orthogonalize(updates: Tensor, dtype: torch.dtype = torch.float32) -> Tensor
         x = x.mT
     x = x / (x.norm(dim=(-2, -1), keepdim=True) * 1.01 + 1e-6)
     for a, b, c in POLAR_EXPRESS:
-        gram = x @ x.mT
+        gram = product(x, x.mT, half="symmetric")
         # a x + (b gram + c gram^2) x; the products add the other terms before they round, so that bfloat16 errs a third as much.
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+        x = product(product(gram, gram, gram, beta=b, alpha=c, half="symmetric"), x, x, beta=a)
     if not wide:
         x = x.mT
     x = x.float()

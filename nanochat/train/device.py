@@ -39,9 +39,14 @@ def set_up(config: Config) -> None:
     cache = paths.base_dir() / "cache" / f"{name}-torch{torch.__version__}"
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))  # torch's default asks for a user name that a container may lack
     if config.device == "cpu":
-        why = kernels.load(torch.bfloat16 if config.dtype == "bfloat16" else torch.float32, Path(os.environ["TORCHINDUCTOR_CACHE_DIR"]))
-        if why:
-            log(f"skipped: fused operations: {why}; training takes 1.3 to 1.6 times as long")
+        _load_kernels(torch.bfloat16 if config.dtype == "bfloat16" else torch.float32, Path(os.environ["TORCHINDUCTOR_CACHE_DIR"]))
+
+
+def _load_kernels(dtype: torch.dtype, folder: Path) -> None:
+    if why := kernels.load(dtype, folder):
+        log(f"skipped: fused operations: {why}; training takes 1.3 to 1.6 times as long")
+    elif dtype == torch.float32 and kernels.better_products() and (why := kernels.load_products(folder)):
+        log(f"skipped: own products of matrices: {why}; training takes 1.2 times as long")
 
 
 def _keep_freed_memory() -> None:
