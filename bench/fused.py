@@ -20,7 +20,7 @@ from nanochat.model import fused
 from nanochat.model.gpt import GPT
 from nanochat.model.loss import cross_entropy_sum
 from nanochat.model.scaling import GPTConfig
-from nanochat.train import device, kernels
+from nanochat.train import device
 
 SHAPES = {  # depth, width, head, context, vocabulary, rows
     "quickstart": (3, 96, 32, 256, 512, 4),
@@ -46,11 +46,11 @@ def build(shape: tuple[int, ...], dtype: torch.dtype) -> GPT:
 def main() -> None:
     """Measure every shape."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--dtype", choices=("float32", "int16", "bfloat16"), default="float32")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--compile", action="store_true")
     options = parser.parse_args()
-    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[options.dtype]
+    dtype = torch.bfloat16 if options.dtype == "bfloat16" else torch.float32
     with tempfile.TemporaryDirectory() as folder:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
         began = time.perf_counter()
@@ -60,18 +60,19 @@ def main() -> None:
         took = time.perf_counter() - began
         print(f"torch {torch.__version__}, {options.threads} threads, {options.dtype}; compiled in {took:.1f} s")
         for name, shape in SHAPES.items():
-            measure(name, shape, dtype, Path(folder), options.compile)
+            measure(name, shape, options.dtype, Path(folder), options.compile)
 
 
-def measure(name: str, shape: tuple[int, ...], dtype: torch.dtype, folder: Path, compiled: bool) -> None:
+def measure(name: str, shape: tuple[int, ...], kind: str, folder: Path, compiled: bool) -> None:
     """One shape: a line of milliseconds and ratios."""
+    dtype = torch.bfloat16 if kind == "bfloat16" else torch.float32
     model, plain = build(shape, dtype), build(shape, dtype)
     ids = torch.randint(0, shape[4], (shape[5], shape[3]))
 
     def micro_batch(model: GPT, forward: Callable[[torch.Tensor], torch.Tensor], ours: bool) -> float:
         fused.forget()
         if ours:
-            kernels.load(dtype, folder)
+            device.load_kernels(kind, folder)
         began = time.perf_counter()
         cross_entropy_sum(model, forward(ids), ids).backward()
         return 1000 * (time.perf_counter() - began)

@@ -103,7 +103,11 @@ class Config:
     skip_bad_batches: int = _field(0, "batches of each stage whose loss or gradient may be not finite, skipped", keeps_losses=True)
 
     device: str = _field("auto", "auto, cuda or cpu", "auto", "cuda", "cpu")
-    dtype: str = _field("auto", "of the activations: bfloat16, float32, or auto (what is faster here)", "bfloat16", "float32", "auto")
+    dtype: str = _field(
+        "auto",
+        "of the activations: bfloat16, float32, int16 (on a CPU: float32, multiplied as 16-bit integers), or auto (what is faster here)",
+        *("bfloat16", "float32", "int16", "auto"),
+    )
     compile: str = _field("auto", "torch.compile: on, off, or auto (where the run is long enough to earn it back)", "on", "off", "auto")
     activation_memory_budget: float = _field(
         1.0, "part of its activations that a compiled step keeps; the rest it computes twice", keeps_losses=True
@@ -161,8 +165,10 @@ class Config:
             raise UsageError(f"vocab_size = {self.vocab_size} is too small", "256 bytes and 9 special tokens need at least 265")
         if "/" in self.run or self.run.startswith(".") or not self.run:
             raise UsageError(f"run = {self.run!r} is no name of a folder", "give --run a plain name, such as my-first-run")
-        if self.deterministic and self.dtype == "bfloat16":
-            raise UsageError("a deterministic run is in float32, and dtype is bfloat16", "leave out --dtype or --deterministic")
+        if self.deterministic and self.dtype in ("bfloat16", "int16"):
+            raise UsageError(f"a deterministic run is in float32, and dtype is {self.dtype}", "leave out --dtype or --deterministic")
+        if self.device == "cuda" and self.dtype == "int16":
+            raise UsageError("int16 is for a CPU, and the device is cuda", "leave out --dtype")
         self._check_batch()
 
     def _check_batch(self) -> None:

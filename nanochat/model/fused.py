@@ -113,7 +113,7 @@ class _Linear(torch.autograd.Function):
         made = [cast(weight, x.dtype) for weight in weights]
         ctx.save_for_backward(x, *made)
         ctx.weights = weights
-        return tuple(product(x.flatten(0, -2), each.T).view(*x.shape[:-1], -1) for each in made)
+        return tuple(product(x.flatten(0, -2), each.T, rough=True).view(*x.shape[:-1], -1) for each in made)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -122,12 +122,12 @@ class _Linear(torch.autograd.Function):
         grad_weights: list[Tensor | None] = []
         for weight, each, grad in zip(ctx.weights, made, grads, strict=True):
             rows = grad.flatten(0, -2)
-            grad_x = product(rows, each, grad_x, out=grad_x)
+            grad_x = product(rows, each, grad_x, out=grad_x, rough=True)
             if flat.dtype == torch.float32 and weight.grad is not None:
-                product(rows.T, flat, weight.grad, out=weight.grad)
+                product(rows.T, flat, weight.grad, out=weight.grad, rough=True)
                 grad_weights.append(None)
             else:
-                grad_weights.append(accumulate(weight, product(rows.T, flat)))
+                grad_weights.append(accumulate(weight, product(rows.T, flat, rough=True)))
         assert grad_x is not None
         return grad_x.view(x.shape), *grad_weights
 

@@ -96,13 +96,13 @@ class _FusedCrossEntropy(torch.autograd.Function):
         for start in range(0, len(hidden), rows):
             chosen = slice(start, start + rows)
             part = hidden[chosen]
-            logits = product(part, cast.T)
+            logits = product(part, cast.T, rough=True)
             total += fused.cross_entropy(logits, targets[chosen], counts[chosen], cap).sum()
-            product(logits, cast, out=grad_hidden[chosen])
+            product(logits, cast, out=grad_hidden[chosen], rough=True)
             if grad_weight is None or hidden.dtype == torch.float32:
-                grad_weight = product(logits.T, part, grad_weight, out=grad_weight)
+                grad_weight = product(logits.T, part, grad_weight, out=grad_weight, rough=True)
             else:
-                grad_weight = grad_weight.float().add_(product(logits.T, part))
+                grad_weight = grad_weight.float().add_(product(logits.T, part, rough=True))
         assert grad_weight is not None
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.weight = weight

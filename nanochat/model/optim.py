@@ -80,9 +80,9 @@ def orthogonalize(updates: Tensor, dtype: torch.dtype = torch.float32) -> Tensor
         x = x.mT
     x = x / (x.norm(dim=(-2, -1), keepdim=True) * 1.01 + 1e-6)
     for a, b, c in POLAR_EXPRESS:
-        gram = product(x, x.mT, half="symmetric")
+        gram = product(x, x.mT, half="symmetric", rough=True)
         # a x + (b gram + c gram^2) x; the products add the other terms before they round, so that bfloat16 errs a third as much.
-        x = product(product(gram, gram, gram, beta=b, alpha=c, half="symmetric"), x, x, beta=a)
+        x = product(product(gram, gram, gram, beta=b, alpha=c, half="symmetric", rough=True), x, x, beta=a, rough=True)
     if not wide:
         x = x.mT
     x = x.float()

@@ -14,19 +14,20 @@ ARGUMENTS: list[Any] = [ctypes.c_int, N, N, N, N, F, P, N, N, N, P, N, N, N, F, 
 HALVES = ("", "symmetric", "lower result", "lower left", "upper left")  # as in products.c
 WIDE = 4096  # columns of a result whose rows lie too far apart for torch's library: they fall upon one another in a cache
 SMALLEST = 32  # rows, columns and terms: of less, what is padded and packed costs as much as what is multiplied
-_libraries: list[ctypes.CDLL] = []  # one, or none
+KINDS = ("float32", "int16")  # of the terms of a product
+_libraries: dict[str, ctypes.CDLL] = {}
 
 
-def use(path: str) -> None:
-    """Have float32 matrices on the CPU multiplied by the library at `path`. Raises OSError where that is none."""
+def use(kind: str, path: str) -> None:
+    """Have float32 matrices on the CPU multiplied by the library at `path`, as `kind`. Raises OSError where that is none."""
     library = ctypes.CDLL(path)
     library.product.argtypes = ARGUMENTS
-    _libraries[:] = [library]
+    _libraries[kind] = library
 
 
-def loaded() -> bool:
+def loaded(kind: str) -> bool:
     """Whether they are."""
-    return bool(_libraries)
+    return kind in _libraries
 
 
 def forget() -> None:
@@ -35,15 +36,25 @@ def forget() -> None:
 
 
 def product(
-    a: Tensor, b: Tensor, add: Tensor | None = None, *, alpha: float = 1.0, beta: float = 1.0, out: Tensor | None = None, half: str = ""
+    a: Tensor,
+    b: Tensor,
+    add: Tensor | None = None,
+    *,
+    alpha: float = 1.0,
+    beta: float = 1.0,
+    out: Tensor | None = None,
+    half: str = "",
+    rough: bool = False,
 ) -> Tensor:
     """alpha * a b + beta * add: a (M, K) and b (K, N) -> (M, N), or (C, M, K) and (C, K, N) -> (C, M, N); written to `out` if given.
 
     `add` may be `out`. `half` says what need not be computed of square matrices: the result is known to be "symmetric"; of the "lower
     result" what is above the diagonal is left undefined; of a, in "lower left" what is above it, in "upper left" what is below it is zero.
+    A `rough` product may be of 16-bit integers, where such are loaded: 1e-4 of the factors' norms is lost.
     No gradients. Raises MemoryError where the packed matrices find no room.
     """
-    if not _ours(a, b, add, out, half):
+    library = _chosen(a, b, add, out, half, rough)
+    if library is None:
         if add is not None:
             return (torch.addmm if a.dim() == 2 else torch.baddbmm)(add, a, b, beta=beta, alpha=alpha, out=out)
         made = torch.matmul(a, b, out=out)
@@ -52,7 +63,7 @@ def product(
         out = a.new_empty(*a.shape[:-1], b.size(-1))
     left, right, old, new = (_described(x) for x in (a, b, add, out))
     count = a.size(0) if a.dim() == 3 else 1
-    if _libraries[0].product(HALVES.index(half), count, a.size(-2), b.size(-1), a.size(-1), alpha, *left, *right, beta, *old[:3], *new[:3]):
+    if library.product(HALVES.index(half), count, a.size(-2), b.size(-1), a.size(-1), alpha, *left, *right, beta, *old[:3], *new[:3]):
         raise MemoryError(f"no room to multiply {tuple(a.shape)} by {tuple(b.shape)}")
     return out
 
@@ -62,9 +73,14 @@ def _described(x: Tensor | None) -> tuple[int | None, ...]:
     return (None, 0, 0, 0) if x is None else (x.data_ptr(), *(0,) * (3 - x.dim()), *x.stride())
 
 
-def _ours(a: Tensor, b: Tensor, add: Tensor | None, out: Tensor | None, half: str) -> bool:
+def _chosen(a: Tensor, b: Tensor, add: Tensor | None, out: Tensor | None, half: str, rough: bool) -> ctypes.CDLL | None:
+    """The library for such a product, or None for torch."""
     if not _libraries or torch.compiler.is_compiling() or min(*a.shape[-2:], b.size(-1)) < SMALLEST:
-        return False
+        return None
     written = [x for x in (add, out) if x is not None]
     known = all(x.dtype == torch.float32 and x.device.type == "cpu" for x in (a, b, *written))
-    return known and all(x.stride(-1) == 1 for x in written) and (bool(half) or b.size(-1) >= WIDE)
+    if not known or any(x.stride(-1) != 1 for x in written):
+        return None
+    if rough and "int16" in _libraries:
+        return _libraries["int16"]
+    return _libraries.get("float32") if half or b.size(-1) >= WIDE else None

@@ -63,12 +63,12 @@ def calibrated(config: Config, machine: str, fresh: bool = False) -> Measured | 
 
 
 @functools.cache  # --hours resolves some hundred plans
-def bfloat16_gain(machine: str) -> float:
-    """How many times as fast this CPU multiplies in bfloat16 as in float32, measured once; 1 where that cannot be done."""
-    key = json.dumps([FORMAT, machine, "bfloat16"])
+def product_gain(machine: str, kind: str) -> float:
+    """How many times as fast this CPU multiplies in bfloat16 or int16 as in float32, measured once; 1 where that cannot be done."""
+    key = json.dumps([FORMAT, machine, kind])
     found = _read().get(key, {})
     if "gain" not in found:
-        found = _apart({})
+        found = _apart({"products": kind})
         if "gain" in found:
             _remember(key, found)
     return float(found.get("gain", 1.0))
@@ -183,22 +183,31 @@ def _steps(config: Config, seconds: float) -> tuple[float, float]:
     return statistics.median(micro[2:]), statistics.median(step[1:])  # the first ones set things up
 
 
-def compare_products() -> float:
-    """How many times as fast a layer's product is in bfloat16 as in float32, on one thread: the best of some, alternating."""
+def compare_products(kind: str) -> float:
+    """How many times as fast a layer's product is in bfloat16 or int16 as in float32, on one thread: the best of some, alternating."""
     import torch
 
+    from nanochat.model.products import product
+    from nanochat.train import device, kernels
+
     torch.set_num_threads(1)
-    types = (torch.float32, torch.bfloat16)
-    factors = {kind: (torch.ones(1024, 256, dtype=kind), torch.ones(256, 1024, dtype=kind)) for kind in types}
-    best = dict.fromkeys(types, math.inf)
+    if kind == "int16" and (why := kernels.load_products(kind, device.cache_folder("cpu"))):
+        raise OSError(why)
+    exact = torch.ones(1024, 256), torch.ones(256, 1024)
+    cast = exact if kind == "int16" else (exact[0].bfloat16(), exact[1].bfloat16())
+    ways = (lambda: exact[0] @ exact[1]), (lambda: product(*cast, rough=True))
+    best = [math.inf, math.inf]
     for _ in range(10):
-        for kind, (left, right) in factors.items():
+        for i, way in enumerate(ways):
             start = time.perf_counter()
-            left @ right
-            best[kind] = min(best[kind], time.perf_counter() - start)
-    return best[torch.float32] / best[torch.bfloat16]
+            way()
+            best[i] = min(best[i], time.perf_counter() - start)
+    return best[0] / best[1]
 
 
 if __name__ == "__main__":
     request = json.load(sys.stdin)
-    print(json.dumps(dataclasses.asdict(train_briefly(Config(**request))) if request else {"gain": compare_products()}))
+    if "products" in request:
+        print(json.dumps({"gain": compare_products(request["products"])}))
+    else:
+        print(json.dumps(dataclasses.asdict(train_briefly(Config(**request)))))

@@ -17,7 +17,7 @@ from nanochat.config import EMBEDDED, Config
 from nanochat.console import duration, quantity
 from nanochat.data.download import origin
 from nanochat.model import scaling
-from nanochat.ops.calibrate import Measured, bfloat16_gain, calibrated
+from nanochat.ops.calibrate import Measured, calibrated, product_gain
 from nanochat.ops.fetch import missing, published
 from nanochat.ops.hardware import (
     CPU_FLOPS,
@@ -46,7 +46,8 @@ COMPILE_GPU_START = 60.0  # seconds
 COMPILE_CPU_START = 2.5e12  # operations in the time that it takes there
 COMPILE_GPU_SECONDS = 6 * COMPILE_GPU_START
 BF16_CPU_GAIN = 1.5  # of its products, at least: 2.4 and 0.5 were seen of processors that have units for it
-BF16_CPU_WIDTH = 128  # of a model that a CPU's bfloat16 units make faster: 1.1 times at 96, 1.2 to 1.3 at 128, 1.5 to 1.7 at 256
+INT16_CPU_GAIN = 1.2  # of its products of 16-bit integers; where there are bfloat16 units, those are faster
+ROUGH_CPU_WIDTH = 128  # of a model that a CPU's bfloat16 units make faster: 1.1 times at 96, 1.2 to 1.3 at 128, 1.5 to 1.7 at 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,13 +180,16 @@ def _dtype(config: Config, gpt: scaling.GPTConfig, hardware: Hardware) -> tuple[
     """The activations' type, and why."""
     if config.deterministic:
         return "float32", "deterministic runs are in full precision"
-    if not hardware.bf16:
-        return "float32", f"no bfloat16 units in {hardware.name}"
-    if not hardware.cuda and gpt.dim < BF16_CPU_WIDTH:
-        return "float32", f"on a CPU bfloat16 pays from a width of {BF16_CPU_WIDTH} on"
-    if not hardware.cuda and (gain := bfloat16_gain(hardware.name)) < BF16_CPU_GAIN:
-        return "float32", f"{hardware.name} multiplies in bfloat16 {gain:.1f} times as fast (measured here)"
-    return "bfloat16", f"{hardware.name} has units for it"
+    if hardware.cuda:
+        return ("bfloat16", f"{hardware.name} has units for it") if hardware.bf16 else ("float32", f"no bfloat16 units in {hardware.name}")
+    if gpt.dim < ROUGH_CPU_WIDTH:
+        return "float32", f"on a CPU bfloat16 and int16 pay from a width of {ROUGH_CPU_WIDTH} on"
+    kind, least = ("bfloat16", BF16_CPU_GAIN) if hardware.bf16 else ("int16", INT16_CPU_GAIN)
+    gain = product_gain(hardware.name, kind) if hardware.here else 1.0
+    lacking = "" if hardware.bf16 else f"no bfloat16 units in {hardware.name}; "
+    return (
+        kind if gain >= least else "float32"
+    ), f"{lacking}it multiplies in {kind} {gain:.1f} times as fast as in float32 (measured here)"
 
 
 def compiler(cuda: bool) -> tuple[str, str | None]:

@@ -35,9 +35,10 @@ def load(dtype: torch.dtype, folder: Path) -> str:
     return "" if fused.loaded(dtype) else _load(FUSED, TYPES[dtype], folder, lambda path: fused.use(dtype, path))
 
 
-def load_products(folder: Path) -> str:
-    """The same of products.c, for float32."""
-    return "" if products.loaded() else _load(PRODUCTS, (), folder, products.use)
+def load_products(kind: str, folder: Path) -> str:
+    """The same of products.c, for float32 matrices whose products are to be of `kind`, float32 or int16."""
+    flags = ("-DINT16",) if kind == "int16" else ()
+    return "" if products.loaded(kind) else _load(PRODUCTS, flags, folder, lambda path: products.use(kind, path))
 
 
 def can_have_products() -> bool:

@@ -30,7 +30,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(products, "WIDE", 1)
     if not kernels.can_have_products():
         pytest.skip("no AVX2 and FMA here")
-    assert kernels.load_products(FOLDER) == ""
+    assert kernels.load_products("float32", FOLDER) == ""
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
@@ -109,7 +109,7 @@ def test_nan_is_not_lost() -> None:
 def test_what_it_leaves_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     library = Mock()
     library.product.return_value = 0
-    monkeypatch.setattr(products, "_libraries", [library])
+    monkeypatch.setattr(products, "_libraries", {"float32": library})
     monkeypatch.setattr(products, "WIDE", 64)
     wide = torch.randn(64, 64)
     assert torch.equal(product(wide, wide[:, :60].contiguous()), wide @ wide[:, :60])
@@ -124,16 +124,66 @@ def test_what_it_leaves_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_memory_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     library = Mock()
     library.product.return_value = 1
-    monkeypatch.setattr(products, "_libraries", [library])
+    monkeypatch.setattr(products, "_libraries", {"float32": library})
     with pytest.raises(MemoryError, match=r"\(64, 64\)"):
         product(torch.ones(64, 64), torch.ones(64, 64))
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    m=SIZES,
+    n=SIZES,
+    k=st.sampled_from([SMALLEST, 33, 47, 256, 301, 700]),
+    left=LAYOUTS,
+    right=LAYOUTS,
+    size=st.sampled_from([1e-9, 1.0, 1e6]),
+)
+def test_16_bit_integers(m: int, n: int, k: int, left: str, right: str, size: float) -> None:
+    """What is rounded away is 1e-4 of the factors, of rows that are small beside others as well."""
+    assert kernels.load_products("int16", FOLDER) == ""
+    generator = torch.Generator().manual_seed(m + n + k)
+    a, b = (torch.randn(shape, generator=generator) for shape in ((m, k), (k, n)))
+    a *= torch.logspace(-3, 3, m)[:, None] * size
+    exact = a.double() @ b.double()
+    found = product(laid_out(a, left), laid_out(b, right), rough=True)
+    assert not torch.equal(found, product(a, b)), "they were not used"
+    assert ((found.double() - exact).norm(dim=1) < 4e-4 * exact.norm(dim=1)).all()
+
+
+def test_16_bit_integers_hold_what_is_hardest_for_them() -> None:
+    """Sums at the edge of 32 bits, a term that outweighs all others, zeros, numbers that are too small or not finite."""
+    assert kernels.load_products("int16", FOLDER) == ""
+    a, b = torch.ones(40, 512), torch.ones(512, 48)
+    assert (product(a, b, rough=True) - 512).abs().max() < 0.05  # each block's sum is the largest that there can be
+    assert (product(a, -b, rough=True) + 512).abs().max() < 0.05
+    alternating = torch.tensor([1.0, -1.0]).repeat(256)
+    assert product(a * alternating, b, rough=True).abs().max() < 0.05
+    a[:, 3] = 1e4
+    assert (product(a, b, rough=True) - 10511).abs().max() < 10511 * 5e-3  # the ones beside it are kept to a tenth
+    a[:, 3] = 1.0
+    a[0], a[1], a[2, 5], a[3, 6] = 0.0, 1e-30, torch.nan, torch.inf
+    found = product(a, b, rough=True)
+    assert not found[:2].any()
+    assert found[2].isnan().all() and not found[3].isfinite().any()
+    assert (found[4:] - 512).abs().max() < 0.05
+    assert not product(torch.zeros(40, 64), torch.zeros(64, 40), rough=True).any()
+
+
+def test_16_bit_integers_are_equal_with_any_number_of_threads() -> None:
+    assert kernels.load_products("int16", FOLDER) == ""
+    a, b = torch.randn(100, 600).T, torch.randn(100, 700)
+    made = []
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        made.append(product(a, b, rough=True))
+    assert all(torch.equal(made[0], each) for each in made)
 
 
 def test_orthogonalize() -> None:
     """A wide, a tall and a square one: nearly orthogonal rows or columns, and what torch's products give."""
     for shape in ((3, 40, 160), (2, 160, 40), (2, 96, 96)):
         updates = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-        assert kernels.load_products(FOLDER) == ""
+        assert kernels.load_products("float32", FOLDER) == ""
         ours = orthogonalize(updates)
         products.forget()
         assert (ours - orthogonalize(updates)).norm() < 1e-4 * ours.norm()
@@ -157,7 +207,7 @@ def test_three_steps_of_training() -> None:
             optimizer.zero_grad()
         return losses, torch.cat([weight.detach().flatten() for weight in model.parameters()])
 
-    assert products.loaded()
+    assert products.loaded("float32")
     losses, weights = train()
     products.forget()
     assert fused.loaded(torch.float32)

@@ -8,9 +8,10 @@ import pytest
 from nanochat.config import Config
 from nanochat.model import scaling
 from nanochat.ops import calibrate
-from nanochat.ops.calibrate import Measured, bfloat16_gain, calibrated, measure
+from nanochat.ops.calibrate import Measured, calibrated, measure, product_gain
 from nanochat.ops.hardware import Hardware
 from nanochat.ops.plan import make_plan, resolve
+from nanochat.train import kernels
 
 CPU = Hardware(name="a CPU", cuda=False, memory=16 << 30, usable=12 << 30, flops=30e9)
 # Depth, width, context, rows, vocabulary. Much smaller ones find their room in what the process had freed before.
@@ -94,13 +95,16 @@ def test_a_plan_from_measured_steps(base: Path) -> None:
 
 
 @pytest.mark.long
-def test_what_bfloat16_gains(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    gain = bfloat16_gain("this machine")
+@pytest.mark.parametrize("kind", ["bfloat16", "int16"])
+def test_what_a_kind_of_products_gains(base: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    if kind == "int16" and not kernels.can_have_products():
+        pytest.skip("no AVX2 and FMA here")
+    gain = product_gain("this machine", kind)
     assert 0.001 < gain < 100 and gain != 1.0
     monkeypatch.setattr(calibrate, "TIMEOUT", 0.01)
-    bfloat16_gain.cache_clear()  # as in another process
-    assert bfloat16_gain("this machine") == gain and bfloat16_gain("another") == 1.0
-    bfloat16_gain.cache_clear()
+    product_gain.cache_clear()  # as in another process
+    assert product_gain("this machine", kind) == gain and product_gain("another", kind) == 1.0
+    product_gain.cache_clear()
 
 
 def test_what_cannot_be_measured(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:

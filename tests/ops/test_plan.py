@@ -23,6 +23,11 @@ GPU = Hardware(name="NVIDIA GeForce RTX 4090", cuda=True, memory=24 * GIB, usabl
 MAY_STAY = {"eval_every", "sample_every", "save_every", "rl_iterations"}
 
 
+@pytest.fixture(autouse=True)
+def nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "product_gain", lambda *_: 1.0)
+
+
 def user_text(**changes: object) -> Config:
     return build_config("cpu", overrides={"data": "texts", "vocab_size": -1, "num_iterations": -1, "sft_iterations": -1} | changes)
 
@@ -80,18 +85,25 @@ def test_a_gpu_run_follows_the_published_rules() -> None:
 
 
 def test_the_precision_is_what_the_device_is_fast_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "bfloat16_gain", lambda _: 2.4)
+    gains = {"bfloat16": 2.4, "int16": 1.4}
+    monkeypatch.setattr(plan, "product_gain", lambda _, kind: gains[kind])
     wide, narrow = (Config(depth=4, aspect_ratio=width // 4, head_dim=32, device="cpu") for width in (256, 96))
     units = dataclasses.replace(CPU, bf16=True)
     assert resolve(Config(), hardware=GPU).dtype == resolve(wide, hardware=units).dtype == "bfloat16"
-    assert resolve(wide, hardware=CPU).dtype == resolve(narrow, hardware=units).dtype == "float32"
+    assert resolve(Config(), hardware=dataclasses.replace(GPU, bf16=False)).dtype == "float32"
+    assert resolve(wide, hardware=CPU).dtype == "int16"
+    assert resolve(narrow, hardware=units).dtype == resolve(narrow, hardware=CPU).dtype == "float32"
     assert resolve(wide.replace(deterministic=True), hardware=units).dtype == "float32"
-    monkeypatch.setattr(plan, "bfloat16_gain", lambda _: 0.5)  # units that an emulator would beat
-    slow = apply_rules(wide, hardware=units)
-    assert slow.config.dtype == "float32" and any("0.5 times as fast" in line for line in slow.rules)
+    gains.update(bfloat16=0.5, int16=1.1)  # units that an emulator would beat; integers that a wider processor's floats beat
+    for machine, gain in ((units, "0.5"), (CPU, "1.1")):
+        slow = apply_rules(wide, hardware=machine)
+        assert slow.config.dtype == "float32" and any(f"{gain} times as fast" in line for line in slow.rules)
     assert resolve(Config(dtype="float32"), hardware=GPU).dtype == "float32"
-    with pytest.raises(UsageError, match="float32"):
-        Config(deterministic=True, dtype="bfloat16")
+    for dtype in ("bfloat16", "int16"):
+        with pytest.raises(UsageError, match=f"float32, and dtype is {dtype}"):
+            Config(deterministic=True, dtype=dtype)
+    with pytest.raises(UsageError, match="int16 is for a CPU"):
+        resolve(Config(dtype="int16"), hardware=GPU)
 
 
 def test_shards_follow_the_published_counts() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from nanochat.model import fused
+from nanochat.model import fused, products
 from nanochat.train import kernels
 
 LOAD = """
@@ -45,3 +45,10 @@ def test_why_they_cannot_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     (tmp_path / "file").write_text("")
     assert kernels.load(torch.float32, tmp_path / "file") != ""
     assert not fused.usable(torch.ones(1))
+
+
+@pytest.mark.parametrize("kind", ["float32", "int16"])
+def test_why_products_cannot_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert kernels.load_products(kind, tmp_path) == "no C compiler (cc)"
+    assert not products.loaded(kind)
