@@ -1,8 +1,8 @@
-// Products of float32 matrices for processors with AVX2 and FMA, where torch's library (Intel's MKL) leaves much of them unused: others
-// than Intel's. The blocks are those of Goto & van de Geijn, 2008 (Anatomy of High-Performance Matrix Multiplication): the right matrix
-// is packed once for all threads, a few rows of the left one by each thread for itself, and tiles of 6 x 16 are summed in registers.
-// Threads take tasks as they get free, so that one which is held up by other work holds up no other. What is summed, and in which
-// order, depends on the shapes alone: equal results with any number of threads.
+// Products of float32 matrices for processors with AVX2 and FMA: those of which torch's library (Intel's MKL) computes twice as much as
+// is wanted, or takes longer on another maker's processors (products.py). The blocks are those of Goto & van de Geijn, 2008 (Anatomy of
+// High-Performance Matrix Multiplication): the right matrix is packed once for all threads, a few rows of the left one by each thread for
+// itself, and tiles of 6 x 16 are summed in registers. Threads take tasks as they get free, so that one which is held up by other work
+// holds up no other. What is summed, and in which order, depends on the shapes alone: equal results with any number of threads.
 //
 // With -DINT16 what is multiplied are 16-bit integers, two in the place of a float32: block floating point (Drumond et al., 2018, Training
 // DNNs with Hybrid Block Floating Point). DEPTH terms of a row, or of a column, have one scale, such that their norm is ROOT: no sum of
@@ -76,11 +76,11 @@ static inline void store(const target *to, size row, size column, __m256 sum) {
 
 #ifdef INT16
 // Of a row of a tile: its pair of terms with two times eight columns' pairs, added to two times eight sums.
-#define ADD(i)                                                                                                                                \
-    "vpbroadcastd 4*" #i "(%[a]), %%ymm2\n\t"                                                                                                 \
-    "vpmaddwd %%ymm0, %%ymm2, %%ymm3\n\t"                                                                                                    \
-    "vpmaddwd %%ymm1, %%ymm2, %%ymm2\n\t"                                                                                                    \
-    "vpaddd %%ymm3, %[left" #i "], %[left" #i "]\n\t"                                                                                         \
+#define ADD(i)                                                          \
+    "vpbroadcastd 4*" #i "(%[a]), %%ymm2\n\t"                           \
+    "vpmaddwd %%ymm0, %%ymm2, %%ymm3\n\t"                               \
+    "vpmaddwd %%ymm1, %%ymm2, %%ymm2\n\t"                               \
+    "vpaddd %%ymm3, %[left" #i "], %[left" #i "]\n\t"                   \
     "vpaddd %%ymm2, %[right" #i "], %[right" #i "]\n\t"
 #define SUMS(i) [left##i] "+x"(sums[i][0]), [right##i] "+x"(sums[i][1])
 
@@ -157,13 +157,13 @@ static inline void transpose(__m256 rows[8]) {
     }
 }
 
-#ifdef INT16
 // Eight columns from `first` on of `height` rows that lie `down` apart: the rows that there are, and zeros.
 static inline void columns_of(size height, size first, const float *x, size down, __m256 columns[8]) {
     for (size i = 0; i < 8; i++) columns[i] = first + i < height ? _mm256_loadu_ps(x + (first + i) * down) : _mm256_setzero_ps();
     transpose(columns);
 }
 
+#ifdef INT16
 // A row's terms as integers, and its scale: x (depth) -> out (DEPTH), zeros at the end.
 static inline float quantize(size depth, const float *x, int16_t *out) {
     __m256 squares = _mm256_setzero_ps(), highest = squares, sign = _mm256_set1_ps(-0.0f);
@@ -237,7 +237,8 @@ static inline __attribute__((always_inline)) void pack(const size height, size r
     if (x.down == 1) { // a panel after the other would come back to each cache line from afar
         for (size p = 0; p < depth; p += LINES)
             for (size row = 0; row < whole; row += height)
-                for (size q = p; q < MIN(p + LINES, depth); q++) memcpy(out + row * depth + q * height, at(x, row, q).x, height * sizeof *out);
+                for (size q = p; q < MIN(p + LINES, depth); q++)
+                    memcpy(out + row * depth + q * height, at(x, row, q).x, height * sizeof *out);
     } else {
         for (size row = 0; row < whole; row += height) {
             float *to = out + row * depth;
@@ -246,9 +247,7 @@ static inline __attribute__((always_inline)) void pack(const size height, size r
                 for (; p + 8 < depth; p += 8) // the last terms go one by one: the eighth row reaches over the end of a panel of six
                     for (size first = 0; first < height; first += 8) {
                         __m256 block[8];
-                        for (size i = 0; i < 8; i++)
-                            block[i] = first + i < height ? _mm256_loadu_ps(at(x, row + first + i, p).x) : _mm256_setzero_ps();
-                        transpose(block);
+                        columns_of(height, first, at(x, row, p).x, x.down, block);
                         for (size i = 0; i < 8; i++) _mm256_storeu_ps(to + (p + i) * height + first, block[i]);
                     }
             for (; p < depth; p++)
@@ -268,7 +267,8 @@ typedef struct { // c = alpha * a b + beta * old, for one pair of matrices
     matrix a, b, old; // old.x may be NULL
     float *c;
     size c_down;
-    size ahead, rows, depth, columns, width; // rows and terms that a thread packs at once; columns that all do, and with zeros
+    size rows, depth, columns, width; // rows and terms that a thread packs at once; columns that all do, and with zeros
+    size ahead;                       // tasks until this thread's next one, most likely: its rows are fetched meanwhile
 } work;
 
 // Pack `columns` columns of b from `first` on, all threads together: packed (k / depth, panels, words, WIDE).
@@ -313,11 +313,11 @@ static void multiply_rows(const work *w, size row, size first, const float *pack
 // One pair, by all threads, or by the one that is within a parallel region already. Returns 1 where there is no memory.
 static int multiply(work w) {
     size threads = omp_in_parallel() ? 1 : omp_get_max_threads();
-    w.ahead = threads;
     w.rows = TALL * MIN(TASK, PARTS(PARTS(w.m, TALL), 16 * threads) * 4);
     w.depth = PARTS(w.k, PARTS(w.k, DEPTH));
     w.columns = MIN(w.n, MAX(SHARED / w.k, COLUMNS) / WIDE * WIDE);
     w.width = PARTS(w.columns, WIDE) * WIDE;
+    w.ahead = threads;
     size shared = w.width * PARTS(w.k, w.depth) * WORDS(w.depth), own = w.rows * WORDS(w.depth);
     float *packed = aligned_alloc(64, PARTS(shared + threads * own, 16) * 64);
     if (!packed) return 1;
@@ -338,6 +338,7 @@ static int multiply(work w) {
     return 0;
 }
 
+// The `by`th pair, counted from one that is the first.
 static work moved(work w, size by, size a_next, size b_next, size old_next, size c_next) {
     w.a.x += by * a_next;
     w.b.x += by * b_next;
@@ -346,13 +347,13 @@ static work moved(work w, size by, size a_next, size b_next, size old_next, size
     return w;
 }
 
-// c = alpha * a b + beta * old, for each of `count` matrices that lie `next` apart: a (m, k) and b (k, n) with any strides, c and old (m, n)
-// with rows `down` apart; old may be c, or NULL. Where the product is SYMMETRIC half of it is computed, for a LOWER_RESULT what lies above
-// the diagonal is left undefined, and of a left matrix that is LOWER or UPPER half of the terms are left out. Returns 1 where there is no
-// memory.
-int product(int half, size count, size m, size n, size k, float alpha, const float *a, size a_next, size a_down, size a_right, const float *b,
-            size b_next, size b_down, size b_right, float beta, const float *old, size old_next, size old_down, float *c, size c_next,
-            size c_down) {
+// c = alpha * a b + beta * old, for each of `count` matrices that lie `next` apart: a (m, k) and b (k, n) with any strides, c and old
+// (m, n) with rows `down` apart; old may be c, or NULL. Where the product is SYMMETRIC half of it is computed, for a LOWER_RESULT what
+// lies above the diagonal is left undefined, and of a left matrix that is LOWER or UPPER half of the terms are left out, which INT16
+// cannot: a block's scale lies at its end. Returns 1 where there is no memory.
+int product(int half, size count, size m, size n, size k, float alpha, const float *a, size a_next, size a_down, size a_right,
+            const float *b, size b_next, size b_down, size b_right, float beta, const float *old, size old_next, size old_down, float *c,
+            size c_next, size c_down) {
     work one = {half, m, n, k, alpha, beta, {a, a_down, a_right}, {b, b_down, b_right}, {old, old_down, 1}, c, c_down, 0, 0, 0, 0, 0};
     int failed = 0;
     if (count < 2 * omp_get_max_threads()) {

@@ -81,6 +81,6 @@ def _chosen(a: Tensor, b: Tensor, add: Tensor | None, out: Tensor | None, half: 
     known = all(x.dtype == torch.float32 and x.device.type == "cpu" for x in (a, b, *written))
     if not known or any(x.stride(-1) != 1 for x in written):
         return None
-    if rough and "int16" in _libraries:
+    if rough and half not in ("lower left", "upper left") and "int16" in _libraries:
         return _libraries["int16"]
     return _libraries.get("float32") if half or b.size(-1) >= WIDE else None

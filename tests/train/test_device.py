@@ -3,8 +3,11 @@
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from nanochat.train import device, kernels
 
 FLUSHED = """
 import torch
@@ -51,3 +54,15 @@ def test_a_steps_memory_is_not_mapped_anew_by_the_next() -> None:
     """
     done = subprocess.run([sys.executable, "-c", KEPT], capture_output=True, text=True, timeout=120)
     assert int(done.stdout) < 2 * 16_384, done.stdout + done.stderr
+
+
+def test_integers_that_cannot_be_had_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = []
+    monkeypatch.setattr(kernels, "load", lambda dtype, folder: "")
+    monkeypatch.setattr(kernels, "better_products", lambda: False)
+    monkeypatch.setattr(kernels, "load_products", lambda kind, folder: asked.append(kind) or "cc knows no AVX2")
+    for dtype in ("bfloat16", "float32", "int16"):
+        device.load_kernels(dtype, tmp_path)
+    assert asked == ["int16"]
+    shown = capsys.readouterr()
+    assert (shown.out + shown.err).count("skipped: products of 16-bit integers: cc knows no AVX2; in float32 training takes") == 1
