@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--compile", action="store_true")
     options = parser.parse_args()
-    dtype = torch.bfloat16 if options.dtype == "bfloat16" else torch.float32
+    dtype = device.activations(options.dtype)
     with tempfile.TemporaryDirectory() as folder:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
         began = time.perf_counter()
@@ -65,7 +65,7 @@ def main() -> None:
 
 def measure(name: str, shape: tuple[int, ...], kind: str, folder: Path, compiled: bool) -> None:
     """One shape: a line of milliseconds and ratios."""
-    dtype = torch.bfloat16 if kind == "bfloat16" else torch.float32
+    dtype = device.activations(kind)
     model, plain = build(shape, dtype), build(shape, dtype)
     ids = torch.randint(0, shape[4], (shape[5], shape[3]))
 

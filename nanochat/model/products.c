@@ -355,7 +355,7 @@ int product(int half, size count, size m, size n, size k, float alpha, const flo
             const float *b, size b_next, size b_down, size b_right, float beta, const float *old, size old_next, size old_down, float *c,
             size c_next, size c_down) {
     work one = {half, m, n, k, alpha, beta, {a, a_down, a_right}, {b, b_down, b_right}, {old, old_down, 1}, c, c_down, 0, 0, 0, 0, 0};
-    int failed = 0;
+    int failed = 0; // two loops: within a parallel region of one thread GCC's library makes new threads for each product
     if (count < 2 * omp_get_max_threads()) {
         for (size i = 0; i < count; i++) failed |= multiply(moved(one, i, a_next, b_next, old_next, c_next));
         return failed;

@@ -14,8 +14,7 @@ ARGUMENTS: list[Any] = [ctypes.c_int, N, N, N, N, F, P, N, N, N, P, N, N, N, F, 
 HALVES = ("", "symmetric", "lower result", "lower left", "upper left")  # as in products.c
 WIDE = 4096  # columns of a result whose rows lie too far apart for torch's library: they fall upon one another in a cache
 SMALLEST = 32  # rows, columns and terms: of less, what is padded and packed costs as much as what is multiplied
-KINDS = ("float32", "int16")  # of the terms of a product
-_libraries: dict[str, ctypes.CDLL] = {}
+_libraries: dict[str, ctypes.CDLL] = {}  # by what the terms are: float32, int16
 
 
 def use(kind: str, path: str) -> None:

@@ -8,7 +8,6 @@ import dataclasses
 import functools
 import math
 import os
-import re
 import sys
 import time
 from pathlib import Path
@@ -32,6 +31,7 @@ class Hardware:
     flops: float  # floating-point operations a second that training achieves on one device, by scaling.flops_per_token
     count: int = 1
     bf16: bool = False
+    avx2: bool = False  # and FMA: a CPU that can multiply in int16 (nanochat/model/products.c)
     dollars: float | None = None  # rent of one device for an hour, about; None where it is not rented out
     here: bool = True  # this machine has it
     source: str = ""  # of `flops`
@@ -75,14 +75,25 @@ def this_machine(device: str = "auto") -> Hardware:
     processors = _read("/proc/cpuinfo").splitlines()
     model = next((line.partition(":")[2].strip() for line in processors if line.startswith("model name")), "CPU")
     name = f"{model}, {physical_cores()} cores"
-    bf16 = any(re.search(r"^(flags|Features)\b.*\b(avx512_bf16|amx_bf16|bf16)\b", line) for line in processors)
-    return Hardware(name, cuda=False, memory=memory, usable=int(0.8 * memory), flops=CPU_FLOPS, bf16=bf16, source="measured here")
+    can = {word for line in processors if line.startswith(("flags", "Features")) for word in line.split()}
+    bf16, avx2 = bool(can & {"avx512_bf16", "amx_bf16", "bf16"}), {"avx2", "fma"} <= can
+    usable = int(0.8 * memory)
+    return Hardware(name, cuda=False, memory=memory, usable=usable, flops=CPU_FLOPS, bf16=bf16, avx2=avx2, source="measured here")
 
 
 def card_hardware(card: cards.CardType, count: int) -> Hardware:
     """`count` cards of the table, which are not in this machine."""
     return Hardware(
-        card.name, True, card.memory, usable_bytes(card.memory), card.flops, count, card.bf16, card.dollars, here=False, source=card.source
+        card.name,
+        True,
+        card.memory,
+        usable_bytes(card.memory),
+        card.flops,
+        count,
+        card.bf16,
+        dollars=card.dollars,
+        here=False,
+        source=card.source,
     )
 
 

@@ -184,6 +184,8 @@ def _dtype(config: Config, gpt: scaling.GPTConfig, hardware: Hardware) -> tuple[
         return ("bfloat16", f"{hardware.name} has units for it") if hardware.bf16 else ("float32", f"no bfloat16 units in {hardware.name}")
     if gpt.dim < ROUGH_CPU_WIDTH:
         return "float32", f"on a CPU bfloat16 and int16 pay from a width of {ROUGH_CPU_WIDTH} on"
+    if not hardware.bf16 and not hardware.avx2:
+        return "float32", f"no bfloat16 units in {hardware.name}"
     kind, least = ("bfloat16", BF16_CPU_GAIN) if hardware.bf16 else ("int16", INT16_CPU_GAIN)
     gain = product_gain(hardware.name, kind) if hardware.here else 1.0
     lacking = "" if hardware.bf16 else f"no bfloat16 units in {hardware.name}; "

@@ -47,9 +47,14 @@ def cache_folder(device: str) -> Path:
     return Path(os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache)))  # its default asks for a user name that a container may lack
 
 
+def activations(dtype: str) -> torch.dtype:
+    """The type of a model's activations under a resolved `dtype`; int16 is of their products alone."""
+    return torch.bfloat16 if dtype == "bfloat16" else torch.float32
+
+
 def load_kernels(dtype: str, folder: Path) -> None:
     """Have a CPU's operations compiled and used, those that activations of `dtype` need; what cannot be is said."""
-    if why := kernels.load(torch.bfloat16 if dtype == "bfloat16" else torch.float32, folder):
+    if why := kernels.load(activations(dtype), folder):
         log(f"skipped: fused operations: {why}; training takes 1.3 to 1.6 times as long")
         return
     if dtype != "bfloat16" and kernels.better_products() and (why := kernels.load_products("float32", folder)):
@@ -73,7 +78,7 @@ def _keep_freed_memory() -> None:
 def new_model(gpt: GPTConfig, device: torch.device, config: Config) -> GPT:
     """A model with initial weights, in the precision of a resolved `config`."""
     model = GPT.build(gpt, device, config.seed)
-    model.compute_dtype = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
+    model.compute_dtype = activations(config.dtype)
     return model
 
 

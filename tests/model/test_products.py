@@ -83,16 +83,21 @@ def test_halves(half: str, size: int) -> None:
     assert half != "symmetric" or torch.equal(found, found.mT)
 
 
+def equal_products(a: Tensor, b: Tensor, rough: bool = False) -> Tensor:
+    """What 1, 2 and 5 threads make of them, which must be the same."""
+    made = []
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        made.append(product(a, b, rough=rough))
+    assert all(torch.equal(made[0], each) for each in made)
+    return made[0]
+
+
 @pytest.mark.parametrize(("m", "n", "k"), [(64, 8200, 256), (100, 300, 8192), (1100, 40, 700)])
 def test_equal_with_any_number_of_threads(m: int, n: int, k: int) -> None:
     """Wide ones are packed in several parts, deep ones summed in several."""
     a, b = torch.randn(m, k), torch.randn(k, n)
-    made = []
-    for threads in (1, 2, 5):
-        torch.set_num_threads(threads)
-        made.append(product(a, b))
-    assert all(torch.equal(made[0], each) for each in made)
-    torch.testing.assert_close(made[0], a @ b, rtol=1e-5, atol=2e-3)
+    torch.testing.assert_close(equal_products(a, b), a @ b, rtol=1e-5, atol=2e-3)
 
 
 def test_nan_is_not_lost() -> None:
@@ -172,11 +177,7 @@ def test_16_bit_integers_hold_what_is_hardest_for_them() -> None:
 def test_16_bit_integers_are_equal_with_any_number_of_threads() -> None:
     assert kernels.load_products("int16", FOLDER) == ""
     a, b = torch.randn(100, 600).T, torch.randn(100, 700)
-    made = []
-    for threads in (1, 2, 5):
-        torch.set_num_threads(threads)
-        made.append(product(a, b, rough=True))
-    assert all(torch.equal(made[0], each) for each in made)
+    equal_products(a, b, rough=True)
 
 
 def test_orthogonalize() -> None:

@@ -17,7 +17,7 @@ from nanochat.ops.cards import GIB
 from nanochat.ops.hardware import Hardware, profile_hardware
 from nanochat.ops.plan import apply_rules, make_plan, resolve
 
-CPU = Hardware(name="a CPU", cuda=False, memory=16 * GIB, usable=12 * GIB, flops=30e9)
+CPU = Hardware(name="a CPU", cuda=False, memory=16 * GIB, usable=12 * GIB, flops=30e9, avx2=True)
 GPU = Hardware(name="NVIDIA GeForce RTX 4090", cuda=True, memory=24 * GIB, usable=22 * GIB, flops=80e12, bf16=True, here=False)
 # There -1 says "at the end", or (rl_iterations) is settled when the questions are there.
 MAY_STAY = {"eval_every", "sample_every", "save_every", "rl_iterations"}
@@ -92,6 +92,7 @@ def test_the_precision_is_what_the_device_is_fast_in(monkeypatch: pytest.MonkeyP
     assert resolve(Config(), hardware=GPU).dtype == resolve(wide, hardware=units).dtype == "bfloat16"
     assert resolve(Config(), hardware=dataclasses.replace(GPU, bf16=False)).dtype == "float32"
     assert resolve(wide, hardware=CPU).dtype == "int16"
+    assert resolve(wide, hardware=dataclasses.replace(CPU, avx2=False)).dtype == "float32"
     assert resolve(narrow, hardware=units).dtype == resolve(narrow, hardware=CPU).dtype == "float32"
     assert resolve(wide.replace(deterministic=True), hardware=units).dtype == "float32"
     gains.update(bfloat16=0.5, int16=1.1)  # units that an emulator would beat; integers that a wider processor's floats beat
