@@ -51,8 +51,9 @@ class Watchdog:
         looked = time.monotonic()
         while not self.over.wait(interval):
             now = time.monotonic()
-            if now - looked > 2 * interval and self.since < looked:
-                self.since += now - looked  # all of the process stood still (Ctrl-Z, a paused container): that is no hang
+            if now - looked > 2 * interval:
+                # All of the process stood still (Ctrl-Z, a paused container), before or after the last beat: that is no hang.
+                self.since = min(self.since + now - looked, now)
             looked, since = now, self.since
             if now - since < self.timeout:
                 continue

@@ -69,6 +69,25 @@ with Watchdog(1.5) as dog:
     assert process.returncode == 0 and said.split()[-1] == "59" and complained == ""
 
 
+@pytest.mark.parametrize("beats_first", [True, False])
+def test_a_pause_right_after_a_beat_has_not_hung(
+    beats_first: bool, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The watchdog may be the first thread to go on, and may have looked before or after the last beat."""
+    paused, clock = 0.0, time.monotonic
+    monkeypatch.setattr(watchdog.time, "monotonic", lambda: clock() + paused)
+    ended: list[int] = []
+    with Watchdog(2.0, end=ended.append) as dog:
+        if not beats_first:
+            time.sleep(0.3)
+        dog.beat("computing")
+        if beats_first:
+            time.sleep(0.3)
+        paused = 100.0
+        time.sleep(0.5)
+    assert ended == [] and capfd.readouterr().err == ""
+
+
 def test_what_moves_again_while_the_others_are_told_goes_on(
     ended: list[int], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
