@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, BufWriter};
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -11,11 +12,13 @@ use std::time::{Duration, Instant};
 
 use pyo3::buffer::{Element, PyBuffer};
 use pyo3::exceptions::{PyOSError, PyOverflowError, PyTypeError, PyUnicodeEncodeError, PyValueError};
+use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedStr;
 use pyo3::types::{PyBytes, PyIterator, PyList, PySlice, PyString, PyTuple};
 
 use crate::core::encode::{Encoded, Encoder, Id};
+use crate::core::memory::from_latin1;
 use crate::core::pack::{self, Packer};
 use crate::core::train::{Counter, learn};
 use crate::core::{Check, Error, Result as CoreResult};
@@ -256,7 +259,7 @@ impl<'py> Texts<'py> {
         Ok(Texts { items: iterate(texts, "texts")?, index })
     }
 
-    fn next(&mut self) -> PyResult<Option<PyBackedStr>> {
+    fn next(&mut self) -> PyResult<Option<Text>> {
         let Some(item) = self.items.next() else { return Ok(None) };
         let text = utf8(&item?, || format!("text {}", self.index))?;
         self.index += 1;
@@ -264,7 +267,7 @@ impl<'py> Texts<'py> {
     }
 
     /// The next texts; none at the end.
-    fn batch(&mut self) -> PyResult<Vec<PyBackedStr>> {
+    fn batch(&mut self) -> PyResult<Vec<Text>> {
         let (mut batch, mut bytes) = (Vec::new(), 0);
         while bytes < BATCH_BYTES && batch.len() < BATCH_TEXTS {
             let Some(text) = self.next()? else { break };
@@ -274,7 +277,7 @@ impl<'py> Texts<'py> {
         Ok(batch)
     }
 
-    fn all(&mut self) -> PyResult<Vec<PyBackedStr>> {
+    fn all(&mut self) -> PyResult<Vec<Text>> {
         let mut all = Vec::new();
         while let Some(text) = self.next()? {
             all.push(text);
@@ -291,12 +294,34 @@ fn iterate<'py>(items: &Bound<'py, PyAny>, name: &str) -> PyResult<Bound<'py, Py
     items.try_iter()
 }
 
-/// The text's UTF-8, without a copy where Python already has it.
-fn utf8(item: &Bound<'_, PyAny>, name: impl Fn() -> String) -> PyResult<PyBackedStr> {
+/// A text's UTF-8: Python's, which is a text of ASCII itself and otherwise stays with the text, or our own.
+enum Text {
+    Python(PyBackedStr),
+    Own(String),
+}
+
+impl Deref for Text {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        match self {
+            Text::Python(text) => text,
+            Text::Own(text) => text,
+        }
+    }
+}
+
+/// Characters from which on it pays to ask what a text consists of.
+const LONG: usize = 256;
+
+fn utf8(item: &Bound<'_, PyAny>, name: impl Fn() -> String) -> PyResult<Text> {
     let Ok(text) = item.cast::<PyString>() else {
         return Err(PyTypeError::new_err(format!("{} is {}, not str", name(), item.get_type().name()?)));
     };
-    PyBackedStr::try_from(text.clone()).map_err(|error| {
+    if let Some(latin1) = latin1(text)? {
+        return Ok(Text::Own(from_latin1(latin1.as_bytes())));
+    }
+    PyBackedStr::try_from(text.clone()).map(Text::Python).map_err(|error| {
         let py = item.py();
         if !error.is_instance_of::<PyUnicodeEncodeError>(py) {
             return error;
@@ -308,6 +333,20 @@ fn utf8(item: &Bound<'_, PyAny>, name: impl Fn() -> String) -> PyResult<PyBacked
         let place = place().unwrap_or_default();
         PyValueError::new_err(format!("{} has no UTF-8: it holds a lone surrogate, {place}", name()))
     })
+}
+
+/// A long text beyond ASCII of which Python keeps one byte a character, as it keeps it: Python's UTF-8 of it comes ten times slower.
+fn latin1<'py>(text: &Bound<'py, PyString>) -> PyResult<Option<Bound<'py, PyBytes>>> {
+    let (py, length) = (text.py(), text.len()?);
+    if length < LONG || !text.is_exact_instance_of::<PyString>() {
+        return Ok(None);
+    }
+    // Two or four bytes a character make it larger, and so does UTF-8 that is already there.
+    let size: usize = text.call_method0(intern!(py, "__sizeof__"))?.extract()?;
+    if size > length + LONG / 2 || text.call_method0(intern!(py, "isascii"))?.is_truthy()? {
+        return Ok(None);
+    }
+    Ok(text.call_method1(intern!(py, "encode"), (intern!(py, "latin-1"),)).ok().and_then(|bytes| bytes.cast_into().ok()))
 }
 
 // Numbers in, arrays out
@@ -364,12 +403,12 @@ fn pipeline<S: Send, T: Send>(
     py: Python<'_>,
     path: Option<&Path>,
     state: S,
-    mut next: impl FnMut() -> PyResult<Option<Vec<PyBackedStr>>>,
+    mut next: impl FnMut() -> PyResult<Option<Vec<Text>>>,
     work: impl Fn(&mut S, &[&str], &mut Check) -> CoreResult<T> + Sync,
     mut after: impl FnMut(T) -> CoreResult<()> + Send,
 ) -> PyResult<S> {
     let stop = AtomicBool::new(false);
-    let start = |mut state: S, texts: Vec<PyBackedStr>| {
+    let start = |mut state: S, texts: Vec<Text>| {
         let refs: Vec<&str> = texts.iter().map(|text| &**text).collect();
         let mut check = || if stop.load(Ordering::Relaxed) { Err(Error::Stopped) } else { Ok(()) };
         let result = work(&mut state, &refs, &mut check);
@@ -389,7 +428,7 @@ fn pipeline<S: Send, T: Send>(
                 thread::Builder::new().spawn_scoped(scope, move || sender.send(start(state, batch)))?;
                 done.map_or(Ok(()), |done| detached_at(py, path, |_| after(done)))?;
                 let fetched = next();
-                let (back, batch, result): (S, Vec<PyBackedStr>, CoreResult<T>) = detached(py, move |check| wait(&receiver, check))?;
+                let (back, batch, result): (S, Vec<Text>, CoreResult<T>) = detached(py, move |check| wait(&receiver, check))?;
                 drop(batch); // with the interpreter, which owns it
                 (state, done) = (back, Some(result.map_err(exception)?));
                 texts = fetched?;

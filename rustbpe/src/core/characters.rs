@@ -1,22 +1,16 @@
 //! Between which characters a vocabulary never merges, so that what stands between two such places is encoded alone.
 
-use super::merges::{ID_BITS, Merges};
-
-/// The places between characters that no token reaches over, and therefore no merge, and the ids of a character alone between two.
+/// The places between characters that no token reaches over, and therefore no merge.
 /// Between two ASCII characters every place counts as one that tokens reach over: in words that is so, and words are found whole.
 pub struct Characters {
-    /// By code point: up to three ids of 21 bits, the first in the lowest bits, filled up with NO_ID.
-    ids: Vec<u64>,
     /// A bit for two neighbouring bytes between which some token has a place that is one byte from its start or end.
     near_ends: Vec<u64>,
     /// A bit for the hash of four neighbouring bytes in whose middle some token has a place.
     inside: Vec<u64>,
 }
 
-const NO_ID: u32 = (1 << ID_BITS) - 1;
-
 impl Characters {
-    pub fn new(tokens: &[Vec<u8>], bytes: &[u32; 256], merges: &Merges) -> Self {
+    pub fn new(tokens: &[Vec<u8>]) -> Self {
         let mut near_ends = vec![0; (1 << 16) / 64];
         let mut inside = Vec::new();
         for token in tokens {
@@ -33,29 +27,12 @@ impl Characters {
         inside.sort_unstable();
         inside.dedup();
         // One in 16 at most, so that few other places look like one of these.
-        let mut characters = Characters { ids: Vec::new(), near_ends, inside: vec![0; inside.len().next_power_of_two().div_ceil(4)] };
+        let mut characters = Characters { near_ends, inside: vec![0; inside.len().next_power_of_two().div_ceil(4)] };
         for hash in inside {
             let (word, bit) = characters.bit(hash);
             characters.inside[word] |= bit;
         }
-        let of = |character: char| {
-            let mut utf8 = [0; 4];
-            let utf8 = character.encode_utf8(&mut utf8).as_bytes();
-            let mut ids: Vec<u32> = utf8.iter().map(|&byte| bytes[usize::from(byte)]).collect();
-            while merges.merge_lowest(&mut ids).is_some() {}
-            ids.resize(3, NO_ID);
-            ids.iter().rev().fold(0, |all, &id| all << ID_BITS | u64::from(id))
-        };
-        characters.ids = (0..1 << 16).map(|code| char::from_u32(code).map_or(0, of)).collect();
         characters
-    }
-
-    /// The ids of a character that is alone, and how many they are; None for one of four bytes.
-    #[inline]
-    pub fn alone(&self, character: usize) -> Option<([u32; 3], usize)> {
-        let packed = *self.ids.get(character)?;
-        let ids = [0, 1, 2].map(|place| (packed >> (place * ID_BITS)) as u32 & NO_ID);
-        Some((ids, 1 + usize::from(ids[1] != NO_ID) + usize::from(ids[2] != NO_ID)))
     }
 
     /// Whether a merge may reach over the place before the character at `at` > 0.
@@ -96,7 +73,6 @@ impl Characters {
 mod tests {
     use super::*;
     use crate::core::merges::samples;
-    use crate::core::split::decode;
     use proptest::prelude::*;
 
     proptest! {
@@ -110,8 +86,7 @@ mod tests {
             text in "[aé字孖学🙂 ]{1,40}",
         ) {
             let tokens = samples::with_parts(&corpus, parts);
-            let (merges, bytes) = samples::merges(&tokens);
-            let characters = Characters::new(&tokens, &bytes, &merges);
+            let characters = Characters::new(&tokens);
             let (utf8, mut not_joined) = (text.as_bytes(), 0);
             for (at, _) in text.char_indices().skip(1) {
                 let over = |token: &Vec<u8>| (1..token.len()).any(|left| at >= left && utf8[at - left..].starts_with(token));
@@ -122,12 +97,6 @@ mod tests {
             if tokens.len() == 256 {
                 let ascii = utf8.windows(2).filter(|pair| pair.is_ascii()).count();
                 prop_assert_eq!(not_joined + ascii + 1, text.chars().count());
-            }
-            for character in text.chars() {
-                let (code, width) = decode(character.to_string().as_bytes(), 0);
-                prop_assert_eq!((code, width), (character as usize, character.len_utf8()));
-                let alone = characters.alone(code).map(|(ids, n)| ids[..n].iter().flat_map(|&id| tokens[id as usize].clone()).collect::<Vec<_>>());
-                prop_assert_eq!(alone, (width < 4).then(|| character.to_string().into_bytes()));
             }
         }
     }

@@ -9,8 +9,8 @@ use rustc_hash::FxHashMap;
 use super::characters::Characters;
 use super::memory;
 use super::merges::{ID_BITS, Merges, NONE};
-use super::pieces::{self, SHORT};
-use super::split::{Splitter, decode};
+use super::pieces;
+use super::split::Splitter;
 use super::{Check, Error, Result, group_by_bytes, parallel, thread_count};
 
 /// Text per job of a thread, in bytes.
@@ -111,7 +111,7 @@ impl Encoder {
         }
         let merges = Merges::new(&tokens, &bytes, &ids);
         drop(ids);
-        let characters = Characters::new(&tokens, &bytes, &merges);
+        let characters = Characters::new(&tokens);
         let tokens = tokens.into_iter().map(Vec::into_boxed_slice).collect();
         Ok(Encoder { tokens, specials: names, n_vocab, splitter, bytes, byte_pairs, merges, characters, idle: Mutex::default() })
     }
@@ -184,14 +184,13 @@ impl Encoder {
     }
 
     fn encode_into<I: Id>(&self, text: &str, cache: &mut Cache, out: &mut Vec<I>) {
-        pieces::cut(&self.splitter, text, |pieces| {
-            let text = text.as_bytes();
+        // In a script that a vocabulary was not made for each character is a piece, and found in the cache far more often than
+        // whole words are.
+        pieces::cut(&self.splitter, text, Some(&self.characters), |pieces| {
             pieces.iter().for_each(|piece| cache.short.fetch(piece.hash));
             for piece in pieces {
-                let bytes = &text[piece.start..piece.end];
-                if piece.key & NOT_ASCII != 0 || piece.key == 0 && !bytes.is_ascii() {
-                    self.encode_characters(text, piece.start, piece.end, cache, out);
-                } else if piece.key != 0 {
+                let bytes = &text.as_bytes()[piece.start..piece.end];
+                if piece.key != 0 {
                     self.encode_short(bytes, piece.key, piece.hash, cache, out);
                 } else if !self.merge_run(bytes, out) {
                     self.encode_long(bytes, cache, out);
@@ -200,55 +199,39 @@ impl Encoder {
         });
     }
 
-    /// A piece with characters beyond ASCII: what no merge joins to the rest is encoded alone. In a script that a vocabulary was
-    /// not made for that is each character, and in others it is found in the cache far more often than whole pieces are.
-    fn encode_characters<I: Id>(&self, text: &[u8], start: usize, end: usize, cache: &mut Cache, out: &mut Vec<I>) {
-        let (mut start, mut at) = (start, start);
-        while at < end {
-            let (character, width) = decode(text, at);
-            let first = at;
-            at += width;
-            if at < end && self.characters.joined(text, at) {
-                continue;
-            }
-            match self.characters.alone(character).filter(|_| first == start) {
-                Some((ids, n)) => memory::append(out, ids.map(I::new), n),
-                None if at - start <= SHORT => {
-                    let key = pieces::key(text, start, at);
-                    self.encode_short(&text[start..at], key, pieces::hash(key), cache, out);
-                }
-                None => self.encode_long(&text[start..at], cache, out),
-            }
-            start = at;
-        }
-    }
-
     #[inline(always)]
     fn encode_short<I: Id>(&self, piece: &[u8], key: u128, hash: u64, cache: &mut Cache, out: &mut Vec<I>) {
         match cache.short.get(key, hash) {
-            Some((ids, n)) => memory::append(out, ids.map(I::new), n),
+            Some((ids, n)) if n <= IDS => memory::append(out, ids.map(I::new), n),
+            Some(_) => self.encode_long(piece, cache, out),
             None => {
-                self.encode_long(piece, cache, out);
+                self.merge(piece, cache);
+                out.extend(cache.merged.iter().map(|&id| I::new(id)));
                 cache.short.remember(key, hash, &cache.merged);
             }
         }
     }
 
-    /// A piece that is not among the short ones of the cache; where it was not remembered at all, its ids are in `merged`.
+    /// A piece that is not short, or has more ids than are remembered of those.
     fn encode_long<I: Id>(&self, piece: &[u8], cache: &mut Cache, out: &mut Vec<I>) {
-        cache.merged.clear();
         let hash = (piece.len() <= LONGEST).then(|| pieces::hash_bytes(piece));
         if hash.is_some_and(|hash| cache.long.copy(piece, hash, out)) {
             return;
         }
+        self.merge(piece, cache);
+        out.extend(cache.merged.iter().map(|&id| I::new(id)));
+        if let Some(hash) = hash {
+            cache.long.remember(piece, hash, &cache.merged);
+        }
+    }
+
+    /// Leaves the ids of a piece in `cache.merged`.
+    fn merge(&self, piece: &[u8], cache: &mut Cache) {
+        cache.merged.clear();
         if piece.len() <= SCANNED {
             self.merge_by_scan(piece, &mut cache.ranks, &mut cache.merged);
         } else if !self.merge_by_rank(piece, &mut cache.merged) {
             self.merge_by_heap(piece, &mut cache.merged);
-        }
-        out.extend(cache.merged.iter().map(|&id| I::new(id)));
-        if let Some(hash) = hash.filter(|_| piece.len() > SHORT || cache.merged.len() > IDS) {
-            cache.long.remember(piece, hash, &cache.merged);
         }
     }
 
@@ -427,7 +410,7 @@ struct Cache {
     ranks: Vec<u32>,
 }
 
-/// The ids of short pieces that have at most `IDS`. A piece is at one of the `WAYS` places from the one that its hash names;
+/// The ids of short pieces, or, of those that have more than `IDS`, that they have so many. A piece is at one of the `WAYS` places from the one that its hash names;
 /// where all of them are taken and the table has its full size, it takes the place of another.
 #[derive(Default)]
 struct Short {
@@ -435,7 +418,7 @@ struct Short {
     used: usize,
 }
 
-/// A short piece's ids. The key's four highest bits, which a key leaves free, are their number. None lies across two
+/// A short piece's ids. The key's four highest bits, which a key leaves free, are their number, or MANY. None lies across two
 /// lines of the processor's caches.
 #[derive(Clone, Copy, Default)]
 #[repr(align(32))]
@@ -445,13 +428,12 @@ struct Known {
 }
 
 const IDS: usize = 4;
+const MANY: usize = 15;
 const WAYS: usize = 8;
 /// Places of a new and of a full table (16 MB).
 const FEW: usize = 1 << 12;
 const MOST: usize = 1 << 19;
 const KEY: u128 = u128::MAX >> 4;
-/// The bits of a key that are set only in bytes that are not ASCII.
-const NOT_ASCII: u128 = u128::from_le_bytes([0x80; 16]) >> 8;
 
 impl Short {
     /// Begins to fetch the first place where a piece may be.
@@ -462,7 +444,7 @@ impl Short {
         }
     }
 
-    /// The ids of a piece, and how many they are.
+    /// The ids of a piece, and how many they are, or MANY.
     #[inline]
     fn get(&self, key: u128, hash: u64) -> Option<(&[u32; IDS], usize)> {
         let mask = self.table.len().wrapping_sub(1);
@@ -480,11 +462,8 @@ impl Short {
             .find(|known| known.key & KEY == key)
     }
 
-    /// Remembers a piece, unless it has no ids (it is remembered elsewhere) or too many.
+    /// Remembers a piece.
     fn remember(&mut self, key: u128, hash: u64, ids: &[u32]) {
-        if ids.is_empty() || ids.len() > IDS {
-            return;
-        }
         if 2 * self.used >= self.table.len() && self.table.len() < MOST {
             let larger = memory::filled((2 * self.table.len()).max(FEW), Known::default());
             let smaller = std::mem::replace(&mut self.table, larger);
@@ -493,8 +472,9 @@ impl Short {
                 self.put(pieces::hash(known.key & KEY), known);
             }
         }
-        let mut known = Known { key: key | (ids.len() as u128) << 124, ids: [0; IDS] };
-        known.ids[..ids.len()].copy_from_slice(ids);
+        let n = if ids.len() <= IDS { ids.len() } else { MANY };
+        let mut known = Known { key: key | (n as u128) << 124, ids: [0; IDS] };
+        known.ids.iter_mut().zip(ids).for_each(|(place, &id)| *place = id);
         self.put(hash, known);
     }
 

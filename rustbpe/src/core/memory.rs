@@ -58,6 +58,52 @@ pub fn append<T: Copy, const N: usize>(values: &mut Vec<T>, some: [T; N], n: usi
     }
 }
 
+/// The bits of the bytes that are as asked.
+#[inline(always)]
+pub fn mask(bytes: &[u8; 64], is: impl Fn(u8) -> bool) -> u64 {
+    let mut are = [0u8; 64];
+    for (are, &byte) in are.iter_mut().zip(bytes) {
+        *are = if is(byte) { 0xFF } else { 0 };
+    }
+    let mut bits = 0;
+    #[cfg(target_arch = "x86_64")]
+    for (i, sixteen) in are.chunks_exact(16).enumerate() {
+        use std::arch::x86_64::{_mm_loadu_si128, _mm_movemask_epi8};
+        // SAFETY: the sixteen bytes that are read are those of the chunk, and every x86-64 has SSE2.
+        let some = unsafe { _mm_movemask_epi8(_mm_loadu_si128(sixteen.as_ptr().cast())) };
+        bits |= u64::from(some as u16) << (16 * i);
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    for (i, eight) in are.chunks_exact(8).enumerate() {
+        let eight = eight.try_into().map_or(0, u64::from_le_bytes) & 0x0101_0101_0101_0101;
+        bits |= (eight.wrapping_mul(0x0102_0408_1020_4080) >> 56) << (8 * i);
+    }
+    bits
+}
+
+/// Latin-1 as UTF-8: a byte of it is a code point.
+pub fn from_latin1(latin1: &[u8]) -> String {
+    const TOGETHER: usize = 16;
+    let mut utf8 = Vec::with_capacity(latin1.len() + latin1.len() / 8);
+    let mut some = [0; 2 * TOGETHER + 1];
+    for bytes in latin1.chunks(TOGETHER) {
+        if bytes.is_ascii() {
+            utf8.extend_from_slice(bytes);
+            continue;
+        }
+        let mut length = 0;
+        for &byte in bytes {
+            // What is behind an ASCII character is written over by the next.
+            let (first, second) = if byte < 0x80 { (byte, 0) } else { (0xC0 | byte >> 6, 0x80 | byte & 0x3F) };
+            some[length..length + 2].copy_from_slice(&[first, second]);
+            length += 1 + usize::from(byte >> 7);
+        }
+        utf8.extend_from_slice(&some[..length]);
+    }
+    // SAFETY: it consists of ASCII, and of the two bytes that code points from U+0080 to U+00FF have.
+    unsafe { String::from_utf8_unchecked(utf8) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -84,6 +130,25 @@ mod tests {
             let values = filled(n, 7u64);
             assert!(values.len() == n && values.iter().all(|&value| value == 7));
             values.iter().for_each(fetch);
+        }
+    }
+
+    #[test]
+    fn every_byte_of_latin1_is_its_code_point() {
+        for length in [0, 1, 15, 16, 17, 1_000] {
+            let latin1: Vec<u8> = (0..length).map(|i: u32| ((i * 37) >> 2) as u8).collect();
+            assert_eq!(from_latin1(&latin1), latin1.iter().map(|&byte| char::from(byte)).collect::<String>());
+        }
+        let all: Vec<u8> = (0..=255).collect();
+        assert_eq!(from_latin1(&all), all.iter().map(|&byte| char::from(byte)).collect::<String>());
+    }
+
+    #[test]
+    fn masks_have_a_bit_for_each_byte() {
+        let bytes: [u8; 64] = std::array::from_fn(|i| (i * i) as u8);
+        for wanted in bytes {
+            let slow = (0..64).filter(|&i| bytes[i] == wanted).fold(0, |all, i| all | 1 << i);
+            assert_eq!(mask(&bytes, |byte| byte == wanted), slow);
         }
     }
 }

@@ -2,12 +2,13 @@
 
 mod characters;
 pub mod encode;
-mod memory;
+pub mod memory;
 mod merges;
 pub mod pack;
 pub mod pieces;
 pub mod split;
 pub mod train;
+mod window;
 
 use std::fmt;
 use std::ops::Range;

@@ -2,6 +2,7 @@
 
 use rustc_hash::FxHashMap;
 
+use super::characters::Characters;
 use super::split::Splitter;
 
 /// Pieces of at most this many bytes have a key.
@@ -70,11 +71,11 @@ pub struct Piece {
 /// Pieces that are cut before any of them is looked up: the processor then waits for many places of a table at once.
 const AHEAD: usize = 128;
 
-/// Cuts a text and calls `work` with its pieces, several at a time, in order.
+/// Cuts a text, further between `characters` that no merge joins, and calls `work` with its pieces, several at a time, in order.
 #[inline]
-pub fn cut(splitter: &Splitter, text: &str, mut work: impl FnMut(&[Piece])) {
+pub fn cut(splitter: &Splitter, text: &str, characters: Option<&Characters>, mut work: impl FnMut(&[Piece])) {
     let mut pieces = Vec::with_capacity(AHEAD);
-    splitter.split(text, |start, end| {
+    splitter.split_apart(text, characters, |start, end| {
         let key = if end - start <= SHORT { key(text.as_bytes(), start, end) } else { 0 };
         pieces.push(Piece { start, end, key, hash: hash(key) });
         if pieces.len() == AHEAD {
@@ -103,7 +104,7 @@ pub struct Counts {
 impl Counts {
     /// Counts every piece of `text` once more.
     pub fn add(&mut self, splitter: &Splitter, text: &str) {
-        cut(splitter, text, |pieces| {
+        cut(splitter, text, None, |pieces| {
             for piece in pieces {
                 if piece.key != 0 {
                     self.add_short(piece.key, piece.hash, 1);

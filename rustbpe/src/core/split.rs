@@ -2,6 +2,8 @@
 
 use std::sync::OnceLock;
 
+use super::characters::Characters;
+use super::window::{self, Window};
 use super::{Error, Result};
 
 /// GPT-4's split with digit groups of one or two.
@@ -44,26 +46,44 @@ impl Splitter {
     /// Calls `piece` with the start and the end of each piece of `text` in order. The pieces put together are the
     /// text: what a pattern leaves unmatched becomes a piece too, so that nothing is lost.
     #[inline]
-    pub fn split(&self, text: &str, mut piece: impl FnMut(usize, usize)) {
+    pub fn split(&self, text: &str, piece: impl FnMut(usize, usize)) {
+        self.split_apart(text, None, piece);
+    }
+
+    /// The same, with pieces cut further where no merge joins what stands before to what stands after.
+    #[inline]
+    pub fn split_apart(&self, text: &str, characters: Option<&Characters>, mut piece: impl FnMut(usize, usize)) {
         match self {
             Splitter::Gpt4(gpt4) => {
                 let mut at = 0;
                 while at < text.len() {
-                    let end = gpt4.piece_end(text.as_bytes(), at);
-                    piece(at, end);
-                    at = end;
+                    let start = at;
+                    let window = Window::new(gpt4.classes, text.as_bytes(), start);
+                    let starts = window.piece_starts(gpt4.digits);
+                    if starts == 1 {
+                        at = gpt4.piece_end(text.as_bytes(), start);
+                        cut(text, start, at, characters, &mut piece);
+                        continue;
+                    }
+                    let apart = characters.map_or(0, |characters| window.apart(characters));
+                    let certain = u64::MAX >> starts.leading_zeros();
+                    for place in window::ones((starts | apart) & certain & !1) {
+                        piece(at, start + place);
+                        at = start + place;
+                    }
                 }
             }
             Splitter::Regex(regex) => {
-                let mut at = split_by(regex, text, 0, text.len(), &mut piece);
+                let mut cut = |start, end| cut(text, start, end, characters, &mut piece);
+                let mut at = split_by(regex, text, 0, text.len(), &mut cut);
                 while at < text.len() {
                     // The engine gives up on a match of a million characters: let it see less of them at once.
                     let end = (at + WINDOW..text.len()).find(|&end| text.is_char_boundary(end)).unwrap_or(text.len());
-                    let left = split_by(regex, text, at, end, &mut piece);
+                    let left = split_by(regex, text, at, end, &mut cut);
                     if left < end {
-                        piece(left, end);
+                        cut(left, end);
                     }
-                    at = split_by(regex, text, end, text.len(), &mut piece);
+                    at = split_by(regex, text, end, text.len(), &mut cut);
                 }
             }
         }
@@ -86,6 +106,23 @@ impl Splitter {
         }
         parts
     }
+}
+
+/// Calls `piece` with the piece from `start` to `end`, or with its parts where there are `characters` that no merge joins.
+fn cut(text: &str, start: usize, end: usize, characters: Option<&Characters>, piece: &mut impl FnMut(usize, usize)) {
+    let text = text.as_bytes();
+    let mut at = start;
+    if let Some(characters) = characters.filter(|_| !text[start..end].is_ascii()) {
+        let mut next = start + decode(text, start).1;
+        while next < end {
+            if !characters.joined(text, next) {
+                piece(at, next);
+                at = next;
+            }
+            next += decode(text, next).1;
+        }
+    }
+    piece(at, end);
 }
 
 /// Steps after which the regex engine gives up on one match.
@@ -112,7 +149,7 @@ fn split_by(regex: &fancy_regex::Regex, text: &str, start: usize, end: usize, pi
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Class {
+pub enum Class {
     Other,
     Letter,
     Number,
@@ -150,6 +187,12 @@ impl Classes {
         })
     }
 
+    /// The class of a code point.
+    #[inline]
+    pub fn class(&self, character: usize) -> Class {
+        self.0.get(character).copied().unwrap_or(Other)
+    }
+
     /// The class and width in bytes of the character that starts at byte `at`; None at the end of the text.
     #[inline]
     fn look(&self, text: &[u8], at: usize) -> Option<(Class, usize)> {
@@ -158,7 +201,7 @@ impl Classes {
             return Some((self.0[first as usize], 1));
         }
         let (character, width) = decode(text, at);
-        Some((self.0.get(character).copied().unwrap_or(Other), width))
+        Some((self.class(character), width))
     }
 
     /// The end of the run of `class` characters that starts at `at`.
@@ -211,34 +254,6 @@ pub fn decode(text: &[u8], at: usize) -> (usize, usize) {
     }
 }
 
-/// By the first byte of a piece, how many characters before its letters it is: none where it is a letter, one where it is ASCII
-/// and may stand before letters, else NEVER.
-const BEFORE_LETTERS: [u8; 256] = {
-    let mut before = [NEVER; 256];
-    let mut byte = 0u8;
-    while byte < 0x80 {
-        before[byte as usize] = match byte {
-            b'a'..=b'z' | b'A'..=b'Z' => 0,
-            b'0'..=b'9' | b'\r' | b'\n' | b'\'' => NEVER,
-            _ => 1,
-        };
-        byte += 1;
-    }
-    before
-};
-const NEVER: u8 = u8::MAX;
-
-/// The end of a piece that is one character or none before letters, where it shows within 16 bytes of ASCII, as for most
-/// pieces it does: without a loop, whose end a processor cannot foretell.
-#[inline]
-fn word_end(text: &[u8], at: usize) -> Option<usize> {
-    let sixteen: &[u8; 16] = text.get(at..at + 16)?.try_into().ok()?;
-    let before = usize::from(BEFORE_LETTERS[usize::from(sixteen[0])]);
-    let length = (not_letters(u128::from_le_bytes(*sixteen)) & !0xFF).trailing_zeros() as usize / 8;
-    // None where all 16 are of the piece.
-    (*sixteen.get(length)? < 0x80 && length > before).then_some(at + length)
-}
-
 /// The highest bit of each of 16 bytes that is no ASCII letter.
 #[inline]
 fn not_letters(sixteen: u128) -> u128 {
@@ -287,9 +302,6 @@ impl Gpt4 {
     /// The end of the piece that starts at `at` < `text.len()`: the alternatives of the pattern, in its order.
     #[inline]
     fn piece_end(&self, text: &[u8], at: usize) -> usize {
-        if let Some(end) = word_end(text, at) {
-            return end;
-        }
         let classes = self.classes;
         let Some((class, width)) = classes.look(text, at) else { return text.len() };
         let after = at + width;
@@ -347,7 +359,7 @@ impl Gpt4 {
 }
 
 /// The length of a contraction's letters at the start of `rest`. U+017F (ſ) is an s to a regex that ignores case.
-fn contraction(rest: &[u8]) -> Option<usize> {
+pub fn contraction(rest: &[u8]) -> Option<usize> {
     match *rest {
         [b's' | b'S' | b'd' | b'D' | b'm' | b'M' | b't' | b'T', ..] => Some(1),
         [0xC5, 0xBF, ..] => Some(2),
