@@ -11,6 +11,7 @@ use super::memory;
 use super::merges::{ID_BITS, Merges, NONE};
 use super::pieces;
 use super::split::Splitter;
+use super::window;
 use super::{Check, Error, Result, group_by_bytes, parallel, thread_count};
 
 /// Text per job of a thread, in bytes.
@@ -228,15 +229,54 @@ impl Encoder {
     /// Leaves the ids of a piece in `cache.merged`.
     fn merge(&self, piece: &[u8], cache: &mut Cache) {
         cache.merged.clear();
-        if piece.len() <= SCANNED {
+        if piece.len() <= pieces::SHORT {
+            self.merge_short(piece, &mut cache.merged);
+        } else if piece.len() <= SCANNED {
             self.merge_by_scan(piece, &mut cache.ranks, &mut cache.merged);
         } else if !self.merge_by_rank(piece, &mut cache.merged) {
             self.merge_by_heap(piece, &mut cache.merged);
         }
     }
 
-    /// Merges the neighbours of lowest rank, of several the leftmost, until there are none. Quadratic, and fastest for a
-    /// short piece. `ranks` is working memory: of the merge of each part with the next.
+    /// Merges the neighbours of lowest rank, of several the leftmost, until there are none. For a short piece: all that it may have
+    /// of parts is looked at each time, so that there is no branch that the processor cannot foretell.
+    fn merge_short(&self, piece: &[u8], out: &mut Vec<u32>) {
+        const PLACES: usize = 16;
+        const OUTSIDE: usize = PLACES; // before the first and after the last part
+        let mut ids = [NO_ID; PLACES + 1];
+        // Of the merge of each part with the next: its rank, and then its place.
+        let mut keys = [u64::MAX; PLACES + 1];
+        let key = |rank: u32, place: usize| u64::from(rank) << 8 | place as u64;
+        for (place, &byte) in piece.iter().enumerate() {
+            ids[place] = self.bytes[usize::from(byte)];
+        }
+        for (place, pair) in piece.windows(2).enumerate() {
+            keys[place] = key(self.byte_pair(pair), place);
+        }
+        let lower = |one: u64, other: u64| if one < other { one } else { other };
+        let mut parts = (1u32 << piece.len()) - 1;
+        loop {
+            let eight: [u64; 8] = std::array::from_fn(|i| lower(keys[i], keys[i + 8]));
+            let four: [u64; 4] = std::array::from_fn(|i| lower(eight[i], eight[i + 4]));
+            let lowest = lower(lower(four[0], four[1]), lower(four[2], four[3]));
+            if lowest >= key(NONE, 0) {
+                break;
+            }
+            let (rank, at) = ((lowest >> 8) as u32, lowest as usize & (PLACES - 1));
+            let (left, right) = (parts & ((1 << at) - 1), parts & u32::MAX << (at + 1));
+            let taken = right.trailing_zeros() as usize & (PLACES - 1);
+            let after = (right & right.wrapping_sub(1) | 1 << OUTSIDE).trailing_zeros() as usize;
+            let before = if left == 0 { OUTSIDE } else { 31 - left.leading_zeros() as usize };
+            parts &= !(1 << taken);
+            ids[at] = rank;
+            keys[taken] = u64::MAX;
+            keys[before] = key(self.merges.get(ids[before], rank), before);
+            keys[at] = key(self.merges.get(rank, ids[after]), at);
+        }
+        out.extend(window::ones(parts.into()).map(|place| ids[place]));
+    }
+
+    /// The same, quadratic, and fastest for a piece that is not very long. `ranks` is working memory: of the merge of each part with the next.
     fn merge_by_scan(&self, piece: &[u8], ranks: &mut Vec<u32>, ids: &mut Vec<u32>) {
         ids.extend(piece.iter().map(|&byte| self.bytes[usize::from(byte)]));
         ranks.clear();
@@ -427,6 +467,7 @@ struct Known {
     ids: [u32; IDS],
 }
 
+const NO_ID: u32 = (1 << ID_BITS) - 1;
 const IDS: usize = 4;
 const MANY: usize = 15;
 const WAYS: usize = 8;
@@ -673,7 +714,12 @@ mod tests {
         #[test]
         fn all_ways_to_merge_are_equal(text in "[abc]{0,100}") {
             let encoder = Encoder::new(train(&text, 280), GPT4_PATTERN, vec![]).unwrap();
-            let (mut by_scan, mut by_rank, mut by_heap) = (Vec::new(), Vec::new(), Vec::new());
+            let (mut short, mut by_scan, mut by_rank, mut by_heap) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+            let start = &text.as_bytes()[..text.len().min(pieces::SHORT)];
+            encoder.merge_short(start, &mut short);
+            encoder.merge_by_scan(start, &mut Vec::new(), &mut by_scan);
+            prop_assert_eq!(&short, &by_scan);
+            by_scan.clear();
             encoder.merge_by_scan(text.as_bytes(), &mut Vec::new(), &mut by_scan);
             prop_assert!(encoder.merge_by_rank(text.as_bytes(), &mut by_rank));
             encoder.merge_by_heap(text.as_bytes(), &mut by_heap);

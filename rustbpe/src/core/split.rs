@@ -265,11 +265,12 @@ fn not_letters(sixteen: u128) -> u128 {
     (!(low + each(0x1F)) | (low + each(0x05)) | sixteen) & each(0x80)
 }
 
-/// The end of the spaces that start at `at`, eight at a time.
+/// The end of the spaces that start at `at`, or a place up to 31 bytes before it.
 #[inline]
 fn skip_spaces(text: &[u8], mut at: usize) -> usize {
-    while text.get(at..at + 8) == Some(b"        ") {
-        at += 8;
+    const SPACES: &[u8; 32] = &[b' '; 32];
+    while text.get(at..at + SPACES.len()) == Some(SPACES) {
+        at += SPACES.len();
     }
     at
 }
