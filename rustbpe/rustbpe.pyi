@@ -58,7 +58,7 @@ class Encoding:
 
     def pack_rows(
         self,
-        texts: Iterable[Iterable[str]],
+        texts: Iterable[Iterable[Any]],
         row: int,
         path: str | PathLike[str],
         bos: int,
@@ -67,6 +67,8 @@ class Encoding:
         threads: int = 0,
     ) -> tuple[int, int, int]:
         """Encode batches of documents and write them to `path` as rows of `row` ids; (rows, tokens, bytes of text).
+
+        A batch may also be an array of strings of pyarrow, without nulls: its UTF-8 is taken as it is.
 
         The file is raw little-endian ids, uint16 where n_vocab <= 65536, else uint32, without a header: its shape is
         (rows, row). Every document is `bos` and its ids. Of the next `buffer` documents the longest that fits into

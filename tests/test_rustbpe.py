@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -370,6 +371,26 @@ class TestPackRows:
         expected, expected_tokens = slow_pack([bpe.encode(text) for text in texts], row, 258, buffer)
         assert np.fromfile(path, "<u2").reshape(-1, row).tolist() == expected
         assert (rows, tokens, size) == (len(expected), expected_tokens, sum(map(len, texts)))
+
+    def packed(self, batches: list[Any], path: Path) -> tuple[Any, bytes]:
+        return encoding(["ab ab aab"], 258).pack_rows(batches, 5, path, 258), path.read_bytes()
+
+    @pytest.mark.parametrize("kind", [pa.string(), pa.large_string()])
+    @pytest.mark.parametrize("texts", [["ab aab", "", "字é🙂", "b"], [], [""]])
+    def test_columns_of_pyarrow_equal_lists(self, tmp_path: Path, kind: pa.DataType, texts: list[str]) -> None:
+        column = pa.array(["before", *texts, "", "behind"], kind).slice(1, len(texts))
+        assert self.packed([texts, ["ab"]], tmp_path / "lists") == self.packed([column, ["ab"]], tmp_path / "columns")
+
+    def test_columns_that_are_no_texts(self, tmp_path: Path) -> None:
+        def refused(column: pa.Array, what: str, error: type[Exception] = ValueError) -> None:
+            with pytest.raises(error, match=what):
+                self.packed([["a", "b"], column], tmp_path / "rows")
+
+        refused(pa.array(["a", None]), "among the texts from 2 on are nulls")
+        refused(pa.array([1, 2]), "the texts from 2 on are an array of int64, not of string", TypeError)
+        ends = [pa.py_buffer(np.array(ends, np.int32)) for ends in ([0, 1, 2], [0, 2, 1], [0, 1, 3])]
+        for end, utf8 in zip(ends, (b"\xc3\xa9", b"ab", "字".encode()), strict=True):
+            refused(pa.Array.from_buffers(pa.string(), 2, [None, end, pa.py_buffer(utf8)]), "the texts from 2 on are not all UTF-8")
 
     def test_wide_ids_and_path_objects(self, tmp_path: Path) -> None:
         bpe = rustbpe.Encoding(ALPHABET, PATTERN, {"<|bos|>": 65_536})

@@ -17,13 +17,14 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 import rustbpe
 from nanochat import paths
 from nanochat.console import Progress, log
-from nanochat.data.shards import Dataset, Shard, texts
+from nanochat.data.shards import Dataset, Shard, columns
 from nanochat.errors import DataError
 from nanochat.tokenizer import Conversation, Tokenizer
 
@@ -111,8 +112,8 @@ class RowCache:
         try:
             with Progress(f"packing {shard.path.name}", shard.documents, "documents") as progress:
 
-                def batches() -> Iterator[list[str]]:
-                    for batch in texts(shard):
+                def batches() -> Iterator[Any]:
+                    for batch in columns(shard):
                         if self.closed:
                             raise CancelledError
                         yield batch

@@ -44,7 +44,7 @@ fn train<'py>(
     }
     let counter = Counter::new(pattern, natural("threads", threads)?).map_err(exception)?;
     let mut texts = Texts::new(texts)?;
-    let next = || texts.batch().map(|batch| Some(batch).filter(|batch| !batch.is_empty()));
+    let next = || texts.batch().map(|batch| Some(batch).filter(|batch| !batch.is_empty()).map(Batch::Texts));
     let counter = pipeline(py, None, counter, next, |counter, texts, check| counter.add(texts, check), |()| Ok(()))?;
     let tokens = detached(py, |check| learn(counter.finish(), vocab_size, check))?;
     Ok(tokens.iter().map(|token| PyBytes::new(py, token)).collect())
@@ -191,11 +191,11 @@ impl Encoding {
         let mut batches = batches;
         let next = || {
             let Some(batch) = batches.next() else { return Ok(None) };
-            let mut batch = Texts::from(&batch?, index)?;
-            let texts = batch.all()?;
-            index = batch.index;
+            let batch = Batch::from(&batch?, index)?;
+            let texts = batch.texts();
+            index += texts.len();
             bytes += texts.iter().map(|text| text.len() as u64).sum::<u64>();
-            Ok(Some(texts))
+            Ok(Some(batch))
         };
         let encode = |_: &mut (), texts: &[&str], check: &mut Check| self.0.encode_batch::<I>(texts, threads, check);
         let add = |parts: Vec<Encoded<I>>| {
@@ -283,6 +283,60 @@ impl<'py> Texts<'py> {
             all.push(text);
         }
         Ok(all)
+    }
+}
+
+/// Texts that are worked on together.
+enum Batch {
+    Texts(Vec<Text>),
+    /// A column of a table: the texts behind each other, and where each ends.
+    Column(String, Vec<usize>),
+}
+
+impl Batch {
+    /// The texts of an iterable, or of an array of pyarrow, which has their UTF-8 in one piece. `index` is the number of texts before these.
+    fn from(texts: &Bound<'_, PyAny>, index: usize) -> PyResult<Self> {
+        if !texts.hasattr("buffers")? {
+            return Texts::from(texts, index)?.all().map(Batch::Texts);
+        }
+        let kind = texts.getattr("type")?.to_string();
+        let width = match kind.as_str() {
+            "string" => 4,
+            "large_string" => 8,
+            _ => return Err(PyTypeError::new_err(format!("the texts from {index} on are an array of {kind}, not of string"))),
+        };
+        if texts.getattr("null_count")?.extract::<usize>()? > 0 {
+            return Err(PyValueError::new_err(format!("among the texts from {index} on are nulls")));
+        }
+        let buffers: Vec<Option<Bound<'_, PyAny>>> = texts.call_method0("buffers")?.extract()?;
+        let [_, ends, utf8] = buffers.try_into().map_err(|_| PyTypeError::new_err("an array of strings has three buffers"))?;
+        let bytes = |buffer: Option<Bound<'_, PyAny>>| -> PyResult<Vec<u8>> {
+            let Some(buffer) = buffer else { return Ok(Vec::new()) };
+            Ok(PyBuffer::<i8>::get(&buffer)?.to_vec(texts.py())?.into_iter().map(|byte| byte as u8).collect())
+        };
+        let (first, n): (usize, usize) = (texts.getattr("offset")?.extract()?, texts.len()?);
+        let ends = bytes(ends)?;
+        let end = |at: &[u8]| at.iter().rev().fold(0, |all, &byte| all << 8 | usize::from(byte));
+        let ends: Vec<usize> = ends.chunks_exact(width).map(end).skip(first).take(n + 1).collect();
+        let &[start, .., last] = ends.as_slice() else { return Ok(Batch::Texts(Vec::new())) };
+        let wrong = || PyValueError::new_err(format!("the texts from {index} on are not all UTF-8"));
+        if !ends.is_sorted() {
+            return Err(wrong());
+        }
+        let utf8 = utf8.map(|buffer| buffer.call_method1("slice", (start, last - start))).transpose()?;
+        let text = String::from_utf8(bytes(utf8)?).map_err(|_| wrong())?;
+        let ends: Vec<usize> = ends[1..].iter().map(|end| end - start).collect();
+        if ends.iter().all(|&end| text.is_char_boundary(end)) { Ok(Batch::Column(text, ends)) } else { Err(wrong()) }
+    }
+
+    fn texts(&self) -> Vec<&str> {
+        match self {
+            Batch::Texts(texts) => texts.iter().map(|text| &**text).collect(),
+            Batch::Column(text, ends) => {
+                let starts = std::iter::once(0).chain(ends.iter().copied());
+                starts.zip(ends).map(|(start, &end)| &text[start..end]).collect()
+            }
+        }
     }
 }
 
@@ -403,13 +457,13 @@ fn pipeline<S: Send, T: Send>(
     py: Python<'_>,
     path: Option<&Path>,
     state: S,
-    mut next: impl FnMut() -> PyResult<Option<Vec<Text>>>,
+    mut next: impl FnMut() -> PyResult<Option<Batch>>,
     work: impl Fn(&mut S, &[&str], &mut Check) -> CoreResult<T> + Sync,
     mut after: impl FnMut(T) -> CoreResult<()> + Send,
 ) -> PyResult<S> {
     let stop = AtomicBool::new(false);
-    let start = |mut state: S, texts: Vec<Text>| {
-        let refs: Vec<&str> = texts.iter().map(|text| &**text).collect();
+    let start = |mut state: S, texts: Batch| {
+        let refs = texts.texts();
         let mut check = || if stop.load(Ordering::Relaxed) { Err(Error::Stopped) } else { Ok(()) };
         let result = work(&mut state, &refs, &mut check);
         drop(refs);
@@ -428,7 +482,7 @@ fn pipeline<S: Send, T: Send>(
                 thread::Builder::new().spawn_scoped(scope, move || sender.send(start(state, batch)))?;
                 done.map_or(Ok(()), |done| detached_at(py, path, |_| after(done)))?;
                 let fetched = next();
-                let (back, batch, result): (S, Vec<Text>, CoreResult<T>) = detached(py, move |check| wait(&receiver, check))?;
+                let (back, batch, result): (S, Batch, CoreResult<T>) = detached(py, move |check| wait(&receiver, check))?;
                 drop(batch); // with the interpreter, which owns it
                 (state, done) = (back, Some(result.map_err(exception)?));
                 texts = fetched?;

@@ -318,7 +318,7 @@ def test_closing_stops_what_is_packed_in_the_background(dataset: Dataset, monkey
             yield ["some text"]
             go_on.wait(20)
 
-    monkeypatch.setattr("nanochat.data.rows.texts", endless)
+    monkeypatch.setattr("nanochat.data.rows.columns", endless)
     cache = RowCache(TOKENIZER, T)
     cache.prefetch(dataset.training[0])
     assert reading.wait(20)
