@@ -581,8 +581,12 @@ mod tests {
 
     /// Looks for the best merge in the list of tokens, anew each time.
     fn slow(tokens: &[Vec<u8>], text: &str) -> Vec<u32> {
+        slow_split(tokens, text, GPT4_PATTERN)
+    }
+
+    fn slow_split(tokens: &[Vec<u8>], text: &str, pattern: &str) -> Vec<u32> {
         let mut ids = Vec::new();
-        let splitter = Splitter::new(GPT4_PATTERN).unwrap();
+        let splitter = Splitter::new(pattern).unwrap();
         let find = |bytes: &[u8]| tokens.iter().position(|token| token == bytes);
         splitter.split(text, |start, end| {
             let mut parts: Vec<Vec<u8>> = text[start..end].bytes().map(|byte| vec![byte]).collect();
@@ -694,6 +698,8 @@ mod tests {
             let ids = slow(&tokens, &text);
             prop_assert_eq!(&encoder.encode(&text), &ids);
             prop_assert_eq!(&encoder.encode(&text), &ids);
+            let words = r"\S+|\s+"; // cut by the engine
+            prop_assert_eq!(Encoder::new(tokens.clone(), words, vec![]).unwrap().encode(&text), slow_split(&tokens, &text, words));
         }
 
         #[test]
