@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::io::{self, BufWriter};
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
@@ -15,17 +16,19 @@ use pyo3::exceptions::{PyOSError, PyOverflowError, PyTypeError, PyUnicodeEncodeE
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedStr;
-use pyo3::types::{PyBytes, PyIterator, PyList, PySlice, PyString, PyTuple};
+use pyo3::types::{PyBytes, PyIterator, PyList, PyString, PyTuple};
 
 use crate::core::encode::{Encoded, Encoder, Id};
 use crate::core::memory::from_latin1;
 use crate::core::pack::{self, Packer};
 use crate::core::train::{Counter, learn};
-use crate::core::{Check, Error, Result as CoreResult};
+use crate::core::{Check, Error, Result as CoreResult, thread_count};
 
 /// Texts fetched before they are worked on together: bytes, and at most so many.
 const BATCH_BYTES: usize = 16 << 20;
 const BATCH_TEXTS: usize = 1 << 17;
+/// Bytes of an array for which another thread is worth starting.
+const LARGE: usize = 2 << 20;
 
 /// Learn `vocab_size` tokens from texts; see rustbpe.pyi.
 #[pyfunction]
@@ -176,7 +179,7 @@ impl Encoding {
         }
         let ids: Vec<&[I]> = parts.iter().map(|part| &*part.ids).collect();
         let dtype = if size_of::<I>() == 2 { "uint16" } else { "uint32" };
-        Ok((array(py, dtype, &ids)?, array(py, "int64", &[&offsets])?))
+        Ok((array(py, dtype, &ids, thread_count(threads))?, array(py, "int64", &[&offsets], 1)?))
     }
 
     fn pack<'py, I: Id>(
@@ -228,7 +231,7 @@ fn plan_rows<'py>(py: Python<'py>, lengths: &Bound<'py, PyAny>, row: i64, buffer
     let mut arrays = Vec::new();
     for column in columns {
         let values: Vec<i64> = plan.iter().map(|part| column(part) as i64).collect();
-        arrays.push(array(py, "int64", &[&values])?);
+        arrays.push(array(py, "int64", &[&values], 1)?);
     }
     PyTuple::new(py, arrays)
 }
@@ -435,17 +438,35 @@ fn integers(items: &Bound<'_, PyAny>) -> PyResult<Vec<i64>> {
     Ok(integers)
 }
 
-/// A numpy array of the values of all parts, copied once.
-fn array<'py, T: Element>(py: Python<'py>, dtype: &str, parts: &[&[T]]) -> PyResult<Bound<'py, PyAny>> {
+/// A numpy array of the values of all parts, copied once; by several threads where they are large, since most of the time is the
+/// kernel's, which makes the memory's pages as they are first written to.
+fn array<'py, T: Element + Send + Sync>(py: Python<'py>, dtype: &str, parts: &[&[T]], threads: usize) -> PyResult<Bound<'py, PyAny>> {
     let total: usize = parts.iter().map(|part| part.len()).sum();
     let array = py.import("numpy")?.call_method1("empty", (total, dtype))?;
-    let mut start = 0;
-    for part in parts.iter().filter(|part| !part.is_empty()) {
-        let end = start + part.len();
-        let here = array.get_item(PySlice::new(py, start as isize, end as isize, 1))?;
-        PyBuffer::get(&here)?.copy_from_slice(py, part)?;
-        start = end;
+    if total == 0 {
+        return Ok(array);
     }
+    let buffer = PyBuffer::<T>::get(&array)?;
+    // SAFETY: numpy has just made it, with room for as many values, and nobody else knows of it.
+    let mut rest = unsafe { std::slice::from_raw_parts_mut(buffer.buf_ptr().cast::<T>(), total) };
+    let places = parts.iter().map(|part| {
+        let (here, after) = std::mem::take(&mut rest).split_at_mut(part.len());
+        rest = after;
+        (here, *part)
+    });
+    let places: Mutex<Vec<(&mut [T], &[T])>> = Mutex::new(places.collect());
+    let copy = || {
+        while let Some((to, from)) = places.lock().ok().and_then(|mut places| places.pop()) {
+            to.copy_from_slice(from);
+        }
+    };
+    thread::scope(|scope| {
+        for _ in 1..threads.min(total * size_of::<T>() / LARGE) {
+            // One that cannot start leaves its work to the others.
+            let _ = thread::Builder::new().spawn_scoped(scope, copy);
+        }
+        copy();
+    });
     Ok(array)
 }
 
