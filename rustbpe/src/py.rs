@@ -313,21 +313,25 @@ impl Batch {
         }
         let buffers: Vec<Option<Bound<'_, PyAny>>> = texts.call_method0("buffers")?.extract()?;
         let [_, ends, utf8] = buffers.try_into().map_err(|_| PyTypeError::new_err("an array of strings has three buffers"))?;
-        let bytes = |buffer: Option<Bound<'_, PyAny>>| -> PyResult<Vec<u8>> {
+        let bytes = |buffer: Option<Bound<'_, PyAny>>, start: usize, n: usize| -> PyResult<Vec<u8>> {
             let Some(buffer) = buffer else { return Ok(Vec::new()) };
-            Ok(PyBuffer::<i8>::get(&buffer)?.to_vec(texts.py())?.into_iter().map(|byte| byte as u8).collect())
+            let some = PyBuffer::<i8>::get(&buffer.call_method1("slice", (start, n))?)?;
+            Ok(some.to_vec(texts.py())?.into_iter().map(|byte| byte as u8).collect())
         };
         let (first, n): (usize, usize) = (texts.getattr("offset")?.extract()?, texts.len()?);
-        let ends = bytes(ends)?;
+        if n == 0 {
+            return Ok(Batch::Texts(Vec::new()));
+        }
+        // Only those of these texts: many arrays may be parts of one.
+        let ends = bytes(ends, first * width, (n + 1) * width)?;
         let end = |at: &[u8]| at.iter().rev().fold(0, |all, &byte| all << 8 | usize::from(byte));
-        let ends: Vec<usize> = ends.chunks_exact(width).map(end).skip(first).take(n + 1).collect();
+        let ends: Vec<usize> = ends.chunks_exact(width).map(end).collect();
         let &[start, .., last] = ends.as_slice() else { return Ok(Batch::Texts(Vec::new())) };
         let wrong = || PyValueError::new_err(format!("the texts from {index} on are not all UTF-8"));
         if !ends.is_sorted() {
             return Err(wrong());
         }
-        let utf8 = utf8.map(|buffer| buffer.call_method1("slice", (start, last - start))).transpose()?;
-        let text = String::from_utf8(bytes(utf8)?).map_err(|_| wrong())?;
+        let text = String::from_utf8(bytes(utf8, start, last - start)?).map_err(|_| wrong())?;
         let ends: Vec<usize> = ends[1..].iter().map(|end| end - start).collect();
         if ends.iter().all(|&end| text.is_char_boundary(end)) { Ok(Batch::Column(text, ends)) } else { Err(wrong()) }
     }

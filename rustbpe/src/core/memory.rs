@@ -1,4 +1,4 @@
-//! Large tables, what processors do at once, and UTF-8 made by hand: all of this crate that is not safe Rust.
+//! Large tables, what processors do at once, and UTF-8 made by hand: all of the core that is not safe Rust.
 
 /// A new vector of `n` values, in huge pages where the kernel has them: a look into a table of many small pages
 /// waits for the page's address, and then for the memory.
