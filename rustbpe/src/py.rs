@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, BufWriter};
-use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,20 +11,19 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use pyo3::buffer::{Element, PyBuffer};
-use pyo3::exceptions::{PyOSError, PyOverflowError, PyTypeError, PyUnicodeEncodeError, PyValueError};
-use pyo3::intern;
+use pyo3::exceptions::{PyOSError, PyOverflowError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::pybacked::PyBackedStr;
+use pyo3::types::string::PyStringData;
 use pyo3::types::{PyBytes, PyIterator, PyList, PyString, PyTuple};
 
 use crate::core::encode::{Encoded, Encoder, Id};
-use crate::core::memory::from_latin1;
 use crate::core::pack::{self, Packer};
+use crate::core::text::{Text, no_utf8};
 use crate::core::train::{Counter, learn};
 use crate::core::{Check, Error, Result as CoreResult, thread_count};
 
-/// Texts fetched before they are worked on together: bytes, and at most so many.
-const BATCH_BYTES: usize = 16 << 20;
+/// Texts fetched before they are worked on together: characters, and at most so many texts.
+const BATCH_LENGTH: usize = 16 << 20;
 const BATCH_TEXTS: usize = 1 << 17;
 /// Bytes of an array for which another thread is worth starting.
 const LARGE: usize = 2 << 20;
@@ -47,7 +45,7 @@ fn train<'py>(
     }
     let counter = Counter::new(pattern, natural("threads", threads)?).map_err(exception)?;
     let mut texts = Texts::new(texts)?;
-    let next = || texts.batch().map(|batch| Some(batch).filter(|batch| !batch.is_empty()).map(Batch::Texts));
+    let next = || texts.batch().map(|batch| Some(batch).filter(|batch| !batch.is_empty()));
     let counter = pipeline(py, None, counter, next, |counter, texts, check| counter.add(texts, check), |()| Ok(()))?;
     let tokens = detached(py, |check| learn(counter.finish(), vocab_size, check))?;
     Ok(tokens.iter().map(|token| PyBytes::new(py, token)).collect())
@@ -77,9 +75,9 @@ impl Encoding {
     }
 
     fn encode(&self, py: Python<'_>, text: &Bound<'_, PyAny>) -> PyResult<Vec<u32>> {
-        let text = utf8(text, || "text".into())?;
-        let text: &str = &text;
-        detached(py, |_| Ok(self.0.encode(text)))
+        let held = Held::new(text, || "text".into())?;
+        let (text, mut room) = (held.text(), Vec::new());
+        detached(py, |_| text.utf8(&mut room).map(|text| self.0.encode(text)).ok_or_else(|| no_utf8(&[text])))
     }
 
     #[pyo3(signature = (texts, *, threads = 0))]
@@ -91,7 +89,7 @@ impl Encoding {
     ) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyAny>)> {
         let threads = natural("threads", threads)?;
         let texts = Texts::new(texts)?.all()?;
-        let texts: Vec<&str> = texts.iter().map(|text| &**text).collect();
+        let texts = texts.texts();
         if self.0.fits_u16() { self.arrays::<u16>(py, &texts, threads) } else { self.arrays::<u32>(py, &texts, threads) }
     }
 
@@ -166,7 +164,7 @@ impl Encoding {
     fn arrays<'py, I: Id + Element>(
         &self,
         py: Python<'py>,
-        texts: &[&str],
+        texts: &[Text],
         threads: usize,
     ) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyAny>)> {
         let parts = detached(py, |check| self.0.encode_batch::<I>(texts, threads, check))?;
@@ -195,15 +193,14 @@ impl Encoding {
         let next = || {
             let Some(batch) = batches.next() else { return Ok(None) };
             let batch = Batch::from(&batch?, index)?;
-            let texts = batch.texts();
-            index += texts.len();
-            bytes += texts.iter().map(|text| text.len() as u64).sum::<u64>();
+            index += batch.texts().len();
             Ok(Some(batch))
         };
-        let encode = |_: &mut (), texts: &[&str], check: &mut Check| self.0.encode_batch::<I>(texts, threads, check);
+        let encode = |_: &mut (), texts: &[Text], check: &mut Check| self.0.encode_batch::<I>(texts, threads, check);
         let add = |parts: Vec<Encoded<I>>| {
             let mut document = Vec::new();
             for part in parts {
+                bytes += part.bytes as u64;
                 let mut start = 0;
                 for end in part.ends {
                     document.extend_from_slice(&part.ids[start..end]);
@@ -262,46 +259,52 @@ impl<'py> Texts<'py> {
         Ok(Texts { items: iterate(texts, "texts")?, index })
     }
 
-    fn next(&mut self) -> PyResult<Option<Text>> {
+    fn next(&mut self) -> PyResult<Option<Held>> {
         let Some(item) = self.items.next() else { return Ok(None) };
-        let text = utf8(&item?, || format!("text {}", self.index))?;
+        let text = Held::new(&item?, || format!("text {}", self.index))?;
         self.index += 1;
         Ok(Some(text))
     }
 
     /// The next texts; none at the end.
-    fn batch(&mut self) -> PyResult<Vec<Text>> {
-        let (mut batch, mut bytes) = (Vec::new(), 0);
-        while bytes < BATCH_BYTES && batch.len() < BATCH_TEXTS {
+    fn batch(&mut self) -> PyResult<Batch> {
+        let (index, mut batch, mut length) = (self.index, Vec::new(), 0);
+        while length < BATCH_LENGTH && batch.len() < BATCH_TEXTS {
             let Some(text) = self.next()? else { break };
-            bytes += text.len();
+            length += text.text().length();
             batch.push(text);
         }
-        Ok(batch)
+        Ok(Batch { index, source: Source::Objects(batch) })
     }
 
-    fn all(&mut self) -> PyResult<Vec<Text>> {
-        let mut all = Vec::new();
+    fn all(&mut self) -> PyResult<Batch> {
+        let (index, mut all) = (self.index, Vec::new());
         while let Some(text) = self.next()? {
             all.push(text);
         }
-        Ok(all)
+        Ok(Batch { index, source: Source::Objects(all) })
     }
 }
 
-/// Texts that are worked on together.
-enum Batch {
-    Texts(Vec<Text>),
+/// Texts that are worked on together, and the number of texts before them.
+struct Batch {
+    index: usize,
+    source: Source,
+}
+
+enum Source {
+    Objects(Vec<Held>),
     /// A column of a table: the texts behind each other, and where each ends.
     Column(String, Vec<usize>),
 }
 
 impl Batch {
-    /// The texts of an iterable, or of an array of pyarrow, which has their UTF-8 in one piece. `index` is the number of texts before these.
+    /// The texts of an iterable, or of an array of pyarrow, which has their UTF-8 in one piece.
     fn from(texts: &Bound<'_, PyAny>, index: usize) -> PyResult<Self> {
         if !texts.hasattr("buffers")? {
-            return Texts::from(texts, index)?.all().map(Batch::Texts);
+            return Texts::from(texts, index)?.all();
         }
+        let column = |text, ends| Batch { index, source: Source::Column(text, ends) };
         let kind = texts.getattr("type")?.to_string();
         let width = match kind.as_str() {
             "string" => 4,
@@ -320,28 +323,39 @@ impl Batch {
         };
         let (first, n): (usize, usize) = (texts.getattr("offset")?.extract()?, texts.len()?);
         if n == 0 {
-            return Ok(Batch::Texts(Vec::new()));
+            return Ok(column(String::new(), Vec::new()));
         }
         // Only those of these texts: many arrays may be parts of one.
         let ends = bytes(ends, first * width, (n + 1) * width)?;
         let end = |at: &[u8]| at.iter().rev().fold(0, |all, &byte| all << 8 | usize::from(byte));
         let ends: Vec<usize> = ends.chunks_exact(width).map(end).collect();
-        let &[start, .., last] = ends.as_slice() else { return Ok(Batch::Texts(Vec::new())) };
+        let &[start, .., last] = ends.as_slice() else { return Ok(column(String::new(), Vec::new())) };
         let wrong = || PyValueError::new_err(format!("the texts from {index} on are not all UTF-8"));
         if !ends.is_sorted() {
             return Err(wrong());
         }
         let text = String::from_utf8(bytes(utf8, start, last - start)?).map_err(|_| wrong())?;
         let ends: Vec<usize> = ends[1..].iter().map(|end| end - start).collect();
-        if ends.iter().all(|&end| text.is_char_boundary(end)) { Ok(Batch::Column(text, ends)) } else { Err(wrong()) }
+        if ends.iter().all(|&end| text.is_char_boundary(end)) { Ok(column(text, ends)) } else { Err(wrong()) }
     }
 
-    fn texts(&self) -> Vec<&str> {
-        match self {
-            Batch::Texts(texts) => texts.iter().map(|text| &**text).collect(),
-            Batch::Column(text, ends) => {
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn len(&self) -> usize {
+        match &self.source {
+            Source::Objects(texts) => texts.len(),
+            Source::Column(_, ends) => ends.len(),
+        }
+    }
+
+    fn texts(&self) -> Vec<Text<'_>> {
+        match &self.source {
+            Source::Objects(texts) => texts.iter().map(Held::text).collect(),
+            Source::Column(text, ends) => {
                 let starts = std::iter::once(0).chain(ends.iter().copied());
-                starts.zip(ends).map(|(start, &end)| &text[start..end]).collect()
+                starts.zip(ends).map(|(start, &end)| text[start..end].into()).collect()
             }
         }
     }
@@ -355,59 +369,37 @@ fn iterate<'py>(items: &Bound<'py, PyAny>, name: &str) -> PyResult<Bound<'py, Py
     items.try_iter()
 }
 
-/// A text's UTF-8: Python's, which is a text of ASCII itself and otherwise stays with the text, or our own.
-enum Text {
-    Python(PyBackedStr),
-    Own(String),
+/// A str, kept alive, and the memory that it has its text in: UTF-8 is made of it by the thread that needs it.
+struct Held {
+    _owner: Py<PyString>,
+    text: Text<'static>,
 }
 
-impl Deref for Text {
-    type Target = str;
-
-    fn deref(&self) -> &str {
-        match self {
-            Text::Python(text) => text,
-            Text::Own(text) => text,
+impl Held {
+    /// Errors: TypeError for what is not a str; `name` says which it was.
+    fn new(item: &Bound<'_, PyAny>, name: impl Fn() -> String) -> PyResult<Self> {
+        /// SAFETY: the caller sees to it that they stay as long as they are used.
+        unsafe fn lasting<T>(values: &[T]) -> &'static [T] {
+            unsafe { std::slice::from_raw_parts(values.as_ptr(), values.len()) }
         }
-    }
-}
-
-/// Characters from which on it pays to ask what a text consists of.
-const LONG: usize = 256;
-
-fn utf8(item: &Bound<'_, PyAny>, name: impl Fn() -> String) -> PyResult<Text> {
-    let Ok(text) = item.cast::<PyString>() else {
-        return Err(PyTypeError::new_err(format!("{} is {}, not str", name(), item.get_type().name()?)));
-    };
-    if let Some(latin1) = latin1(text)? {
-        return Ok(Text::Own(from_latin1(latin1.as_bytes())));
-    }
-    PyBackedStr::try_from(text.clone()).map(Text::Python).map_err(|error| {
-        let py = item.py();
-        if !error.is_instance_of::<PyUnicodeEncodeError>(py) {
-            return error;
-        }
-        let place = || -> PyResult<String> {
-            let start = error.value(py).getattr("start")?;
-            Ok(format!("{} at character {start}", item.get_item(&start)?.repr()?))
+        let Ok(owner) = item.cast::<PyString>() else {
+            return Err(PyTypeError::new_err(format!("{} is {}, not str", name(), item.get_type().name()?)));
         };
-        let place = place().unwrap_or_default();
-        PyValueError::new_err(format!("{} has no UTF-8: it holds a lone surrogate, {place}", name()))
-    })
-}
+        // SAFETY: a str neither changes nor moves as long as there is a reference to it, and we own one as long as the text can
+        // be borrowed. That pyo3 reads a str's fields as this build of Python lays them out is tested with texts of all kinds.
+        let text = unsafe {
+            match owner.data()? {
+                PyStringData::Ucs1(text) => Text::Latin1(lasting(text)),
+                PyStringData::Ucs2(text) => Text::Ucs2(lasting(text)),
+                PyStringData::Ucs4(text) => Text::Ucs4(lasting(text)),
+            }
+        };
+        Ok(Held { _owner: owner.clone().unbind(), text })
+    }
 
-/// A long text beyond ASCII of which Python keeps one byte a character, as it keeps it: Python's UTF-8 of it comes ten times slower.
-fn latin1<'py>(text: &Bound<'py, PyString>) -> PyResult<Option<Bound<'py, PyBytes>>> {
-    let (py, length) = (text.py(), text.len()?);
-    if length < LONG || !text.is_exact_instance_of::<PyString>() {
-        return Ok(None);
+    fn text(&self) -> Text<'_> {
+        self.text
     }
-    // Two or four bytes a character make it larger, and so does UTF-8 that is already there.
-    let size: usize = text.call_method0(intern!(py, "__sizeof__"))?.extract()?;
-    if size > length + LONG / 2 || text.call_method0(intern!(py, "isascii"))?.is_truthy()? {
-        return Ok(None);
-    }
-    Ok(text.call_method1(intern!(py, "encode"), (intern!(py, "latin-1"),)).ok().and_then(|bytes| bytes.cast_into().ok()))
 }
 
 // Numbers in, arrays out
@@ -483,7 +475,7 @@ fn pipeline<S: Send, T: Send>(
     path: Option<&Path>,
     state: S,
     mut next: impl FnMut() -> PyResult<Option<Batch>>,
-    work: impl Fn(&mut S, &[&str], &mut Check) -> CoreResult<T> + Sync,
+    work: impl Fn(&mut S, &[Text], &mut Check) -> CoreResult<T> + Sync,
     mut after: impl FnMut(T) -> CoreResult<()> + Send,
 ) -> PyResult<S> {
     let stop = AtomicBool::new(false);
@@ -508,8 +500,9 @@ fn pipeline<S: Send, T: Send>(
                 done.map_or(Ok(()), |done| detached_at(py, path, |_| after(done)))?;
                 let fetched = next();
                 let (back, batch, result): (S, Batch, CoreResult<T>) = detached(py, move |check| wait(&receiver, check))?;
+                let before = batch.index;
                 drop(batch); // with the interpreter, which owns it
-                (state, done) = (back, Some(result.map_err(exception)?));
+                (state, done) = (back, Some(result.map_err(|error| exception(error.behind(before)))?));
                 texts = fetched?;
             }
         };

@@ -11,11 +11,12 @@ use super::memory;
 use super::merges::{ID_BITS, Merges, NONE};
 use super::pieces;
 use super::split::Splitter;
+use super::text::{Text, no_utf8};
 use super::window;
-use super::{Check, Error, Result, group_by_bytes, parallel, thread_count};
+use super::{Check, Error, Result, group_by_length, parallel, thread_count};
 
-/// Text per job of a thread, in bytes.
-const JOB_BYTES: usize = 1 << 16;
+/// Text per job of a thread, in bytes or characters.
+const JOB_LENGTH: usize = 1 << 16;
 /// Pieces of at most this many bytes are merged by scanning; longer ones in the order of ranks.
 const SCANNED: usize = 128;
 
@@ -68,6 +69,8 @@ pub struct Encoded<I> {
     pub ids: Vec<I>,
     /// Where in `ids` a document ends. What follows the last end belongs to a document that the next `Encoded` goes on with.
     pub ends: Vec<usize>,
+    /// Of the text's UTF-8.
+    pub bytes: usize,
 }
 
 impl Encoder {
@@ -138,21 +141,25 @@ impl Encoder {
     }
 
     /// The documents in order, in one or several parts; a long one is spread over threads, and may be in several parts.
-    /// `threads` 0 is every core. `I` must hold every id.
-    pub fn encode_batch<I: Id>(&self, texts: &[&str], threads: usize, check: &mut Check) -> Result<Vec<Encoded<I>>> {
-        let parts = self.splitter.parts(texts, JOB_BYTES);
-        let jobs = group_by_bytes(&parts, JOB_BYTES);
+    /// `threads` 0 is every core. `I` must hold every id. Errors: `Surrogate`.
+    pub fn encode_batch<I: Id>(&self, texts: &[Text], threads: usize, check: &mut Check) -> Result<Vec<Encoded<I>>> {
+        let parts = self.splitter.parts(texts, JOB_LENGTH);
+        let jobs = group_by_length(&parts, JOB_LENGTH);
         let mut caches = self.take_caches(thread_count(threads).min(jobs.len()));
         let result = parallel(&mut caches, jobs.len(), check, |cache, job| {
             let parts = &parts[jobs[job].clone()];
-            let bytes: usize = parts.iter().map(|part| part.0.len()).sum();
-            let mut encoded = Encoded { ids: Vec::with_capacity(bytes / 4), ends: Vec::with_capacity(parts.len()) };
+            let length: usize = parts.iter().map(|part| part.0.length()).sum();
+            let mut encoded = Encoded { ids: Vec::with_capacity(length / 4), ends: Vec::with_capacity(parts.len()), bytes: 0 };
+            let mut room = std::mem::take(&mut cache.utf8);
             for &(text, ends) in parts {
+                let text = text.utf8(&mut room).ok_or_else(|| no_utf8(texts))?;
+                encoded.bytes += text.len();
                 self.encode_into(text, cache, &mut encoded.ids);
                 if ends {
                     encoded.ends.push(encoded.ids.len());
                 }
             }
+            cache.utf8 = room;
             Ok(encoded)
         });
         self.keep_caches(caches);
@@ -448,6 +455,8 @@ struct Cache {
     /// The ids of the piece at hand.
     merged: Vec<u32>,
     ranks: Vec<u32>,
+    /// The UTF-8 of the text at hand.
+    utf8: Vec<u8>,
 }
 
 /// The ids of short pieces, or, of those that have more than `IDS`, that they have so many. A piece is at one of the `WAYS` places from the one that its hash names;
@@ -570,12 +579,13 @@ mod tests {
     use super::*;
     use crate::core::merges::samples::{self, alphabet};
     use crate::core::split::GPT4_PATTERN;
+    use crate::core::text::samples::Held;
     use crate::core::train::{Counter, learn};
     use proptest::prelude::*;
 
     fn train(text: &str, vocab_size: usize) -> Vec<Vec<u8>> {
         let mut counter = Counter::new(GPT4_PATTERN, 1).unwrap();
-        counter.add(&[text], &mut || Ok(())).unwrap();
+        counter.add(&[text.into()], &mut || Ok(())).unwrap();
         learn(counter.finish(), vocab_size, &mut || Ok(())).unwrap()
     }
 
@@ -738,8 +748,11 @@ mod tests {
             let mut texts = texts;
             texts.insert(texts.len() / 2, long.repeat(1 << 13));
             let encoder = Encoder::new(train(&texts.concat(), 300), GPT4_PATTERN, vec![]).unwrap();
-            let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
-            let parts: Vec<Encoded<u16>> = encoder.encode_batch(&texts, threads, &mut || Ok(())).unwrap();
+            let held: Vec<Held> = texts.iter().map(|text| Held::new(text)).collect();
+            // Each text in another of the ways that can hold it.
+            let some: Vec<Text> = held.iter().enumerate().filter_map(|(i, held)| held.all().cycle().nth(i)).collect();
+            let parts: Vec<Encoded<u16>> = encoder.encode_batch(&some, threads, &mut || Ok(())).unwrap();
+            prop_assert_eq!(parts.iter().map(|part| part.bytes).sum::<usize>(), texts.iter().map(String::len).sum::<usize>());
             let (mut documents, mut document) = (Vec::new(), Vec::new());
             for part in parts {
                 let mut start = 0;

@@ -1,5 +1,7 @@
 //! Large tables, what processors do at once, and UTF-8 made by hand: all of the core that is not safe Rust.
 
+use std::ops::BitOr;
+
 /// A new vector of `n` values, in huge pages where the kernel has them: a look into a table of many small pages
 /// waits for the page's address, and then for the memory.
 pub fn filled<T: Clone>(n: usize, value: T) -> Vec<T> {
@@ -81,27 +83,84 @@ pub fn mask(bytes: &[u8; 64], is: impl Fn(u8) -> bool) -> u64 {
     bits
 }
 
-/// Latin-1 as UTF-8: a byte of it is a code point.
-pub fn from_latin1(latin1: &[u8]) -> String {
-    const TOGETHER: usize = 16;
-    let mut utf8 = Vec::with_capacity(latin1.len() + latin1.len() / 8);
-    let mut some = [0; 2 * TOGETHER + 1];
-    for bytes in latin1.chunks(TOGETHER) {
-        if bytes.is_ascii() {
-            utf8.extend_from_slice(bytes);
+/// Latin-1 as UTF-8, where it is that already.
+#[inline]
+pub fn ascii(latin1: &[u8]) -> Option<&str> {
+    // SAFETY: ASCII is UTF-8.
+    latin1.is_ascii().then(|| unsafe { std::str::from_utf8_unchecked(latin1) })
+}
+
+/// A number that stands for a character, of whatever width.
+pub trait CodePoint: Copy + Into<u32> + PartialEq + BitOr<Output = Self> {
+    fn lowest_byte(self) -> u8;
+}
+
+impl CodePoint for u8 {
+    fn lowest_byte(self) -> u8 {
+        self
+    }
+}
+
+impl CodePoint for u16 {
+    fn lowest_byte(self) -> u8 {
+        self as u8
+    }
+}
+
+impl CodePoint for u32 {
+    fn lowest_byte(self) -> u8 {
+        self as u8
+    }
+}
+
+/// Code points as UTF-8, in `room`; None where one is none that UTF-8 has.
+pub fn utf8<'r, U: CodePoint>(text: &[U], room: &'r mut Vec<u8>) -> Option<&'r str> {
+    room.clear();
+    for many in text.chunks(64) {
+        if append_ascii::<U, 64>(room, many) {
             continue;
         }
-        let mut length = 0;
-        for &byte in bytes {
-            // What is behind an ASCII character is written over by the next.
-            let (first, second) = if byte < 0x80 { (byte, 0) } else { (0xC0 | byte >> 6, 0x80 | byte & 0x3F) };
-            some[length..length + 2].copy_from_slice(&[first, second]);
-            length += 1 + usize::from(byte >> 7);
+        for some in many.chunks(8) {
+            if append_ascii::<U, 8>(room, some) {
+                continue;
+            }
+            let (mut utf8, mut length) = ([0; 4 * 8], 0);
+            for &unit in some {
+                let (bytes, width) = character(unit.into())?;
+                utf8[length..length + 4].copy_from_slice(&bytes);
+                length += width;
+            }
+            append(room, utf8, length);
         }
-        utf8.extend_from_slice(&some[..length]);
     }
-    // SAFETY: it consists of ASCII, and of the two bytes that code points from U+0080 to U+00FF have.
-    unsafe { String::from_utf8_unchecked(utf8) }
+    // SAFETY: whole characters, each as UTF-8 has it.
+    Some(unsafe { std::str::from_utf8_unchecked(room) })
+}
+
+/// Appends `N` characters of ASCII; false, and nothing, where they are not.
+#[inline(always)]
+fn append_ascii<U: CodePoint, const N: usize>(utf8: &mut Vec<u8>, text: &[U]) -> bool {
+    let ascii = text.len() == N && text[1..].iter().fold(text[0], |all, &unit| all | unit).into() < 0x80;
+    if ascii {
+        append::<u8, N>(utf8, std::array::from_fn(|i| text[i].lowest_byte()), N);
+    }
+    ascii
+}
+
+/// The bytes of a character, and how many they are.
+#[inline(always)]
+fn character(code_point: u32) -> Option<([u8; 4], usize)> {
+    let more = |places: u32| 0x80 | (code_point >> (6 * places)) as u8 & 0x3F;
+    let first = |marker: u8, places: u32| marker | (code_point >> (6 * places)) as u8;
+    if code_point < 0x800 {
+        // Which of the two it is in Latin-1 no processor foretells.
+        let ascii = code_point < 0x80;
+        Some(([if ascii { code_point as u8 } else { first(0xC0, 1) }, more(0), 0, 0], if ascii { 1 } else { 2 }))
+    } else if code_point < 0x1_0000 {
+        (code_point >> 11 != 0xD800 >> 11).then_some(([first(0xE0, 2), more(1), more(0), 0], 3))
+    } else {
+        (code_point <= char::MAX as u32).then_some(([first(0xF0, 3), more(2), more(1), more(0)], 4))
+    }
 }
 
 #[cfg(test)]
@@ -131,16 +190,6 @@ mod tests {
             assert!(values.len() == n && values.iter().all(|&value| value == 7));
             values.iter().for_each(fetch);
         }
-    }
-
-    #[test]
-    fn every_byte_of_latin1_is_its_code_point() {
-        for length in [0, 1, 15, 16, 17, 1_000] {
-            let latin1: Vec<u8> = (0..length).map(|i: u32| ((i * 37) >> 2) as u8).collect();
-            assert_eq!(from_latin1(&latin1), latin1.iter().map(|&byte| char::from(byte)).collect::<String>());
-        }
-        let all: Vec<u8> = (0..=255).collect();
-        assert_eq!(from_latin1(&all), all.iter().map(|&byte| char::from(byte)).collect::<String>());
     }
 
     #[test]

@@ -7,6 +7,7 @@ mod merges;
 pub mod pack;
 pub mod pieces;
 pub mod split;
+pub mod text;
 pub mod train;
 mod window;
 
@@ -17,11 +18,19 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
 use std::time::Duration;
 
+use text::Text;
+
 /// What can go wrong. Nothing in this crate panics on bad input.
 #[derive(Debug)]
 pub enum Error {
     /// The caller's input cannot be used; the text says why.
     Invalid(String),
+    /// Text number `text` has no UTF-8: code point `at` of it is half of a surrogate pair.
+    Surrogate {
+        text: usize,
+        at: usize,
+        value: u32,
+    },
     Io(std::io::Error),
     /// The `Check` callback asked to stop.
     Stopped,
@@ -31,6 +40,9 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Error::Invalid(message) => f.write_str(message),
+            Error::Surrogate { text, at, value } => {
+                write!(f, "text {text} has no UTF-8: it holds a lone surrogate, '\\u{value:04x}' at character {at}")
+            }
             Error::Io(error) => error.fmt(f),
             Error::Stopped => f.write_str("stopped"),
         }
@@ -38,6 +50,16 @@ impl fmt::Display for Error {
 }
 
 impl std::error::Error for Error {}
+
+impl Error {
+    /// The same where there are `texts` more before those that it counts.
+    pub fn behind(self, texts: usize) -> Self {
+        match self {
+            Error::Surrogate { text, at, value } => Error::Surrogate { text: texts + text, at, value },
+            error => error,
+        }
+    }
+}
 
 impl From<std::io::Error> for Error {
     fn from(error: std::io::Error) -> Self {
@@ -58,13 +80,13 @@ pub fn thread_count(threads: usize) -> usize {
     }
 }
 
-/// Ranges of neighbouring parts of texts of about `bytes` each: large enough to be worth handing to a thread.
-pub fn group_by_bytes(parts: &[(&str, bool)], bytes: usize) -> Vec<Range<usize>> {
+/// Ranges of neighbouring parts of texts of about `length` each: large enough to be worth handing to a thread.
+pub fn group_by_length(parts: &[(Text, bool)], length: usize) -> Vec<Range<usize>> {
     let mut groups = Vec::new();
     let (mut start, mut size) = (0, 0);
     for (i, (part, _)) in parts.iter().enumerate() {
-        size += part.len() + 1;
-        if size >= bytes {
+        size += part.length() + 1;
+        if size >= length {
             groups.push(start..i + 1);
             (start, size) = (i + 1, 0);
         }
@@ -165,11 +187,11 @@ mod tests {
 
     #[test]
     fn groups_cover_every_text_once() {
-        let texts = ["", "abc", "", "defgh", "i"].map(|text| (text, true));
-        for bytes in [1, 4, 1000] {
-            let groups = group_by_bytes(&texts, bytes);
+        let texts = ["", "abc", "", "defgh", "i"].map(|text| (text.into(), true));
+        for length in [1, 4, 1000] {
+            let groups = group_by_length(&texts, length);
             assert_eq!(groups.into_iter().flatten().collect::<Vec<_>>(), vec![0, 1, 2, 3, 4]);
         }
-        assert!(group_by_bytes(&[], 10).is_empty());
+        assert!(group_by_length(&[], 10).is_empty());
     }
 }

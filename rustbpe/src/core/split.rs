@@ -3,6 +3,7 @@
 use std::sync::OnceLock;
 
 use super::characters::Characters;
+use super::text::Text;
 use super::window::{self, Window};
 use super::{Error, Result};
 
@@ -89,14 +90,14 @@ impl Splitter {
         }
     }
 
-    /// Cuts long texts into parts of about `bytes` each, where a piece ends whatever stands before and after: between a
+    /// Cuts long texts into parts of about `length` each, where a piece ends whatever stands before and after: between a
     /// letter and what is none. All parts in order, and for each whether it ends its text. Other patterns know no such place.
-    pub fn parts<'t>(&self, texts: &[&'t str], bytes: usize) -> Vec<(&'t str, bool)> {
+    pub fn parts<'t>(&self, texts: &[Text<'t>], length: usize) -> Vec<(Text<'t>, bool)> {
         let mut parts = Vec::with_capacity(texts.len());
         for &text in texts {
             let mut rest = text;
             if let Splitter::Gpt4(gpt4) = self {
-                while let Some(end) = gpt4.cut(rest, bytes) {
+                while let Some(end) = gpt4.cut(rest, length) {
                     let (part, after) = rest.split_at(end);
                     parts.push((part, false));
                     rest = after;
@@ -265,14 +266,30 @@ fn not_letters(sixteen: u128) -> u128 {
     (!(low + each(0x1F)) | (low + each(0x05)) | sixteen) & each(0x80)
 }
 
-/// The end of the spaces that start at `at`, or a place up to 31 bytes before it.
+/// The end of the run of what stands at `at`, or a place up to 31 numbers before it. Of UTF-8 only ASCII is ever skipped.
 #[inline]
-fn skip_spaces(text: &[u8], mut at: usize) -> usize {
-    const SPACES: &[u8; 32] = &[b' '; 32];
-    while text.get(at..at + SPACES.len()) == Some(SPACES) {
-        at += SPACES.len();
+fn skip_equal<U: Copy + PartialEq>(text: &[U], mut at: usize) -> usize {
+    const TOGETHER: usize = 32;
+    let Some(&first) = text.get(at) else { return at };
+    let are_equal = |some: &[U]| some.iter().fold(true, |all, &unit| all & (unit == first));
+    while text.get(at..at + TOGETHER).is_some_and(are_equal) {
+        at += TOGETHER;
     }
     at
+}
+
+/// The end of the first run of letters from `at` on, if there is text behind it. `look` gives a character's class and width,
+/// `skip` the end of equal ones.
+fn after_letters(mut at: usize, look: impl Fn(usize) -> Option<(Class, usize)>, skip: impl Fn(usize) -> usize) -> Option<usize> {
+    let mut letters = false;
+    loop {
+        let (class, width) = look(at)?;
+        if letters && class != Letter {
+            return Some(at);
+        }
+        letters = class == Letter;
+        at = skip(at).max(at + width);
+    }
 }
 
 /// GPT-4's split by hand; `digits` is how many numbers a piece may hold, `whole_end` that white space at the end of a
@@ -284,19 +301,25 @@ pub struct Gpt4 {
 }
 
 impl Gpt4 {
-    /// Where to cut a text that is much longer than `bytes`: the end of the first run of letters from there on.
-    fn cut(&self, text: &str, bytes: usize) -> Option<usize> {
-        if text.len() < 2 * bytes {
+    /// Where to cut a text that is much longer than `length`: the end of the first run of letters from there on.
+    fn cut(&self, text: Text, length: usize) -> Option<usize> {
+        fn units<U: Copy + PartialEq + Into<u32>>(classes: &Classes, text: &[U], at: usize) -> Option<usize> {
+            let look = |at| text.get(at).map(|&unit| (classes.class(Into::<u32>::into(unit) as usize), 1));
+            after_letters(at, look, |at| skip_equal(text, at))
+        }
+        if text.length() < 2 * length {
             return None;
         }
-        let mut at = (bytes..text.len()).find(|&at| text.is_char_boundary(at))?;
-        loop {
-            at = skip_spaces(text.as_bytes(), at);
-            let (class, width) = self.classes.look(text.as_bytes(), at)?;
-            if class == Letter {
-                return Some(self.classes.letters(text.as_bytes(), at)).filter(|&end| end < text.len());
+        let classes = self.classes;
+        match text {
+            Text::Utf8(text) => {
+                let at = (length..text.len()).find(|&at| text.is_char_boundary(at))?;
+                let text = text.as_bytes();
+                after_letters(at, |at| classes.look(text, at), |at| skip_equal(text, at))
             }
-            at += width;
+            Text::Latin1(text) => units(classes, text, length),
+            Text::Ucs2(text) => units(classes, text, length),
+            Text::Ucs4(text) => units(classes, text, length),
         }
     }
 
@@ -341,9 +364,11 @@ impl Gpt4 {
             if class == Newline {
                 line_end = Some(end);
             }
-            let spaces = skip_spaces(text, end);
-            if spaces > end {
-                (last, end) = (spaces - 1, spaces);
+            if class == Space {
+                let spaces = skip_equal(text, last);
+                if spaces > end {
+                    (last, end) = (spaces - 1, spaces);
+                }
             }
         }
         match line_end {
@@ -373,6 +398,7 @@ pub fn contraction(rest: &[u8]) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::text::samples::Held;
     use proptest::prelude::*;
     use std::sync::LazyLock;
 
@@ -394,9 +420,13 @@ mod tests {
         for (by_hand, general) in &*BOTH {
             let expected = pieces(general, text);
             prop_assert_eq!(&pieces(by_hand, text), &expected);
-            for bytes in [1, 7] {
-                let parts = by_hand.parts(&[text], bytes);
-                prop_assert_eq!(parts.iter().flat_map(|(part, _)| pieces(by_hand, part)).collect::<Vec<_>>(), expected.clone());
+            for (held, length) in Held::new(text).all().zip([1, 7, 1, 7]) {
+                let parts = by_hand.parts(&[held], length);
+                let (mut found, mut room) = (Vec::new(), Vec::new());
+                for (part, _) in &parts {
+                    found.extend(pieces(by_hand, part.utf8(&mut room).unwrap()));
+                }
+                prop_assert_eq!(&found, &expected);
                 prop_assert_eq!(parts.iter().filter(|part| part.1).count(), 1);
             }
         }

@@ -11,10 +11,11 @@ use rustc_hash::FxHashMap;
 
 use super::pieces::Counts;
 use super::split::Splitter;
-use super::{Check, Error, Result, group_by_bytes, parallel, thread_count};
+use super::text::{Text, no_utf8};
+use super::{Check, Error, Result, group_by_length, parallel, thread_count};
 
-/// Text per job of a thread, in bytes.
-const JOB_BYTES: usize = 1 << 18;
+/// Text per job of a thread, in bytes or characters.
+const JOB_LENGTH: usize = 1 << 18;
 
 /// Counts the pieces of a stream of texts, on several threads, each with a table of its own.
 pub struct Counter {
@@ -29,14 +30,15 @@ impl Counter {
         Ok(Counter { splitter: Splitter::new(pattern)?, tables })
     }
 
-    /// Counts the pieces of one batch of texts.
-    pub fn add(&mut self, texts: &[&str], check: &mut Check) -> Result<()> {
-        let parts = self.splitter.parts(texts, JOB_BYTES);
-        let jobs = group_by_bytes(&parts, JOB_BYTES);
+    /// Counts the pieces of one batch of texts. Errors: `Surrogate`.
+    pub fn add(&mut self, texts: &[Text], check: &mut Check) -> Result<()> {
+        let parts = self.splitter.parts(texts, JOB_LENGTH);
+        let jobs = group_by_length(&parts, JOB_LENGTH);
         let splitter = &self.splitter;
         parallel(&mut self.tables, jobs.len(), check, |counts, job| {
+            let mut room = Vec::new();
             for (text, _) in &parts[jobs[job].clone()] {
-                counts.add(splitter, text);
+                counts.add(splitter, text.utf8(&mut room).ok_or_else(|| no_utf8(texts))?);
             }
             Ok(())
         })?;
@@ -350,7 +352,8 @@ mod tests {
     fn train(texts: &[&str], vocab_size: usize, threads: usize) -> Vec<Vec<u8>> {
         let mut counter = Counter::new(GPT4_PATTERN, threads).unwrap();
         for batch in texts.chunks(3) {
-            counter.add(batch, &mut || Ok(())).unwrap();
+            let batch: Vec<Text> = batch.iter().map(|&text| text.into()).collect();
+            counter.add(&batch, &mut || Ok(())).unwrap();
         }
         learn(counter.finish(), vocab_size, &mut || Ok(())).unwrap()
     }
