@@ -271,6 +271,28 @@ class TestEncoding:
         ids, offsets = bpe.encode_batch([])
         assert ids.tolist() == [] and offsets.tolist() == [0]
 
+    @pytest.mark.parametrize("unit", ["ab ", "é a", "字 a", "\U0001f642 a", "\0é"], ids=ascii)
+    def test_every_way_in_which_python_keeps_a_text(self, unit: str) -> None:
+        class Text(str):
+            __slots__ = ()
+
+        bpe = encoding(["ab é 字 \U0001f642"])
+        for text in (unit, unit * 10_000, Text(unit), Text(unit * 10_000)):  # the long ones in several parts
+            utf8 = text.encode()
+            assert bpe.decode_bytes(bpe.encode(text)) == utf8
+            assert bpe.decode_bytes(bpe.encode_batch([text, text], threads=2)[0]) == 2 * utf8
+            assert rustbpe.train([text], 300, PATTERN) == rustbpe.train([utf8.decode()], 300, PATTERN)
+
+    @pytest.mark.parametrize("wide", ["", "\U0001f642"])
+    @pytest.mark.parametrize("place", [0, 5_000, 300_000])
+    def test_a_lone_surrogate_is_found_wherever_it_is(self, wide: str, place: int) -> None:
+        text = "字a " * (place // 3) + "a" * (place % 3) + "\udfff" + wide + "字a " * 100_000
+        for threads in (1, 2):
+            with pytest.raises(ValueError, match=rf"text 1 .*surrogate, '\\udfff' at character {place}$"):
+                encoding([]).encode_batch(["a", text, text], threads=threads)
+        with pytest.raises(ValueError, match=rf"text 3 .*surrogate, '\\udfff' at character {place}$"):
+            rustbpe.train(iter(["a" * 20_000_000, "a", "b", text]), 300, PATTERN)
+
     def test_one_long_document_is_spread_over_threads(self) -> None:
         text = "".join(f"word{i % 977} 你好 {i}\n\n" for i in range(30_000)) + " " * 300_000 + "a" * 300_000
         bpe = encoding([text[:100_000]])

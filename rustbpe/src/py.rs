@@ -1,7 +1,7 @@
 //! The Python module. It holds the interpreter to fetch texts and to build results; all work runs without it.
 
 use std::collections::HashMap;
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, BufWriter};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -17,7 +17,7 @@ use pyo3::types::string::PyStringData;
 use pyo3::types::{PyBytes, PyIterator, PyList, PyString, PyTuple};
 
 use crate::core::encode::{Encoded, Encoder, Id};
-use crate::core::pack::{self, Packer};
+use crate::core::pack::{self, EagerFile, Packer};
 use crate::core::text::{Text, no_utf8};
 use crate::core::train::{Counter, learn};
 use crate::core::{Check, Error, Result as CoreResult, thread_count};
@@ -138,7 +138,7 @@ impl Encoding {
         }
         pack::check_pack(row, buffer).map_err(exception)?;
         let batches = iterate(texts, "texts")?;
-        let file = BufWriter::with_capacity(1 << 20, File::create(&path).map_err(|error| os_error(py, &error, &path))?);
+        let file = BufWriter::with_capacity(1 << 20, EagerFile::create(&path).map_err(|error| os_error(py, &error, &path))?);
         let pack = || {
             if self.0.fits_u16() {
                 self.pack::<u16>(py, batches, Packer::new(file, row, bos as u32, buffer).map_err(exception)?, &path, threads)
@@ -184,7 +184,7 @@ impl Encoding {
         &self,
         py: Python<'py>,
         batches: Bound<'py, PyIterator>,
-        mut packer: Packer<BufWriter<File>, I>,
+        mut packer: Packer<BufWriter<EagerFile>, I>,
         path: &Path,
         threads: usize,
     ) -> PyResult<(u64, u64, u64)> {

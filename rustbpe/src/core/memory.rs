@@ -1,5 +1,6 @@
-//! Large tables, what processors do at once, and UTF-8 made by hand: all of the core that is not safe Rust.
+//! Large tables, what processors do at once, UTF-8 made by hand, and hints to the kernel: all of the core that is not safe Rust.
 
+use std::fs::File;
 use std::ops::BitOr;
 
 /// A new vector of `n` values, in huge pages where the kernel has them: a look into a table of many small pages
@@ -45,6 +46,21 @@ pub fn fetch<T>(value: &T) {
     }
     #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     let _ = address;
+}
+
+/// Has the kernel begin to write a part of a file to disk. What it answers is of no concern: only an fsync makes sure.
+#[allow(unused_variables)]
+pub fn write_back(file: &File, start: u64, bytes: u64) {
+    #[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
+    {
+        use std::os::fd::AsRawFd;
+        unsafe extern "C" {
+            fn sync_file_range(file: i32, start: i64, bytes: i64, flags: u32) -> i32;
+        }
+        const SYNC_FILE_RANGE_WRITE: u32 = 2;
+        // SAFETY: the descriptor is open as long as `file` is, and nothing of the file changes.
+        unsafe { sync_file_range(file.as_raw_fd(), start as i64, bytes as i64, SYNC_FILE_RANGE_WRITE) };
+    }
 }
 
 /// Appends the first `n` of some values. That all of them are written, whatever n, spares the processor a branch that it
