@@ -45,7 +45,7 @@ fn train<'py>(
     }
     let counter = Counter::new(pattern, natural("threads", threads)?).map_err(exception)?;
     let mut texts = Texts::new(texts)?;
-    let next = || texts.batch().map(|batch| Some(batch).filter(|batch| !batch.is_empty()));
+    let next = || texts.batch(BATCH_LENGTH, BATCH_TEXTS).map(|batch| Some(batch).filter(|batch| batch.len() > 0));
     let counter = pipeline(py, None, counter, next, |counter, texts, check| counter.add(texts, check), |()| Ok(()))?;
     let tokens = detached(py, |check| learn(counter.finish(), vocab_size, check))?;
     Ok(tokens.iter().map(|token| PyBytes::new(py, token)).collect())
@@ -193,7 +193,7 @@ impl Encoding {
         let next = || {
             let Some(batch) = batches.next() else { return Ok(None) };
             let batch = Batch::from(&batch?, index)?;
-            index += batch.texts().len();
+            index += batch.len();
             Ok(Some(batch))
         };
         let encode = |_: &mut (), texts: &[Text], check: &mut Check| self.0.encode_batch::<I>(texts, threads, check);
@@ -266,23 +266,19 @@ impl<'py> Texts<'py> {
         Ok(Some(text))
     }
 
-    /// The next texts; none at the end.
-    fn batch(&mut self) -> PyResult<Batch> {
-        let (index, mut batch, mut length) = (self.index, Vec::new(), 0);
-        while length < BATCH_LENGTH && batch.len() < BATCH_TEXTS {
+    /// The next texts, until they are `length` characters or `n` texts; none at the end.
+    fn batch(&mut self, length: usize, n: usize) -> PyResult<Batch> {
+        let (index, mut texts, mut fetched) = (self.index, Vec::new(), 0);
+        while fetched < length && texts.len() < n {
             let Some(text) = self.next()? else { break };
-            length += text.text().length();
-            batch.push(text);
+            fetched += text.text().length();
+            texts.push(text);
         }
-        Ok(Batch { index, source: Source::Objects(batch) })
+        Ok(Batch { index, source: Source::Objects(texts) })
     }
 
     fn all(&mut self) -> PyResult<Batch> {
-        let (index, mut all) = (self.index, Vec::new());
-        while let Some(text) = self.next()? {
-            all.push(text);
-        }
-        Ok(Batch { index, source: Source::Objects(all) })
+        self.batch(usize::MAX, usize::MAX)
     }
 }
 
@@ -337,10 +333,6 @@ impl Batch {
         let text = String::from_utf8(bytes(utf8, start, last - start)?).map_err(|_| wrong())?;
         let ends: Vec<usize> = ends[1..].iter().map(|end| end - start).collect();
         if ends.iter().all(|&end| text.is_char_boundary(end)) { Ok(column(text, ends)) } else { Err(wrong()) }
-    }
-
-    fn is_empty(&self) -> bool {
-        self.len() == 0
     }
 
     fn len(&self) -> usize {
