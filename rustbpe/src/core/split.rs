@@ -415,13 +415,17 @@ mod tests {
         pieces
     }
 
-    /// Whether each pattern's splitter by hand agrees with the engine, on the whole text and on its parts together.
+    /// Whether each pattern's splitter by hand agrees with the engine, on the whole text and on its parts together, of the text
+    /// in one of the ways that can hold it.
     fn agrees(text: &str) -> std::result::Result<(), TestCaseError> {
+        let held = Held::new(text);
+        let ways: Vec<Text> = held.all().collect();
+        let text_held = ways[text.len() % ways.len()];
         for (by_hand, general) in &*BOTH {
             let expected = pieces(general, text);
             prop_assert_eq!(&pieces(by_hand, text), &expected);
-            for (held, length) in Held::new(text).all().zip([1, 7, 1, 7]) {
-                let parts = by_hand.parts(&[held], length);
+            for length in [1, 7] {
+                let parts = by_hand.parts(&[text_held], length);
                 let (mut found, mut room) = (Vec::new(), Vec::new());
                 for (part, _) in &parts {
                     found.extend(pieces(by_hand, part.utf8(&mut room).unwrap()));
