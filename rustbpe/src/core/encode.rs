@@ -743,6 +743,11 @@ mod tests {
             prop_assert_eq!(&by_scan, &by_heap);
         }
 
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(30))]
+
         #[test]
         fn batches_equal_single_texts(texts in prop::collection::vec(any::<String>(), 0..20), long in "[ab é\n]{0,40}", threads in 0usize..4) {
             let mut texts = texts;
