@@ -15,9 +15,9 @@ import typer
 from typer.exceptions import TyperException
 
 from nanochat import config as configuration
+from nanochat.cli.submit import app as submit
 from nanochat.console import fail, log
 from nanochat.errors import NanochatError, UsageError
-from nanochat.ops.submit import app as submit
 
 QUICKSTART_RUN = "quickstart"
 SHOWN = 2000  # characters of an unexpected error: a compiler's has sixty thousand
@@ -48,7 +48,7 @@ def _run_config(profile: str, trial: bool, arguments: list[str]) -> configuratio
     """The profile's values with the flags on top. Text of the user's own lets vocabulary and length follow from it."""
     overrides = configuration.parse_flags(arguments)
     if profile == "auto":
-        from nanochat.ops.hardware import profile_here
+        from nanochat.hardware.machine import profile_here
 
         profile = profile_here()
         log(f"profile: {profile}, by what this machine has")
@@ -70,7 +70,7 @@ def train(
         raise UsageError(f"stage {stage!r} is unknown", "one of: base, sft, rl, all")
     config = _run_config(profile, trial, context.args)
     stages = (stage,) if stage != "all" else ("base", "sft", *(["rl"] if config.rl_iterations != -1 else []))
-    from nanochat.ops.run import train as run
+    from nanochat.pipeline.train import train as run
 
     raise typer.Exit(run(config, stages, [str(HERE), *sys.argv[1:]]))
 
@@ -79,7 +79,7 @@ def train(
 def quickstart(context: typer.Context) -> None:
     """From nothing to a chat in minutes, with no network and no GPU: the embedded corpus, a score, three answers."""
     config = configuration.build_config("cpu", False, {"run": QUICKSTART_RUN} | configuration.parse_flags(context.args))
-    from nanochat.ops.run import train as run
+    from nanochat.pipeline.train import train as run
 
     raise typer.Exit(run(config, relaunch=[str(HERE), *sys.argv[1:]]))
 
@@ -100,7 +100,7 @@ def download(
 
     command.limit_rate(limit)
     if evaluation:
-        from nanochat.ops.fetch import fetch_tasks
+        from nanochat.data.source import fetch_tasks
 
         for folder in fetch_tasks(verify):
             print(folder)
@@ -113,9 +113,9 @@ def download(
         return
     named = ([f"--dataset={dataset}"] if dataset else []) + ([f"--shards={shards}"] if shards else [])
     config = _run_config(profile, trial, [*named, *context.args])
-    from nanochat.ops.fetch import fetch_for
-    from nanochat.ops.hardware import choose_hardware
-    from nanochat.ops.plan import normal, resolve
+    from nanochat.data.source import fetch_for
+    from nanochat.hardware.machine import choose_hardware
+    from nanochat.planning.plan import normal, resolve
 
     print(fetch_for(resolve(normal(config), hardware=choose_hardware(config)), verify))
 
@@ -127,11 +127,11 @@ def identity(
 ) -> None:
     """Make the conversations that teach a model who it is, from a TOML file (train --identity does the same), or download some."""
     if file is None:
-        from nanochat.data.sets import ensure_identity
+        from nanochat.data.hub.sets import ensure_identity
 
         print(ensure_identity())
         return
-    from nanochat.data import identity as who
+    from nanochat.data.embedded import identity as who
 
     path = out or file.with_suffix(".jsonl")
     who.write_conversations(path, who.conversations(who.read_identity(file)))
@@ -142,7 +142,7 @@ def identity(
 def tokenizer(context: typer.Context, profile: Annotated[str, typer.Option(help="whose data and vocabulary")] = "auto") -> None:
     """Train the tokenizer that `train` with the same options would use, and print where it lies."""
     config = _run_config(profile, False, context.args)
-    from nanochat.ops.run import tokenizer_of
+    from nanochat.pipeline.train import tokenizer_of
 
     print(tokenizer_of(config))
 
@@ -160,8 +160,8 @@ def chat(
     """Chat with a trained model in the terminal."""
     from nanochat.chat.terminal import chat as converse
     from nanochat.generate.engine import Engine
-    from nanochat.ops import runs
-    from nanochat.ops.hardware import this_machine
+    from nanochat.hardware.machine import this_machine
+    from nanochat.runs import record as runs
 
     opened = runs.open_model(run, "cuda" if device != "cpu" and this_machine(device).cuda else "cpu")
     runs.describe(opened)
@@ -197,8 +197,8 @@ def serve(
     queue: Annotated[int, typer.Option(help="answers that may wait")] = 64,
 ) -> None:
     """Serve the newest model: a page to chat in a browser, and OpenAI's API."""
-    from nanochat.ops.serve import Options
-    from nanochat.ops.serve import serve as answer
+    from nanochat.chat.serve import Options
+    from nanochat.chat.serve import serve as answer
 
     raise typer.Exit(answer(Options(host, port, run, api_key_file, tuple(allow_host or ()), insecure_no_key, device, slots, queue)))
 
@@ -217,13 +217,13 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object on stdout")] = False,
 ) -> None:
     """Score a model: bits per byte, CORE, ARC, MMLU, GSM8K, held-out questions. Killed, the same command goes on."""
-    from nanochat.ops.hardware import this_machine
-    from nanochat.train import ranks
+    from nanochat.distributed import ranks
+    from nanochat.hardware.machine import this_machine
 
     if nproc_per_node > 1 and not ranks.launched():
         raise typer.Exit(ranks.launch([str(HERE), *sys.argv[1:]], nproc_per_node))
-    from nanochat.ops.evaluation import evaluate as score
-    from nanochat.ops.evaluation import print_results
+    from nanochat.evaluation.evaluate import evaluate as score
+    from nanochat.evaluation.evaluate import print_results
 
     chosen = "cuda" if device != "cpu" and this_machine(device).cuda else "cpu"
     parts = [part for part in only.split(",") if part]
@@ -244,13 +244,15 @@ def plan(
     """What a run needs and gives, before its first step: parameters, tokens, memory, time, disk, download."""
     import dataclasses
 
-    from nanochat.ops import budget, cards, hardware
-    from nanochat.ops import plan as planning
+    from nanochat.hardware import gpu_specs as cards
+    from nanochat.hardware import machine as hardware
+    from nanochat.planning import autosize as budget
+    from nanochat.planning import plan as planning
 
     config = planning.normal(_run_config(profile, trial, context.args))
     text_bytes = None
     if config.data:  # its size decides the vocabulary and the length
-        from nanochat.data.documents import import_texts
+        from nanochat.data.text.documents import import_texts
 
         text_bytes = import_texts(Path(config.data)).text_bytes
     if card:
@@ -270,15 +272,15 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object on stdout")] = False,
 ) -> None:
     """Look for what would make a run fail or crawl on this machine; exit 3 where it would fail."""
-    from nanochat.ops import doctor as examination
-    from nanochat.ops import plan as planning
-    from nanochat.ops.hardware import this_machine
+    from nanochat.doctor import checks as examination
+    from nanochat.hardware.machine import this_machine
+    from nanochat.planning import plan as planning
 
     asked = _run_config(profile, trial, context.args)
     config = planning.resolve(asked)
     findings = examination.examine(config, planning.make_plan(config, this_machine(config.device)), asked=asked.device)
     if gpus:
-        from nanochat.ops.gpus import check_gpus
+        from nanochat.doctor.gpus import check_gpus
 
         findings += check_gpus(config.device)
     print(json.dumps(examination.to_json(findings), ensure_ascii=False) if as_json else examination.describe(findings))
@@ -293,11 +295,11 @@ def report(
 ) -> None:
     """Write a run's report anew and print it, or with --compare what differs between two runs."""
     from nanochat import paths
-    from nanochat.ops.report import write_report
-    from nanochat.ops.runs import newest_run, plain_name
+    from nanochat.report.collect import write_report
+    from nanochat.runs.record import newest_run, plain_name
 
     if compare:
-        from nanochat.ops import compare as comparison
+        from nanochat.report import compare as comparison
 
         found = comparison.compare(*(paths.run_dir(plain_name(name)) for name in compare))
         print(json.dumps(found, ensure_ascii=False) if as_json else comparison.describe(found))
@@ -320,9 +322,9 @@ def export(
     """
     if to not in ("hf", "gguf"):
         raise UsageError(f"--to {to} is unknown", "one of: hf, gguf")
-    from nanochat.ops import runs
-    from nanochat.ops.export import check as parity
-    from nanochat.ops.export import folder, gguf_file
+    from nanochat.export import check as parity
+    from nanochat.export import folder, gguf_file
+    from nanochat.runs import record as runs
 
     opened = runs.open_model(run)
     if to == "hf":
@@ -340,7 +342,7 @@ def import_(
     run: Annotated[str | None, typer.Option(help="the new run's name; without it its old one")] = None,
 ) -> None:
     """Read an exported folder back as a run, to chat with or to serve."""
-    from nanochat.ops.export.folder import import_folder
+    from nanochat.export.folder import import_folder
 
     print(import_folder(folder, run))
 
@@ -352,7 +354,7 @@ def base_train(arguments: list[str]) -> int:
     if values.get("run", "dummy") in ("dummy", "auto"):  # dummy: the upstream's name for "no name"
         values["run"] = f"d{depth}"
     config = configuration.Config(**({"sft_iterations": 0} | values))
-    from nanochat.ops.run import train as run
+    from nanochat.pipeline.train import train as run
 
     return run(config, ("base",), ["-m", "scripts.base_train", *arguments])
 
@@ -386,7 +388,7 @@ def _spins(command: Any) -> bool:
         return False
     if {"-h", "--help"} & set(sys.argv):
         return False
-    from nanochat.ops.hardware import quiet
+    from nanochat.hardware.machine import quiet
 
     return quiet()
 
@@ -411,7 +413,7 @@ def guarded(command: Any, *arguments: Any) -> None:
         code = 130
     finally:
         if "RANK" in os.environ:
-            from nanochat.train.ranks import record_exit
+            from nanochat.distributed.ranks import record_exit
 
             record_exit(code)
     raise SystemExit(code)
@@ -420,7 +422,7 @@ def guarded(command: Any, *arguments: Any) -> None:
 def _dispatch() -> int:
     """Typer's own handling of usage errors, in this project's two lines."""
     if "NANOCHAT_GUARD" in os.environ:  # in a rented pod: this same command, watched
-        from nanochat.ops.guard import guarded as watched
+        from nanochat.cloud.guard import guarded as watched
 
         return watched([sys.executable, str(HERE), *sys.argv[1:]], os.environ)
     try:

@@ -17,8 +17,8 @@ from bpe.peers import generated_texts, measure, parquet_texts, peers_python, sou
 from bpe.worker import CL100K
 
 import rustbpe
-from nanochat.data.vocabularies import huggingface, ranks_text
-from nanochat.tokenizer import SPLIT_PATTERN
+from nanochat.tokenizer.formats import huggingface, ranks_text
+from nanochat.tokenizer.tokenizer import SPLIT_PATTERN
 
 
 def main() -> int:

@@ -20,7 +20,7 @@ from bpe.peers import parquet_texts, source_texts
 
 from nanochat.data.rows import RowCache
 from nanochat.data.shards import ROW_GROUP, Shard, texts
-from nanochat.tokenizer import Tokenizer
+from nanochat.tokenizer.tokenizer import Tokenizer
 
 
 def taken(source: Iterable[str], mb: int) -> list[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from bpe.peers import alternate, measure, median, parquet_texts, peers_python, source_texts, written
 
-from nanochat.tokenizer import SPLIT_PATTERN
+from nanochat.tokenizer.tokenizer import SPLIT_PATTERN
 
 
 def main() -> None:

@@ -18,9 +18,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from nanochat.data import hub
-from nanochat.data.hub import Remote
-from nanochat.data.transfer import fetch
+from nanochat.data.hub import addresses as hub
+from nanochat.data.hub.addresses import Remote
+from nanochat.data.hub.transfer import fetch
 from nanochat.errors import DataError
 from tests.faulty import MB, FaultyServer
 

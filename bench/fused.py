@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from nanochat.config import Config
-from nanochat.model import fused
+from nanochat.kernels import fused
 from nanochat.model.gpt import GPT
 from nanochat.model.loss import cross_entropy_sum
 from nanochat.model.scaling import GPTConfig

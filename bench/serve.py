@@ -19,12 +19,12 @@ from typing import Any
 import torch
 from peers.environment import environment
 
-from nanochat.chat.meters import Meters
+from nanochat.chat.metrics import Meters
 from nanochat.chat.scheduler import Answering, Delta, Scheduler, Served
 from nanochat.generate.sampling import Sampling
 from nanochat.model.gpt import GPT
 from nanochat.model.scaling import GPTConfig, count_parameters
-from nanochat.tokenizer import Tokenizer
+from nanochat.tokenizer.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 TRANSFORMERS = "transformers==5.24.0"

@@ -1,7 +1,7 @@
 """One flat, frozen configuration: a profile's values, then the user's, validated once where it is built.
 
 Every key of profiles/*.toml and every long flag of `train` is a field of `Config`, under the name that
-karpathy/nanochat gives it where it has one. -1 and "auto" mean "by rule": nanochat/ops/plan.py puts the
+karpathy/nanochat gives it where it has one. -1 and "auto" mean "by rule": nanochat/planning/plan.py puts the
 rule's value in their place, and the run's config.toml keeps that value.
 """
 

@@ -5,9 +5,9 @@ import os
 import sys
 
 from nanochat.console import fail, log
-from nanochat.data.download import KNOWN, ensure_shards, origin
+from nanochat.data.hub.download import KNOWN, ensure_shards, origin
+from nanochat.data.hub.transfer import LIMIT, parse_rate
 from nanochat.data.shards import MANIFEST, Dataset, read_manifest, verify
-from nanochat.data.transfer import LIMIT, parse_rate
 from nanochat.errors import NanochatError, UsageError
 from nanochat.paths import dataset_dir
 

@@ -1,8 +1,8 @@
-"""`python -m scripts.troubleshooting`: docs/TROUBLESHOOTING.md and its Traditional Chinese twin, from nanochat/ops/troubles.toml."""
+"""Writes TROUBLESHOOTING.md and its Traditional Chinese twin from nanochat/doctor/troubleshooting.toml."""
 
 from pathlib import Path
 
-from nanochat.ops.troubles import DOCUMENTS, document
+from nanochat.doctor.troubleshooting import DOCUMENTS, document
 from nanochat.paths import atomic_write
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"

@@ -24,14 +24,14 @@ def as_before_training() -> Iterator[None]:
     yield
     if "torch" in sys.modules:
         sys.modules["torch"].set_flush_denormal(False)
-    if "nanochat.model.fused" in sys.modules:
-        sys.modules["nanochat.model.fused"].forget()
+    if "nanochat.kernels.fused" in sys.modules:
+        sys.modules["nanochat.kernels.fused"].forget()
 
 
 @pytest.fixture
 def fused_operations() -> None:
     """A CPU's fused operations in this process, for one test."""
-    from nanochat.train import kernels
+    from nanochat.kernels import build as kernels
 
     for dtype in kernels.TYPES:
         if why := kernels.load(dtype, Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])):

@@ -18,9 +18,9 @@ import torch
 
 import entrypoint
 from nanochat.errors import NanochatError, Preempted
-from nanochat.ops import run
-from nanochat.tokenizer import Tokenizer
-from nanochat.train.heartbeat import read_heartbeat
+from nanochat.pipeline import train as run
+from nanochat.runs.heartbeat import read_heartbeat
+from nanochat.tokenizer.tokenizer import Tokenizer
 from tests.tiny import MODEL, ROOT, call, config, flags, losses, sentences, start, wait_for
 
 pytestmark = pytest.mark.long

@@ -1,6 +1,5 @@
 """The house itself: what the README, the lock, the Makefile and the profiles promise is what the tree holds."""
 
-import ast
 import os
 import re
 import resource
@@ -30,32 +29,6 @@ def files() -> list[str]:
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
     return sorted(name for name in listed if (ROOT / name).is_file())
-
-
-def tree(readme: str) -> list[str]:
-    """The paths in a README's annotated tree: indentation is nesting, the first word of a line is a name."""
-    block = re.search(r"<!-- tree -->\n+```\w*\n(.*?)```", read(readme), re.S)
-    assert block, f"{readme} has no tree"
-    found, folders = [], [(-1, "")]
-    for line in block[1].splitlines():
-        name = line.split()[0]
-        indent = len(line) - len(line.lstrip())
-        while folders[-1][0] >= indent:
-            folders.pop()
-        path = folders[-1][1] + name
-        if name.endswith("/"):
-            folders.append((indent, path))
-        found.append(path)
-    return found
-
-
-@pytest.mark.parametrize("readme", READMES)
-def test_annotated_tree_is_the_real_tree(readme: str, files: list[str]) -> None:
-    listed = tree(readme)
-    real = {name for name in files if not name.startswith("tests/") and not name.endswith("__init__.py")}
-    assert len(listed) == len(set(listed))
-    assert {name for name in listed if not name.endswith("/")} == real
-    assert all((ROOT / name).is_dir() for name in listed if name.endswith("/"))
 
 
 def test_tests_mirror_the_package(files: list[str]) -> None:
@@ -106,41 +79,6 @@ def test_flags_in_the_documents_exist(name: str) -> None:
     fields = build_config("cpu").to_dict()
     written = set(re.findall(r"(?<![\w-])--([a-z][a-z_-]*)", read(name)))
     assert {flag for flag in written if flag.replace("-", "_") not in fields and flag not in own} == set()
-
-
-# What may import what: a file imports from its own layer or a lower one.
-LAYERS = {
-    **dict.fromkeys(("errors", "config", "paths", "console"), 0),
-    **dict.fromkeys(("tokenizer", "data", "model"), 1),
-    "generate": 2,
-    **dict.fromkeys(("chat", "train", "evaluation"), 3),
-    "ops": 4,
-    "dataset": 5,
-}
-
-
-def imports(path: Path) -> set[str]:
-    """Every module that a file names in an import statement, wherever it stands."""
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
-
-
-def test_imports_point_one_way() -> None:
-    for path in (ROOT / "nanochat").rglob("*.py"):
-        room = path.relative_to(ROOT / "nanochat").parts[0].removesuffix(".py")
-        for name in imports(path):
-            top, _, rest = name.partition(".")
-            assert top not in ("scripts", "entrypoint", "tests"), f"{path} imports {name}"
-            if top == "nanochat" and rest and room != "__init__":
-                assert LAYERS[rest.split(".")[0]] <= LAYERS[room], f"{path} imports {name}"
-        if room == "model":
-            assert not {"os", "sys", "torch.distributed"} & imports(path), f"{path}: the model knows nothing of environment or ranks"
 
 
 def locked() -> dict[str, str]:

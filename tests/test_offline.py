@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from nanochat.data.download import KNOWN
+from nanochat.data.hub.download import KNOWN
 from nanochat.data.shards import shard_name
-from nanochat.ops.fetch import SET_BYTES, TEST_BYTES
+from nanochat.data.source import SET_BYTES, TEST_BYTES
 from tests.evaluation.bundle import chat_rows, write_bundle
 from tests.hub import Hub, parquet
 from tests.tiny import MODEL, ROOT, environment, sentences

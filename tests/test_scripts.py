@@ -56,7 +56,7 @@ def test_plan_a(base: Path, shards: Path) -> None:
 def config_of(monkeypatch: pytest.MonkeyPatch, *arguments: str):
     """What `base_train ARGUMENTS` would run: config, stages and the workers' command line."""
     seen = []
-    monkeypatch.setattr("nanochat.ops.run.train", lambda *given: seen.append(given) or 0)
+    monkeypatch.setattr("nanochat.pipeline.train.train", lambda *given: seen.append(given) or 0)
     assert entrypoint.base_train(list(arguments)) == 0
     return seen[0]
 

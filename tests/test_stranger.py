@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from nanochat.data.download import KNOWN
-from nanochat.data.sets import TASKS, TESTS
+from nanochat.data.hub.download import KNOWN
+from nanochat.data.hub.sets import TASKS, TESTS
 from nanochat.data.shards import shard_name
 from tests import stranger, tiny
 from tests.evaluation.bundle import chat_rows, write_bundle

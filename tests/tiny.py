@@ -30,7 +30,7 @@ MODEL: dict[str, Any] = {
     "deterministic": True,
 }
 # A hundredth of the cpu profile's rates. Another number of processes or device batch adds in another order, and Muon and Adam amplify that
-# rounding up to a thousandfold in a step: at full rates float32 says nothing (tests/train/test_ranks.py compares them in float64).
+# rounding up to a thousandfold in a step: at full rates float32 says nothing (tests/distributed/test_ranks.py compares them in float64).
 GENTLE = {"matrix_lr": 0.004, "embedding_lr": 0.02, "value_embedding_lr": 0.007, "unembedding_lr": 0.0008, "scalar_lr": 0.01}
 
 

@@ -21,9 +21,9 @@ Losses = Callable[[Tensor, Tensor], Tensor]  # ids, targets (B, T), -1 not count
 def ours(tag: str) -> tuple[Losses, Callable[[str], list[int]], int, int]:
     """Token losses, encode, the id of BOS, and T."""
     from nanochat.model.loss import token_losses
-    from nanochat.ops import runs
     from nanochat.paths import run_dir
-    from nanochat.train.checkpoint import Checkpoints
+    from nanochat.runs import record as runs
+    from nanochat.runs.checkpoint import Checkpoints
 
     checkpoint = Checkpoints(run_dir(tag) / "base").newest()
     assert checkpoint is not None

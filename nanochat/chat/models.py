@@ -10,7 +10,7 @@ from nanochat.chat.scheduler import Scheduler, Served
 from nanochat.chat.training import newest_training
 from nanochat.console import log
 from nanochat.errors import DataError, NanochatError
-from nanochat.train.checkpoint import MANIFEST
+from nanochat.runs.checkpoint import MANIFEST
 
 POLL_SECONDS = 2.0
 

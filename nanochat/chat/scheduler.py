@@ -15,14 +15,14 @@ from typing import Any
 
 import torch
 
-from nanochat.chat.meters import Meters
+from nanochat.chat.metrics import Meters
 from nanochat.chat.stream import AnswerStream, Piece, TokenLogProb
 from nanochat.console import log
 from nanochat.errors import NanochatError
-from nanochat.generate.batch import Batch, Row, Token
+from nanochat.generate.batching import Batch, Row, Token
 from nanochat.generate.sampling import Sampling
 from nanochat.model.gpt import GPT
-from nanochat.tokenizer import Tokenizer
+from nanochat.tokenizer.tokenizer import Tokenizer
 
 ONE_THREAD_PARAMETERS = 2_000_000  # of the matrices: docs/EXPERIMENTS.md
 

@@ -15,8 +15,8 @@ from starlette.exceptions import HTTPException
 
 from nanochat.chat import api
 from nanochat.chat.api import ApiError, Prepared
-from nanochat.chat.gate import Gate, Limits, headers_of
-from nanochat.chat.meters import Meters
+from nanochat.chat.metrics import Meters
+from nanochat.chat.middleware import Gate, Limits, headers_of
 from nanochat.chat.scheduler import Answering, Busy, Delta, Scheduler, Served
 from nanochat.chat.schema import ChatRequest, CompletionRequest, Sampled
 

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from nanochat.generate.batch import Token
+from nanochat.generate.batching import Token
 from nanochat.generate.engine import Answer
-from nanochat.tokenizer import Tokenizer
+from nanochat.tokenizer.tokenizer import Tokenizer
 
 
 class Call(NamedTuple):

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from nanochat.train.heartbeat import HEARTBEAT, read_heartbeat
-from nanochat.train.metrics import SAMPLES
+from nanochat.runs.heartbeat import HEARTBEAT, read_heartbeat
+from nanochat.runs.metrics import SAMPLES
 
 CURVE_POINTS = 300
 SAMPLES_SHOWN = 6

@@ -10,9 +10,9 @@ from typing import Any, TypeVar, overload
 
 import numpy as np
 
-from nanochat.data import identity
-from nanochat.data.documents import Conversation, conversation_fault, read_conversations
-from nanochat.data.sets import TASKS, ensure_identity, ensure_task
+from nanochat.data.embedded import identity
+from nanochat.data.hub.sets import TASKS, ensure_identity, ensure_task
+from nanochat.data.text.documents import Conversation, conversation_fault, read_conversations
 from nanochat.errors import DataError, UsageError
 
 # How often each set goes into one pass (karpathy/nanochat's mixture).

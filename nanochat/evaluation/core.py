@@ -22,7 +22,7 @@ import yaml
 from nanochat.data.shards import sha256
 from nanochat.errors import DataError
 from nanochat.evaluation.scorer import Scorer, Span
-from nanochat.tokenizer import Tokenizer
+from nanochat.tokenizer.tokenizer import Tokenizer
 
 ORDER_SEED = 1337  # of the rows, so that the first N are a fair sample
 EXAMPLES_SEED = 1234  # plus the row's index: of the examples shown before it

@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nanochat.distributed.memory import in_parts
 from nanochat.generate.engine import Engine, answer_text
 from nanochat.model.gpt import GPT
-from nanochat.tokenizer import Tokenizer
-from nanochat.train.memory import in_parts
+from nanochat.tokenizer.tokenizer import Tokenizer
 
 BATCH_TOKENS = 16_384  # padding included, that one forward pass reads
 LOGIT_ROWS = 1024  # whose logits exist at once

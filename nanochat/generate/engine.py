@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from nanochat.errors import UsageError
-from nanochat.generate.batch import Batch, Row
+from nanochat.generate.batching import Batch, Row
 from nanochat.generate.sampling import Sampling
 from nanochat.model.gpt import GPT
-from nanochat.tokenizer import Tokenizer
+from nanochat.tokenizer.tokenizer import Tokenizer
 
 PROMPT_TOKENS = 16_384  # that one step reads where nobody waits for a running answer
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nanochat.model import fused
+from nanochat.kernels import fused
 from nanochat.model.scaling import PRODUCTS_LENGTH, VALUE_GATE_CHANNELS, GPTConfig
 
 ROPE_BASE = 100_000.0

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nanochat.model import fused
+from nanochat.kernels import fused
 from nanochat.model.attention import QK_SCALE, Append, Attention, KVCache, Linear, RMSNorm, rms_norm, rotary_table
 from nanochat.model.scaling import SMEAR_GATE_CHANNELS, GPTConfig
 

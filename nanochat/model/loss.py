@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanochat.model import fused
+from nanochat.kernels import fused
+from nanochat.kernels.products import product
 from nanochat.model.gpt import GPT
-from nanochat.model.products import product
 from nanochat.model.scaling import loss_rows
 
 IGNORE = -1

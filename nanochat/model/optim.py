@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
+from nanochat.kernels.products import product
 from nanochat.model.gpt import GPT
-from nanochat.model.products import product
 from nanochat.model.scaling import batch_lr_scale, width_lr_scale
 
 # Polar Express (Amsel et al., 2025, arXiv 2505.16932): five steps, safety 2e-2, cushion 2.
@@ -31,7 +31,7 @@ SCALAR_EPS = 1e-8  # a new model's scalars have gradients of zero but for roundi
 
 
 class Communicator(Protocol):
-    """What the optimizer needs of the ranks; nanochat/train/ranks.py has the real one."""
+    """What the optimizer needs of the ranks; nanochat/distributed/ranks.py has the real one."""
 
     @property
     def rank(self) -> int:

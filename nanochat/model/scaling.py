@@ -273,11 +273,6 @@ def loss_rows(tokens: int, vocab: int, device: str, fused: bool = False) -> int:
     return max(LOSS_ROWS, LOSS_CHUNK["cpu, fused" if fused else "cpu"] // vocab)
 
 
-def usable_bytes(memory: int) -> int:
-    """What a card of `memory` bytes leaves to training: 5.2 of 6 GiB, 22.5 of 24, 76 of 80 (in 1e9 bytes)."""
-    return int(0.9 * memory - 0.6e9)
-
-
 def cache_bytes(gpt: GPTConfig, slots: int, length: int, *, bf16: bool = True) -> int:
     """Bytes of the keys and values of `slots` conversations of `length` tokens."""
     return slots * 2 * gpt.depth * gpt.kv_dim * length * (2 if bf16 else 4)

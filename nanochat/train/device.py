@@ -12,9 +12,9 @@ from torch import Tensor
 from nanochat import paths
 from nanochat.config import Config
 from nanochat.console import log
+from nanochat.kernels import build as kernels
 from nanochat.model.gpt import GPT
 from nanochat.model.scaling import GPTConfig
-from nanochat.train import kernels
 
 # Dense bfloat16 peaks of the vendors' data sheets, in FLOP/s, for the "model FLOPs utilisation" of the metrics.
 PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "RTX 4090": 165e12, "RTX 3090": 71e12}

@@ -7,14 +7,14 @@ import numpy as np
 
 from nanochat.console import log
 from nanochat.data.rows import ConversationRows
+from nanochat.distributed.ranks import Ranks
 from nanochat.errors import UsageError
 from nanochat.model.gpt import GPT
 from nanochat.model.loss import IGNORE
-from nanochat.tokenizer import Conversation
-from nanochat.train.checkpoint import Checkpoint
-from nanochat.train.loop import Schedule, StepBatch
-from nanochat.train.ranks import Ranks
+from nanochat.runs.checkpoint import Checkpoint
+from nanochat.tokenizer.tokenizer import Conversation
 from nanochat.train.session import Session
+from nanochat.train.trainer import Schedule, StepBatch
 
 HELD_OUT = 50  # one packed row in so many is for validation
 HELD_OUT_LIMIT = 64

@@ -3,11 +3,11 @@
 import numpy as np
 
 from nanochat.data.rows import RowCache, TextRows
+from nanochat.distributed.ranks import Ranks
 from nanochat.errors import DataError
 from nanochat.model.gpt import GPT
-from nanochat.train.loop import Schedule, StepBatch
-from nanochat.train.ranks import Ranks
 from nanochat.train.session import Session
+from nanochat.train.trainer import Schedule, StepBatch
 
 SAMPLES = 3
 SAMPLE_PROMPT = 9  # ids of a validation row that a sample continues, BOS included

@@ -17,15 +17,15 @@ import numpy as np
 from nanochat.config import Config
 from nanochat.console import log
 from nanochat.data.problems import Problem
+from nanochat.distributed.memory import in_parts
+from nanochat.distributed.ranks import Ranks
 from nanochat.errors import OutOfMemoryError
 from nanochat.generate.engine import Engine, answer_text, prompt_ids
 from nanochat.model.gpt import GPT
 from nanochat.model.loss import IGNORE
-from nanochat.train.checkpoint import Checkpoint
-from nanochat.train.loop import Schedule, StepBatch
-from nanochat.train.memory import in_parts
-from nanochat.train.ranks import Ranks
+from nanochat.runs.checkpoint import Checkpoint
 from nanochat.train.session import Session
+from nanochat.train.trainer import Schedule, StepBatch
 
 AT_ONCE = 128  # answers that are sampled together, fewer where the memory is short
 PASSES = (1, 2, 4, 8)  # k of pass@k; so many answers as the last are asked for

@@ -12,19 +12,19 @@ from torch import Tensor
 from nanochat.config import Config
 from nanochat.console import log
 from nanochat.data.shards import Dataset
+from nanochat.distributed.ranks import Ranks
+from nanochat.distributed.watchdog import Watchdog
+from nanochat.evaluation.bits_per_byte import bits_per_byte
 from nanochat.generate.engine import Engine, answer_text
 from nanochat.model.gpt import GPT
 from nanochat.model.optim import LearningRates, MuonAdamW
 from nanochat.model.scaling import GPTConfig, flops_per_token, gpt_config
-from nanochat.tokenizer import Tokenizer
+from nanochat.runs.checkpoint import Checkpoint, Checkpoints
+from nanochat.runs.metrics import SAMPLES, Metrics
+from nanochat.runs.mirror import Copier
+from nanochat.tokenizer.tokenizer import Tokenizer
 from nanochat.train import device
-from nanochat.train.checkpoint import Checkpoint, Checkpoints
-from nanochat.train.evaluate import bits_per_byte
-from nanochat.train.loop import BatchSource, Schedule, Stage, StopSignal, run_stage
-from nanochat.train.metrics import SAMPLES, Metrics
-from nanochat.train.mirror import Copier
-from nanochat.train.ranks import Ranks
-from nanochat.train.watchdog import Watchdog
+from nanochat.train.trainer import BatchSource, Schedule, Stage, StopSignal, run_stage
 
 SAMPLE_TOKENS = 32
 Forward = Callable[[Tensor], Tensor]

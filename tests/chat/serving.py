@@ -10,13 +10,13 @@ from typing import Any
 import httpx
 import torch
 
-from nanochat.chat.gate import Limits
-from nanochat.chat.meters import Meters
+from nanochat.chat.metrics import Meters
+from nanochat.chat.middleware import Limits
 from nanochat.chat.scheduler import Scheduler, Served
+from nanochat.chat.serve import http_server
 from nanochat.model.gpt import GPT
 from nanochat.model.scaling import GPTConfig
-from nanochat.ops.serve import http_server
-from nanochat.tokenizer import Tokenizer
+from nanochat.tokenizer.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer([bytes([b]) for b in range(256)])
 CONTEXT = 512

@@ -11,10 +11,10 @@ from typing import Any
 import httpx
 import pytest
 
-from nanochat.chat.gate import Limits
+from nanochat.chat import serve as serving_options
+from nanochat.chat.middleware import Limits
 from nanochat.chat.scheduler import Served
-from nanochat.ops import serve as serving_options
-from nanochat.tokenizer import SPECIAL_TOKENS
+from nanochat.tokenizer.tokenizer import SPECIAL_TOKENS
 from tests.chat.serving import KEY, TOKENIZER, Running, running, served
 
 pytestmark = pytest.mark.long

@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.ops.test_serve import Serve, trained  # noqa: F401 (a fixture)
+from tests.chat.test_serve import Serve, trained  # noqa: F401 (a fixture)
 
 pytestmark = pytest.mark.slow
 CLIENTS = 200

@@ -10,12 +10,12 @@ import pytest
 import torch
 from playwright.sync_api import Browser, Page, Route, expect
 
-from nanochat.chat.gate import Limits
+from nanochat.chat.middleware import Limits
 from nanochat.chat.scheduler import Served
 from nanochat.chat.server import WEB
 from nanochat.model.gpt import GPT
 from nanochat.model.scaling import GPTConfig
-from nanochat.tokenizer import Tokenizer
+from nanochat.tokenizer.tokenizer import Tokenizer
 from tests import tiny
 from tests.chat.pages import PHONE, accessible, chromium, done, narrow, opened, say
 from tests.chat.serving import KEY, Running, running, served

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from nanochat.chat.meters import Meters
+from nanochat.chat.metrics import Meters
 from nanochat.chat.scheduler import Answering, Busy, Delta, Scheduler, Served
 from nanochat.generate.engine import Engine
 from nanochat.generate.sampling import Sampling

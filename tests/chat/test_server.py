@@ -15,7 +15,7 @@ import httpx
 import openai
 import pytest
 
-from nanochat.chat.gate import Limits
+from nanochat.chat.middleware import Limits
 from nanochat.generate.engine import Engine
 from tests.chat.serving import CONTEXT, KEY, TOKENIZER, Running, running, served
 

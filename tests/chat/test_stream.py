@@ -4,9 +4,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanochat.chat.stream import AnswerStream, Call, Piece
-from nanochat.generate.batch import Row, Token
+from nanochat.generate.batching import Row, Token
 from nanochat.generate.sampling import LogProbs, Sampling
-from nanochat.tokenizer import SPECIAL_TOKENS, Tokenizer
+from nanochat.tokenizer.tokenizer import SPECIAL_TOKENS, Tokenizer
 
 TOKENIZER = Tokenizer([bytes([b]) for b in range(256)] + [b"ab", b"bc", b"abc", "你".encode()])
 END = TOKENIZER.special("<|assistant_end|>")

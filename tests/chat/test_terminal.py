@@ -12,7 +12,7 @@ from nanochat.errors import UsageError
 from nanochat.generate.engine import Emitted, Engine
 from nanochat.model.gpt import GPT
 from nanochat.model.scaling import GPTConfig
-from nanochat.tokenizer import Tokenizer
+from nanochat.tokenizer.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.long
 

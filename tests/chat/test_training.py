@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nanochat.chat.training import TrainingView
-from nanochat.train.heartbeat import HEARTBEAT, heartbeat, read_heartbeat
+from nanochat.runs.heartbeat import HEARTBEAT, heartbeat, read_heartbeat
 
 
 def line(stage: str, step: int, **more: Any) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from nanochat.ops.kubernetes import INDEX
+from nanochat.cloud.kubernetes import INDEX
 from tests.containers.engine import HANG, IMAGE, ROOT, call, docker
 
 Manifest = dict[str, Any]

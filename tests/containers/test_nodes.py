@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from nanochat.ops.workload import FINAL_CODES, USER, workload
+from nanochat.cloud.workload import FINAL_CODES, USER, workload
 from tests import tiny
 from tests.containers.cluster import Network, Training, dry_run, log_of, of_kind, options
 from tests.containers.engine import IMAGE, call, docker, losses

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from nanochat.data.conversations import conversations, grade_school, mixture, multiple_choice
-from nanochat.data.documents import conversation_fault
+from nanochat.data.text.documents import conversation_fault
 from nanochat.errors import DataError, UsageError
 from nanochat.paths import dataset_dir
 

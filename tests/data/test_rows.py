@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 
 from nanochat.data.rows import ConversationRows, RowCache, RowOrder, TextRows
 from nanochat.data.shards import Dataset, Shard, texts, write_dataset
+from nanochat.distributed.ranks import Ranks, single
 from nanochat.errors import DataError
 from nanochat.paths import dataset_dir
-from nanochat.tokenizer import Conversation, Tokenizer
+from nanochat.tokenizer.tokenizer import Conversation, Tokenizer
 from nanochat.train.finetune import ConversationBatches
 from nanochat.train.pretrain import TextBatches
-from nanochat.train.ranks import Ranks, single
 
 T = 24
 ROW = T + 1

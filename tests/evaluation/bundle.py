@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 
-from nanochat.data import sets
+from nanochat.data.hub import sets
 from nanochat.model.gpt import GPT
 from nanochat.model.scaling import GPTConfig
-from nanochat.tokenizer import Tokenizer
+from nanochat.tokenizer.tokenizer import Tokenizer
 from tests.hub import parquet
 
 WORDS = ["the", "cat", "dog", "bird", "sees", "likes", "a", "red", "old", "house", "tree", "and", "runs", "by", "12", "7"]

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from nanochat.data import sets
 from nanochat.data.conversations import multiple_choice
-from nanochat.evaluation.asking import ask
+from nanochat.data.hub import sets
+from nanochat.distributed.ranks import single
 from nanochat.evaluation.chat import CHAT_TASKS, final_number, read_chat_task
+from nanochat.evaluation.runner import ask
 from nanochat.evaluation.scorer import Scorer
 from nanochat.generate.engine import Engine, prompt_ids
-from nanochat.train.ranks import single
 from tests.evaluation.bundle import model, tokenizer, write_chat_sets
 
 

@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nanochat.distributed.ranks import single
 from nanochat.errors import DataError
-from nanochat.evaluation.asking import ask
 from nanochat.evaluation.core import common_length, examples_of, read_core
+from nanochat.evaluation.runner import ask
 from nanochat.evaluation.scorer import Scorer
 from nanochat.model.gpt import GPT
-from nanochat.tokenizer import Tokenizer
-from nanochat.train.ranks import single
+from nanochat.tokenizer.tokenizer import Tokenizer
 from tests.evaluation.bundle import BASELINES, model, rows, tokenizer, write_bundle
 
 # karpathy/nanochat's core_eval.py at 92d63d4 made these of the same 40 rows (Jinja templates, shuffle 1337, examples 1234 + index).

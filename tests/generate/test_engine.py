@@ -13,7 +13,7 @@ from nanochat.generate.engine import Answer, Engine, answer_text
 from nanochat.generate.sampling import Sampling, sample
 from nanochat.model.gpt import GPT
 from nanochat.model.scaling import GPTConfig
-from nanochat.tokenizer import SPECIAL_TOKENS, Tokenizer
+from nanochat.tokenizer.tokenizer import SPECIAL_TOKENS, Tokenizer
 
 pytestmark = pytest.mark.long
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from nanochat.distributed.ranks import single
 from nanochat.model.gpt import GPT
 from nanochat.model.loss import cross_entropy_sum
 from nanochat.model.optim import POLAR_EXPRESS, LearningRates, MuonAdamW, orthogonalize
 from nanochat.model.scaling import GPTConfig
-from nanochat.train.ranks import single
 
 BATCH = 2**17  # half of every learning rate
 ROOT = math.sqrt(BATCH / 2**19)

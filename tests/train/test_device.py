@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from nanochat.train import device, kernels
+from nanochat.kernels import build as kernels
+from nanochat.train import device
 
 FLUSHED = """
 import torch

@@ -28,8 +28,10 @@ import os, shutil, signal, sys, time
 from pathlib import Path
 import torch
 from nanochat import paths
-from nanochat.ops import run
-from nanochat.train import checkpoint, evaluate, loop, pretrain
+from nanochat.pipeline import train as run
+from nanochat.evaluation import bits_per_byte as evaluate
+from nanochat.runs import checkpoint
+from nanochat.train import trainer as loop, pretrain
 from tests import tiny
 
 marker = Path({marker!r})

@@ -18,22 +18,24 @@ import torch
 import torch.nn.functional as F
 
 from nanochat.config import Config, build_config
+from nanochat.data.hub.sets import task_folder
 from nanochat.data.problems import Problem, arithmetic_problems, grade_school_problems
-from nanochat.data.sets import task_folder
+from nanochat.distributed.ranks import Ranks, single
 from nanochat.errors import UsageError
 from nanochat.generate.engine import Emitted, Engine
 from nanochat.model.gpt import GPT
 from nanochat.model.loss import IGNORE
 from nanochat.model.optim import LearningRates, MuonAdamW
 from nanochat.model.scaling import GPTConfig
-from nanochat.ops import run, runs
-from nanochat.tokenizer import Tokenizer
-from nanochat.train import loop, reinforce
-from nanochat.train.checkpoint import Checkpoints
-from nanochat.train.loop import Schedule, Stage, StopSignal, run_stage
-from nanochat.train.metrics import Metrics
-from nanochat.train.ranks import Ranks, single
+from nanochat.pipeline import train as run
+from nanochat.runs import record as runs
+from nanochat.runs.checkpoint import Checkpoints
+from nanochat.runs.metrics import Metrics
+from nanochat.tokenizer.tokenizer import Tokenizer
+from nanochat.train import reinforce
+from nanochat.train import trainer as loop
 from nanochat.train.reinforce import Rollout, Rollouts, Sampler, pass_at_k
+from nanochat.train.trainer import Schedule, Stage, StopSignal, run_stage
 from tests import tiny
 
 CONFIG = Config(depth=1, rl_examples_per_step=5, rl_num_samples=4, rl_max_new_tokens=7, rl_top_k=0)

@@ -1,0 +1,91 @@
+"""`python -m nanochat.chat.healthcheck`: whether the command that runs in this container is well; exit 0 or 1, one line on stdout.
+
+A server is well when it answers; a training when it is not stopped and, once it has begun to step, goes on; anything else is well
+as long as it runs. Only the standard library is imported: this is called every half minute.
+"""
+
+import os
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+from nanochat import paths
+
+PROCESSES = Path("/proc")
+SERVERS = ("serve", "scripts.chat_web")
+TRAININGS = ("train", "quickstart", "scripts.base_train")
+ANSWER_SECONDS = 5.0
+STEP_SECONDS = 1800.0  # an evaluation, a compilation or the slowest step takes less
+
+
+def check(now: float | None = None) -> str | None:
+    """What is wrong with the command that runs here, None where nothing is."""
+    command = _command()
+    if command is None:
+        return None
+    process, arguments = command
+    if arguments[0] in SERVERS:
+        return _server(arguments)
+    if arguments[0] in TRAININGS:
+        return _training(process, now or time.time())
+    return None
+
+
+def _command() -> tuple[Path, list[str]] | None:
+    """The first process (its folder under /proc) that runs a command of ours, and the command with its arguments."""
+    for process in sorted(PROCESSES.glob("[0-9]*"), key=lambda path: int(path.name)):
+        try:
+            words = (process / "cmdline").read_bytes().decode(errors="replace").rstrip("\0").split("\0")
+        except OSError:  # it has ended meanwhile
+            continue
+        if "python" not in Path(words[0]).name:
+            continue
+        for place, word in enumerate(words[1:3], start=1):
+            if Path(word).name in ("nanochat", "entrypoint.py") and words[place + 1 :]:
+                return process, words[place + 1 :]
+            if word.startswith("scripts."):
+                return process, words[place:]
+    return None
+
+
+def _server(arguments: list[str]) -> str | None:
+    """Whether the server answers on its port."""
+    words = [part for word in arguments for part in word.split("=", 1)]
+    port = words[words.index("--port") + 1] if "--port" in words[:-1] else "8000"
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=ANSWER_SECONDS):
+            return None
+    except OSError as error:
+        return f"the server does not answer: {error}"
+
+
+def _training(process: Path, now: float) -> str | None:
+    """Whether the training is alive and moving: not stopped, and with a step, a checkpoint or an evaluation in the last half hour."""
+    status, started = _state(process)
+    if status in "TtZ":
+        return "the training is stopped"
+    steps = max((path.stat().st_mtime for path in paths.runs_dir().glob("*/metrics.jsonl")), default=0.0)
+    if steps < started:  # it prepares its data, which may take hours
+        return None
+    saved = max((path.stat().st_mtime for path in paths.runs_dir().glob("*/*/")), default=0.0)  # base/ and sft/ gain a folder
+    still = now - max(steps, saved)
+    return f"no step for {still:.0f} seconds" if still > STEP_SECONDS else None
+
+
+def _state(process: Path) -> tuple[str, float]:
+    """The letter of a process's state, and when it began, in seconds since the epoch."""
+    fields = (process / "stat").read_text().rpartition(")")[2].split()
+    booted = next(line.split()[1] for line in (PROCESSES / "stat").read_text().splitlines() if line.startswith("btime"))
+    return fields[0], int(booted) + int(fields[19]) / os.sysconf("SC_CLK_TCK")
+
+
+def main() -> int:
+    """Print what is wrong, or that nothing is."""
+    wrong = check()
+    print(wrong or "well")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

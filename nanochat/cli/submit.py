@@ -1,0 +1,236 @@
+"""The command `submit`: a training on Kubernetes or RunPod from one line, and what happens to it afterwards."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nanochat.console import log
+from nanochat.errors import UsageError
+
+app = typer.Typer(help="Train on Kubernetes or RunPod; follow, stop and delete what runs there.", no_args_is_help=True)
+FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+Image = Annotated[str, typer.Option(help="the appliance's image, where the cluster can pull it")]
+Named = Annotated[str, typer.Option(help="name of the job; without it nanochat-RUN")]
+Trial = Annotated[bool, typer.Option("--trial", help="the guide's plan for the card")]
+Env = Annotated[list[str] | None, typer.Option("--env", help="KEY=VALUE for the training; no secrets")]
+MaxHours = Annotated[float, typer.Option("--max-hours", "--max_hours", help="ends it then; 0: twice the estimate and an hour")]
+Name = Annotated[str, typer.Argument(help="the job's name")]
+On = Annotated[str, typer.Option("--on", help="k8s or runpod")]
+Namespace = Annotated[str, typer.Option(help="Kubernetes namespace; without it kubectl's own")]
+Context = Annotated[str, typer.Option("--context", help="kubectl's context; without it the current one")]
+KeyFile = Annotated[str, typer.Option("--api-key-file", "--api_key_file", help="file with RunPod's API key (or RUNPOD_API_KEY)")]
+
+
+@app.command(context_settings=FLAGS)
+def k8s(
+    context: typer.Context,
+    image: Image,
+    profile: Annotated[str, typer.Option(help="cpu, rtx4050, rtx4090, h100x8")] = "h100x8",
+    trial: Trial = False,
+    name: Named = "",
+    nodes: Annotated[int, typer.Option(help="machines; several need JobSet in the cluster")] = 1,
+    dry_run: Annotated[bool, typer.Option("--dry-run", "--dry_run", help="print the manifests, ask no cluster")] = False,
+    namespace: Namespace = "",
+    cluster: Context = "",
+    gpu_type: Annotated[str, typer.Option("--gpu-type", help="the nodes' label nvidia.com/gpu.product")] = "",
+    node_selector: Annotated[list[str] | None, typer.Option("--node-selector", help="KEY=VALUE of the nodes")] = None,
+    queue: Annotated[str, typer.Option(help="Kueue's local queue")] = "",
+    pull_secret: Annotated[list[str] | None, typer.Option("--pull-secret", help="name of a secret to pull the image with")] = None,
+    secret: Annotated[list[str] | None, typer.Option("--secret", help="name of a secret whose keys become environment variables")] = None,
+    env: Env = None,
+    claim: Annotated[str, typer.Option(help="an existing PersistentVolumeClaim for /data")] = "",
+    storage: Annotated[str, typer.Option(help="size of the new claim, as in 200Gi")] = "",
+    storage_class: Annotated[str, typer.Option("--storage-class", help="of the new claim")] = "",
+    host_path: Annotated[str, typer.Option("--allow-host-path", help="a node's folder as /data: not restricted any more")] = "",
+    max_hours: MaxHours = 0.0,
+    chat: Annotated[bool, typer.Option("--chat", help="the chat too: Deployment and Service")] = False,
+    chat_secret: Annotated[str, typer.Option("--chat-secret", help="secret with the chat's `api-key`; without it NAME-chat-key")] = "",
+    patch: Annotated[Path | None, typer.Option(help="YAML, merged into the manifests of its kind")] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="do not follow the log")] = False,
+) -> None:
+    """Train on a Kubernetes cluster, by your own kubectl. Flags of `train` are passed on."""
+    from nanochat.cloud import kubectl, kubernetes
+    from nanochat.cloud.workload import by_digest, plain_environment, workload
+
+    work = workload(by_digest(image), name, profile, trial, context.args, nodes)
+    selector = dict(_pair(text, "--node-selector") for text in node_selector or [])
+    options = kubernetes.Options(
+        namespace,
+        gpu_type,
+        selector,
+        queue,
+        tuple(pull_secret or ()),
+        tuple(secret or ()),
+        plain_environment(env or []),
+        claim,
+        storage,
+        storage_class,
+        host_path,
+        max_hours,
+        chat,
+        chat_secret,
+    )
+    made = kubernetes.manifests(work, options)
+    made = kubernetes.patched(made, patch) if patch else made
+    if host_path:
+        log("warning: hostPath is not allowed under the restricted pod security profile")
+    if dry_run:
+        if work.download:
+            log(f"apply the training when the job {kubernetes.name_of(work, 'download')} is complete; without --dry-run this waits")
+        for document in kubernetes.to_yaml(made):
+            print(document, end="")
+        return
+    tool = kubectl.Kubectl(namespace, cluster)
+    kubectl.submit(tool, work.name, made)
+    log(f"submitted {work.name}; submit logs {work.name} follows it, submit cancel {work.name} ends it")
+    if not detach:
+        raise typer.Exit(tool.logs(work.name, "train", follow=True))
+
+
+@app.command(context_settings=FLAGS)
+def runpod(
+    context: typer.Context,
+    image: Image,
+    profile: Annotated[str, typer.Option(help="rtx4050, rtx4090, h100x8")] = "rtx4090",
+    trial: Trial = False,
+    name: Named = "",
+    gpu: Annotated[list[str] | None, typer.Option(help="a card by the catalogue's id; several are tried in order")] = None,
+    cloud: Annotated[str, typer.Option(help="SECURE or COMMUNITY")] = "SECURE",
+    data_center: Annotated[list[str] | None, typer.Option("--data-center", help="where the pod may be")] = None,
+    volume: Annotated[str, typer.Option(help="id of a network volume for /data, in the same data center")] = "",
+    registry: Annotated[str, typer.Option(help="id of RunPod's registry credentials, for a private image")] = "",
+    env: Env = None,
+    min_cuda: Annotated[str, typer.Option("--min-cuda", help="oldest CUDA of the host; without it the installed torch's")] = "",
+    max_price: Annotated[float, typer.Option("--max-price", help="dollars an hour for the pod")] = 0.0,
+    max_cost: Annotated[float, typer.Option("--max-cost", help="dollars in all")] = 0.0,
+    max_hours: MaxHours = 0.0,
+    yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
+    detach: Annotated[bool, typer.Option("--detach", help="do not follow the log")] = False,
+    api_key_file: KeyFile = "",
+) -> None:
+    """Train on a rented card of RunPod: shows the price, asks, follows. Flags of `train` are passed on."""
+    from nanochat.cloud import runpod as rental
+    from nanochat.cloud.runpod_api import RunPod, read_key
+    from nanochat.cloud.workload import by_digest, plain_environment, workload
+
+    if cloud not in ("SECURE", "COMMUNITY"):
+        raise UsageError(f"cloud {cloud!r} is unknown", "SECURE or COMMUNITY")
+    if min(max_price, max_cost, max_hours) < 0:
+        raise UsageError("a ceiling is negative", "0 means none")
+    work = workload(by_digest(image), name, profile, trial, context.args)
+    options = rental.Options(
+        tuple(gpu or ()),
+        cloud,
+        tuple(data_center or ()),
+        volume,
+        registry,
+        tuple(plain_environment(env or []).items()),
+        min_cuda,
+        max_price,
+        max_cost,
+        max_hours,
+    )
+    raise typer.Exit(rental.submit(RunPod(read_key(api_key_file)), work, options, lambda plan: _agreed(plan, yes), not detach))
+
+
+def _pair(text: str, option: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise UsageError(f"{option} {text} is not KEY=VALUE", f"as in {option} pool=h100")
+    return key, value
+
+
+def _agreed(plan: str, yes: bool) -> bool:
+    """Show the plan; whether the user agrees. Raises UsageError where there is nobody to ask."""
+    log(plan)
+    if yes:
+        return True
+    if not sys.stdin.isatty():
+        raise UsageError("nobody is there to agree to the price", "--yes rents without asking")
+    return typer.confirm("rent it?", err=True)
+
+
+def _rented(on: str) -> bool:
+    if on not in ("k8s", "runpod"):
+        raise UsageError(f"--on {on} is unknown", "k8s or runpod")
+    return on == "runpod"
+
+
+@app.command()
+def status(
+    name: Annotated[str, typer.Argument(help="the job's name; on RunPod without it all pods")] = "",
+    on: On = "k8s",
+    namespace: Namespace = "",
+    cluster: Context = "",
+    api_key_file: KeyFile = "",
+) -> None:
+    """What runs: state, restarts; on RunPod the price."""
+    if _rented(on):
+        from nanochat.cloud.runpod import status_lines
+        from nanochat.cloud.runpod_api import RunPod, read_key
+
+        for line in status_lines(RunPod(read_key(api_key_file)), name):
+            print(line)
+        return
+    from nanochat.cloud.kubectl import Kubectl
+
+    if not name:
+        raise UsageError("which training?", "submit status NAME")
+    for row in Kubectl(namespace, cluster).status(name):
+        print(f"{row['kind']:<22} {row['name']:<44} {row['state']:<12} {row['restarts']} restarts")
+
+
+@app.command()
+def logs(
+    name: Name,
+    on: On = "k8s",
+    component: Annotated[str, typer.Option(help="train, download or chat (Kubernetes)")] = "train",
+    follow: Annotated[bool, typer.Option("--follow/--no-follow", help="until it has ended")] = True,
+    namespace: Namespace = "",
+    cluster: Context = "",
+    api_key_file: KeyFile = "",
+) -> None:
+    """The training's log; followed, its exit code is the training's."""
+    if _rented(on):
+        from nanochat.cloud import runpod as rental
+        from nanochat.cloud.runpod_api import RunPod, read_key
+
+        api = RunPod(read_key(api_key_file))
+        pod = rental.require(api, name)
+        raise typer.Exit(rental.watch(api, pod["id"], rental.Options(), rental.deadline(pod)))
+    from nanochat.cloud.kubectl import Kubectl
+
+    raise typer.Exit(Kubectl(namespace, cluster).logs(name, component, follow))
+
+
+@app.command()
+def cancel(name: Name, namespace: Namespace = "", cluster: Context = "") -> None:
+    """End a training on Kubernetes, after a checkpoint; its volume stays."""
+    from nanochat.cloud.kubectl import Kubectl
+
+    Kubectl(namespace, cluster).cancel(name)
+
+
+@app.command()
+def stop(name: Name, api_key_file: KeyFile = "") -> None:
+    """Stop a pod of RunPod; its disk stays and is billed."""
+    _end(name, "stop", api_key_file)
+
+
+@app.command()
+def terminate(name: Name, api_key_file: KeyFile = "") -> None:
+    """Delete a pod of RunPod with its own disk; a network volume stays."""
+    _end(name, "terminate", api_key_file)
+
+
+def _end(name: str, action: str, api_key_file: str) -> None:
+    from nanochat.cloud import runpod as rental
+    from nanochat.cloud.runpod_api import RunPod, read_key
+
+    api = RunPod(read_key(api_key_file))
+    pod = rental.require(api, name)
+    rental.end(api, pod["id"], action)
+    log(f"pod {pod['id']}: {action} done" + (": its disk is kept, and billed until submit terminate" if action == "stop" else ""))

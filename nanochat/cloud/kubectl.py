@@ -1,0 +1,213 @@
+"""The user's own kubectl: apply a training's manifests, follow, show and delete it. The cluster's access stays kubectl's business."""
+
+import datetime
+import json
+import re
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from nanochat.cloud.kubernetes import COMPONENT, INSTANCE, Manifest, to_yaml
+from nanochat.console import duration, log
+from nanochat.errors import NanochatError, PreflightError, UsageError
+
+TRIES = 4
+POLL_SECONDS = 5.0
+REQUEST_TIMEOUT = "30s"
+
+_LOGGED = re.compile(r"(\[\S+\]) (\d{4}-\S+) (.*)")  # a line with its pod and its time, as kubectl's --prefix and --timestamps write it
+_KLOG = re.compile(r"[EWI]\d{4} ")  # a line of kubectl's own log, which its error repeats
+
+# What kubectl's own message holds, and what to do about it.
+_HINTS = (
+    (("Unauthorized", "must be logged in"), "log in to the cluster again, then the same command"),
+    (("Forbidden", "forbidden"), "ask the cluster's administrator for this right, or name another namespace with --namespace"),
+    (("field is immutable", "is invalid"), "a running training is not changed: `submit cancel` ends it, or choose another --name"),
+    (
+        ("no matches for kind", "doesn't have a resource type"),
+        "the cluster lacks JobSet, which several nodes need: install it, or use --nodes 1",
+    ),
+    (("not found", "NotFound"), "`submit status` shows what there is; --namespace names another place"),
+)
+_AGAIN: tuple[str, ...] = (
+    "Conflict",
+    "the object has been modified",
+    "InternalError",
+    "Internal error",
+    "ServiceUnavailable",
+    "TooManyRequests",
+    "EOF",
+)
+_AGAIN += ("connection refused", "connection reset", "timeout", "Timeout", "unable to handle the request", "an error on the server")
+
+
+class Kubectl:
+    """kubectl with the user's context and namespace. Methods raise NanochatError with kubectl's message and what to do."""
+
+    def __init__(self, namespace: str = "", context: str = "", pause: float = 1.0):
+        path = shutil.which("kubectl")
+        if path is None:
+            raise PreflightError("kubectl is not installed", "install it, or print the manifests with --dry-run and apply them elsewhere")
+        place = ([f"--namespace={namespace}"] if namespace else []) + ([f"--context={context}"] if context else [])
+        self.command, self.pause = [path, *place], pause
+
+    def run(self, *arguments: str, text: str = "") -> str:
+        """kubectl's stdout. Every command given here may be repeated, so a conflict or a failing server is tried again."""
+        command = [*self.command, f"--request-timeout={REQUEST_TIMEOUT}", *arguments]
+        for attempt in range(TRIES):
+            done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+            if done.returncode == 0:
+                return done.stdout
+            said = " ".join(line.strip() for line in done.stderr.splitlines() if not _KLOG.match(line))
+            if attempt == TRIES - 1 or not any(part in said for part in _AGAIN):
+                break
+            log(f"kubectl: {said[:300]}; trying again")
+            time.sleep(self.pause * 2**attempt)
+        hint = next((hint for parts, hint in _HINTS if any(part in said for part in parts)), "kubectl's own message says what is wrong")
+        raise NanochatError(f"kubectl {arguments[0]}: {said[:1000]}", hint)
+
+    def apply(self, made: Sequence[Manifest]) -> None:
+        """Create what is not there, update what may be."""
+        for line in self.run("apply", "-f", "-", text="".join(to_yaml(made))).splitlines():
+            log(line)
+
+    def objects(self, kinds: str, name: str, component: str = "") -> list[Manifest]:
+        """The training's objects of some kinds; of a kind that the cluster does not know, none."""
+        selector = f"{INSTANCE}={name}" + (f",{COMPONENT}={component}" if component else "")
+        try:
+            found = json.loads(self.run("get", kinds, "-l", selector, "-o", "json"))
+        except NanochatError as error:
+            if "doesn't have a resource type" in error.message:
+                return []
+            raise
+        return list(found["items"])
+
+    def outcome(self, name: str, component: str) -> tuple[str, str]:
+        """("running" | "complete" | "failed" | "", why); "" where there is no such object."""
+        kinds = ("deployment",) if component == "chat" else ("jobset", "job")
+        found = next(filter(None, (self.objects(kind, name, component) for kind in kinds)), [])
+        for condition in (condition for one in found for condition in one.get("status", {}).get("conditions", [])):
+            if condition.get("status") == "True" and condition["type"] in ("Complete", "Completed"):
+                return "complete", ""
+            if condition.get("status") == "True" and condition["type"] == "Failed":
+                return "failed", f"{condition.get('reason', '')}: {condition.get('message', '')}"
+        return ("running", "") if found else ("", "")
+
+    def wait(self, name: str, component: str, poll: float = POLL_SECONDS) -> None:
+        """Wait until a component is complete. Raises NanochatError where it failed or has gone."""
+        began, said = time.monotonic(), 0.0
+        while True:
+            state, why = self.outcome(name, component)
+            if state == "complete":
+                return
+            if state != "running":
+                raise NanochatError(
+                    f"the {component} job of {name} {'failed: ' + why if state else 'is gone'}",
+                    f"its log: submit logs {name} --component {component}",
+                )
+            if time.monotonic() - said > 60:
+                said = time.monotonic()
+                log(f"{component}: running for {duration(said - began)}")
+            time.sleep(poll)
+
+    def logs(self, name: str, component: str, follow: bool, poll: float = POLL_SECONDS) -> int:
+        """Print a component's log on stdout; with `follow` until it has ended: its exit code.
+
+        A connection that breaks, or a pod that is replaced, is picked up again where it stopped: each line is shown once.
+        """
+        seen: dict[str, datetime.datetime] = {}
+        told = ""
+        while True:
+            code, said = self._stream(name, component, follow, seen)
+            if not follow:
+                if code:
+                    raise NanochatError(f"kubectl logs: {said}", f"submit status {name} shows its pods")
+                return 0
+            state, why = self.outcome(name, component)
+            if state == "running":
+                if code and said != told:  # a pod that waits for a node or for its image, for example
+                    log(f"kubectl: {said}; trying again")
+                    told = said
+                time.sleep(poll)
+                continue
+            self._stream(name, component, False, seen)  # what a connection that broke has left
+            if state == "complete":
+                return 0
+            log(f"error: the {component} job of {name} " + (f"failed: {why}" if state else "is not there"))
+            return self.exit_code(name, component)
+
+    def _stream(self, name: str, component: str, follow: bool, seen: dict[str, datetime.datetime]) -> tuple[int, str]:
+        """Print what one connection brings and was not shown yet; kubectl's exit code and message. `seen`: container -> its last time."""
+        command = [*self.command, "logs", "-l", f"{INSTANCE}={name},{COMPONENT}={component}", "--prefix", "--timestamps", "--tail=-1"]
+        command += ["--max-log-requests=64", *(["-f"] if follow else [])]
+        command += [f"--since-time={min(seen.values()).isoformat()}"] if seen else []
+        before = dict(seen)
+        with tempfile.TemporaryFile("w+") as errors:
+            with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, errors="replace") as process:
+                assert process.stdout is not None
+                for line in process.stdout:
+                    if found := _LOGGED.match(line):
+                        container, at = found[1], datetime.datetime.fromisoformat(found[2])
+                        if container in before and at <= before[container]:
+                            continue
+                        seen[container] = at
+                        line = f"{container} {found[3]}\n"
+                    print(line, end="", flush=True)
+            errors.seek(0)
+            return process.returncode, " ".join(errors.read().split())
+
+    def exit_code(self, name: str, component: str) -> int:
+        """The code that the component's last container ended with; 1 where the cluster has forgotten it."""
+        ended = []
+        for pod in self.objects("pod", name, component):
+            states = [one.get("state", {}).get("terminated") for one in pod.get("status", {}).get("containerStatuses", [])]
+            ended += [(state.get("finishedAt", ""), state["exitCode"]) for state in states if state]
+        return max(ended)[1] or 1 if ended else 1
+
+    def status(self, name: str) -> list[dict[str, Any]]:
+        """One line for each object: kind, name, state (or what a pod waits for), restarts. Raises UsageError where there is none."""
+        rows = []
+        for one in self.objects("job,pod,deployment,persistentvolumeclaim", name) + self.objects("jobset", name):
+            state = one.get("status", {})
+            ended = [condition["type"] for condition in state.get("conditions", []) if condition.get("status") == "True"]
+            waits = [container.get("state", {}).get("waiting", {}).get("reason") for container in state.get("containerStatuses", [])]
+            waits += [one.get("reason") for one in state.get("conditions", []) if (one["type"], one["status"]) == ("PodScheduled", "False")]
+            phase = next(filter(None, waits), None) or state.get("phase")
+            phase = phase or next((end for end in ("Failed", "Complete", "Completed", "Available") if end in ended), "Active")
+            counted = sum(container.get("restartCount", 0) for container in state.get("containerStatuses", []))
+            rows.append({"kind": one["kind"], "name": one["metadata"]["name"], "state": phase, "restarts": state.get("restarts", counted)})
+        if not rows:
+            raise UsageError(f"there is no training {name!r}", "--name and --namespace as they were submitted")
+        return rows
+
+    def cancel(self, name: str) -> None:
+        """Delete the training and its chat, with time to save a checkpoint. The volume stays."""
+        for kinds in ("jobset", "job,deployment,service"):
+            if found := self.objects(kinds, name):
+                # Without a limit of the request: the server answers at once, kubectl then waits for the pods to save.
+                names = [f"{one['kind'].lower()}/{one['metadata']['name']}" for one in found]
+                self.run("delete", *names, "--ignore-not-found", "--cascade=foreground", "--timeout=10m")
+                log(f"deleted: {', '.join(names)}")
+        if claims := self.objects("persistentvolumeclaim", name):
+            named = ", ".join(one["metadata"]["name"] for one in claims)
+            log(f"kept, with the checkpoints: {named} (kubectl delete pvc {named} removes it and costs no more)")
+
+
+def submit(kubectl: Kubectl, name: str, made: Sequence[Manifest], poll: float = POLL_SECONDS) -> None:
+    """Apply the manifests; the training and the chat only when the download is complete. Called again, it goes on where it was."""
+    first = [one for one in made if one["kind"] == "PersistentVolumeClaim" or one["metadata"]["labels"][COMPONENT] == "download"]
+    rest = [one for one in made if one not in first]
+    state, why = kubectl.outcome(name, "train")
+    if state in ("complete", "failed"):
+        raise UsageError(
+            f"the training {name!r} has ended already ({state}{': ' + why if why else ''})", "another --name, or `submit cancel` first"
+        )
+    if not state and first:
+        kubectl.apply(first)
+        if any(one["kind"] == "Job" for one in first):
+            log("the text is fetched first, without a GPU; interrupted, the same command goes on")
+            kubectl.wait(name, "download", poll)
+    kubectl.apply(rest)

@@ -1,0 +1,360 @@
+"""A training on Kubernetes: its manifests, and the user's own kubectl to apply, follow and delete them.
+
+One node is a Job. Several are a JobSet, which starts and restarts them together: a plain Job is no gang. Pods meet the
+"restricted" pod security profile. A Job without a GPU fetches the text first, so that no card waits for data.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nanochat.cloud.workload import DATA, FINAL_CODES, GRACE_SECONDS, PORT, RETRIES, USER, Workload
+from nanochat.errors import UsageError
+
+Manifest = dict[str, Any]
+
+GPU = "nvidia.com/gpu"
+INDEX = "batch.kubernetes.io/job-completion-index"
+INSTANCE = "app.kubernetes.io/instance"
+COMPONENT = "app.kubernetes.io/component"
+CHAT_PORT = 8000
+KEPT_SECONDS = 7 * 86400  # a finished Job stays so long, for its logs
+DOWNLOAD_HOURS = 12
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a cluster decides, not the training."""
+
+    namespace: str = ""
+    gpu_type: str = ""  # the label nvidia.com/gpu.product of the nodes
+    node_selector: Mapping[str, str] | None = None
+    queue: str = ""  # of Kueue
+    pull_secrets: tuple[str, ...] = ()
+    secrets: tuple[str, ...] = ()  # each key of such a secret becomes an environment variable of the training
+    environment: Mapping[str, str] | None = None
+    claim: str = ""  # an existing PersistentVolumeClaim; else one is made
+    storage: str = ""  # size of the new claim; else what the plan needs
+    storage_class: str = ""
+    host_path: str = ""  # a folder of the node instead of a claim: not restricted any more
+    max_hours: float = 0.0  # 0: by the plan
+    chat: bool = False
+    chat_secret: str = ""  # the secret that holds the chat's key, under `api-key`
+
+
+def manifests(work: Workload, options: Options) -> list[Manifest]:
+    """Everything to apply, in order: volume, download, training, chat."""
+    made = [] if options.claim or options.host_path else [_claim(work, options)]
+    if work.download:
+        download = _pod(work, options, "download", work.download, work.environment(), {"cpu": "1", "memory": "2Gi"}, {"memory": "8Gi"})
+        made.append(_job(work, options, "download", download, DOWNLOAD_HOURS * 3600))
+    if work.nodes == 1:
+        made.append(_job(work, options, "train", _training_pod(work, options, work.environment()), _deadline(work, options)))
+    else:
+        made.append(_jobset(work, options))
+    if options.chat:
+        made += _chat(work, options)
+    return made
+
+
+def name_of(work: Workload, component: str) -> str:
+    """The name of a component's object; the training bears the workload's own."""
+    return work.name if component == "train" else f"{work.name}-{component}"
+
+
+def _labels(work: Workload, component: str) -> dict[str, str]:
+    return {
+        "app.kubernetes.io/name": "nanochat",
+        "app.kubernetes.io/managed-by": "nanochat",
+        INSTANCE: work.name,
+        COMPONENT: component,
+    }
+
+
+def _meta(work: Workload, options: Options, component: str, name: str = "") -> dict[str, Any]:
+    place = {"namespace": options.namespace} if options.namespace else {}
+    return {"name": name or name_of(work, component), **place, "labels": _labels(work, component)}
+
+
+def _deadline(work: Workload, options: Options) -> int:
+    """Seconds after which the training is ended: the user's, or twice the estimate and an hour."""
+    return int(3600 * (options.max_hours or 2 * work.hours + 1))
+
+
+# ---- pods -----------------------------------------------------------------------------------------------------
+
+
+def _pod(
+    work: Workload,
+    options: Options,
+    component: str,
+    arguments: Sequence[str],
+    environment: Mapping[str, str],
+    requests: Mapping[str, str],
+    limits: Mapping[str, str],
+) -> Manifest:
+    """A pod template: one container of the image, the volume at /data, nothing that "restricted" forbids."""
+    container: Manifest = {
+        "name": component,
+        "image": work.image,
+        "imagePullPolicy": "IfNotPresent" if "@sha256:" in work.image else "Always",
+        "args": list(arguments),
+        "env": [{"name": key, "value": value} for key, value in environment.items()],
+        "resources": {"requests": dict(requests), "limits": dict(limits)},
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            "readOnlyRootFilesystem": True,
+        },
+        "volumeMounts": [{"name": "data", "mountPath": DATA}, {"name": "tmp", "mountPath": "/tmp"}],
+    }
+    spec: Manifest = {
+        "restartPolicy": "Never",
+        "terminationGracePeriodSeconds": GRACE_SECONDS,
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": USER,
+            "runAsGroup": USER,
+            "fsGroup": USER,
+            "fsGroupChangePolicy": "OnRootMismatch",
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": [container],
+        "volumes": [_data(work, options), {"name": "tmp", "emptyDir": {"sizeLimit": "2Gi"}}],
+    }
+    if options.pull_secrets:
+        spec["imagePullSecrets"] = [{"name": name} for name in options.pull_secrets]
+    if component != "chat":
+        container["env"] += [{"name": key, "value": value} for key, value in (options.environment or {}).items()]
+        if options.secrets:
+            container["envFrom"] = [{"secretRef": {"name": name}} for name in options.secrets]
+    return {"metadata": {"labels": _labels(work, component)}, "spec": spec}
+
+
+def _data(work: Workload, options: Options) -> Manifest:
+    if options.host_path:
+        return {"name": "data", "hostPath": {"path": options.host_path, "type": "Directory"}}
+    return {"name": "data", "persistentVolumeClaim": {"claimName": options.claim or f"{work.name}-data"}}
+
+
+def _training_pod(work: Workload, options: Options, environment: Mapping[str, str]) -> Manifest:
+    """The pod of one node: its GPUs, where they are, and shared memory for the processes that drive them."""
+    cards = max(work.cards, 1)
+    requests = {"cpu": str(4 * cards if work.cards else 2), "memory": f"{16 * cards}Gi" if work.cards else "4Gi"}
+    template = _pod(work, options, "train", work.command, environment, requests, {GPU: str(work.cards)} if work.cards else {})
+    spec, container = template["spec"], template["spec"]["containers"][0]
+    container["ports"] = [{"name": "store", "containerPort": PORT}]
+    container["volumeMounts"].append({"name": "shm", "mountPath": "/dev/shm"})
+    spec["volumes"].append({"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": f"{4 * cards}Gi"}})
+    selector = dict(options.node_selector or {})
+    if work.cards:
+        spec["tolerations"] = [{"key": GPU, "operator": "Exists", "effect": "NoSchedule"}]
+        if options.gpu_type:
+            selector["nvidia.com/gpu.product"] = options.gpu_type
+    if selector:
+        spec["nodeSelector"] = selector
+    return template
+
+
+def _final(container: str) -> Manifest:
+    """The rule that ends a Job at a final exit code. FailJob overrules any limit of retries."""
+    return {"action": "FailJob", "onExitCodes": {"containerName": container, "operator": "In", "values": sorted(FINAL_CODES)}}
+
+
+def _job(work: Workload, options: Options, component: str, template: Manifest, deadline: int) -> Manifest:
+    """One pod, started again from the newest checkpoint; one that the cluster took away does not count, the deadline does."""
+    meta = _meta(work, options, component)
+    if options.queue and component == "train":
+        meta["labels"] |= {"kueue.x-k8s.io/queue-name": options.queue}
+    disrupted = {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": _marked(meta, options),
+        "spec": {
+            "completions": 1,
+            "parallelism": 1,
+            "backoffLimit": RETRIES,
+            "podReplacementPolicy": "Failed",  # never two at once on one run's folder
+            "podFailurePolicy": {"rules": [disrupted, _final(component)]},
+            "activeDeadlineSeconds": deadline,
+            "ttlSecondsAfterFinished": KEPT_SECONDS,
+            "template": template,
+        },
+    }
+
+
+def _jobset(work: Workload, options: Options) -> Manifest:
+    """All nodes as one indexed Job that a lost pod fails, inside a set that then starts every node again."""
+    meta = _meta(work, options, "train")
+    if options.queue:
+        meta["labels"] |= {"kueue.x-k8s.io/queue-name": options.queue}
+    template = _training_pod(work, options, work.environment(f"{work.name}-train-0-0.{work.name}"))
+    for variable in template["spec"]["containers"][0]["env"]:
+        if variable["name"] == "PET_NODE_RANK":
+            del variable["value"]
+            variable["valueFrom"] = {"fieldRef": {"fieldPath": f"metadata.annotations['{INDEX}']"}}
+    job = {
+        "metadata": {"labels": _labels(work, "train")},
+        "spec": {
+            "completionMode": "Indexed",
+            "completions": work.nodes,
+            "parallelism": work.nodes,
+            "backoffLimit": 0,
+            "podReplacementPolicy": "Failed",
+            "podFailurePolicy": {"rules": [_final("train")]},
+            "activeDeadlineSeconds": _deadline(work, options),
+            "template": template,
+        },
+    }
+    return {
+        "apiVersion": "jobset.x-k8s.io/v1alpha2",
+        "kind": "JobSet",
+        "metadata": _marked(meta, options),
+        "spec": {
+            "network": {"enableDNSHostnames": True, "publishNotReadyAddresses": True},
+            "failurePolicy": {
+                "maxRestarts": RETRIES,
+                "restartStrategy": "BlockingRecreate",
+                "rules": [{"name": "final", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy", "DeadlineExceeded"]}],
+            },
+            "ttlSecondsAfterFinished": KEPT_SECONDS,
+            "replicatedJobs": [{"name": "train", "replicas": 1, "template": job}],
+        },
+    }
+
+
+def _marked(meta: Manifest, options: Options) -> Manifest:
+    if options.host_path:
+        meta["annotations"] = {"nanochat/pod-security": "not restricted: hostPath"}
+    return meta
+
+
+# ---- volume and chat ------------------------------------------------------------------------------------------
+
+
+def _claim(work: Workload, options: Options) -> Manifest:
+    """The volume of the data directory: by the plan and half as much again, ReadWriteMany where several pods share it."""
+    size = options.storage or f"{max(round(1.5 * work.plan.disk_bytes / 2**30), 10)}Gi"
+    spec: Manifest = {
+        "accessModes": ["ReadWriteMany" if work.nodes > 1 or options.chat else "ReadWriteOnce"],
+        "resources": {"requests": {"storage": size}},
+    }
+    if options.storage_class:
+        spec["storageClassName"] = options.storage_class
+    meta = _meta(work, options, "data")
+    return {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": meta, "spec": spec}
+
+
+def _chat(work: Workload, options: Options) -> list[Manifest]:
+    """The chat beside the training, on a CPU: it shows the training, and answers as soon as there is a checkpoint."""
+    name = name_of(work, "chat")
+    arguments = ["serve", "--host", "0.0.0.0", "--port", str(CHAT_PORT), "--allow-host", name, "--device", "cpu"]
+    environment = {"NANOCHAT_BASE_DIR": DATA, "PYTHONUNBUFFERED": "1"}
+    template = _pod(work, options, "chat", arguments, environment, {"cpu": "1", "memory": "4Gi"}, {"memory": "16Gi"})
+    template["spec"]["restartPolicy"] = "Always"
+    container = template["spec"]["containers"][0]
+    key = {"name": options.chat_secret or f"{name}-key", "key": "api-key"}
+    container["env"].append({"name": "NANOCHAT_API_KEY", "valueFrom": {"secretKeyRef": key}})
+    container["ports"] = [{"name": "http", "containerPort": CHAT_PORT}]
+    for kind, path, failures in (("startupProbe", "/healthz", 60), ("livenessProbe", "/healthz", 3), ("readinessProbe", "/healthz", 3)):
+        container[kind] = {
+            "httpGet": {"path": path, "port": "http"},
+            "periodSeconds": 10,
+            "timeoutSeconds": 5,
+            "failureThreshold": failures,
+        }
+    labels = {INSTANCE: work.name, COMPONENT: "chat"}
+    deployment = {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": _marked(_meta(work, options, "chat"), options),
+        "spec": {"replicas": 1, "strategy": {"type": "Recreate"}, "selector": {"matchLabels": labels}, "template": template},
+    }
+    ports = [{"name": "http", "port": 80, "targetPort": "http"}]
+    service = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": _meta(work, options, "chat"),
+        "spec": {"selector": labels, "ports": ports},
+    }
+    return [deployment, service]
+
+
+# ---- the user's patch -----------------------------------------------------------------------------------------
+
+# Lists that a strategic merge joins by a key, as Kubernetes' own types say; every other list is replaced.
+_KEYS = {
+    "containers": "name",
+    "initContainers": "name",
+    "env": "name",
+    "volumes": "name",
+    "imagePullSecrets": "name",
+    "replicatedJobs": "name",
+    "volumeMounts": "mountPath",
+    "volumeDevices": "devicePath",
+    "ports": "containerPort",
+    "topologySpreadConstraints": "topologyKey",
+    "hostAliases": "ip",
+}
+
+
+def patched(made: list[Manifest], file: Path) -> list[Manifest]:
+    """`made` with the YAML documents of `file` merged into the objects of their kind (and name, where they give one)."""
+    try:
+        patches = [patch for patch in yaml.safe_load_all(file.read_text(encoding="utf-8")) if patch is not None]
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"the patch {file} cannot be read: {error}", "--patch takes a YAML file") from error
+    for patch in patches:
+        if not isinstance(patch, dict) or not isinstance(patch.get("kind"), str):
+            raise UsageError(f"a patch in {file} names no kind", "begin it with `kind: Job`, for example")
+        name = (patch.get("metadata") or {}).get("name")
+        hits = [i for i, one in enumerate(made) if one["kind"] == patch["kind"] and name in (None, one["metadata"]["name"])]
+        if not hits:
+            there = ", ".join(f"{one['kind']} {one['metadata']['name']}" for one in made)
+            raise UsageError(f"a patch in {file} is for {patch['kind']} {name or ''}: there is none", f"there are: {there}")
+        for i in hits:
+            made[i] = merge(made[i], patch)
+    return made
+
+
+def merge(value: Any, patch: Any, key: str = "") -> Any:
+    """A strategic merge: mappings are joined (null removes), the lists of `_KEYS` by their key, `$patch: delete|replace` obeyed."""
+    if isinstance(value, dict) and isinstance(patch, dict):
+        if patch.get("$patch") == "replace":
+            return {name: part for name, part in patch.items() if name != "$patch"}
+        joined = {name: part for name, part in value.items() if patch.get(name, part) is not None}
+        for name, part in patch.items():
+            if part is not None and name != "$patch":
+                joined[name] = merge(joined.get(name, {} if isinstance(part, dict) else None), part, name)
+        return joined
+    if isinstance(value, list) and isinstance(patch, list) and key in _KEYS:
+        by = next((by for by in (_KEYS[key], "port") if all(isinstance(p, dict) and by in p for p in [*value, *patch])), "")
+        return _merge_lists(value, patch, by) if by else patch
+    return patch
+
+
+def _merge_lists(value: list[Manifest], patch: list[Manifest], by: str) -> list[Manifest]:
+    ours = {one[by]: one for one in value}
+    for part in patch:
+        if part.get("$patch") == "delete":
+            ours.pop(part[by], None)
+        else:
+            ours[part[by]] = merge(ours.get(part[by], {}), part)
+    return list(ours.values())
+
+
+class _Dumper(yaml.SafeDumper):
+    def ignore_aliases(self, data: Any) -> bool:  # what stands twice is written twice
+        return True
+
+
+def to_yaml(made: Sequence[Manifest]) -> Iterator[str]:
+    """Each object as a YAML document."""
+    for one in made:
+        yield "---\n" + yaml.dump(one, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)

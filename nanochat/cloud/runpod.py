@@ -1,0 +1,365 @@
+"""A training on a rented card of RunPod: choose one, show what it will cost, rent it, follow it, see that it ends.
+
+Two watch the ceiling: this client while it follows, and the guard inside the pod (guard.py) whether or not anybody does.
+Called again with the same name, `submit` finds the pod that is there and goes on following it.
+"""
+
+import datetime
+import importlib.util
+import re
+import shlex
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from nanochat.cloud.guard import ENDED, VARIABLE, Guard
+from nanochat.cloud.runpod_api import LONGEST_PAUSE, Forbidden, NoCapacity, NotNow, NotThere, RunPod, Unclear
+from nanochat.cloud.workload import DATA, GRACE_SECONDS, Workload
+from nanochat.console import duration, log
+from nanochat.errors import NanochatError, PreflightError, UsageError
+
+# For each profile, its card first, then others that are no slower: the estimate holds for all of them.
+CARDS = {
+    "rtx4050": ("NVIDIA GeForce RTX 3090", "NVIDIA GeForce RTX 4090"),
+    "rtx4090": ("NVIDIA GeForce RTX 4090", "NVIDIA GeForce RTX 5090"),
+    "h100x8": ("NVIDIA H100 80GB HBM3", "NVIDIA H200"),
+}
+LIVE = ("PROVISIONING", "STARTING", "RUNNING")
+IMAGE_GB = 12  # the unpacked image and what a container writes outside its volume
+LAST_SECONDS = 5.0
+START_MINUTES = 30.0  # a pod that has not started by then (a large image takes 10) is given back
+POLL_SECONDS = 15.0
+STOPPED_DISK = 0.20  # dollars for a GB and month of a stopped pod's disk, about
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to rent, and how much it may cost."""
+
+    gpus: tuple[str, ...] = ()  # candidates in order, instead of the profile's
+    cloud: str = "SECURE"
+    data_centers: tuple[str, ...] = ()
+    volume: str = ""  # a network volume's id; else a disk of the pod's own
+    registry: str = ""  # the id of credentials for a private image
+    environment: tuple[tuple[str, str], ...] = ()
+    min_cuda: str = ""
+    max_price: float = 0.0  # dollars an hour for the whole pod; 0: no limit
+    max_cost: float = 0.0  # dollars for all of it; 0: no limit
+    max_hours: float = 0.0  # 0: twice the estimate and an hour
+    start_minutes: float = START_MINUTES
+    poll: float = POLL_SECONDS
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A card to rent: `price` is of the whole pod for an hour, by the catalogue."""
+
+    gpu: str
+    price: float
+    free: str
+    hours: float  # the ceiling
+
+
+def cuda_floor() -> str:
+    """The oldest CUDA of a host that the installed torch runs on (any driver of its major version); "" for a torch without CUDA."""
+    found = importlib.util.find_spec("torch")
+    if found is None or not found.origin:
+        return ""
+    version = re.search(r"^cuda\b[^=]*= '(\d+)\.", (Path(found.origin).parent / "version.py").read_text(encoding="utf-8"), re.M)
+    return f"{version[1]}.0" if version else ""
+
+
+def candidates(api: RunPod, work: Workload, options: Options) -> list[Candidate]:
+    """What may be rented, in order, free ones first. Raises UsageError and PreflightError where nothing is left, saying why."""
+    if not work.cards:
+        raise UsageError(
+            f"the profile {work.config.profile} needs no card", "RunPod is for rtx4050, rtx4090 and h100x8; `make quickstart` runs here"
+        )
+    wanted = options.gpus or CARDS[work.config.profile]
+    offered = {gpu["id"]: gpu for gpu in api.gpus(work.cards, options.cloud, options.min_cuda)}
+    found, refused = [], []
+    for identifier in wanted:
+        if (gpu := offered.get(identifier)) is None:
+            refused.append(f"{identifier}: not offered")
+            continue
+        kind = options.cloud.lower()
+        price = gpu["price"][kind] * work.cards
+        hours = ceiling(work, options, price)
+        if gpu["maxCount"][kind] < work.cards or not gpu[kind]:
+            refused.append(f"{identifier}: at most {gpu['maxCount'][kind]} in one pod of {options.cloud}")
+        elif options.max_price and price > options.max_price:
+            refused.append(f"{identifier}: ${price:.2f} an hour is above --max-price")
+        elif hours < work.hours:
+            refused.append(f"{identifier}: about {work.hours:.1f} h are needed, {hours:.1f} h allowed (--max-hours, --max-cost)")
+        else:
+            found.append(Candidate(identifier, price, gpu.get("availability", "unknown"), hours))
+    if not found:
+        raise PreflightError("no card to rent: " + "; ".join(refused), "--gpu names others, as RunPod's catalogue spells them")
+    return sorted(found, key=lambda one: one.free == "NONE")
+
+
+def ceiling(work: Workload, options: Options, price: float) -> float:
+    """Hours that the pod may live at most."""
+    hours = options.max_hours or 2 * work.hours + 1
+    return min(hours, options.max_cost / price) if options.max_cost and price else hours
+
+
+def describe(work: Workload, options: Options, found: Sequence[Candidate]) -> str:
+    """What will be rented and what it costs, a few lines."""
+    lines = [f"training  {' '.join(work.command)}", f"image     {work.image}", f"time      about {duration(3600 * work.hours)}"]
+    for one in found:
+        likely = one.price * work.hours
+        lines.append(
+            f"card      {work.cards} x {one.gpu}, ${one.price:.2f} an hour, free now: {one.free.lower()}; about ${likely:.2f}, "
+            f"never more than {one.hours:.1f} h = ${one.price * one.hours:.2f}"
+        )
+    if options.volume:
+        lines.append(f"disk      network volume {options.volume}; the pod is terminated at the end, the volume stays (and is billed)")
+    else:
+        gigabytes = disk_gigabytes(work)
+        cost = STOPPED_DISK * gigabytes
+        lines.append(
+            f"disk      {gigabytes} GB of the pod's own; the pod is stopped at the end, and the disk then costs about ${cost:.2f} a month"
+        )
+        lines.append("          until `submit terminate`: fetch the checkpoints first, they go with it")
+    return "\n".join(lines)
+
+
+def disk_gigabytes(work: Workload) -> int:
+    """The volume's size where it is the pod's own."""
+    return max(round(1.5 * work.plan.disk_bytes / 1e9), 10)
+
+
+def body(work: Workload, options: Options, one: Candidate, now: float) -> dict[str, Any]:
+    """The request that rents `one`."""
+    guard = Guard(now + 3600 * one.hours, "terminate" if options.volume else "stop")
+    gpu: dict[str, Any] = {"id": one.gpu, "count": work.cards}
+    if options.min_cuda:
+        gpu["minCudaVersion"] = options.min_cuda
+    if options.volume:
+        mounts: dict[str, Any] = {"network": [{"volumeId": options.volume, "path": DATA}]}
+    else:
+        mounts = {"persistent": {"size": disk_gigabytes(work), "path": DATA}}
+    made = {
+        "name": work.name,
+        "image": work.image,
+        "args": shlex.join(work.command),
+        "gpu": gpu,
+        "cloud": options.cloud,
+        "disk": IMAGE_GB,
+        "mounts": mounts,
+        "env": {**work.environment(), **dict(options.environment), VARIABLE: str(guard)},
+    }
+    if options.data_centers:
+        made["dataCenterIds"] = list(options.data_centers)
+    if options.registry:
+        made["registry"] = options.registry
+    return made
+
+
+def find(api: RunPod, name: str) -> dict[str, Any] | None:
+    """The pod of that name. Raises UsageError where there are several."""
+    found = [pod for pod in api.pods() if pod["name"] == name and pod["status"] != "TERMINATED"]
+    if len(found) > 1:
+        raise UsageError(
+            f"{len(found)} pods are named {name!r}: {', '.join(pod['id'] for pod in found)}", "end all but one on RunPod's page"
+        )
+    return found[0] if found else None
+
+
+def require(api: RunPod, name: str) -> dict[str, Any]:
+    """The pod of that name. Raises UsageError where there is none."""
+    if pod := find(api, name):
+        return pod
+    raise UsageError(f"there is no pod named {name!r}", "submit status --on runpod lists them")
+
+
+def rent(api: RunPod, work: Workload, options: Options, found: Sequence[Candidate]) -> tuple[dict[str, Any], Candidate]:
+    """Rent the first candidate that is to be had; never two. Raises PreflightError where none is."""
+    refused = []
+    for one in found:
+        for _ in range(3):
+            try:
+                pod = api.create(body(work, options, one, time.time()))
+                return _affordable(api, pod, work, options, one), one
+            except (NoCapacity, Forbidden) as error:
+                log(f"{one.gpu}: {error.message}")
+                refused.append(one.gpu)
+                break
+            except Unclear as error:  # it may have been made all the same
+                log(f"{error.message}; looking whether the pod is there")
+                time.sleep(api.pause)
+                if made := find(api, work.name):
+                    return _affordable(api, made, work, options, one), one
+        else:
+            raise NanochatError(f"RunPod cannot rent {one.gpu} now", "later, or see its status page; nothing was rented")
+    raise PreflightError(
+        f"none of {', '.join(refused)} is to be had now", "other cards (--gpu), another data centre, --cloud, or later; nothing was rented"
+    )
+
+
+def _affordable(api: RunPod, pod: dict[str, Any], work: Workload, options: Options, one: Candidate) -> dict[str, Any]:
+    """The pod, or, where its real price breaks the ceiling, an error and no pod."""
+    price = pod.get("cost") or 0.0
+    if (options.max_price and price > options.max_price + 0.005) or (options.max_cost and price * one.hours > 1.01 * options.max_cost):
+        end(api, pod["id"], "terminate")
+        raise PreflightError(
+            f"the pod would cost ${price:.2f} an hour, not ${one.price:.2f}: it is given back", "a higher --max-price or --max-cost"
+        )
+    return pod
+
+
+def end(api: RunPod, identifier: str, action: str) -> None:
+    """Stop or terminate a pod, and see that it happened. Raises NanochatError, loudly, where it did not."""
+    for _ in range(10):
+        try:
+            api.act(identifier, action)
+        except NotThere:
+            return
+        except NotNow:
+            pass  # between two states, or there already
+        try:
+            status = api.pod(identifier)["status"]
+        except NotThere:
+            return
+        if status == "TERMINATED" or (status == "EXITED" and action == "stop"):
+            return
+        time.sleep(api.pause)
+    raise NanochatError(f"pod {identifier} may still run and cost money: {action} did not take effect", "end it on RunPod's page")
+
+
+def submit(api: RunPod, work: Workload, options: Options, agree: Callable[[str], bool], follow: bool = True) -> int:
+    """Rent (or find) the pod of this name and follow it; the exit code."""
+    options = options if options.min_cuda else replace(options, min_cuda=cuda_floor())
+    if not options.min_cuda:
+        log("no CUDA floor: the torch installed here has no CUDA (--min-cuda sets one)")
+    pod = find(api, work.name)
+    if pod and pod["status"] in LIVE:
+        log(f"pod {pod['id']} ({pod['status']}) bears this name already: following it; nothing new is rented")
+        return watch(api, pod["id"], options, until=deadline(pod)) if follow else 0
+    if pod and pod["status"] == "ERROR":
+        raise PreflightError(f"pod {pod['id']} of this name is in an error state", f"submit terminate {work.name} removes it with its disk")
+    found = candidates(api, work, options)
+    if pod:  # stopped: its disk has the checkpoints
+        found = [one for one in found if one.gpu == pod["gpu"]["id"]] or found[:1]
+        log(f"pod {pod['id']} of this name is stopped: it is started again and goes on from its checkpoints")
+    if not agree(describe(work, options, found)):
+        log("nothing was rented")
+        return 0
+    if pod:
+        changed = body(work, options, found[0], time.time())
+        api.change(pod["id"], {"args": changed["args"], "env": changed["env"], "image": changed["image"]})
+        api.act(pod["id"], "start")
+        one = found[0]
+    else:
+        pod, one = rent(api, work, options, found)
+    log(f"pod {pod['id']}: {one.gpu}, ${pod.get('cost') or one.price:.2f} an hour; `submit stop {work.name}` ends it")
+    until = time.time() + 3600 * one.hours
+    if not follow:
+        log("not followed: the guard inside the pod ends it")
+        return 0
+    try:
+        return watch(api, pod["id"], options, until)
+    except KeyboardInterrupt:
+        log(f"no longer followed. The pod goes on, and its guard ends it; `submit logs {work.name} --on runpod` follows again")
+        raise
+
+
+def deadline(pod: dict[str, Any]) -> float:
+    """Until when the guard of a pod lets it live; the end of time where it has none."""
+    try:
+        return Guard.parse(pod.get("env", {}).get(VARIABLE, "")).until
+    except UsageError:
+        return float("inf")
+
+
+def watch(api: RunPod, identifier: str, options: Options, until: float, show: Callable[[str], None] = print) -> int:
+    """Follow a pod to its end: print its log, enforce the ceiling, give it back where it never starts.
+
+    The exit code is the training's, as the guard's last line tells it; 0 where the log has no such line.
+    """
+    started, begun, cursor, polled = False, time.monotonic(), "", 0.0
+    grace = GRACE_SECONDS if until - time.time() > 60 else 0  # the guard comes first, it saves a checkpoint
+
+    def alive() -> int | None:
+        """An exit code where there is nothing more to follow."""
+        nonlocal started, polled
+        polled = time.monotonic()
+        try:
+            pod = api.pod(identifier)
+        except NotThere:
+            log(f"pod {identifier} is terminated: it costs nothing more")
+            return 0
+        status = pod["status"]
+        if status in ("EXITED", "TERMINATED"):
+            log(
+                f"pod {identifier} has ended ({status})"
+                + ("" if status == "TERMINATED" else ": its disk is kept, and billed until submit terminate")
+            )
+            return 0
+        if status == "ERROR":
+            if not started:
+                end(api, identifier, "terminate")
+                raise PreflightError(
+                    f"pod {identifier} failed before it ran: it is given back", "is the image right, and --registry for a private one?"
+                )
+            raise NanochatError(
+                f"pod {identifier} is in an error state (${pod.get('cost') or 0:.2f} an hour); its disk is kept",
+                "look at it on RunPod's page; submit terminate removes it with its disk",
+            )
+        if time.time() > until + grace:
+            log("the ceiling is reached, and the pod's own guard has not ended it")
+            end(api, identifier, "terminate" if pod.get("mounts", {}).get("network") else "stop")
+            raise NanochatError(
+                f"pod {identifier} was ended at the ceiling", "a higher --max-hours or --max-cost goes on from the checkpoint"
+            )
+        started = started or status == "RUNNING"
+        if not started and time.monotonic() - begun > 60 * options.start_minutes:
+            end(api, identifier, "terminate")
+            raise PreflightError(
+                f"pod {identifier} did not start in {options.start_minutes:g} minutes: it is given back", "another card or data centre"
+            )
+        return None
+
+    ended, code = 0, alive()
+    while True:
+        last = time.monotonic() + LAST_SECONDS  # for what the log of an ended pod still holds
+        for at, line in _lines(api, identifier, cursor, LONGEST_PAUSE if code is None else LAST_SECONDS) if started else ():
+            cursor = at or cursor
+            if at or line:
+                show(line)
+            if said := ENDED.search(line):
+                ended = int(said[1])
+            if code is None and time.monotonic() - polled > options.poll:
+                code, last = alive(), time.monotonic() + LAST_SECONDS
+            if code is not None and time.monotonic() > last:
+                break
+        if code is not None:
+            return code or ended
+        time.sleep(min(options.poll, 1.0) if started else options.poll)
+        code = alive()
+
+
+def _lines(api: RunPod, identifier: str, cursor: str, silence: float) -> Iterator[tuple[str, str]]:
+    """One connection's log lines; it may end at any time, for whatever reason."""
+    try:
+        yield from api.events(identifier, cursor, silence)
+    except NotThere:
+        return
+    except NanochatError as error:
+        log(f"no log now: {error.message}")
+
+
+def status_lines(api: RunPod, name: str = "") -> list[str]:
+    """The account's pods (or one), a line each: state, price, since when."""
+    lines = []
+    for pod in [require(api, name)] if name else api.pods():
+        since = pod.get("startedAt") or pod.get("createdAt") or ""
+        spent = ""
+        if pod["status"] in LIVE and since:
+            hours = (time.time() - datetime.datetime.fromisoformat(since).timestamp()) / 3600
+            spent = f", about ${max(hours, 0) * (pod.get('cost') or 0):.2f} so far"
+        lines.append(f"{pod['name']}  {pod['id']}  {pod['status']}  ${pod.get('cost') or 0:.2f}/h{spent}")
+    return lines

@@ -1,0 +1,309 @@
+"""A user's own text as a dataset, and a user's own conversations.
+
+Text is parquet or jsonl (a document in each row's `text`) or plain text (a document in each file); a document longer
+than some 8,000 characters is cut at blank lines. Everything is streamed, twice: once to look at every document and to
+choose the validation set, once to write the shards. So a mistake in the last file is found before anything is written.
+"""
+
+import dataclasses
+import hashlib
+import heapq
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from nanochat.console import Progress, log, quantity
+from nanochat.data.shards import COLUMN, MANIFEST, Dataset, open_dataset, texts, write_dataset
+from nanochat.data.text.summary import Summary
+from nanochat.data.text.textfile import BLOCK, detect_encoding, open_text
+from nanochat.errors import DataError
+from nanochat.paths import dataset_dir
+
+PACKER = 1  # raise it when the same files would give other documents
+CUT = 8000  # characters of a document at most
+SMALLEST = 16_000  # bytes of text that something can be learned from
+HELD_OUT = 0.01  # part of the text that is kept for validation, ...
+HELD_OUT_BYTES = 65_536  # ... and this much at least, ...
+HELD_OUT_MOST = 0.1  # ... but not more than about this part
+
+_KINDS = {".parquet": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl", ".txt": "text", ".text": "text", ".md": "text"}
+_COMPRESSED = (".gz", ".zst")
+_FORMATS = "parquet (column text), jsonl (field text), .txt or .md, plain or .gz or .zst"
+
+Conversation = list[dict[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Source:
+    path: Path
+    kind: str  # parquet, jsonl or text
+    encoding: str  # "" for parquet
+
+
+def import_texts(path: Path) -> Dataset:
+    """The text of a file or folder as a dataset in data/user-<hash>/; made once, and anew where a file has changed.
+
+    Validation is about 1% of the bytes, at least 64 KB but at most a tenth, chosen by the hash of a document's
+    content: a document and its duplicates are all on one side. Raises DataError for text that cannot be used.
+    """
+    path = path.expanduser()
+    files = _find(path)
+    folder = dataset_dir(f"user-{_fingerprint(path, files)}")
+    if (folder / MANIFEST).exists():
+        return open_dataset(folder)
+    sources = _look(path, files)
+    size = sum(source.path.stat().st_size for source in sources)
+    cut = min(CUT, max(size // 100, 400))  # a small text in small pieces, so that a tenth of it can be told apart
+
+    summary = Summary()
+    chosen, total = _choose_validation(_progress(f"reading {path}", _documents(sources, cut), 0), path, summary)
+    for line in summary.lines():
+        log(line)
+
+    def side(validation: bool) -> Iterator[str]:
+        return (text for text in _documents(sources, cut) if (_hash(text) in chosen) == validation)
+
+    dataset = write_dataset(
+        folder,
+        name=folder.name,
+        source=str(path.resolve()),
+        licence="the user's own text",
+        training=_progress("writing the dataset", side(False), total),
+        validation=side(True),
+    )
+    held_out = dataset.validation
+    kept = f"{held_out.documents} of them ({quantity(held_out.text_bytes)}B) kept for validation"
+    log(f"{path}: {summary.documents} documents, {quantity(total)}B; {kept}")
+    return dataset
+
+
+# --- which files
+
+
+def _kind(path: Path) -> str:
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] in _COMPRESSED:
+        suffixes.pop()
+    return _KINDS.get(suffixes[-1], "") if suffixes else ""
+
+
+def _find(path: Path) -> list[Path]:
+    """The files to read, sorted; a file that is named itself may have any suffix. Raises DataError where there is none."""
+    if path.is_file():
+        return [path]
+    if not path.exists():
+        raise DataError(f"{path} does not exist", "give --data a file or a folder of text")
+    files = sorted(
+        found
+        for found in path.rglob("*")
+        if _kind(found) and found.is_file() and not any(part.startswith(".") for part in found.relative_to(path).parts)
+    )
+    if not files:
+        raise DataError(f"{path} holds no text file", f"what can be read: {_FORMATS}")
+    return files
+
+
+def _fingerprint(path: Path, files: list[Path]) -> str:
+    """Eight hex digits that change when the place, the files, their sizes or times, or PACKER do."""
+    digest = hashlib.sha256(f"{PACKER}\n{path.resolve()}\n".encode())
+    for file in files:
+        stat = file.stat()
+        digest.update(f"{file.relative_to(path)}\t{stat.st_size}\t{stat.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:8]
+
+
+def _look(path: Path, files: list[Path]) -> list[_Source]:
+    """Kind and encoding of each file. An empty file is an error when it is the only one, and skipped in a folder."""
+    sources = []
+    for file in files:
+        if file.stat().st_size == 0 and len(files) > 1:
+            log(f"{file}: empty, skipped")
+            continue
+        kind = _kind(file) or "text"
+        sources.append(_Source(file, kind, "" if kind == "parquet" and file.stat().st_size else detect_encoding(file)))
+    if not sources:
+        raise DataError(f"every file in {path} is empty", "give --data a folder with text in it")
+    return sources
+
+
+# --- documents
+
+
+def _documents(sources: list[_Source], cut: int) -> Iterator[str]:
+    """Every document of every file, in order: stripped, not empty, at most `cut` characters."""
+    for source in sources:
+        if source.kind == "text":
+            with open_text(source.path, source.encoding) as file:
+                yield from _pieces(iter(lambda: file.read(BLOCK), ""), cut)
+        else:
+            whole = _jsonl_texts(source) if source.kind == "jsonl" else (text for batch in texts(source.path) for text in batch)
+            for text in whole:
+                yield from _pieces(iter([text]), cut)
+
+
+def _pieces(blocks: Iterator[str], cut: int) -> Iterator[str]:
+    """A text that comes in blocks, cut into pieces of at most `cut` characters, at the best place in each piece's second half."""
+    rest = ""
+    for block in blocks:
+        rest, start = rest + block, 0
+        while len(rest) - start > cut:
+            end = _cut_at(rest, start + cut // 2, start + cut)
+            yield from _clean(rest[start:end])
+            start = end
+        rest = rest[start:]
+    yield from _clean(rest)
+
+
+def _clean(text: str) -> list[str]:
+    """[text] without blanks at its ends; [] where nothing is left. Half a surrogate pair (an escape in a jsonl) becomes '?'."""
+    text = text.strip()
+    if not text:
+        return []
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode("utf-8", "replace").decode()
+    return [text]
+
+
+def _cut_at(text: str, low: int, high: int) -> int:
+    """Where to cut `text` in (low, high]: after the last blank line, else line, sentence, word; else at `high`."""
+    for ending in ("\n\n", "\n", "。", ". ", " "):
+        found = text.rfind(ending, low, high)
+        if found >= 0:
+            return found + len(ending)
+    return high
+
+
+def _jsonl_texts(source: _Source) -> Iterator[str]:
+    for where, value in _jsonl(source.path, source.encoding):
+        if not isinstance(value, dict):
+            raise DataError(f"{where}: a {_json_type(value)} instead of an object", 'each line is an object such as {"text": "..."}')
+        if COLUMN not in value:
+            raise DataError(
+                f'{where} has no field "{COLUMN}"; its fields are: {", ".join(value) or "none"}', f'rename the field of text to "{COLUMN}"'
+            )
+        if not isinstance(value[COLUMN], str):
+            raise DataError(f'{where}: "{COLUMN}" is a {_json_type(value[COLUMN])}, not a string', "write the text as a JSON string")
+        yield value[COLUMN]
+
+
+def _jsonl(path: Path, encoding: str) -> Iterator[tuple[str, Any]]:
+    """(file:line, value) of each line that is not blank. Raises DataError where one is not JSON."""
+    with open_text(path, encoding) as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                yield f"{path}:{number}", json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise DataError(f"{path}:{number} is not JSON: {error}", "each line is one JSON value") from error
+
+
+def _json_type(value: Any) -> str:
+    return {dict: "object", list: "list", str: "string", bool: "boolean", type(None): "null"}.get(type(value), "number")
+
+
+# --- validation
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def _choose_validation(documents: Iterable[str], path: Path, summary: Summary) -> tuple[set[int], int]:
+    """Hashes of the documents to hold out: the smallest hashes, until their bytes suffice; and all documents' bytes.
+
+    `summary` is told of each document. Only the smallest hashes are kept in memory, twice as many bytes' worth as needed so
+    far. Raises DataError where the text is too small, or cannot be divided.
+    """
+    smallest: list[tuple[int, int]] = []  # a heap of (-hash, bytes): the largest hash is on top
+    held = total = 0
+    for text in documents:
+        size, value = len(text.encode()), _hash(text)
+        total += size
+        summary.add(text, size, value)
+        heapq.heappush(smallest, (-value, size))
+        held += size
+        while held - smallest[0][1] > 2 * max(HELD_OUT * total, HELD_OUT_BYTES / HELD_OUT_MOST):
+            held -= heapq.heappop(smallest)[1]
+    if total < SMALLEST:
+        raise DataError(
+            f"{path} holds {total} bytes of text: too little to learn from",
+            f"give at least {SMALLEST} bytes; a few megabytes begin to work",
+        )
+
+    bytes_of: dict[int, int] = {}
+    for negative, size in smallest:
+        bytes_of[-negative] = bytes_of.get(-negative, 0) + size
+    most = HELD_OUT_MOST * total
+    enough = max(HELD_OUT * total, min(HELD_OUT_BYTES, most))
+    chosen: set[int] = set()
+    held = 0
+    for value in sorted(bytes_of):
+        if held >= enough:
+            break
+        if bytes_of[value] <= most:  # not one that is repeated all over
+            chosen.add(value)
+            held += bytes_of[value]
+    if not chosen:
+        hint = "give more text, or text that repeats itself less: a tenth of it at most is held out"
+        raise DataError(f"{path} holds {summary.documents} documents, none of which can be kept for validation", hint)
+    return chosen, total
+
+
+def _progress(what: str, documents: Iterable[str], total: int) -> Iterator[str]:
+    with Progress(what, total, "bytes") as progress:
+        for text in documents:
+            progress.advance(len(text.encode()))
+            yield text
+
+
+# --- conversations
+
+
+def read_conversations(path: Path) -> list[Conversation]:
+    """A user's conversations: jsonl, each line an array of {role, content} or {"messages": [...]}.
+
+    Raises DataError with file and line where one is malformed.
+    """
+    path = path.expanduser()
+    if not path.is_file():
+        raise DataError(f"{path} is no file" if path.exists() else f"{path} does not exist", "give a jsonl file of conversations")
+    conversations: list[Conversation] = []
+    for where, value in _jsonl(path, detect_encoding(path)):
+        messages: Any = value.get("messages") if isinstance(value, dict) else value
+        if wrong := conversation_fault(messages):
+            raise DataError(f"{where}: {wrong}", 'a line is [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]')
+        conversations.append(messages)
+    if not conversations:
+        raise DataError(f"{path} holds no conversation", "put one on each line, as JSON")
+    return conversations
+
+
+def conversation_fault(messages: Any) -> str | None:
+    """What is wrong with a conversation: an optional system message, then user and assistant in turn, ending with the assistant."""
+    if not isinstance(messages, list) or not messages:
+        return "no list of messages"
+    for index, message in enumerate(messages, 1):
+        if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
+            return f"message {index} is no object with role and content"
+        content = message["content"]
+        if isinstance(content, list) and message["role"] == "assistant":
+            if not all(
+                isinstance(part, dict) and part.get("type") in ("text", "python", "python_output") and isinstance(part.get("text"), str)
+                for part in content
+            ):
+                return f"message {index} has a part that is not {{type: text|python|python_output, text}}"
+        elif not isinstance(content, str):
+            return f"the content of message {index} is a {_json_type(content)}, not a string"
+    turns = [message["role"] for message in messages]
+    first = turns[0] == "system"
+    for index, role in enumerate(turns[first:]):
+        expected = ("user", "assistant")[index % 2]
+        if role != expected:
+            return f"message {index + 1 + first} has the role {role!r} where {expected!r} should be"
+    if turns[-1] != "assistant":
+        return "it has no answer of the assistant's at its end"
+    return None

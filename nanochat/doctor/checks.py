@@ -1,0 +1,347 @@
+"""What could make a run fail or crawl, found before anything is spent: each finding says what, why it matters and what to do.
+
+An error is what would make the run fail; a warning is what would make it slow, or fail later. `train` looks too, without
+what takes seconds.
+"""
+
+import dataclasses
+import os
+import platform
+import resource
+import shutil
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from nanochat import paths
+from nanochat.config import Config
+from nanochat.console import duration, log
+from nanochat.data.hub import addresses as hub
+from nanochat.data.source import missing
+from nanochat.doctor.troubleshooting import explained
+from nanochat.errors import NanochatError, PreflightError
+from nanochat.hardware import nvml
+from nanochat.hardware.machine import physical_cores
+from nanochat.planning.plan import Plan, compiler, compiler_lacks, kept_checkpoints
+
+OK, WARNING, ERROR = "ok", "warning", "error"
+DRIVER_FLOORS = {12: 525, 13: 580}  # CUDA's major version in torch's wheels -> the oldest driver
+SLOW_DISK = 30e6  # bytes a second
+PROBE_BYTES = 32 << 20  # written to measure a disk
+SHARED_BYTES = 1 << 30  # of /dev/shm, for several GPUs
+FILES = 1024
+HELD = 0.1  # part of a card's memory that others may hold without a word
+NETWORK_SECONDS = 5.0
+CPU_DAYS = 3.0  # a card's real run that would take longer on this CPU is refused
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at. `fix` is a command or a setting; `why` and `fix` are empty where all is well."""
+
+    id: str
+    level: str
+    what: str
+    why: str = ""
+    fix: str = ""
+
+    @property
+    def means(self) -> str:
+        """What any finding of this id means; empty where all is well."""
+        return explained(self.id) if self.level != OK else ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """What is examined: the resolved config of a run, its plan, and the driver; `quick` leaves out what takes seconds.
+
+    `asked` is the device as the user named it, before "auto" became what is there.
+    """
+
+    config: Config
+    plan: Plan
+    driver: nvml.Driver | None
+    quick: bool = False
+    asked: str = ""
+
+
+def examine(config: Config, plan: Plan, quick: bool = False, asked: str = "") -> list[Finding]:
+    """Look at everything that the run of a resolved config stands on; `asked` is --device as the user gave it."""
+    case = Case(config, plan, nvml.read_driver(), quick, asked)
+    return [finding for check in CHECKS for finding in check(case)]
+
+
+def require(config: Config, plan: Plan, asked: str = "") -> None:
+    """Say what would make a run slow, and raise PreflightError with the first thing that would make it fail."""
+    findings = examine(config, plan, quick=True, asked=asked)
+    for finding in findings:
+        if finding.level == WARNING:
+            log(f"warning: {finding.what}: {finding.why}; {finding.fix}")
+    for finding in findings:
+        if finding.level == ERROR:
+            raise PreflightError(f"{finding.what}: {finding.why}" if finding.why else finding.what, finding.fix)
+
+
+def healthy(findings: list[Finding]) -> bool:
+    """Whether nothing would make the run fail."""
+    return all(finding.level != ERROR for finding in findings)
+
+
+def to_json(findings: list[Finding]) -> dict[str, Any]:
+    """For `doctor --json`."""
+    return {"ok": healthy(findings), "findings": [dataclasses.asdict(finding) | {"means": finding.means} for finding in findings]}
+
+
+def describe(findings: list[Finding]) -> str:
+    """For people: a line for what is well, four for what is not."""
+    lines = []
+    for finding in findings:
+        lines.append(f"{finding.level:<8}{finding.id}: {finding.what}")
+        lines += [f"        means: {finding.means}"] if finding.means else []
+        lines += [f"        why: {finding.why}"] if finding.why else []
+        lines += [f"        fix: {finding.fix}"] if finding.fix else []
+    return "\n".join(lines)
+
+
+# ---- the GPU ----------------------------------------------------------------------------------------------------
+
+
+def check_torch(case: Case) -> Iterator[Finding]:
+    """The driver against the CUDA that torch was built with, and a card's run that fell to the CPU and would take days there."""
+    fell_to_cpu = case.asked == "auto" and case.config.device == "cpu" and case.config.profile not in ("", "cpu")
+    stranded = fell_to_cpu and case.plan.seconds > CPU_DAYS * 86400
+    if stranded:
+        what = f"no CUDA device is visible, and on this CPU the run would take about {duration(case.plan.seconds)}"
+        fix = "check the driver (nvidia-smi; in a container its toolkit and docker run --gpus all), or use --profile cpu or --trial; "
+        yield Finding("driver", ERROR, what, fix=fix + "--device=cpu begins it all the same")
+    if case.driver is None:
+        if case.config.device == "cuda":
+            why, fix = "the run was asked to use a GPU", "install the driver (R580 or newer for torch's CUDA 13), or use --device=cpu"
+            yield Finding("driver", ERROR, "there is no NVIDIA driver", why, fix)
+        elif not stranded:
+            yield Finding("driver", OK, "no NVIDIA driver: the CPU is used")
+        return
+    import torch
+
+    cuda = torch.version.cuda or ""
+    if not cuda:
+        why = f"driver {case.driver.version} and {len(case.driver.cards)} card(s) are there, but this torch was built without CUDA"
+        fix = "make install TORCH_BACKEND=auto, or use --device=cpu"
+        yield Finding(
+            "torch", ERROR if case.config.device == "cuda" else WARNING, f"torch {torch.__version__} cannot use the GPU", why, fix
+        )
+        return
+    floor = DRIVER_FLOORS.get(int(cuda.split(".")[0]), 0)
+    major = int(case.driver.version.split(".")[0]) if case.driver.version.split(".")[0].isdigit() else floor
+    if major < floor:
+        what = f"driver {case.driver.version} is too old for torch {torch.__version__} with CUDA {cuda}"
+        fix = f"update the driver to R{floor} or newer, or: make install TORCH_BACKEND=cu126"
+        yield Finding("driver", ERROR, what, f"it needs driver {floor} or newer", fix)
+        return
+    yield Finding("driver", OK, f"driver {case.driver.version}, torch {torch.__version__} with CUDA {cuda}")
+    if not torch.cuda.is_available():
+        level = ERROR if case.config.device == "cuda" else WARNING
+        why = (
+            "the driver sees cards that torch does not: CUDA_VISIBLE_DEVICES may hide them, a container may have been started without them"
+        )
+        yield Finding("torch", level, "torch sees no GPU", why, "unset CUDA_VISIBLE_DEVICES; in Docker: --gpus all")
+
+
+def check_processes(case: Case) -> Iterator[Finding]:
+    """Processes asked for against devices visible."""
+    asked = case.config.nproc_per_node
+    if case.config.device == "cuda":
+        import torch
+
+        visible = torch.cuda.device_count()
+        if asked > visible:
+            fix = f"use --nproc_per_node={visible} (or --device=cpu)" if visible else "use --device=cpu"
+            why = "each process needs a GPU of its own (CUDA would say: invalid device ordinal)"
+            yield Finding("processes", ERROR, f"{asked} processes asked, {visible} GPU(s) visible", why, fix)
+            return
+        yield Finding("processes", OK, f"{asked} process(es), {visible} GPU(s) visible")
+    elif asked > physical_cores():
+        why, fix = "they share the cores, so the run is slower, not faster", f"use --nproc_per_node={physical_cores()}"
+        yield Finding("processes", WARNING, f"{asked} processes asked, {physical_cores()} CPU core(s)", why, fix)
+
+
+def check_memory(case: Case) -> Iterator[Finding]:
+    """What the run needs against what is free, and who holds the rest."""
+    needed, most = case.plan.memory_bytes["total"], case.plan.max_device_batch_size
+    lower = f"use --device_batch_size={most}: the losses stay the same" if most else "use a smaller --depth or --max_seq_len"
+    if not case.plan.card_here:
+        return
+    if needed > case.plan.memory_bytes["usable"]:
+        what = f"this needs {needed / 1e9:.1f} GB, and {case.plan.memory_bytes['usable'] / 1e9:.1f} GB are usable"
+        yield Finding("memory", ERROR, what, "it would end in out of memory", lower)
+        return
+    if case.config.device != "cuda":
+        yield Finding("memory", OK, f"{needed / 1e9:.1f} GB needed, {case.plan.memory_bytes['usable'] / 1e9:.1f} GB usable")
+        return
+    cards = case.driver.cards[: case.config.nproc_per_node] if case.driver else ()
+    for index, card in enumerate(cards):
+        others = ", ".join(f"process {pid} holds {held / 1e9:.1f} GB" for pid, held in card.holders) or "no process is named"
+        what = f"GPU {index} ({card.name}): {card.free / 1e9:.1f} of {card.total / 1e9:.1f} GB are free; {others}"
+        if card.free < needed:
+            yield Finding("memory", ERROR, what, f"the run needs {needed / 1e9:.1f} GB", f"end what holds the memory, or {lower}")
+        elif card.total - card.free > HELD * card.total:
+            why = f"the run needs {needed / 1e9:.1f} GB, and shares the card's time with them"
+            yield Finding("memory", WARNING, what, why, "end what is not needed")
+        else:
+            yield Finding("memory", OK, what)
+
+
+def check_spill(case: Case) -> Iterator[Finding]:
+    """Windows' driver moves what does not fit into system memory, without a word."""
+    if (sys.platform == "win32" or "microsoft" in platform.release().lower()) and case.config.device == "cuda":
+        why = "what does not fit into the card's memory is moved to system memory: training then is ten times slower, the GPU's use at 2%"
+        fix = "NVIDIA control panel, CUDA - Sysmem Fallback Policy: Prefer No Sysmem Fallback; lower --device_batch_size where steps crawl"
+        yield Finding("spill", WARNING, "this is Windows or WSL", why, fix)
+
+
+def check_compiler(case: Case) -> Iterator[Finding]:
+    """What compiles at run time: a CPU's fused operations, or torch.compile."""
+    cuda = case.config.device == "cuda"
+    if not cuda and case.config.compile != "on":
+        from nanochat.kernels import build as kernels
+
+        if path := kernels.compiler():
+            yield Finding("compiler", OK, f"{path} for the fused operations")
+        else:
+            why = "training takes 1.3 to 1.6 times as long without the fused operations"
+            yield Finding("compiler", WARNING, "no C compiler (cc)", why, "apt install gcc libc6-dev")
+        return
+    name, found = compiler(cuda)
+    lacking = compiler_lacks(cuda)
+    if not lacking:
+        yield Finding("compiler", OK, f"{found} for torch.compile")
+        return
+    fix = f"apt install {name} python3-dev, or use --compile=off"
+    if case.config.compile == "on":
+        yield Finding("compiler", ERROR, f"torch.compile needs {' and '.join(lacking)}", "the first step would fail", fix)
+    else:
+        yield Finding(
+            "compiler", WARNING, f"no {' and '.join(lacking)}: torch.compile stays off", "long runs take about 1.4 times as long", fix
+        )
+
+
+# ---- the machine ------------------------------------------------------------------------------------------------
+
+
+def check_folder(case: Case) -> Iterator[Finding]:
+    """The data directory: writable, large enough, quick enough."""
+    folder = paths.base_dir()
+    try:
+        paths.require_writable(folder)
+        space = shutil.disk_usage(folder)
+    except (NanochatError, OSError) as error:
+        hint = error.hint if isinstance(error, NanochatError) else "point NANOCHAT_BASE_DIR to another folder"
+        yield Finding("folder", ERROR, f"the data directory {folder} cannot be written", str(error), hint)
+        return
+    needed = case.plan.disk_bytes
+    parts = ", ".join(f"{name} {_size(size)}" for name, size in case.plan.disk_parts.items() if size)
+    what = f"{_size(space.free)} free in {folder}, {_size(needed)} needed ({parts})"
+    checkpoint = case.plan.disk_parts["checkpoints"] // kept_checkpoints(case.config)
+    fix = f"free some space under {folder}, or point NANOCHAT_BASE_DIR to a larger disk"
+    if space.free < case.plan.disk_parts["download"] + 2 * checkpoint:
+        yield Finding("disk", ERROR, what, "there is no room for the data and the first checkpoints", fix)
+    elif space.free < needed:
+        yield Finding("disk", WARNING, what, "the disk may be full before the end", f"{fix}, or lower --keep_last")
+    else:
+        yield Finding("disk", OK, what)
+    if not case.quick and space.free > 2 * PROBE_BYTES:
+        speed = _disk_speed(folder)
+        if speed < SLOW_DISK:
+            why = f"a checkpoint takes {duration(checkpoint / speed)} to save"
+            fix = "point NANOCHAT_BASE_DIR to a faster disk, or raise --save_minutes"
+            yield Finding("disk speed", WARNING, f"{_size(speed)} a second written to {folder}", why, fix)
+        else:
+            yield Finding("disk speed", OK, f"{_size(speed)} a second written")
+
+
+def _size(size: float) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.0f} MB"
+
+
+def _disk_speed(folder: Path) -> float:
+    """Bytes a second that `folder` takes, made durable."""
+    path, block = folder / f"{paths.TEMPORARY}{uuid.uuid4().hex}", os.urandom(1 << 20)
+    began = time.monotonic()
+    try:
+        with path.open("wb") as file:
+            for _ in range(PROBE_BYTES >> 20):
+                file.write(block)
+            file.flush()
+            os.fsync(file.fileno())
+        return PROBE_BYTES / (time.monotonic() - began)
+    except OSError:
+        return 0.0
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def check_limits(case: Case) -> Iterator[Finding]:
+    """Shared memory, open files, the clock."""
+    shared = Path("/dev/shm")
+    if case.config.device == "cuda" and case.config.nproc_per_node > 1 and shared.exists():
+        size = shutil.disk_usage(shared).total
+        if size < SHARED_BYTES:
+            why, fix = "the GPUs exchange gradients through it", "in Docker: --shm-size=8g; in compose: shm_size: 8g"
+            yield Finding("shm", WARNING, f"/dev/shm has {_size(size)}", why, fix)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < FILES:
+        what, why = f"{soft} files may be open", "shards, rows, workers and chats need some hundreds"
+        yield Finding("files", WARNING, what, why, f"ulimit -n {min(max(hard, FILES), 65536)}")
+    newest = max(path.stat().st_mtime for path in Path(__file__).parent.glob("*.py"))
+    if time.time() < newest - 2 * 86400:
+        what = f"the clock says {time.strftime('%Y-%m-%d %H:%M')}, before this program was written"
+        why = "certificates are refused, and the newest run and checkpoint are not found"
+        yield Finding("clock", WARNING, what, why, "set it: timedatectl set-ntp true")
+
+
+# ---- the data ---------------------------------------------------------------------------------------------------
+
+
+def check_data(case: Case) -> Iterator[Finding]:
+    """Whether the data is there, and where it is not, whether it can be fetched."""
+    config = case.config
+    if config.data and not Path(config.data).expanduser().exists():
+        yield Finding("data", ERROR, f"{config.data} does not exist", "the run has no text", "give --data a file or a folder of text")
+        return
+    lacking = missing(config)
+    if not lacking:
+        yield Finding("data", OK, f"the data is complete: {config.data or config.dataset}")
+        return
+    what = f"to be fetched: {', '.join(lacking)} ({_size(sum(lacking.values()))})"
+    command = f"entrypoint.py download --for {config.profile or 'cpu'}{' --trial' if config.trial else ''} fetches it beforehand"
+    if not case.quick and (wrong := _unreachable()):
+        fix = f"check the network and HF_ENDPOINT (a mirror); {command}; --dataset=embedded needs none"
+        yield Finding("network", ERROR, what, f"{hub.endpoint()} does not answer: {wrong}", fix)
+    else:
+        yield Finding("data", OK, f"{what}; {command}")
+
+
+def _unreachable() -> str | None:
+    """Why the hub cannot be reached, None where it can: any answer will do."""
+    import requests
+
+    try:
+        requests.head(hub.endpoint(), timeout=NETWORK_SECONDS, allow_redirects=False)
+    except requests.RequestException as error:
+        return hub.reason(error)
+    return None
+
+
+CHECKS: tuple[Callable[[Case], Iterator[Finding]], ...] = (
+    check_torch,
+    check_processes,
+    check_memory,
+    check_spill,
+    check_compiler,
+    check_folder,
+    check_limits,
+    check_data,
+)

@@ -1,0 +1,31 @@
+"""The table of what goes wrong (troubleshooting.toml): the doctor's findings explained, and the two documents made of it."""
+
+import functools
+import tomllib
+from pathlib import Path
+from typing import Any
+
+DOCUMENTS = {"en": "TROUBLESHOOTING.md", "zh": "TROUBLESHOOTING.zh-TW.md"}  # in docs/
+_TABLE = Path(__file__).with_name("troubleshooting.toml")
+_HEADINGS = {"en": ("What the doctor finds", "finding", "what it means"), "zh": ("doctor 會發現什麼", "項目", "意思")}
+_NOTE = "<!-- made of nanochat/doctor/troubleshooting.toml by python -m scripts.troubleshooting: change that file -->"
+
+
+@functools.cache
+def table() -> dict[str, Any]:
+    """The whole table: findings {id: {en, zh}} and the documents' paragraphs {en, zh}, in order."""
+    return tomllib.loads(_TABLE.read_text(encoding="utf-8"))
+
+
+def explained(finding: str) -> str:
+    """What a finding of the doctor means, in English; empty for one that the table does not have."""
+    return str(table()["findings"].get(finding, {}).get("en", ""))
+
+
+def document(language: str) -> str:
+    """The troubleshooting document in "en" or "zh"."""
+    found = table()
+    title, *heads = _HEADINGS[language]
+    rows = [f"| {' | '.join(heads)} |", "|---|---|", *(f"| `{id}` | {text[language]} |" for id, text in found["findings"].items())]
+    opening, *rest = [entry[language] for entry in found["entry"]]
+    return "\n\n".join([opening, _NOTE, *rest, f"## {title}", "\n".join(rows)]) + "\n"

@@ -1,0 +1,53 @@
+"""Evaluation: bits per byte of held-out text, and exact answers to held-out questions."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nanochat.console import log
+from nanochat.distributed.memory import in_parts
+from nanochat.distributed.ranks import Ranks
+from nanochat.errors import OutOfMemoryError
+from nanochat.model.gpt import GPT
+from nanochat.model.loss import IGNORE, token_losses
+
+
+@torch.inference_mode()
+def bits_per_byte(
+    model: GPT,
+    forward: Callable[[Tensor], Tensor],
+    inputs: np.ndarray,
+    targets: np.ndarray,
+    token_bytes: np.ndarray,
+    device_batch_size: int,
+    ranks: Ranks,
+) -> float | None:
+    """Nats over ln 2 times bytes, of the targets that are text; independent of the tokenizer, so vocabularies can be compared.
+
+    inputs and targets (n, T), targets of -1 not counted; token_bytes (V,); each rank takes its share of the rows,
+    `device_batch_size` at a time and fewer where the memory is not enough. None, on every rank, where it is not enough for one row.
+    """
+    size = torch.from_numpy(token_bytes).to(ranks.device)
+    totals = torch.zeros(3, dtype=torch.float64, device=ranks.device)
+    own = slice(ranks.rank, None, ranks.world_size)
+    inputs, targets = inputs[own], targets[own]
+
+    def add(rows: Sequence[int]) -> Sequence[int]:
+        ids, wanted = (torch.from_numpy(part[rows].astype(np.int64)).to(ranks.device) for part in (inputs, targets))
+        nats = token_losses(model, forward(ids), wanted)  # (B, T)
+        counted = size[wanted.clamp(min=0)] * (wanted != IGNORE)
+        totals[:2] += torch.stack(((nats.double() * (counted > 0)).sum(), counted.sum().double()))
+        return rows
+
+    try:
+        in_parts(range(len(inputs)), device_batch_size, add, ranks.device, "in the evaluation")
+    except OutOfMemoryError:
+        totals[2] = 1
+    nats_sum, byte_sum, failed = ranks.all_reduce_sum(totals).tolist()
+    if failed:
+        log("warning: no evaluation: out of memory with one row")
+        return None
+    return nats_sum / (math.log(2) * max(byte_sum, 1))

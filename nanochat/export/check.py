@@ -1,0 +1,93 @@
+"""`export --check`: what was written, loaded by its own library, computes what our model computes."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nanochat.console import log
+from nanochat.data.embedded.corpus import heldout
+from nanochat.errors import NanochatError
+from nanochat.export.folder import foreign_weights, portable
+from nanochat.export.gguf_file import GGUF
+from nanochat.generate.engine import prompt_ids
+from nanochat.hardware.extras import needed
+from nanochat.model.attention import KVCache
+from nanochat.model.decode import Decoder
+from nanochat.model.gpt import GPT
+from nanochat.runs.record import TrainedModel
+from nanochat.tokenizer.tokenizer import Tokenizer
+
+PROMPTS = 16
+NEW_TOKENS = 32
+TOLERANCE = 1e-4  # of logits in float32
+OUR_FAULT = "report it: this is a fault of ours"
+
+
+def check(opened: TrainedModel, to: str, out: Path) -> None:
+    """Compare; says on stderr what was compared. Raises NanochatError where the two differ, UsageError where a library is missing."""
+    if to == "hf":
+        _check_folder(opened, out)
+    else:
+        _check_gguf(opened, out)
+
+
+def prompts(tokenizer: Tokenizer, context: int, count: int) -> list[list[int]]:
+    """Held-out questions as ids, those that leave room for an answer."""
+    found = [ids for item in heldout() if len(ids := prompt_ids(tokenizer, item.prompt)) + NEW_TOKENS <= context]
+    return found[:: max(len(found) // count, 1)][:count] or [[tokenizer.bos]]
+
+
+@torch.inference_mode()
+def greedy(model: GPT, rows: list[list[int]], count: int) -> list[list[int]]:
+    """The `count` likeliest tokens after each of `rows`, which are of one length, by the cache; nothing is forced and nothing ends them."""
+    length = len(rows[0])
+    cache = KVCache(model.config, len(rows), length + count, next(model.parameters()).device, model.compute_dtype)
+    decode = Decoder(model)
+    logits = model.logits(model(torch.tensor(rows, device=cache.lengths.device), cache=cache)[:, -1])
+    new: list[list[int]] = []
+    for held in range(length, length + count):
+        new.append(logits.argmax(-1).tolist())
+        logits = decode(new[-1], [held] * len(rows), cache)
+    return [list(row) for row in zip(*new, strict=True)]
+
+
+def load_folder(folder: Path, gpt_is_portable: bool) -> Any:
+    """The exported model in float32, by transformers."""
+    transformers = needed("transformers", "transformers", "--check of a Hugging Face folder")
+    found = transformers.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=not gpt_is_portable, dtype=torch.float32)
+    return found.eval()
+
+
+@torch.inference_mode()
+def _check_folder(opened: TrainedModel, out: Path) -> None:
+    model, tokenizer = opened.model, opened.tokenizer
+    theirs = load_folder(out, portable(model.config))
+    asked = prompts(tokenizer, model.config.max_seq_len, PROMPTS)
+    worst = 0.0
+    for ids in asked:
+        ours = model.logits(model(torch.tensor([ids])))
+        worst = max(worst, _difference(ours, theirs(torch.tensor([ids])).logits))
+        made = theirs.generate(torch.tensor([ids]), max_new_tokens=NEW_TOKENS, min_new_tokens=1, do_sample=False)[0, len(ids) :].tolist()
+        if made != greedy(model, [ids], NEW_TOKENS)[0][: len(made)]:
+            raise NanochatError(f"{out} continues a prompt in another way than the run {opened.run}", OUR_FAULT)
+    if worst > TOLERANCE:
+        raise NanochatError(f"the logits of {out} differ by {worst:.1e} from the run's", OUR_FAULT)
+    log(f"checked: logits within {worst:.1e} on {len(asked)} prompts, and greedy answers equal")
+
+
+def _difference(ours: Tensor, theirs: Tensor) -> float:
+    return float((ours - theirs).abs().max())
+
+
+def _check_gguf(opened: TrainedModel, out: Path) -> None:
+    gguf = needed("gguf", "gguf", "--check of a GGUF file")
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN3, opened.model.config.depth)
+    written = {tensor.name: tensor.data for tensor in gguf.GGUFReader(out / GGUF).tensors}
+    weights = foreign_weights(opened.model)
+    for name, weight in weights.items():
+        found = written.get(names.get_name(name, try_suffixes=(".weight",)))
+        if found is None or not torch.equal(torch.from_numpy(found.copy()).view(weight.shape), weight.cpu()):
+            raise NanochatError(f"{name} is not in {out / GGUF} as it should be", OUR_FAULT)
+    log(f"checked: {len(weights)} tensors of {out / GGUF} are the run's, bit for bit")

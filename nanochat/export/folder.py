@@ -1,0 +1,269 @@
+"""A run's model as a folder that Hugging Face transformers loads, and such a folder as a run again.
+
+The default architecture comes with modelling code of its own (trust_remote_code); a portable model is a plain Qwen3.
+"""
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from nanochat import paths
+from nanochat.console import log
+from nanochat.data.shards import read_manifest
+from nanochat.errors import DataError, NanochatError, UsageError
+from nanochat.export import vocabulary
+from nanochat.model.attention import RMS_EPS, ROPE_BASE
+from nanochat.model.gpt import GPT
+from nanochat.model.scaling import GPTConfig, count_parameters
+from nanochat.runs import record as runs
+from nanochat.runs.checkpoint import import_checkpoint
+from nanochat.runs.record import TrainedModel
+from nanochat.tokenizer.tokenizer import Tokenizer
+
+ABOUT = "nanochat.json"  # in the folder: what `import` needs beside the weights and the tokenizer
+FORMAT = 1
+WEIGHTS = "model.safetensors"
+MODELLING = Path(__file__).with_name("modeling_nanochat_appliance.py")
+
+# Our names of the weights -> Hugging Face's; {} is a layer's number.
+_NAMES = {
+    "embed.weight": "model.embed_tokens.weight",
+    "head.weight": "lm_head.weight",
+    "norm.gain": "model.norm.weight",
+    "blocks.{}.attn.q.weight": "model.layers.{}.self_attn.q_proj.weight",
+    "blocks.{}.attn.k.weight": "model.layers.{}.self_attn.k_proj.weight",
+    "blocks.{}.attn.v.weight": "model.layers.{}.self_attn.v_proj.weight",
+    "blocks.{}.attn.o.weight": "model.layers.{}.self_attn.o_proj.weight",
+    "blocks.{}.attn.ve_gate.weight": "model.layers.{}.self_attn.ve_gate.weight",
+    "blocks.{}.attn.q_norm.gain": "model.layers.{}.self_attn.q_norm.weight",
+    "blocks.{}.attn.k_norm.gain": "model.layers.{}.self_attn.k_norm.weight",
+    "blocks.{}.attn_norm.gain": "model.layers.{}.input_layernorm.weight",
+    "blocks.{}.mlp_norm.gain": "model.layers.{}.post_attention_layernorm.weight",
+    "blocks.{}.mlp.fc.weight": "model.layers.{}.mlp.up_proj.weight",
+    "blocks.{}.mlp.proj.weight": "model.layers.{}.mlp.down_proj.weight",
+    "blocks.{}.mlp.gate.weight": "model.layers.{}.mlp.gate_proj.weight",
+    "blocks.{}.mlp.up.weight": "model.layers.{}.mlp.up_proj.weight",
+    "blocks.{}.mlp.down.weight": "model.layers.{}.mlp.down_proj.weight",
+    "value_embeds.{}.weight": "model.value_embeds.{}.weight",
+    "smear_gate.weight": "model.smear_gate.weight",
+    **{name: f"model.{name}" for name in ("resid_lambdas", "x0_lambdas", "smear_lambda", "backout_lambda")},
+}
+_VOCABULARY = re.compile(r"(embed|head|value_embeds\.\d+)\.weight")  # whose rows are ids
+_ROTATED = re.compile(r"blocks\.\d+\.attn\.(q|k)(\.weight|_norm\.gain)")
+
+
+def portable(gpt: GPTConfig) -> bool:
+    """Whether the model is a Qwen3 and nothing more."""
+    extras = gpt.value_embeddings or gpt.residual_scalars or gpt.smear or gpt.backout or gpt.softcap
+    return gpt.qwen3 and not extras and all(gpt.window(layer) == gpt.max_seq_len for layer in range(gpt.depth))
+
+
+def _foreign_name(name: str) -> str:
+    numbered = re.sub(r"\.(\d+)\.", ".{}.", name)
+    return _NAMES[numbered].format(*re.findall(r"\.(\d+)\.", name))
+
+
+def _other_rotation(name: str, weight: Tensor, gpt: GPTConfig) -> Tensor:
+    """A Qwen3 turns its heads the other way round: with the halves of each head exchanged, both compute the same."""
+    if not (gpt.qwen3 and _ROTATED.fullmatch(name)):
+        return weight
+    return weight.unflatten(0, (-1, 2, gpt.head_dim // 2)).flip(1).flatten(0, 2)
+
+
+def foreign_weights(model: GPT) -> dict[str, Tensor]:
+    """The model's weights in float32 under Hugging Face's names, the vocabulary without its padding."""
+    found = {}
+    for name, weight in model.named_parameters():
+        kept = weight.detach()[: model.config.vocab_size] if _VOCABULARY.fullmatch(name) else weight.detach()
+        found[_foreign_name(name)] = _other_rotation(name, kept, model.config).contiguous()
+    return found
+
+
+def config_json(gpt: GPTConfig, tokenizer: Tokenizer) -> dict[str, Any]:
+    """The content of config.json."""
+    common = {
+        "vocab_size": gpt.vocab_size,
+        "hidden_size": gpt.dim,
+        "intermediate_size": gpt.mlp_dim,
+        "num_hidden_layers": gpt.depth,
+        "num_attention_heads": gpt.n_head,
+        "num_key_value_heads": gpt.n_kv_head,
+        "head_dim": gpt.head_dim,
+        "max_position_embeddings": gpt.max_seq_len,
+        "tie_word_embeddings": False,
+        "torch_dtype": "float32",
+        "bos_token_id": tokenizer.bos,
+        "eos_token_id": [tokenizer.special("<|assistant_end|>"), tokenizer.bos],
+        "pad_token_id": tokenizer.bos,
+        "use_cache": True,
+    }
+    if portable(gpt):
+        return common | {
+            "architectures": ["Qwen3ForCausalLM"],
+            "model_type": "qwen3",
+            "hidden_act": "silu",
+            "attention_bias": False,
+            "attention_dropout": 0.0,
+            "rms_norm_eps": RMS_EPS,
+            "rope_theta": ROPE_BASE,
+            "rope_scaling": None,
+            "sliding_window": None,
+            "use_sliding_window": False,
+        }
+    windows = [gpt.window(layer) for layer in range(gpt.depth)]
+    module = MODELLING.stem
+    return common | {
+        "architectures": ["NanochatForCausalLM"],
+        "model_type": "nanochat_appliance",
+        "auto_map": {
+            "AutoConfig": f"{module}.NanochatConfig",
+            "AutoModel": f"{module}.NanochatModel",
+            "AutoModelForCausalLM": f"{module}.NanochatForCausalLM",
+        },
+        "rope_base": ROPE_BASE,
+        "norm_eps": RMS_EPS,
+        "sliding_window": min(windows) if min(windows) < gpt.max_seq_len else None,
+        "layer_types": ["sliding_attention" if window < gpt.max_seq_len else "full_attention" for window in windows],
+        "value_embedding_layers": [layer for layer in range(gpt.depth) if gpt.has_value_embedding(layer)],
+        **{name: getattr(gpt, name) for name in ("residual_scalars", "smear", "backout", "softcap")},
+    }
+
+
+def licence_of(run: str) -> str:
+    """The licence of the text that a run was trained on, as its dataset's manifest has it."""
+    record = runs.read_record(run)
+    if record is None:
+        return "unknown"
+    try:
+        return read_manifest(paths.dataset_dir(record.dataset)).licence
+    except NanochatError:
+        return f"see {record.dataset}"
+
+
+def model_card(opened: TrainedModel, licence: str) -> str:
+    """README.md of the folder."""
+    gpt, meta = opened.model.config, opened.checkpoint.meta
+    record = runs.read_record(opened.run)
+    text = (record.config.data and "the user's own text") or record.config.dataset if record else "unknown"
+    own = not portable(gpt)
+    trust = ", trust_remote_code=True" if own else ""
+    engines = (
+        "The model has parts that other engines do not know (value embeddings, a smear of the previous token), hence the modelling code\n"
+        "in this folder. vLLM cannot run it, because its decoding does not keep the previous token; a model trained with\n"
+        "`--architecture portable` runs there, in llama.cpp and in Ollama."
+        if own
+        else "The model is a Qwen3: transformers, vLLM, llama.cpp and Ollama run it as it is."
+    )
+    trial = "\n\n**A trial of a few steps, which has learned next to nothing.**" if meta.get("trial") else ""
+    return f"""---
+library_name: transformers
+pipeline_tag: text-generation
+license: other
+license_name: {json.dumps(licence, ensure_ascii=False)}
+---
+
+# {opened.run}
+
+A small language model of {count_parameters(gpt)["total"]:,} parameters, trained from nothing with NanoChat Appliance
+({meta["stage"]}, step {opened.checkpoint.step}).{trial}
+
+| | |
+|---|---|
+| trained on | {text} |
+| licence of that text | {licence} |
+| layers, width, heads | {gpt.depth}, {gpt.dim}, {gpt.n_head} |
+| context | {gpt.max_seq_len} tokens |
+| vocabulary | {gpt.vocab_size} |
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained(folder{trust})
+tokenizer = AutoTokenizer.from_pretrained(folder{trust})
+ids = tokenizer.apply_chat_template([{{"role": "user", "content": "Who are you?"}}], add_generation_prompt=True, return_tensors="pt")
+print(tokenizer.batch_decode(model.generate(**ids, max_new_tokens=64)))
+```
+
+{engines}
+
+The chat template is text: special tokens that a user spells out in a message are taken for real ones, as with every such template.
+Calls of the calculator (`<|python_start|>...<|python_end|>`) are not answered outside of NanoChat Appliance.
+"""
+
+
+def write_folder(opened: TrainedModel, out: Path) -> None:
+    """Write `out` as a whole. Raises UsageError where it exists, PreflightError where it cannot be written."""
+    refuse_existing(out)
+    gpt, tokenizer, meta = opened.model.config, opened.tokenizer, opened.checkpoint.meta
+    licence = licence_of(opened.run)
+    about = {"format": FORMAT, "run": opened.run, "licence": licence, "meta": meta}
+    config = config_json(gpt, tokenizer)
+    generation = {name: config[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    try:
+        with paths.atomic_folder(out) as folder:
+            save_file(foreign_weights(opened.model), folder / WEIGHTS, metadata={"format": "pt"})
+            paths.atomic_write_json(folder / "config.json", config)
+            paths.atomic_write_json(folder / "generation_config.json", generation | {"do_sample": True, "temperature": 0.7, "top_k": 50})
+            paths.atomic_write_json(folder / "tokenizer.json", vocabulary.tokenizer_json(tokenizer))
+            paths.atomic_write_json(folder / "tokenizer_config.json", vocabulary.tokenizer_config(gpt.max_seq_len))
+            shutil.copyfile(vocabulary.TEMPLATE, folder / vocabulary.TEMPLATE.name)
+            paths.atomic_write(folder / "README.md", model_card(opened, licence))
+            paths.atomic_write_json(folder / ABOUT, about)
+            if not portable(gpt):
+                shutil.copyfile(MODELLING, folder / MODELLING.name)
+    except (OSError, SafetensorError) as error:
+        raise paths.disk_error(error if isinstance(error, OSError) else OSError(str(error)), f"writing {out}") from error
+
+
+def refuse_existing(out: Path) -> None:
+    """Raise UsageError where `out` is there already: nobody's files are overwritten."""
+    if out.exists():
+        raise UsageError(f"{out} exists", "choose another folder with --out, or remove this one")
+
+
+def import_folder(folder: Path, run: str | None = None) -> str:
+    """A folder that `write_folder` wrote as the run `run` (its old name unless given); returns the name.
+
+    Raises DataError where the folder is no such one or damaged, UsageError where a run of that name exists.
+    """
+    try:
+        about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        tokenizer = vocabulary.read_tokenizer(folder / "tokenizer.json")
+        meta, name = about["meta"], run or str(about["run"])
+        gpt = GPTConfig.from_dict(meta["model"])
+        if about["format"] != FORMAT or tokenizer.id != meta["tokenizer"] or tokenizer.vocab_size != gpt.vocab_size:
+            raise ValueError("its tokenizer or its format is another")
+        model = _read_model(folder / WEIGHTS, gpt)
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise DataError(f"{folder} is not a folder that export --to hf wrote: {error}", "export the run again") from error
+    target = paths.run_dir(runs.plain_name(name))
+    if target.exists():
+        raise UsageError(f"a run {name!r} exists", "choose another name with --run NEW")
+    tokenizer.save(paths.tokenizer_dir(tokenizer.id))
+    import_checkpoint(target / meta["stage"], model, meta | {"run": name, "imported": True})
+    log(f"imported {folder} as the run {name}")
+    return name
+
+
+def _read_model(path: Path, gpt: GPTConfig) -> GPT:
+    """A GPT with the weights of an exported file. Raises ValueError where one is missing, left over or of another shape."""
+    saved = load_file(path)
+    model = GPT.build(gpt)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            value = _other_rotation(name, saved.pop(_foreign_name(name)), gpt)
+            rows = gpt.vocab_size if _VOCABULARY.fullmatch(name) else len(weight)
+            if value.shape != weight[:rows].shape:
+                raise ValueError(f"{name} is {tuple(value.shape)}, not {tuple(weight[:rows].shape)}")
+            weight[rows:] = 0
+            weight[:rows] = value
+    if saved:
+        raise ValueError(f"weights left over: {', '.join(sorted(saved))}")
+    return model

@@ -1,0 +1,38 @@
+"""A tokenizer in an exported folder: its two files, and the chat template."""
+
+from pathlib import Path
+from typing import Any
+
+from nanochat.errors import DataError
+from nanochat.tokenizer.formats import huggingface, read_huggingface
+from nanochat.tokenizer.tokenizer import SPECIAL_TOKENS, Tokenizer
+
+TEMPLATE = Path(__file__).with_name("chat_template.jinja")
+
+
+def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
+    """The content of Hugging Face's tokenizer.json."""
+    return huggingface(tokenizer.tokens, tokenizer.pattern, tokenizer.specials)
+
+
+def read_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer of such a file. Raises DataError where it is not one of ours."""
+    tokens, pattern, specials = read_huggingface(path)
+    tokenizer = Tokenizer(tokens, pattern)
+    if tokenizer.specials != specials:
+        raise DataError(f"{path} has other special tokens than {', '.join(SPECIAL_TOKENS)}", "export the run again")
+    return tokenizer
+
+
+def tokenizer_config(context: int) -> dict[str, Any]:
+    """The content of tokenizer_config.json: which specials begin and end what, for transformers' pipelines."""
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "<|bos|>",
+        "eos_token": "<|assistant_end|>",
+        "pad_token": "<|bos|>",
+        "model_max_length": context,
+        "padding_side": "left",
+        "clean_up_tokenization_spaces": False,
+        "add_bos_token": False,
+    }

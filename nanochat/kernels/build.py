@@ -1,0 +1,93 @@
+"""Compiles a CPU's fused operations (nanochat/kernels/fused.c) and products (products.c) for this machine, once, for the model to use."""
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from nanochat.kernels import fused, products
+
+FUSED, PRODUCTS = (Path(str(module.__file__)).with_suffix(".c") for module in (fused, products))
+# No flag that lets NaN be forgotten. Not linked to an OpenMP: the one that torch has loaded is used, whose threads are there already.
+FLAGS: tuple[str, ...] = (
+    "-std=c11",
+    "-O3",
+    "-march=native",
+    "-fopenmp",
+    "-fPIC",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    f"-DBLOCK={fused.BLOCK}",
+)
+if platform.machine() == "x86_64":
+    FLAGS += ("-mprefer-vector-width=512",)  # GCC takes half of the longest vectors, else
+TYPES: dict[torch.dtype, tuple[str, ...]] = {torch.float32: (), torch.bfloat16: ("-DBFLOAT16",)}
+
+
+def load(dtype: torch.dtype, folder: Path) -> str:
+    """Have fused.c compiled into `folder`, unless it was, and used for tensors of `dtype`. Returns why not, or nothing."""
+    return "" if fused.loaded(dtype) else _load(FUSED, TYPES[dtype], folder, lambda path: fused.use(dtype, path))
+
+
+def load_products(kind: str, folder: Path) -> str:
+    """The same of products.c, for float32 matrices whose products are to be of `kind`, float32 or int16."""
+    flags = ("-DINT16",) if kind == "int16" else ()
+    return "" if products.loaded(kind) else _load(PRODUCTS, flags, folder, lambda path: products.use(kind, path))
+
+
+def can_have_products() -> bool:
+    """Whether this processor has what products.c is written in."""
+    return {"avx2", "fma"} <= set(_processor().split())
+
+
+def better_products() -> bool:
+    """Whether they are worth it: the library that torch has is Intel's, and leaves more of others' processors unused."""
+    words = set(_processor().split())
+    return can_have_products() and bool(words & {"AuthenticAMD", "HygonGenuine"}) and "avx512f" not in words
+
+
+def _load(source: Path, flags: tuple[str, ...], folder: Path, use: Callable[[str], None]) -> str:
+    found = compiler()
+    if not found:
+        return "no C compiler (cc)"
+    key = (source.read_bytes(), *FLAGS, *flags, found, os.stat(found).st_mtime, _processor())
+    path = folder / f"{source.stem}-{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}.so"
+    try:
+        if not path.exists():
+            _compile([found, *FLAGS, *flags], source, path)
+        use(str(path))
+    except subprocess.CalledProcessError as error:
+        return f"{found} says: {error.stderr.strip()[-300:]}"
+    except OSError as error:
+        return str(error)
+    return ""
+
+
+def compiler() -> str:
+    """The C compiler; nothing where there is none."""
+    return next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), "")
+
+
+def _processor() -> str:
+    """Who made this machine's processor, and what it can do: a folder may be shared with others."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    wanted = (next((line for line in lines if line.startswith(name)), "") for name in ("vendor_id", "flags", "Features"))
+    return "\n".join((platform.machine(), *wanted))
+
+
+def _compile(command: list[str], source: Path, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # other processes may be at it too
+        made, linked = Path(folder, "made.o"), Path(folder, path.name)
+        for arguments in ([*command, "-c", str(source), "-o", str(made)], [command[0], "-shared", str(made), "-o", str(linked)]):
+            subprocess.run(arguments, check=True, capture_output=True, text=True)
+        linked.replace(path)

@@ -1,0 +1,86 @@
+"""A run and its mirror: what is further there is fetched before it goes on, and what is saved here is copied there."""
+
+import contextlib
+from collections.abc import Iterator
+
+from nanochat import paths
+from nanochat.config import RL_FIELDS, Config, differences
+from nanochat.console import log
+from nanochat.distributed.ranks import Ranks
+from nanochat.errors import NanochatError, PreflightError, UsageError
+from nanochat.runs import record as runs
+from nanochat.runs.checkpoint import Checkpoints
+from nanochat.runs.metrics import STAGES
+from nanochat.runs.mirror import RECORD, Copier, Mirror
+
+
+def fetch(url: str, run: str) -> bool:
+    """Bring the run from its mirror as far as it is further there than here; whether anything came.
+
+    Raises UsageError where the mirror holds another run of that name, PreflightError where it cannot be reached and nothing is
+    here: whether that would be a new run cannot be known.
+    """
+    mirror, here = Mirror(url, run), runs.read_record(run)
+    try:
+        data = mirror.read(RECORD)
+        if data is None:
+            return False
+        there = runs.parse_record(data, paths.run_dir(run) / RECORD)
+        if here:
+            _require_same_run(here, there, url)
+        else:
+            mirror.fetch_tokenizer()
+            paths.atomic_write(paths.run_dir(run) / RECORD, data)
+        came = mirror.fetch(paths.run_dir(run))
+        reinforced = any(step.startswith(STAGES[-1]) for step in came)
+        if reinforced or (here and here.config.num_iterations != there.config.num_iterations):  # by its hours
+            paths.atomic_write(paths.run_dir(run) / RECORD, data)
+    except NanochatError:
+        raise
+    except Exception as error:  # each kind of mirror has its own
+        said = " ".join(str(error).split()) or type(error).__name__
+        if not here:
+            raise PreflightError(
+                f"the mirror {url} cannot be reached ({said}), and this machine has no run {run!r}",
+                "try again when it can be reached; without --mirror the run begins anew",
+            ) from error
+        log(f"warning: the mirror {url} cannot be reached ({said}): the run goes on from what is here")
+        return False
+    if came:
+        log(f"from the mirror {url}: {', '.join(came)}")
+    return bool(came)
+
+
+def _require_same_run(here: runs.Record, there: runs.Record, url: str) -> None:
+    """Raise UsageError where the two differ in what decides the losses."""
+    may = {"data", "chat_data", "identity", *RL_FIELDS} | ({"num_iterations"} if here.config.hours else set())
+    different = [name for name in differences(here.config, there.config) if name not in may]
+    different += [name for name in ("shards", "tokenizer", "conversations") if getattr(here, name) != getattr(there, name)]
+    if different:
+        raise UsageError(
+            f"the mirror {url} holds another run {here.config.run!r}: {', '.join(different)} differ",
+            "choose a new name with --run NEW, or another --mirror",
+        )
+
+
+def _offer_newest(copier: Copier, config: Config) -> None:
+    for stage in STAGES:
+        for step in Checkpoints(paths.run_dir(config.run) / stage).steps()[-1:]:
+            copier.offer(step)
+
+
+def catch_up(config: Config) -> None:
+    """Copy what the mirror lacks of a finished run."""
+    with Copier(Mirror(config.mirror, config.run), config.keep_last) as copier:
+        _offer_newest(copier, config)
+
+
+@contextlib.contextmanager
+def copying(config: Config, here: Ranks) -> Iterator[Copier | None]:
+    """What copies saved steps to the config's mirror, on the main rank, beginning with the newest ones; None where there is no mirror."""
+    if not config.mirror or not here.main:
+        yield None
+        return
+    with Copier(Mirror(config.mirror, config.run), config.keep_last) as copier:
+        _offer_newest(copier, config)
+        yield copier

@@ -1,0 +1,67 @@
+"""What a trained run is worth: its held-out questions, three answers, its report, and how that is shown."""
+
+import json
+import time
+from typing import Any
+
+from nanochat import paths
+from nanochat.config import EMBEDDED, Config
+from nanochat.console import duration, log, style
+from nanochat.data.embedded import corpus
+from nanochat.evaluation.heldout import answer_items, ask, print_scores, scores
+from nanochat.generate.engine import Engine
+from nanochat.model import scaling
+from nanochat.report.collect import read_metrics, write_report
+from nanochat.runs import record as runs
+from nanochat.train.session import Session
+
+SAMPLE_PROMPTS = ("What is 12 + 34?", "Who are you?", "你是誰？")
+
+
+def score_run(session: Session, began: float) -> None:
+    """Ask the held-out questions where the text has some, and write the report."""
+    config, folder, tokenizer = session.config, session.folder, session.tokenizer
+    lines = read_metrics(folder / "metrics.jsonl")
+    per_token = scaling.flops_per_token(session.gpt)
+    trained_tokens = lines[-1]["tokens"] if lines else 0
+    read_tokens = sum(line.get("eval_tokens", 0) for line in lines)
+    measured = [line["bpb"] for line in lines if line["stage"] == "base" and "bpb" in line]
+    results: dict[str, Any] = {
+        "bpb": measured[-1] if measured else None,
+        "tokens": trained_tokens,
+        "parameters": scaling.count_parameters(session.gpt)["total"],
+        "samples": [],
+    }
+    opened = runs.open_model(config.run, str(session.ranks.device))
+    engine = Engine(opened.model, tokenizer)
+    if opened.chats and config.dataset == EMBEDDED and not config.data and not config.chat_data:
+        items = [item for item in corpus.heldout() if not config.identity or item.skill != corpus.IDENTITY]
+        lines_out = [json.dumps({"skill": item.skill, "prompt": item.prompt, "answer": item.answer}, ensure_ascii=False) for item in items]
+        paths.atomic_write(folder / "heldout.jsonl", "\n".join(lines_out) + "\n")
+        untrained, some = answer_items(Engine(session.new_model(), tokenizer), items, "asking the untrained model")
+        trained, more = answer_items(engine, items, "asking the trained model")
+        read_tokens += some + more
+        results["scores"] = scores(items, untrained, trained)
+    if opened.chats:
+        results["samples"] = [{"prompt": prompt, "answer": ask(engine, prompt)} for prompt in SAMPLE_PROMPTS]
+    results["flops"] = float(per_token * trained_tokens + per_token / 3 * read_tokens)  # a forward pass is a third of a training step
+    results["seconds"] = round(time.monotonic() - began, 1)
+    paths.atomic_write_json(folder / "scores.json", results)
+    write_report(folder)
+
+
+def show_result(config: Config) -> None:
+    """The finished run's score and answers on stdout; on stderr where its report lies and how to go on."""
+    folder = paths.run_dir(config.run)
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    if report["scores"]:
+        print_scores(report["scores"])
+    for sample in report["samples"]:
+        print(f"\n> {sample['prompt']}\n{sample['answer']}")
+    print(flush=True)
+    log(f"{duration(report['seconds'])}, {report['tokens']:,} tokens, {report['flops']:.1e} floating-point operations")
+    log(f"report: {folder / 'report.html'}")
+    if config.trial:
+        log(f"this was a trial: its model has learned next to nothing. The real run: entrypoint.py train --profile {config.profile}")
+    log(style(f"chat:   python entrypoint.py chat --run {config.run}"))
+    log(style(f"page:   python entrypoint.py serve --run {config.run}, then open http://127.0.0.1:8000/ in a browser"))

@@ -1,0 +1,214 @@
+"""A short measured run on the machine at hand: how long a step takes and what memory it needs, remembered in the data directory.
+
+It trains the very model of a config for some steps on random ids, in a process of its own, so that the memory it
+measures is its own. `python -m nanochat.planning.calibrate` is that process: a config on stdin ({} for products alone), what was
+measured on stdout.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import math
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from nanochat import paths
+from nanochat.config import Config
+from nanochat.console import log
+
+FILE = "calibration.json"  # in the data directory's cache/
+FORMAT = 5  # one more where a step has become faster or smaller: what was remembered is measured anew
+SECONDS = 4.0  # of measuring, about; the start of the process comes on top
+MOST, LEAST = 24, 2  # steps
+TIMEOUT = 180.0
+# What time and memory depend on.
+FIELDS = (
+    *("architecture", "depth", "aspect_ratio", "head_dim", "max_seq_len", "window_pattern", "vocab_size"),
+    *("device_batch_size", "device", "dtype", "compile", "activation_memory_budget", "deterministic", "threads"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """Of one device: seconds of a micro-step (forward and backward of one device batch) and of the optimizer; peak bytes of training."""
+
+    micro_seconds: float
+    optimizer_seconds: float
+    memory_bytes: int
+
+
+def measure(config: Config) -> Measured | None:
+    """What a resolved config's steps take here; None where they could not be measured (not even one fits, or a step takes too long)."""
+    with contextlib.suppress(TypeError):
+        return Measured(**_apart(config.to_dict()))
+    return None
+
+
+def calibrated(config: Config, machine: str, fresh: bool = False) -> Measured | None:
+    """`measure`, once for each kind of model on `machine` (a name); with `fresh`, anew."""
+    key = json.dumps([FORMAT, machine, *(getattr(config, name) for name in FIELDS)])
+    if not fresh:
+        with contextlib.suppress(TypeError):
+            return Measured(**_read().get(key, {}))
+    log(f"measuring a few steps of depth {config.depth} on this machine")
+    found = measure(config)
+    if found:
+        _remember(key, dataclasses.asdict(found))
+    return found
+
+
+@functools.cache  # --hours resolves some hundred plans
+def product_gain(machine: str, kind: str) -> float:
+    """How many times as fast this CPU multiplies in bfloat16 or int16 as in float32, measured once; 1 where that cannot be done."""
+    key = json.dumps([FORMAT, machine, kind])
+    found = _read().get(key, {})
+    if "gain" not in found:
+        found = _apart({"products": kind})
+        if "gain" in found:
+            _remember(key, found)
+    return float(found.get("gain", 1.0))
+
+
+def _apart(request: dict[str, Any]) -> dict[str, Any]:
+    """What the process below answers; nothing where it fails."""
+    command = [sys.executable, "-m", "nanochat.planning.calibrate"]
+    try:
+        done = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True, timeout=TIMEOUT, check=True)
+        return _dict(done.stdout)
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return {}
+
+
+def _path() -> Path:
+    return paths.base_dir() / "cache" / FILE
+
+
+def _read() -> dict[str, dict[str, Any]]:
+    try:
+        return _dict(_path().read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def _dict(text: str) -> dict[str, Any]:
+    found = json.loads(text)
+    return found if isinstance(found, dict) else {}
+
+
+def _remember(key: str, value: dict[str, Any]) -> None:
+    with contextlib.suppress(OSError):  # a plan needs no disk
+        paths.atomic_write_json(_path(), _read() | {key: value})
+
+
+# ---- the process ------------------------------------------------------------------------------------------------
+
+
+def _peak(device: str) -> int:
+    """The most bytes that this process has held since `_forget_peak`."""
+    import torch
+
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return _status("VmHWM")
+
+
+def _status(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
+
+
+def _forget_peak(device: str) -> int:
+    """Begin to look for a peak; returns what is held now."""
+    import torch
+
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
+    Path("/proc/self/clear_refs").write_text("5")
+    return _status("VmRSS")
+
+
+def train_briefly(config: Config) -> Measured:
+    """Some steps of `config`'s model in this process, each two micro-steps and the optimizer."""
+    from nanochat.train import device
+
+    device.set_up(config)
+    _steps(config.replace(depth=1, aspect_ratio=64, max_seq_len=128, vocab_size=512, device_batch_size=1, compile="off"), 0.0)
+    before = _forget_peak(config.device)  # what torch itself takes when it first works is not the model's
+    micro, step = _steps(config, SECONDS)
+    return Measured(micro, step, _peak(config.device) - before)
+
+
+def _steps(config: Config, seconds: float) -> tuple[float, float]:
+    """Train on random ids; medians of the seconds of a micro-step and of the optimizer."""
+    import torch
+
+    from nanochat.distributed.ranks import single
+    from nanochat.model.loss import cross_entropy_sum
+    from nanochat.model.optim import LearningRates, MuonAdamW
+    from nanochat.model.scaling import gpt_config
+    from nanochat.train import device
+
+    here = single(config.device)
+    shape = (config.device_batch_size, config.max_seq_len)
+    model = device.new_model(gpt_config(config), here.device, config)
+    optimizer = MuonAdamW(model, LearningRates(*([1e-4] * 5)), shape[0] * shape[1], here)
+    forward = device.forward_of(model, config)
+
+    def now() -> float:
+        if config.device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    micro: list[float] = []
+    step: list[float] = []
+    began = now()
+    while len(step) < MOST and (len(step) < LEAST or now() - began < seconds):
+        if len(step) == 1:
+            began = now()  # the first one compiles, which may take longer than all that is to be measured
+        for _ in range(2):  # from the second on there are gradients to add to
+            start = now()
+            ids = torch.randint(0, config.vocab_size, shape, device=here.device)
+            cross_entropy_sum(model, forward(ids), ids).backward()
+            micro.append(now() - start)
+        start = now()
+        optimizer.step(lr=0.0, beta=0.9, weight_decay=0.0)
+        optimizer.zero_grad()
+        step.append(now() - start)
+    return statistics.median(micro[2:]), statistics.median(step[1:])  # the first ones set things up
+
+
+def compare_products(kind: str) -> float:
+    """How many times as fast a layer's product is in bfloat16 or int16 as in float32, on one thread: the best of some, alternating."""
+    import torch
+
+    from nanochat.kernels import build as kernels
+    from nanochat.kernels.products import product
+    from nanochat.train import device
+
+    torch.set_num_threads(1)
+    if kind == "int16" and (why := kernels.load_products(kind, device.cache_folder("cpu"))):
+        raise OSError(why)
+    exact = torch.ones(1024, 256), torch.ones(256, 1024)
+    cast = exact if kind == "int16" else (exact[0].bfloat16(), exact[1].bfloat16())
+    ways = (lambda: exact[0] @ exact[1]), (lambda: product(*cast, rough=True))
+    best = [math.inf, math.inf]
+    for _ in range(10):
+        for i, way in enumerate(ways):
+            start = time.perf_counter()
+            way()
+            best[i] = min(best[i], time.perf_counter() - start)
+    return best[0] / best[1]
+
+
+if __name__ == "__main__":
+    request = json.load(sys.stdin)
+    if "products" in request:
+        print(json.dumps({"gain": compare_products(request["products"])}))
+    else:
+        print(json.dumps(dataclasses.asdict(train_briefly(Config(**request)))))

@@ -1,0 +1,218 @@
+"""A run's report, made of what its folder holds: report.json for programs, report.md for a terminal, report.html for a browser."""
+
+import json
+import math
+import os
+import platform
+import statistics
+import tomllib
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from nanochat.config import Config, convert
+from nanochat.data.shards import read_manifest
+from nanochat.errors import DataError, NanochatError
+from nanochat.evaluation.results import RESULTS
+from nanochat.hardware import machine as hardware
+from nanochat.model import scaling
+from nanochat.paths import atomic_write, atomic_write_json, dataset_dir
+from nanochat.report.html import page
+from nanochat.report.markdown import markdown
+from nanochat.runs.metrics import EVALUATED, SAMPLES, STAGES
+
+SAMPLED = 12  # samples by step that are shown
+PLAN = "plan.json"  # in the run's folder: the plan as it was before the first step
+REWARD_STEPS = 10  # at either end of reinforcement learning, whose mean reward is shown
+CURVE_POINTS = 300  # of each stage's loss; longer runs are averaged down to these
+
+
+def write_report(run_dir: Path) -> dict[str, Any]:
+    """Read config.toml, metrics.jsonl and scores.json of `run_dir` and write report.json, .md and .html; returns the JSON's value.
+
+    Whatever is missing, or torn by a crash, is left out: a running or broken run has a report too. Raises DataError
+    where there is no such folder.
+    """
+    if not run_dir.is_dir():
+        raise DataError(f"there is no run in {run_dir}", "give --run the name of one, or start it with train")
+    report = _collect(run_dir)
+    atomic_write_json(run_dir / "report.json", report)
+    atomic_write(run_dir / "report.md", markdown(report))
+    atomic_write(run_dir / "report.html", page(report))
+    return report
+
+
+def _collect(run_dir: Path) -> dict[str, Any]:
+    config = _read_config(run_dir / "config.toml")
+    lines = read_metrics(run_dir / "metrics.jsonl")
+    results = _read_json(run_dir / "scores.json")
+    last = lines[-1] if lines else {}
+    shape = _shape(config)
+    tokens = results.get("tokens", last.get("tokens", 0))
+    measured = [line["bpb"] for line in lines if line["stage"] == "base" and "bpb" in line]
+    return {
+        "run": run_dir.name,
+        "profile": config.get("profile", ""),
+        "trial": bool(config.get("trial", False)),
+        "finished": bool(results),
+        "scores": results.get("scores"),
+        "bpb": results.get("bpb", measured[-1] if measured else None),
+        "seconds": results.get("seconds", last.get("elapsed_seconds", 0.0)),
+        "flops": results.get("flops", float(scaling.flops_per_token(shape) * tokens) if shape else None),
+        "tokens": tokens,
+        "parameters": results.get("parameters", scaling.count_parameters(shape)["total"] if shape else None),
+        "stages": {stage: _stage([line for line in lines if line["stage"] == stage]) for stage in STAGES if _has(lines, stage)},
+        "curve": {  # not of a stage that learns from rewards: its loss says nothing
+            stage: _curve([line for line in lines if line["stage"] == stage])
+            for stage in STAGES
+            if _has(lines, stage) and EVALUATED[stage] == "bpb"
+        },
+        "tasks": _read_json(run_dir / RESULTS),
+        "plan": _plan(run_dir, lines, results),
+        "samples": results.get("samples", []),
+        "samples_by_step": _samples_by_step(run_dir / SAMPLES),
+        "data": _data(run_dir / "config.toml"),
+        "machine": _machine(str(config.get("device", "auto"))),
+        "config": config,
+    }
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of metrics.jsonl that have a stage, a step and a finite loss; [] where there is no file."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return []
+    lines = []
+    for line in text.splitlines():
+        try:
+            entry = json.loads(line)
+            good = entry["stage"] in STAGES and isinstance(entry["step"], int) and math.isfinite(entry["loss"])
+        except (ValueError, KeyError, TypeError):
+            continue
+        if good:
+            lines.append({key: value for key, value in entry.items() if not isinstance(value, float) or math.isfinite(value)})
+    return lines
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _plan(run_dir: Path, lines: Sequence[dict[str, Any]], results: dict[str, Any]) -> dict[str, Any]:
+    """What was planned before the first step and what came: {figure: {planned, came}}; {} where no plan was kept."""
+    planned = _read_json(run_dir / PLAN)
+    speeds = [line["tokens_per_second"] for line in lines if line["stage"] == "base" and "tokens_per_second" in line]
+    trained = [line["tokens"] for line in lines if line["stage"] == "base" and "tokens" in line]
+    came: dict[str, Any] = {
+        "seconds": results.get("seconds"),
+        "tokens": trained[-1] if trained else None,
+        "tokens_per_second": statistics.median(speeds) if speeds else None,
+        "memory_bytes": max((line["peak_memory_bytes"] for line in lines if "peak_memory_bytes" in line), default=None),
+    }
+    flat = planned | {"memory_bytes": (planned.get("memory_bytes") or {}).get("total")}
+    return {name: {"planned": flat.get(name), "came": value} for name, value in came.items()} if planned else {}
+
+
+def _samples_by_step(path: Path) -> list[dict[str, Any]]:
+    """What the model said while it was trained: the last samples, oldest first."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    found = []
+    for line in lines:
+        try:
+            entry = json.loads(line)
+            found.append({name: entry[name] for name in ("stage", "step", "prompt", "text")})
+        except (ValueError, KeyError, TypeError):
+            continue
+    return found[-SAMPLED:]
+
+
+def _data(path: Path) -> dict[str, str]:
+    """What the run read, with its licence and every hash that is needed to repeat it; {} where the record cannot be read."""
+    try:
+        frozen = tomllib.loads(path.read_text(encoding="utf-8"))["frozen"]
+        dataset = read_manifest(dataset_dir(frozen["dataset"]))
+    except (OSError, ValueError, KeyError, TypeError, NanochatError):
+        return {}
+    known = {shard.path.name: shard for shard in (*dataset.training, dataset.validation)}
+    names = [*frozen["shards"], dataset.validation.path.name]
+    hashes = {name: known[name].content for name in names if name in known}
+    facts = {"source": dataset.source, "licence": dataset.licence, "tokenizer": str(frozen["tokenizer"])}
+    return facts | {"validation": dataset.validation.path.name} | hashes
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """The values of the run's config; {} where they cannot be read."""
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return {name: value for name, value in values.items() if name != "frozen"}
+
+
+def _shape(config: dict[str, Any]) -> scaling.GPTConfig | None:
+    """The model's shape, where the config says it."""
+    names = ("depth", "aspect_ratio", "head_dim", "max_seq_len", "window_pattern", "vocab_size", "architecture")
+    try:
+        return scaling.gpt_config(Config(**{name: convert(name, config[name]) for name in names}))
+    except (KeyError, AssertionError, NanochatError):
+        return None
+
+
+def _has(lines: Sequence[dict[str, Any]], stage: str) -> bool:
+    return any(line["stage"] == stage for line in lines)
+
+
+def _stage(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What the table of stages shows; `lines` are one stage's and not empty."""
+    speeds = [line["tokens_per_second"] for line in lines if "tokens_per_second" in line]
+    memory = [line["peak_memory_bytes"] for line in lines if "peak_memory_bytes" in line]
+    measured = [line["bpb"] for line in lines if "bpb" in line]
+    rewards = [line["reward"] for line in lines if "reward" in line]
+    first, last = (round(statistics.fmean(few), 4) if few else None for few in (rewards[:REWARD_STEPS], rewards[-REWARD_STEPS:]))
+    passed = [{key: value for key, value in line.items() if key.startswith("pass@")} for line in lines if "pass@1" in line]
+    return {
+        "steps": lines[-1]["step"],
+        "first_reward": first,
+        "last_reward": last,
+        "passed": passed[-1] if passed else None,
+        "first_loss": lines[0]["loss"],
+        "last_loss": lines[-1]["loss"],
+        "bpb": measured[-1] if measured else None,
+        "tokens_per_second": statistics.median(speeds) if speeds else None,
+        "peak_memory_bytes": max(memory, default=None),
+    }
+
+
+def _curve(lines: Sequence[dict[str, Any]]) -> dict[str, list[list[float]]]:
+    """One stage's [step, loss] points, averaged down to CURVE_POINTS, and its [step, bits per byte] points."""
+    width = math.ceil(len(lines) / CURVE_POINTS)
+    groups = [lines[start : start + width] for start in range(0, len(lines), width)]
+    return {
+        "loss": [[group[-1]["step"], round(statistics.fmean(line["loss"] for line in group), 5)] for group in groups],
+        "bpb": [[line["step"], round(line["bpb"], 5)] for line in lines if "bpb" in line],
+    }
+
+
+def _machine(device: str) -> dict[str, Any]:
+    versions = {}
+    for package in ("torch", "numpy"):
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "device": hardware.this_machine(device).name,
+        "system": f"{platform.system()} {platform.machine()}",
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        **versions,
+    }

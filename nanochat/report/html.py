@@ -1,0 +1,79 @@
+"""A report as one page that stands alone: no script, no font, no address to fetch, light or dark as the reader's system is."""
+
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+from nanochat.report import markdown as words
+from nanochat.report.curves import svg
+
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1d2127; --dim: #626b76; --line: #d9dde2; --page: #fff; --soft: #f4f6f8;
+  --base: #1f6feb; --sft: #b35900; --rl: #8250df; --bpb: #1a7f37; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e4e8ec; --dim: #97a1ad; --line: #343b44; --page: #14171b; --soft: #1d2228;
+  --base: #6cb0ff; --sft: #f0a35a; --rl: #c2a0ff; --bpb: #5fd07c; } }
+body { margin: 2rem auto; max-width: 52rem; padding: 0 1rem; background: var(--page); color: var(--ink);
+  font: 16px/1.5 system-ui, sans-serif; }
+h1 { font-size: 1.6rem; overflow-wrap: anywhere; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
+dl.facts { display: flex; flex-wrap: wrap; gap: .6rem; margin: 0; }
+dl.facts div { background: var(--soft); border-radius: .5rem; padding: .5rem .9rem; }
+dt { color: var(--dim); font-size: .8rem; } dd { margin: 0; font-size: 1.15rem; font-variant-numeric: tabular-nums; }
+.wide { overflow-x: auto; } table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+th, td { text-align: right; padding: .3rem .6rem; border-bottom: 1px solid var(--line); overflow-wrap: anywhere; }
+th { color: var(--dim); font-weight: 600; font-size: .85rem; }
+th:first-child, td:first-child { text-align: left; } tr.all td { font-weight: 700; }
+table.pairs td { text-align: left; } table.pairs td:first-child { color: var(--dim); width: 40%; }
+.sample { background: var(--soft); border-radius: .5rem; padding: .6rem .9rem; margin: .6rem 0; }
+.sample p { margin: .15rem 0; white-space: pre-wrap; overflow-wrap: anywhere; } .prompt { color: var(--dim); }
+svg { width: 100%; height: auto; } svg text { fill: var(--dim); font-size: 12px; } .grid { stroke: var(--line); }
+.curve { fill: none; stroke-width: 1.8; } .base { stroke: var(--base); } .sft { stroke: var(--sft); stroke-dasharray: 5 3; }
+.rl { stroke: var(--rl); stroke-dasharray: 2 2; } .bpb { fill: var(--bpb); }
+details summary { cursor: pointer; color: var(--dim); } .note { color: var(--dim); }
+"""
+
+
+def page(report: dict[str, Any]) -> str:
+    """report.html."""
+    parts = [f"<h1>{escape(words.title(report))}</h1>"]
+    if status := words.status(report):
+        parts.append(f'<p class="note">{escape(status)}</p>')
+    facts = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in words.facts(report))
+    parts.append(f'<dl class="facts">{facts}</dl>')
+    if report["curve"]:
+        parts += ["<h2>Loss</h2>", svg(report["curve"])]
+    parts += _sections(words.score_tables(report))
+    if samples := words.samples(report):
+        parts.append("<h2>Samples</h2>")
+        parts += [f'<div class="sample"><p class="prompt">{escape(prompt)}</p><p>{escape(answer)}</p></div>' for prompt, answer in samples]
+    parts += _sections((*words.training_tables(report), *words.step_samples(report)))
+    if report["data"]:
+        parts += ["<h2>Data</h2>", _pairs(report["data"])]
+    parts += ["<h2>Machine</h2>", _pairs(report["machine"])]
+    if report["config"]:
+        parts.append(f"<h2>Config</h2><details><summary>{len(report['config'])} values</summary>{_pairs(report['config'])}</details>")
+    policy = "default-src 'none'; style-src 'unsafe-inline'"
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(report['run'])}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n" + "\n".join(parts) + "\n</body>\n</html>\n"
+    )
+
+
+def _sections(tables: Sequence[words.Table]) -> list[str]:
+    parts = []
+    for table in tables:
+        head = "".join(f"<th>{escape(text)}</th>" for text in table.columns)
+        rows = ["".join(f"<td>{escape(cell)}</td>" for cell in row) for row in table.rows]
+        marks = [' class="all"' if table.total and number == len(rows) else "" for number in range(1, len(rows) + 1)]
+        body = "".join(f"<tr{mark}>{row}</tr>" for mark, row in zip(marks, rows, strict=True))
+        parts.append(f"<h2>{table.heading}</h2>")
+        parts.append(f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>')
+        if table.note:
+            parts.append(f'<p class="note">{escape(table.note)}</p>')
+    return parts
+
+
+def _pairs(values: dict[str, Any]) -> str:
+    rows = "".join(f"<tr><td>{escape(str(key))}</td><td>{escape(str(value))}</td></tr>" for key, value in values.items())
+    return f'<table class="pairs"><tbody>{rows}</tbody></table>'

@@ -1,0 +1,170 @@
+"""A report in words: its tables as headings and rows, for Markdown and for the page, and the Markdown."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nanochat.console import duration, quantity
+from nanochat.evaluation.results import HEADINGS, table
+from nanochat.report.curves import STAGE_NAMES
+
+TASK_NAMES = {"core": "CORE", "chat": "Chat tasks"}
+REFERENCE_NOTE = "GPT-2's scores are those that karpathy/nanochat measured (its README, and dev/estimate_gpt3_core.ipynb)."
+ENDS = ("first", "last")
+
+
+@dataclass(frozen=True)
+class Table:
+    """A heading, the columns' headings, the rows; `total`: the last row is the sum of the others."""
+
+    heading: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+    total: bool = False
+
+
+def title(report: dict[str, Any]) -> str:
+    """The run's name, and whether it is a trial."""
+    kind = " (a trial: enough to see every stage, not to learn)" if report["trial"] else ""
+    return f"{report['run']}{kind}"
+
+
+def status(report: dict[str, Any]) -> str:
+    """What an unfinished run lacks; "" for a finished one."""
+    if report["finished"]:
+        return ""
+    return "Not finished: there are no scores yet." if report["stages"] else "Nothing is trained yet."
+
+
+def facts(report: dict[str, Any]) -> list[tuple[str, str]]:
+    """The few figures that stand first."""
+    found = []
+    if report["parameters"] is not None:
+        found.append(("parameters", quantity(report["parameters"])))
+    found.append(("tokens seen", quantity(report["tokens"])))
+    if report["flops"] is not None:
+        found.append(("operations", f"{report['flops']:.1e}"))
+    found.append(("time", duration(report["seconds"])))
+    if report["bpb"] is not None:
+        found.append(("bits per byte", f"{report['bpb']:.3f}"))
+    if report["scores"]:
+        found.append(("held-out score", _percent(report["scores"].get("trained"))))
+    if passed := report["stages"].get("rl", {}).get("passed"):
+        found += [(f"{name} after reinforcement", _percent(passed[name])) for name in (min(passed), max(passed))]
+    return found
+
+
+def score_rows(report: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """(skill, its part of scores.json) of the held-out questions, all of them together last."""
+    scores = report["scores"] or {}
+    return [*sorted((scores.get("by_skill") or {}).items()), ("all", scores)] if scores else []
+
+
+def score_tables(report: dict[str, Any]) -> list[Table]:
+    """The held-out questions, CORE and the chat tasks, where they were asked."""
+    tables = []
+    if rows := score_rows(report):
+        cells = [[name, _percent(row.get("untrained")), _percent(row.get("trained")), str(row.get("items", "-"))] for name, row in rows]
+        tables.append(Table("Held-out questions", ["skill", "untrained", "trained", "items"], cells, total=True))
+    for part, name in TASK_NAMES.items():
+        if part in report["tasks"]:
+            tables.append(Table(name, HEADINGS, table(part, report["tasks"][part]), REFERENCE_NOTE if part == "core" else ""))
+    return tables
+
+
+def training_tables(report: dict[str, Any]) -> list[Table]:
+    """The stages, and the plan beside what came."""
+    tables = []
+    if report["stages"]:
+        headings = ["stage", "steps", "first loss", "last loss", "bits per byte", "tokens/s", "peak memory"]
+        tables.append(Table("Training", headings, _stage_rows(report)))
+    if report["plan"]:
+        tables.append(Table("The plan and what came", ["", "planned", "came", "ratio"], _plan_rows(report)))
+    return tables
+
+
+def step_samples(report: dict[str, Any]) -> list[Table]:
+    """What the model said while it was trained."""
+    rows = [[f"{sample['stage']} {sample['step']}", sample["prompt"], sample["text"]] for sample in report["samples_by_step"]]
+    return [Table("Samples by step", ["step", "prompt", "continuation"], rows)] if rows else []
+
+
+def samples(report: dict[str, Any]) -> list[tuple[str, str]]:
+    """(prompt, answer) of the trained model."""
+    return [(str(sample.get("prompt", "")), str(sample.get("answer", ""))) for sample in report["samples"] if isinstance(sample, dict)]
+
+
+def _stage_rows(report: dict[str, Any]) -> list[list[str]]:
+    return [
+        [
+            STAGE_NAMES[name],
+            str(stage["steps"]),
+            *(f"{stage[f'{end}_loss']:.3f}" if stage["last_reward"] is None else f"reward {stage[f'{end}_reward']:.2f}" for end in ENDS),
+            _number(stage["bpb"], ".3f"),
+            "-" if stage["tokens_per_second"] is None else quantity(stage["tokens_per_second"]),
+            "-" if stage["peak_memory_bytes"] is None else f"{stage['peak_memory_bytes'] / 1e9:.1f} GB",
+        ]
+        for name, stage in report["stages"].items()
+    ]
+
+
+def _plan_rows(report: dict[str, Any]) -> list[list[str]]:
+    """The plan beside what came, and their ratio."""
+    memory = "memory" if report["config"].get("device") == "cuda" else "memory (came: the whole program's)"
+    forms: dict[str, tuple[str, Callable[[float], str]]] = {
+        "seconds": ("time", duration),
+        "tokens": ("tokens of pretraining", quantity),
+        "tokens_per_second": ("tokens/s", quantity),
+        "memory_bytes": (memory, lambda size: f"{size / 1e9:.2f} GB"),
+    }
+    rows = []
+    for name, both in report["plan"].items():
+        label, form = forms[name]
+        planned, came = both["planned"], both["came"]
+        ratio = f"{came / planned:.2f}" if planned and came else "-"
+        rows.append([label, *("-" if value is None else form(value) for value in (planned, came)), ratio])
+    return rows
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}%"
+
+
+def _number(value: float | None, pattern: str) -> str:
+    return "-" if value is None else format(value, pattern)
+
+
+def _cell(text: Any) -> str:
+    """`text` as it is, within one cell of a Markdown table."""
+    plain = " ".join(str(text).split())
+    return "".join("\\" + letter if letter in "\\`*_[]<>|~#" else letter for letter in plain)
+
+
+def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [headings, ["---"] + ["---:"] * (len(headings) - 1), *[[_cell(cell) for cell in row] for row in rows]]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """The report as Markdown."""
+    parts = [f"# {_cell(title(report))}"]
+    if said := status(report):
+        parts.append(said)
+    parts.append(markdown_table(["", ""], facts(report)))
+    parts += _sections((*score_tables(report), *training_tables(report)))
+    if answers := samples(report):
+        parts.append("## Samples")
+        for prompt, answer in answers:
+            quoted = [f"    > {line}" for line in prompt.splitlines()] + [f"    {line}" for line in answer.splitlines()]
+            parts.append("\n".join(quoted))
+    parts += _sections(step_samples(report))
+    for name in ("data", "machine", "config"):
+        if report[name]:
+            rows = [[key, str(value)] for key, value in report[name].items()]
+            parts += [f"## {name.capitalize()}", markdown_table(["", ""], rows)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _sections(tables: Sequence[Table]) -> list[str]:
+    return [part for one in tables for part in (f"## {one.heading}", markdown_table(one.columns, one.rows), one.note) if part]

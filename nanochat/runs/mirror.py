@@ -1,0 +1,212 @@
+"""A run's checkpoints copied elsewhere while it trains, and fetched from there where its machine was lost.
+
+    URL/<run>/config.toml  tokenizer/...                the run's record, and its tokenizer's folder
+    URL/<run>/<stage>/step_000100/{..., manifest.json}  verified before it is copied, its manifest last; metrics.jsonl beside it
+
+Any URL that fsspec knows: file:, s3:, gs:, hf:. A thread copies; training never waits for it but at its end, for a bounded time, and a
+mirror that cannot be reached costs a warning: what is missing there is caught up when it is back.
+"""
+
+import contextlib
+import posixpath
+import re
+import shutil
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import fsspec
+
+from nanochat import paths
+from nanochat.console import log
+from nanochat.errors import DataError, UsageError
+from nanochat.runs.checkpoint import MANIFEST, Checkpoints, verify
+from nanochat.runs.metrics import STAGES
+
+PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "hf": "huggingface_hub"}
+OPTIONS: dict[str, dict[str, Any]] = {  # a server that does not answer must not hold a thread for minutes
+    name: {"config_kwargs": {"connect_timeout": 10, "read_timeout": 60, "retries": {"max_attempts": 2}}} for name in ("s3", "s3a")
+}
+RETRY_SECONDS = 60.0  # between two tries of a mirror that cannot be reached
+METRICS, RECORD, TOKENIZER = "metrics.jsonl", "config.toml", "tokenizer"
+
+
+class Mirror:
+    """The place of one run at `url`. Raises UsageError where it is of no known kind, or the package for it is missing.
+
+    Its methods raise what the kind's package raises where it cannot be reached: any Exception.
+    """
+
+    def __init__(self, url: str, run: str):
+        scheme = url.partition(":")[0]
+        try:
+            self.fs, root = fsspec.core.url_to_fs(url, use_listings_cache=False, skip_instance_cache=True, **OPTIONS.get(scheme, {}))
+        except ImportError as error:
+            package = PACKAGES.get(scheme, "")
+            hint = f"install it beside nanochat: uv pip install {package}" if package else "file:, s3:, gs: and hf: are known"
+            raise UsageError(f"the mirror {url} needs the Python package {package or str(error)}, which is not installed", hint) from error
+        except ValueError as error:
+            raise UsageError(
+                f"the mirror {url} is of no known kind ({error})", "as in --mirror s3://bucket/folder or file:///mnt/nas"
+            ) from error
+        self.url, self.root = url, posixpath.join(root, run)
+
+    def _path(self, *parts: str) -> str:
+        return posixpath.join(self.root, *parts)
+
+    def read(self, name: str) -> bytes | None:
+        """A file of the run there; None where there is none."""
+        try:
+            return bytes(self.fs.cat_file(self._path(name)))
+        except FileNotFoundError:
+            return None
+
+    def steps(self, stage: str) -> list[str]:
+        """Names of finished steps there, oldest first; unverified."""
+        try:
+            found = (posixpath.basename(str(path).rstrip("/")) for path in self.fs.ls(self._path(stage), detail=False))
+            names = [name for name in found if re.fullmatch(r"step_\d{6,}", name) and self.fs.exists(self._path(stage, name, MANIFEST))]
+        except FileNotFoundError:
+            return []
+        return sorted(names, key=lambda name: int(name[5:]))
+
+    def push(self, step: Path, keep: int) -> None:
+        """Copy the step in the folder runs/<run>/<stage>/step_*, which is verified first, then remove all but the newest `keep` there.
+
+        Raises DataError where it is damaged.
+        """
+        checkpoint, run = verify(step), step.parent.parent
+        if step.name not in self.steps(step.parent.name):
+            if not self.fs.exists(self._path(RECORD)):
+                tokenizer = paths.tokenizer_dir(str(checkpoint.meta["tokenizer"]))
+                for path in sorted(tokenizer.iterdir()):
+                    self._put(path, TOKENIZER, tokenizer.name, path.name)
+            if self.read(RECORD) != (run / RECORD).read_bytes():  # also where reinforcement learning has brought its settings
+                self._put(run / RECORD, RECORD)
+            for name in checkpoint.files:
+                self._put(step / name, step.parent.name, step.name, name)
+            self._put(run / METRICS, step.parent.name, step.name, METRICS)
+            self._put(step / MANIFEST, step.parent.name, step.name, MANIFEST)
+        for name in self.steps(step.parent.name)[:-keep]:
+            self.fs.rm_file(self._path(step.parent.name, name, MANIFEST))  # first: without it the step does not exist
+            self.fs.rm(self._path(step.parent.name, name), recursive=True)
+
+    def _put(self, path: Path, *parts: str) -> None:
+        to, data = self._path(*parts), path.stat().st_size
+        self.fs.makedirs(posixpath.dirname(to), exist_ok=True)
+        self.fs.put_file(str(path), to)
+        if (there := self.fs.info(to)["size"]) < data:  # metrics.jsonl may have grown meanwhile
+            raise OSError(f"{to} has {there} of {data} bytes")
+
+    def fetch(self, folder: Path) -> list[str]:
+        """Bring into the run's `folder` the newest good step of each stage that is further there than here; says what came."""
+        came = []
+        for stage in STAGES:
+            newest = Checkpoints(folder / stage).newest()
+            here = newest.step if newest else -1
+            for name in reversed([name for name in self.steps(stage) if int(name[5:]) > here]):
+                try:
+                    self._fetch_step(folder, stage, name)
+                except DataError as error:
+                    log(f"warning: on the mirror, {error.message}; falling back to the step before it")
+                    continue
+                came.append(f"{stage} step {int(name[5:])}")
+                break
+        return came
+
+    def _fetch_step(self, folder: Path, stage: str, name: str) -> None:
+        to = folder / stage / name
+        if to.exists():
+            shutil.rmtree(to)  # unfinished or damaged: else it would not be further there
+        with paths.atomic_folder(to) as temporary:
+            for path in self.fs.ls(self._path(stage, name), detail=False):
+                self.fs.get_file(path, str(temporary / posixpath.basename(str(path))))
+            verify(temporary)
+            with contextlib.suppress(FileNotFoundError):
+                (temporary / METRICS).replace(folder / METRICS)
+
+    def fetch_tokenizer(self) -> None:
+        """Bring the run's tokenizer, where it is not here."""
+        for path in self.fs.ls(self._path(TOKENIZER), detail=False):
+            to = paths.tokenizer_dir(posixpath.basename(str(path).rstrip("/")))
+            if not to.exists():
+                with paths.atomic_folder(to) as temporary:
+                    for file in self.fs.ls(path, detail=False):
+                        self.fs.get_file(file, str(temporary / posixpath.basename(str(file))))
+
+
+class Copier:
+    """The thread that copies steps to a mirror: the newest one of each stage that was offered. A context manager."""
+
+    def __init__(self, mirror: Mirror, keep: int, retry: float = RETRY_SECONDS):
+        self.mirror, self.keep, self.retry = mirror, keep, retry
+        self.copying: Path | None = None
+        self._waiting: dict[str, Path] = {}  # stage -> step
+        self._change = threading.Condition()
+        self._over = self._gone = False
+        self._thread = threading.Thread(target=self._work, name="mirror", daemon=True)
+
+    def offer(self, step: Path) -> None:
+        """`step` is saved; an older one of its stage that still waits is passed over."""
+        with self._change:
+            self._waiting[step.parent.name] = step
+            self._change.notify_all()
+
+    def finish(self, seconds: float) -> None:
+        """Wait until all that was offered is there; after `seconds`, or where the mirror cannot be reached, say what is missing."""
+        with self._change:
+            self._over = True
+            self._change.notify_all()
+        self._thread.join(seconds)
+        missing = [f"{stage}/{step.name}" for stage, step in sorted(self._waiting.items())]
+        if missing:
+            log(f"warning: not on the mirror {self.mirror.url} yet: {', '.join(missing)}; the same command catches up")
+
+    def __enter__(self) -> "Copier":
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.finish(600.0 if kind is None else 60.0)
+
+    def _work(self) -> None:
+        """Copy what waits, until told that no more comes; then one try more."""
+        while True:
+            with self._change:
+                self._change.wait_for(lambda: self._waiting or self._over)
+                step, last = next(iter(self._waiting.values()), None), self._over
+                self.copying = step
+            if step is None:
+                return
+            done = self._copy(step)
+            with self._change:
+                self.copying = None
+                if done and self._waiting.get(step.parent.name) == step:
+                    del self._waiting[step.parent.name]
+                if not done and last:
+                    return
+                if not done:
+                    self._change.wait_for(lambda: self._over, self.retry)
+
+    def _copy(self, step: Path) -> bool:
+        began = time.monotonic()
+        try:
+            self.mirror.push(step, self.keep)
+        except DataError as error:  # it was removed, or is damaged: the next one will do
+            if step.exists():
+                log(f"warning: not copied to the mirror: {error.message}")
+            return True
+        except Exception as error:  # each kind of mirror has its own
+            if not self._gone:
+                log(f"warning: the mirror {self.mirror.url} cannot be reached ({' '.join(str(error).split()) or type(error).__name__})")
+                log("training goes on; what is missing there is caught up when it is back")
+            self._gone = True
+            return False
+        if self._gone:
+            log(f"the mirror is back: {step.parent.name}/{step.name} is there")
+        elif time.monotonic() - began > self.retry:
+            log(f"{step.parent.name}/{step.name} is on the mirror, after {time.monotonic() - began:.0f} s")
+        self._gone = False
+        return True

@@ -1,0 +1,204 @@
+"""A run's record on disk: its frozen config, what a second call of the same name means, and the model it made.
+
+runs/<run>/config.toml    the config, every auto resolved, and [frozen]: what else the losses depend on
+"""
+
+import dataclasses
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+import tomli_w
+import torch
+
+from nanochat import paths
+from nanochat.config import FIELDS, RL_FIELDS, Config, convert, differences
+from nanochat.console import log
+from nanochat.data.shards import Dataset, open_dataset
+from nanochat.errors import DataError, UsageError
+from nanochat.model.gpt import GPT
+from nanochat.runs.checkpoint import Checkpoint, Checkpoints
+from nanochat.runs.metrics import STAGES
+from nanochat.tokenizer.tokenizer import Tokenizer
+
+RECORD = "config.toml"
+ANSWERING = STAGES[::-1]  # the stages whose model answers: the last one that a run has
+
+
+@dataclass(frozen=True)
+class Record:
+    """A run's resolved config, and the dataset folder, ordered shards, tokenizer and conversations that it froze at step 0."""
+
+    config: Config
+    dataset: str
+    shards: tuple[str, ...]
+    tokenizer: str
+    conversations: str = ""  # hash of the user's, where there are any
+
+    def write(self) -> None:
+        """Write the run's config.toml."""
+        frozen = {name: value for name, value in dataclasses.asdict(self).items() if name != "config"}
+        table = self.config.to_dict() | {"frozen": frozen}
+        try:
+            paths.atomic_write(paths.run_dir(self.config.run) / RECORD, tomli_w.dumps(table))
+        except OSError as error:
+            raise paths.disk_error(error, "writing the run's config") from error
+
+    def with_rl(self, config: Config) -> "Record":
+        """The record with `config`'s settings of reinforcement learning, which may come long after step 0; written where they are new."""
+        settings = {name: getattr(config, name) for name in RL_FIELDS}
+        record = dataclasses.replace(self, config=self.config.replace(**settings))
+        if record != self:
+            record.write()
+        return record
+
+
+def read_record(run: str) -> Record | None:
+    """The record of `run`, None where there is no such run. Raises DataError where it is damaged."""
+    path = paths.run_dir(run) / RECORD
+    return parse_record(path.read_bytes(), path) if path.exists() else None
+
+
+def parse_record(data: bytes, path: Path) -> Record:
+    """The record that a config.toml holds; `path` is for the DataError where it is damaged."""
+    try:
+        table = tomllib.loads(data.decode("utf-8"))
+        values = {key: convert(key, value) for key, value in table.items() if key in FIELDS}
+        frozen = table["frozen"]
+        return Record(
+            Config(**values), str(frozen["dataset"]), tuple(frozen["shards"]), str(frozen["tokenizer"]), str(frozen["conversations"])
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is damaged ({error})", f"start afresh with another --run, or restore {path}") from error
+
+
+def open_text(record: Record) -> Dataset:
+    """The text of a run, its shards in the order that it froze. Raises DataError where one is missing."""
+    dataset = open_dataset(paths.dataset_dir(record.dataset))
+    known = {shard.path.name: shard for shard in dataset.training}
+    missing = [name for name in record.shards if name not in known]
+    if missing:
+        raise DataError(f"{dataset.folder} lacks {missing[0]}, which the run began with", f"download it: -n {len(record.shards)}")
+    return Dataset(
+        dataset.name, dataset.folder, dataset.source, dataset.licence, tuple(known[name] for name in record.shards), dataset.validation
+    )
+
+
+def inherit(config: Config, record: Record, reinforced: bool = False) -> Config:
+    """`config` with the record's value wherever it leaves one to the rule: the rule has spoken when the run began.
+
+    The settings of reinforcement learning are the record's too, unless this call is about it (`reinforced`); they are free until its
+    first checkpoint. Raises UsageError, with every difference, where it would train something else under the same name.
+    """
+    kept = () if reinforced else RL_FIELDS
+    by_rule = {name: getattr(record.config, name) for name in FIELDS if getattr(config, name) in (-1, "auto") or name in kept}
+    changes = {name: value for name, value in by_rule.items() if name != "run"}
+    merged = config.replace(**changes)
+    different = differences(record.config, merged)
+    if not different.keys().isdisjoint(RL_FIELDS) and not has_stage(config.run, STAGES[-1]):
+        different = {name: values for name, values in different.items() if name not in RL_FIELDS}
+    if different:
+        listed = "; ".join(f"{name} was {old!r}, now {new!r}" for name, (old, new) in different.items())
+        raise UsageError(
+            f"the run {config.run!r} exists with another configuration: {listed}",
+            "choose a new name with --run NEW, or give the options that it began with",
+        )
+    return merged
+
+
+def require_same(what: str, old: object, new: object, run: str) -> None:
+    """Raise UsageError where `what` (the text, the tokenizer) is not what the run began with."""
+    if old != new:
+        raise UsageError(f"the {what} has changed since the run {run!r} began", "start a new one with --run NEW")
+
+
+def has_checkpoints(run: str) -> bool:
+    """Whether `run` has a checkpoint of any stage."""
+    return any(paths.run_dir(run).glob("*/step_*/manifest.json"))
+
+
+def has_stage(run: str, stage: str | None) -> bool:
+    """Whether `run` has a good checkpoint of `stage`."""
+    return stage is not None and Checkpoints(paths.run_dir(run) / stage).newest() is not None
+
+
+def plain_name(run: str) -> str:
+    """`run`, where it can be a folder's name. Raises UsageError."""
+    return Config(run=run).run
+
+
+def newest_run() -> str:
+    """The run with the newest checkpoint. Raises DataError where there is none."""
+    manifests = paths.runs_dir().glob("*/*/step_*/manifest.json")
+    newest = max(manifests, key=lambda path: path.stat().st_mtime, default=None)
+    if newest is None:
+        raise DataError("there is no trained model yet", "train one: entrypoint.py quickstart, or entrypoint.py train --profile cpu")
+    return newest.parts[-4]
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model ready to answer: of the last stage that the run has; base is a completer."""
+
+    run: str
+    checkpoint: Checkpoint
+    model: GPT
+    tokenizer: Tokenizer
+
+    @property
+    def chats(self) -> bool:
+        """Whether it was taught to converse."""
+        return self.checkpoint.meta["stage"] != "base"
+
+
+def _folder(run: str) -> Path:
+    """The folder of a run. Raises DataError, with the names there are, where there is none."""
+    folder = paths.run_dir(run)
+    if not folder.is_dir():
+        others = sorted(path.name for path in paths.runs_dir().glob("*") if (path / RECORD).exists())
+        raise DataError(f"there is no run {run!r}", f"runs: {', '.join(others) or 'none yet; train one'}")
+    return folder
+
+
+def finished_steps(run: str) -> list[Path]:
+    """Folders of the checkpoints of `run` that may answer, the last stage's newest first; unverified."""
+    folder = _folder(run)
+    return [step for stage in ANSWERING for step in reversed(Checkpoints(folder / stage).steps())]
+
+
+def open_model(run: str | None = None, device: str = "cpu", stage: str | None = None) -> TrainedModel:
+    """The newest complete step of `run`'s last stage on `device`; without `run`, of the newest run.
+
+    Raises DataError where there is no such run or no complete checkpoint, or the tokenizer is missing.
+    """
+    name = run or newest_run()
+    return open_checkpoint(name, newest_checkpoint(name, stage), device)
+
+
+def newest_checkpoint(run: str, stage: str | None = None) -> Checkpoint:
+    """What `open_model` opens: the newest complete step of `stage` (without it of the last one there is). Raises DataError."""
+    folder = _folder(run)
+    found = (Checkpoints(folder / part).newest() for part in ([stage] if stage else ANSWERING))
+    checkpoint = next(filter(None, found), None)
+    if checkpoint is None:
+        raise DataError(f"the run {run!r} has no complete checkpoint yet", "let it train on: the same train command resumes it")
+    return checkpoint
+
+
+def open_checkpoint(run: str, checkpoint: Checkpoint, device: str = "cpu") -> TrainedModel:
+    """The model of a verified step, in the precision that suits `device`. Raises DataError where its tokenizer is missing."""
+    tokenizer = Tokenizer.load(paths.tokenizer_dir(checkpoint.meta["tokenizer"]))
+    if tokenizer.vocab_size != checkpoint.meta["model"]["vocab_size"]:
+        raise DataError(f"{checkpoint.folder} was not trained with its tokenizer {tokenizer.id}", "start a new run with --run NEW")
+    model = checkpoint.read_model(device)
+    if torch.device(device).type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+        model.compute_dtype = torch.bfloat16
+    return TrainedModel(run, checkpoint, model, tokenizer)
+
+
+def describe(opened: TrainedModel) -> None:
+    """Say which model answers."""
+    meta = opened.checkpoint.meta
+    kind = "a completer: it was not fine-tuned to chat" if not opened.chats else "fine-tuned to chat"
+    trial = "; a TRIAL of a few steps, which has learned next to nothing" if meta.get("trial") else ""
+    log(f"model: run {opened.run}, {meta['stage']} step {opened.checkpoint.step} ({kind}{trial})")

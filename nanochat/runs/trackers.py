@@ -1,0 +1,248 @@
+"""`--log_to`: the lines of metrics.jsonl handed on, live, to TensorBoard, Weights & Biases or trackio.
+
+A thread hands them on, so that a tracker that fails, or waits for a network, costs a warning and never a step. A step's number there
+is that of its line in metrics.jsonl, over all stages: a resumed run goes on with its curve, and no step is handed on twice.
+
+runs/<run>/live.json    by tracker: which curve there is the run's, and the last step that it was given
+"""
+
+import contextlib
+import json
+import netrc
+import os
+import queue
+import shutil
+import sys
+import threading
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+from nanochat import paths
+from nanochat.config import Config
+from nanochat.console import log
+from nanochat.distributed.ranks import Ranks
+from nanochat.hardware.extras import needed
+from nanochat.runs.metrics import Metrics
+
+NONE = "none"
+PROJECT = "nanochat"
+STATE = "live.json"
+SECONDS = 1.0  # between two rounds of handing on
+LAST_SECONDS = 60.0  # that a run's end waits for the last one
+STAYS_HERE = ("data", "chat_data", "identity", "mirror")  # settings that name places of this machine
+SECRETS = ("WANDB_API_KEY", "HF_TOKEN", "TRACKIO_WRITE_TOKEN")
+
+
+def require(config: Config) -> None:
+    """Raise UsageError where the tracker that `config` asks for is not installed."""
+    if config.log_to != NONE:
+        library(config.log_to)
+
+
+def following(config: Config, here: Ranks) -> contextlib.AbstractContextManager[Callable[[Metrics], object]]:
+    """What hands a run's curves on while the block lasts, on the main rank: told of each stage's metrics as they are opened."""
+    if config.log_to == NONE or not here.main:
+        return contextlib.nullcontext(lambda metrics: None)
+    return Live(config)
+
+
+class Tracker(Protocol):
+    """Where curves are shown. Its methods run on one thread, and may raise what its package raises."""
+
+    def open(self, curve: str, step: int) -> int:
+        """Begin the curve of that name, or go on with it after `step` steps; returns how many it has: those are not given again."""
+        ...
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """One step's values; where they come a second time, more of them."""
+        ...
+
+    def close(self) -> None:
+        """Hand on what still waits."""
+        ...
+
+
+class TensorBoard:
+    """Event files in the run's folder, made anew from metrics.jsonl by each call: they are as whole as that is."""
+
+    def __init__(self, config: Config):
+        self.folder = paths.run_dir(config.run) / "tensorboard"
+
+    def open(self, curve: str, step: int) -> int:
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.writer = library("tensorboard").SummaryWriter(self.folder, flush_secs=2)
+        log(f"live: tensorboard --logdir {paths.runs_dir()}")
+        return 0
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class Wandb:
+    """Weights & Biases: online where there is a key, else into files that `wandb sync` uploads. WANDB_MODE decides otherwise."""
+
+    def __init__(self, config: Config):
+        self.config = config
+
+    def open(self, curve: str, step: int) -> int:
+        mode = os.environ.get("WANDB_MODE") or ("online" if self._key() else "offline")
+        try:
+            return self._open(curve, step, mode)
+        except Exception as error:
+            if mode != "online":
+                raise
+            log(f"warning: Weights & Biases cannot be reached ({said(error)})")
+            library("wandb").teardown()  # else it holds that the curve's name is in use
+            return self._open(curve, step, "offline")
+
+    def _open(self, curve: str, step: int, mode: str) -> int:
+        wandb = library("wandb")
+        quiet = wandb.Settings(  # x_disable_meta: the command line, which holds paths, is not sent
+            silent=True, console="off", disable_git=True, save_code=False, x_disable_meta=True, init_timeout=30, finish_timeout=30
+        )
+        about: dict[str, Any] = {"project": PROJECT, "name": self.config.run, "id": curve, "config": settings(self.config), "mode": mode}
+        online = mode == "online"
+        self.run = wandb.init(**about, dir=paths.run_dir(self.config.run), resume="allow" if online else None, settings=quiet)
+        log(f"live: {self.run.url}" if online else f"live: offline; after `wandb login`, wandb sync {Path(self.run.dir).parent} uploads it")
+        return max(self.run.starting_step - 1, 0) if online else step
+
+    def _key(self) -> bool:
+        host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+        with contextlib.suppress(OSError, netrc.NetrcParseError):
+            return "WANDB_API_KEY" in os.environ or netrc.netrc().authenticators(host) is not None
+        return False
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        self.run.log(values, step=step)
+
+    def close(self) -> None:
+        self.run.finish()
+
+
+class Trackio:
+    """trackio: a database on this machine, or where its own TRACKIO_SPACE_ID says."""
+
+    def __init__(self, config: Config):
+        self.config = config
+
+    def open(self, curve: str, step: int) -> int:
+        with contextlib.redirect_stdout(sys.stderr):  # it talks on stdout, which is for results
+            self.run = library("trackio").init(
+                PROJECT,
+                name=self.config.run,
+                config=settings(self.config),
+                resume="allow" if step else "never",
+                embed=False,
+                auto_log_cpu=False,
+                auto_log_gpu=False,
+            )
+        log(f"live: trackio show --project {PROJECT}")
+        return step
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        self.run.log(values, step=step)
+
+    def close(self) -> None:
+        with contextlib.redirect_stdout(sys.stderr):
+            self.run.finish()
+
+
+TRACKERS: dict[str, Callable[[Config], Tracker]] = {"tensorboard": TensorBoard, "wandb": Wandb, "trackio": Trackio}
+
+
+def library(name: str) -> Any:
+    """The tracker's package. Raises UsageError where it is not installed."""
+    return needed("torch.utils.tensorboard" if name == "tensorboard" else name, name, f"--log_to {name}")
+
+
+def settings(config: Config) -> dict[str, Any]:
+    """The run's config as a tracker is told it."""
+    return {name: value for name, value in config.to_dict().items() if name not in STAYS_HERE}
+
+
+def said(error: Exception) -> str:
+    """An error in one line, without any key that this process was given."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    for secret in filter(None, map(os.environ.get, SECRETS)):
+        text = text.replace(secret, "***")
+    return text
+
+
+class Live:
+    """The thread between a run's metrics and its tracker. A context manager, whose value is told of each stage's metrics."""
+
+    def __init__(self, config: Config):
+        self.name, self.tracker = config.log_to, TRACKERS[config.log_to](config)
+        self.state = paths.run_dir(config.run) / STATE
+        self._offered = 0
+        self._waiting: queue.SimpleQueue[tuple[int, dict[str, Any]]] = queue.SimpleQueue()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="live", daemon=True)
+
+    def _follow(self, metrics: Metrics) -> None:
+        """Hand on the lines that `metrics` has, and those that it will write."""
+        for number, entry in enumerate(metrics.lines(), 1):
+            if number > self._offered:
+                self._offer(number, entry)
+        metrics.told = self._offer
+
+    def _offer(self, number: int, entry: dict[str, Any]) -> None:
+        self._offered = number
+        self._waiting.put((number, entry))
+
+    def __enter__(self) -> Callable[[Metrics], None]:
+        self._thread.start()
+        return self._follow
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._over.set()
+        self._thread.join(LAST_SECONDS if kind is None else LAST_SECONDS / 3)  # whoever stopped it waits too
+        if self._thread.is_alive():
+            log(f"warning: {self.name} does not answer: the last steps may be missing there")
+
+    def _work(self) -> None:
+        try:
+            states = self._states()
+            state = states.setdefault(self.name, {"curve": uuid.uuid4().hex[:8], "step": 0})
+            paths.atomic_write_json(self.state, states)
+            has = self.tracker.open(state["curve"], state["step"])
+            over = False
+            while not over:
+                over = self._over.wait(SECONDS)  # asked before the queue is emptied, for the last time where it is over
+                # Of the last step that it has, an evaluation may still come: a kill between the step and that has put it off.
+                steps = [step for step in self._all_waiting() if step[0] > has or (step[0] == has and "step" not in step[1])]
+                if steps:
+                    state["step"] = steps[-1][0]
+                    paths.atomic_write_json(self.state, states)  # first: after a kill, rather a gap than a step twice
+                for number, entry in steps:
+                    self.tracker.log(number, _values(entry))
+            self.tracker.close()
+        except Exception as error:  # each tracker has its own
+            log(f"warning: {self.name} failed ({said(error)}): training goes on, metrics.jsonl has it all")
+
+    def _all_waiting(self) -> list[tuple[int, dict[str, Any]]]:
+        found = []
+        with contextlib.suppress(queue.Empty):
+            while True:
+                found.append(self._waiting.get_nowait())
+        return found
+
+    def _states(self) -> dict[str, Any]:
+        try:
+            return dict(json.loads(self.state.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            return {}
+
+
+def _values(entry: dict[str, Any]) -> dict[str, float]:
+    """The numbers of a line, each under its stage's name."""
+    numbers = {name: value for name, value in entry.items() if isinstance(value, (int, float)) and name != "step"}
+    return {f"{entry['stage']}/{name}": float(value) for name, value in numbers.items()}

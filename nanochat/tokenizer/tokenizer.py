@@ -1,0 +1,317 @@
+"""The tokenizer: train, encode, decode in a stream, and render conversations as ids with a loss mask.
+
+Byte-level BPE (rustbpe) over a GPT-4-style split, with nine special tokens at the end of the vocabulary. Text never
+yields a special token, whatever it spells: only `render` and `render_prompt` place them.
+"""
+
+import codecs
+import hashlib
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import rustbpe
+from nanochat.console import log
+from nanochat.errors import DataError, UsageError
+from nanochat.paths import atomic_folder, atomic_write, atomic_write_json
+from nanochat.tokenizer.formats import parse_ranks, ranks_text
+
+SPECIAL_TOKENS = (
+    "<|bos|>",  # before every document and every conversation
+    "<|user_start|>",
+    "<|user_end|>",
+    "<|assistant_start|>",
+    "<|assistant_end|>",
+    "<|python_start|>",  # the assistant calls the calculator ...
+    "<|python_end|>",
+    "<|output_start|>",  # ... and reads what it said
+    "<|output_end|>",
+)
+
+# As GPT-4's split, but digits in groups of one or two: measured best for small vocabularies.
+SPLIT_PATTERN = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
+
+# Qwen2's split, digits one by one: portable models have it, because llama.cpp knows splits by a fixed list of names.
+QWEN2_PATTERN = (
+    r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+SMALLEST_VOCABULARY = 256 + len(SPECIAL_TOKENS)
+FORMAT = 1  # of the files that `save` writes
+
+Message = dict[str, Any]  # {"role": system|user|assistant, "content": str, or for the assistant a list of parts}
+Conversation = list[Message]
+
+# A part of an assistant's message -> (opening delimiter, closing delimiter, trained on).
+_PARTS = {
+    "text": ("", "", 1),
+    "python": ("<|python_start|>", "<|python_end|>", 1),
+    "python_output": ("<|output_start|>", "<|output_end|>", 0),
+}
+
+
+def _is_text(value: Any) -> bool:
+    """Whether `value` is a str that UTF-8 can hold (a lone surrogate cannot be encoded)."""
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def validate_conversation(conversation: Any) -> None:
+    """Raise DataError, with the reason, unless `conversation` is a Conversation.
+
+    That is: an optional system message, then roles that alternate from user; contents are text, an assistant's also a
+    list of parts {"type": text|python|python_output, "text": str}. Either role may come last.
+    """
+
+    def refuse(why: str) -> DataError:
+        return DataError(f"not a conversation: {why}", "a conversation is a list of {role, content}, with roles alternating from user")
+
+    if not isinstance(conversation, list):
+        raise refuse(f"a {type(conversation).__name__}, not a list of messages")
+    for number, message in enumerate(conversation, 1):
+        if not isinstance(message, dict) or "role" not in message or "content" not in message:
+            raise refuse(f"message {number} is no object with role and content")
+    turns = conversation[1:] if conversation and conversation[0]["role"] == "system" else conversation
+    if not turns:
+        raise refuse("it has no user message")
+    first = len(conversation) - len(turns) + 1
+    for number, message in enumerate(turns, first):
+        expected = ("user", "assistant")[(number - first) % 2]
+        if message["role"] != expected:
+            raise refuse(f"message {number} has the role {message['role']!r} where {expected!r} is due")
+    for number, message in enumerate(conversation, 1):
+        content = message["content"]
+        if isinstance(content, list) and message["role"] == "assistant":
+            for part in content:
+                if not (isinstance(part, dict) and part.get("type") in tuple(_PARTS) and _is_text(part.get("text"))):
+                    raise refuse(f"message {number} has a part that is no {{type: {'|'.join(_PARTS)}, text}}")
+        elif not _is_text(content):
+            raise refuse(f"the content of message {number} is no valid text")
+
+
+def _merge_system(conversation: Conversation) -> Conversation:
+    """The conversation with its system message, if any, put before the first user turn's text and a blank line."""
+    if conversation[0]["role"] != "system":
+        return conversation
+    system, first, *rest = conversation
+    return [{**first, "content": f"{system['content']}\n\n{first['content']}"}, *rest]
+
+
+class Tokenizer:
+    """Text <-> ids: the BPE tokens first, in rank order, then the nine specials.
+
+    tokens: the bytes of each token in rank order, the 256 single bytes first. Raises ValueError where they are not.
+    """
+
+    def __init__(self, tokens: Sequence[bytes], pattern: str = SPLIT_PATTERN):
+        self.tokens = list(tokens)
+        self.pattern = pattern
+        self.specials = {name: len(self.tokens) + i for i, name in enumerate(SPECIAL_TOKENS)}
+        self.encoding = rustbpe.Encoding(self.tokens, pattern, self.specials)
+
+    @classmethod
+    def train(
+        cls,
+        texts: Iterable[str],
+        vocab_size: int,
+        *,
+        pattern: str = SPLIT_PATTERN,
+        document_characters: int = 10_000,
+        max_characters: int = 2_000_000_000,
+    ) -> "Tokenizer":
+        """Learn `vocab_size` tokens, the nine specials included, from the first 10K characters of each of `texts`.
+
+        Stops reading after `max_characters`. Too little text yields a smaller vocabulary, and a line says so.
+        Raises UsageError where vocab_size cannot hold the bytes and the specials.
+        """
+        if vocab_size < SMALLEST_VOCABULARY:
+            raise UsageError(
+                f"vocab_size = {vocab_size} is too small",
+                f"256 bytes and {len(SPECIAL_TOKENS)} special tokens need at least {SMALLEST_VOCABULARY}",
+            )
+
+        def cut() -> Iterator[str]:
+            left = max_characters
+            for text in texts:
+                yield text[: min(document_characters, left)]
+                left -= min(document_characters, len(text))
+                if left <= 0:
+                    return
+
+        tokenizer = cls(rustbpe.train(cut(), vocab_size - len(SPECIAL_TOKENS), pattern), pattern)
+        if tokenizer.vocab_size < vocab_size:
+            log(f"tokenizer: the text is enough for {tokenizer.vocab_size:,} of {vocab_size:,} tokens; the vocabulary is that much smaller")
+        return tokenizer
+
+    @property
+    def id(self) -> str:
+        """12 hex digits that stand for exactly these tokens, pattern and specials."""
+        digest = hashlib.sha256(json.dumps([self.pattern, SPECIAL_TOKENS]).encode())
+        for token in self.tokens:
+            digest.update(len(token).to_bytes(8, "little") + token)
+        return digest.hexdigest()[:12]
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, the nine specials included."""
+        return len(self.tokens) + len(SPECIAL_TOKENS)
+
+    @property
+    def bos(self) -> int:
+        """The id of <|bos|>."""
+        return self.specials["<|bos|>"]
+
+    def special(self, name: str) -> int:
+        """The id of a special token. Raises KeyError for other names."""
+        return self.specials[name]
+
+    def token_bytes(self) -> np.ndarray:
+        """Length in bytes of each token, 0 for specials: int64 (V,); what bits per byte are counted in."""
+        return np.array([len(token) for token in self.tokens] + [0] * len(SPECIAL_TOKENS), dtype=np.int64)
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of `text`; never a special. Raises ValueError for text that UTF-8 cannot hold (a lone surrogate)."""
+        return self.encoding.encode(text)
+
+    def encode_batch(self, texts: list[str], *, threads: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """All of `texts` at once, on `threads` cores (0: all): ids (uint16 where all fit, else uint32), offsets (len+1,) int64."""
+        return self.encoding.encode_batch(texts, threads=threads)
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """The text of `ids`: specials as their names, invalid UTF-8 as U+FFFD. Raises ValueError for an id out of range."""
+        return self.encoding.decode_bytes(ids).decode("utf-8", "replace")
+
+    def stream_decoder(self) -> "StreamDecoder":
+        """A decoder for ids that come one at a time."""
+        return StreamDecoder(self.tokens)
+
+    # Conversations
+
+    def render(self, conversation: Conversation, max_tokens: int | None = None) -> tuple[list[int], list[int]]:
+        """A conversation as (ids, mask), both cut at `max_tokens`; mask 1 = a token to learn.
+
+        BOS once; a system message goes before the first user turn's text. Learnt: what the assistant says, its calls of
+        the calculator with their delimiters, and assistant_end. Not learnt: all else, assistant_start and the
+        calculator's answers included. Raises DataError where it is no conversation.
+        """
+        validate_conversation(conversation)
+        ids, mask = self._render_messages(_merge_system(conversation))
+        return [self.bos, *ids][:max_tokens], [0, *mask][:max_tokens]
+
+    def _render_messages(self, messages: Conversation) -> tuple[list[int], list[int]]:
+        """(ids, mask) of user and assistant messages, without BOS."""
+        ids: list[int] = []
+        mask: list[int] = []
+
+        def add(new: list[int], trained: int) -> None:
+            ids.extend(new)
+            mask.extend([trained] * len(new))
+
+        for message in messages:
+            role, content = message["role"], message["content"]
+            add([self.specials[f"<|{role}_start|>"]], 0)
+            for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
+                start, end, trained = _PARTS[part["type"]]
+                between = self.encode(part["text"])
+                whole = [self.specials[start], *between, self.specials[end]] if start else between
+                add(whole, trained if role == "assistant" else 0)
+            add([self.specials[f"<|{role}_end|>"]], 1 if role == "assistant" else 0)
+        return ids, mask
+
+    def render_prompt(self, conversation: Conversation, max_tokens: int) -> tuple[list[int], int]:
+        """A conversation that ends with the user, as ids that end in assistant_start: (ids, turns left out).
+
+        Where it is longer than `max_tokens`, its oldest turns (a user's message and its answer) are left out until it
+        fits; the system message stays. Raises DataError where it is no such conversation, and UsageError where the last
+        message alone is too long.
+        """
+        validate_conversation(conversation)
+        if conversation[-1]["role"] != "user":
+            raise DataError("the conversation does not end with the user", "the last message must have the role user")
+        system = conversation[:1] if conversation[0]["role"] == "system" else []
+        turns = conversation[len(system) :]
+        fitting: tuple[list[int], int] | None = None
+        later: list[int] = []  # ids of the turns after the one looked at; from the newest back, so that the rest is never encoded
+        for first in range(len(turns) - 1, -1, -2):
+            turn = turns[first : first + 2]
+            ids = [self.bos, *self._render_messages(_merge_system([*system, *turn]))[0], *later, self.special("<|assistant_start|>")]
+            if len(ids) > max_tokens:
+                break
+            fitting = ids, first // 2
+            later = self._render_messages(turn)[0] + later
+        if fitting is None:
+            raise UsageError(
+                f"the message is {len(ids):,} tokens long, and at most {max_tokens:,} fit",
+                "send a shorter message, or ask for a shorter answer",
+            )
+        return fitting
+
+    # Files
+
+    def save(self, folder: Path) -> None:
+        """Write `folder` as a whole: ranks.txt (a base64 token and its rank a line) and tokenizer.json.
+
+        A folder that already holds this tokenizer is left alone; one that holds a broken tokenizer is replaced.
+        """
+        if folder.exists():
+            try:
+                if Tokenizer.load(folder).id == self.id:
+                    return
+            except DataError:
+                pass
+            shutil.rmtree(folder)
+        with atomic_folder(folder) as temporary:
+            atomic_write(temporary / "ranks.txt", ranks_text(self.tokens))
+            atomic_write_json(temporary / "tokenizer.json", self._about())
+
+    def _about(self) -> dict[str, Any]:
+        return {"format": FORMAT, "id": self.id, "vocab_size": self.vocab_size, "pattern": self.pattern, "special_tokens": self.specials}
+
+    @classmethod
+    def load(cls, folder: Path) -> "Tokenizer":
+        """The tokenizer that `save` wrote. Raises DataError where it is missing, damaged or of another format."""
+        hint = f"remove {folder} and run the same command again: it is made anew"
+        try:
+            about = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+            tokens = parse_ranks((folder / "ranks.txt").read_text(encoding="ascii"))
+            if about["format"] != FORMAT:
+                raise DataError(f"the tokenizer in {folder} has format {about['format']}; this version reads {FORMAT}", hint)
+            tokenizer = cls(tokens, about["pattern"])
+            if tokenizer._about() != about:
+                raise ValueError("its hash differs")
+        except FileNotFoundError as error:
+            raise DataError(f"there is no tokenizer in {folder}", "run the same command again: it is made anew") from error
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"the tokenizer in {folder} is damaged: {error}", hint) from error
+        return tokenizer
+
+
+class StreamDecoder:
+    """Ids one at a time -> text, never half a code point; specials yield nothing.
+
+    Bytes that may still become a code point are held back; those that never can are U+FFFD at once.
+    """
+
+    def __init__(self, tokens: Sequence[bytes]):
+        self._tokens = tokens
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token: int) -> str:
+        """The text that is now certain."""
+        if token >= len(self._tokens):  # a special: what came before it cannot be completed by what comes after
+            return self.flush()
+        return self._decoder.decode(self._tokens[token])
+
+    def flush(self) -> str:
+        """The rest, with U+FFFD for a code point that was never completed."""
+        return self._decoder.decode(b"", final=True)

@@ -1,0 +1,266 @@
+"""`serve` as its user starts it: refusals, draining, kill and restart, a newer checkpoint taken over, a broken one refused."""
+
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from nanochat.chat.metrics import Meters
+from nanochat.chat.models import ModelWatcher
+from nanochat.chat.scheduler import Scheduler
+from nanochat.chat.serve import load
+from nanochat.errors import DataError
+from nanochat.runs import record as runs
+from nanochat.runs.heartbeat import HEARTBEAT, heartbeat
+from tests.chat.serving import served
+from tests.tiny import call, chats, flags, sentences, start, wait_for
+
+pytestmark = pytest.mark.long
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data directory with a tiny run, fine-tuned, whose checkpoints of every step are kept."""
+    folder = tmp_path_factory.mktemp("serve")
+    text, talks = sentences(folder / "text.txt"), chats(folder / "talks.jsonl")
+    more = {"chat_data": str(talks), "sft_iterations": 3, "save_every": 1, "keep_last": 9, "max_seq_len": 256, "total_batch_size": 1024}
+    done = call(folder / "base", "entrypoint.py", *flags(text, **more), timeout=300)
+    assert done.returncode == 0, done.stderr
+    return folder / "base"
+
+
+class Serve:
+    """`serve` in a process of its own."""
+
+    def __init__(self, base: Path, *options: str):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.process = start(base, "entrypoint.py", "serve", f"--port={self.port}", "--device=cpu", *options)
+        wait_for(self.process, "open http://")
+        self.log: list[str] = []
+        threading.Thread(target=lambda: self.log.extend(self.process.stderr or ()), daemon=True).start()
+        self.url = f"http://127.0.0.1:{self.port}"
+
+    def ask(self, **options: Any) -> httpx.Response:
+        body = {"messages": [{"role": "user", "content": "cat"}], "max_tokens": 8, "temperature": 0} | options
+        return httpx.post(self.url + "/v1/chat/completions", json=body, timeout=60)
+
+    def wait_log(self, text: str, seconds: float = 30) -> str:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if found := next((line for line in self.log if text in line), None):
+                return found
+            time.sleep(0.05)
+        raise AssertionError(f"{text!r} did not come: {self.log}")
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait(30)
+
+
+@pytest.fixture
+def server(trained: Path) -> Iterator[Serve]:
+    one = Serve(trained)
+    yield one
+    one.end()
+
+
+@pytest.mark.parametrize("options", [["--host=0.0.0.0"], ["--host=192.0.2.1"], ["--host=::"]])
+def test_the_network_is_refused_without_a_key(base: Path, options: list[str]) -> None:
+    done = call(base, "entrypoint.py", "serve", *options)
+    assert done.returncode == 2
+    assert "no key is set" in done.stderr
+    assert "--insecure-no-key" in done.stderr
+
+
+def test_key_files(base: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").write_text("\n")
+    for name in ("missing", "empty"):
+        done = call(base, "entrypoint.py", "serve", f"--api_key_file={tmp_path / name}")
+        assert done.returncode == 2
+        assert name in done.stderr
+
+
+def test_a_taken_port(base: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        done = call(base, "entrypoint.py", "serve", f"--port={taken.getsockname()[1]}")
+    assert done.returncode == 3
+    assert "cannot listen" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_answer_and_a_key(trained: Path, tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    key.write_text("sesame\n")
+    one = Serve(trained, f"--api-key-file={key}")
+    try:
+        assert one.ask().status_code == 401
+        answer = httpx.get(one.url + "/v1/models", headers={"authorization": "Bearer sesame"}).json()["data"][0]
+        assert (answer["id"], answer["stage"], answer["step"]) == ("tiny", "sft", 3)
+        assert "sesame" not in " ".join(map(str, one.process.args)) + "".join(one.log)
+    finally:
+        one.end()
+
+
+def test_the_guides_command(trained: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    process = start(trained, "-m", "scripts.chat_web", f"--port={port}")
+    try:
+        wait_for(process, "open http://")
+        assert httpx.get(f"http://127.0.0.1:{port}/readyz").status_code == 200
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+
+
+def test_sigterm_drains(server: Serve) -> None:
+    """An answer under way is finished, a new connection is refused, and the exit code is 0."""
+    said: list[str] = []
+
+    def read() -> None:
+        body = {"messages": [{"role": "user", "content": "cat"}], "max_tokens": 200, "n": 8, "stream": True, "temperature": 1.5}
+        with httpx.stream("POST", server.url + "/v1/chat/completions", json=body, timeout=60) as answer:
+            said.extend(answer.iter_lines())
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    end = time.monotonic() + 20
+    while not said and time.monotonic() < end:
+        time.sleep(0.001)
+    server.process.send_signal(signal.SIGTERM)
+    reader.join(60)
+    assert said[-2] == "data: [DONE]"
+    assert server.process.wait(40) == 0
+    with pytest.raises(httpx.ConnectError):
+        server.ask()
+
+
+def test_killed_and_started_again(trained: Path) -> None:
+    """Clients get an error that they can retry; nothing is left locked."""
+    one = Serve(trained)
+    results: list[Exception | int] = []
+
+    def ask() -> None:
+        try:
+            results.append(one.ask(max_tokens=200, n=8, temperature=1.5).status_code)
+        except httpx.HTTPError as error:
+            results.append(error)
+
+    clients = [threading.Thread(target=ask) for _ in range(4)]
+    for client in clients:
+        client.start()
+    time.sleep(0.3)
+    one.end()
+    for client in clients:
+        client.join(30)
+    assert len(results) == 4
+    assert all(isinstance(result, httpx.TransportError) or result == 200 for result in results)
+    again = Serve(trained)
+    try:
+        assert again.ask().status_code == 200
+    finally:
+        again.end()
+
+
+def copy_steps(trained: Path, base: Path, stage: str, *steps: int) -> None:
+    """Put steps of the trained run into `base`, the manifest last, as a trainer does."""
+    for step in steps:
+        source, target = trained / "runs" / "tiny" / stage / f"step_{step:06d}", base / "runs" / "tiny" / stage / f"step_{step:06d}"
+        target.mkdir(parents=True)
+        for path in sorted(source.iterdir(), key=lambda path: path.name == "manifest.json"):
+            (target / path.name).write_bytes(path.read_bytes())
+    if not (base / "tokenizer").exists():
+        subprocess.run(["cp", "-r", str(trained / "tokenizer"), str(base / "tokenizer")], check=True)
+
+
+def test_a_newer_checkpoint_takes_over_and_a_broken_one_does_not(trained: Path, base: Path) -> None:
+    base.mkdir()
+    one = Serve(base)
+    try:
+        assert httpx.get(one.url + "/readyz").status_code == 503
+        copy_steps(trained, base, "base", 6)
+        one.wait_log("serving run tiny, base step 6")
+        assert one.ask().status_code == 200
+        copy_steps(trained, base, "sft", 1)
+        one.wait_log("serving run tiny, sft step 1")
+        assert httpx.get(one.url + "/readyz").status_code == 200
+        copy_steps(trained, base, "sft", 2)
+        one.wait_log("serving run tiny, sft step 2")
+        broken = base / "runs" / "tiny" / "sft" / "step_000003"
+        broken.mkdir()
+        for path in (trained / "runs" / "tiny" / "sft" / "step_000003").iterdir():
+            data = bytearray(path.read_bytes())
+            if path.name == "model.safetensors":
+                data[-1] ^= 1
+            (broken / path.name).write_bytes(data)
+        assert "damaged" in one.wait_log("step_000003 is refused")
+        time.sleep(3)
+        assert httpx.get(one.url + "/v1/models").json()["data"][0]["step"] == 2
+        assert one.ask().status_code == 200
+        assert sum("step_000003 is refused" in line for line in one.log) == 1  # said once
+    finally:
+        one.end()
+
+
+# What it is made of
+
+
+def test_the_chat_leaves_the_gpu_to_a_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    step = tmp_path / "a" / "sft" / "step_000001"
+    step.mkdir(parents=True)
+    (step / "manifest.json").write_text("{}")
+    places: list[str] = []
+
+    def load_on(_folder: Path, place: str) -> Any:
+        places.append(place)
+        return served()
+
+    watcher = ModelWatcher(Scheduler(Meters()), lambda: [step], load_on, tmp_path, "cuda")
+    watcher.look()
+    with heartbeat(tmp_path / "a", lambda: {"device": "cuda", "steps": {}, "trial": False}):
+        while not (tmp_path / "a" / HEARTBEAT).exists():
+            time.sleep(0.01)
+        watcher.look()
+        watcher.look()
+    watcher.look()
+    assert places == ["cuda", "cpu", "cuda"]
+    assert capsys.readouterr().err.count("the training of a has the GPU") == 1
+
+
+def test_a_watcher_survives_whatever_it_finds(tmp_path: Path) -> None:
+    def nothing() -> list[Path]:
+        raise DataError("no run yet")
+
+    scheduler = Scheduler(Meters())
+    ModelWatcher(scheduler, nothing, lambda *_: served(), tmp_path).look()
+    ModelWatcher(scheduler, lambda: [tmp_path / "gone"], lambda *_: served(), tmp_path).look()
+    assert scheduler.current is None
+
+
+def test_load(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(trained))
+    steps = runs.finished_steps("tiny")
+    assert [(step.parent.name, step.name) for step in steps[:4]] == [
+        ("sft", "step_000003"),
+        ("sft", "step_000002"),
+        ("sft", "step_000001"),
+        ("base", "step_000006"),
+    ]
+    one = load(steps[0], "cpu")
+    assert (one.stage, one.step, one.chats, one.slots) == ("sft", 3, True, 64)
+    assert load(steps[3], "cpu", slots=2).batch.slots == 2
+    with pytest.raises(DataError):
+        load(steps[0].parent / "step_000009", "cpu")

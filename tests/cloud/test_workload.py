@@ -1,0 +1,83 @@
+"""What containers run: one source for every back-end."""
+
+import pytest
+from typer.testing import CliRunner
+
+import entrypoint
+from nanochat.cloud import workload as workloads
+from nanochat.cloud.workload import plain_environment, workload
+from nanochat.config import Config
+from nanochat.data import source as fetch
+from nanochat.distributed import ranks
+from nanochat.errors import UsageError
+
+
+def test_exit_codes_are_the_launchers() -> None:
+    assert set(workloads.FINAL_CODES) | {75} == set(ranks.FINAL_CODES)
+    assert not set(workloads.RETRIED_CODES) & set(workloads.FINAL_CODES)
+
+
+def test_command_is_the_laptops() -> None:
+    work = workload("i:1", "", "4090", True, ["--depth", "8", "--deterministic", "--run=my_run"])
+    assert work.command == ("train", "--profile", "rtx4090", "--trial", "--depth=8", "--deterministic=true", "--run=my_run")
+    assert (work.name, work.cards, work.nodes) == ("nanochat-my-run", 1, 1)
+    assert work.environment() == {"NANOCHAT_BASE_DIR": "/data", "PYTHONUNBUFFERED": "1"}
+
+
+def test_download_fetches_for_the_same_training() -> None:
+    """With the training's own options, so that the text, the conversations and the evaluation's files are all there."""
+    work = workload("i", "", "h100x8", True, ["--depth=8", "--dataset=fineweb-edu"])
+    assert work.download == ("download", "--for", "h100x8", "--trial", "--depth=8", "--dataset=fineweb-edu")
+    assert workload("i", "", "h100x8", False, [], nodes=2).download == ("download", "--for", "h100x8", "--nproc_per_node=16")
+    assert workload("i", "", "cpu", False, []).download == ()
+    assert workload("i", "", "cpu", False, ["--chat-data=hf:some/Talks"]).download[-1] == "--chat_data=hf:some/Talks"
+
+
+@pytest.mark.parametrize(("profile", "nodes"), [("h100x8", 1), ("h100x8", 3), ("rtx4090", 1)])
+def test_download_is_what_the_training_will_ask_for(profile: str, nodes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command, as the container without a GPU parses it, comes to the plan's number of shards and to the same sets."""
+    asked: list[Config] = []
+    monkeypatch.setattr(fetch, "fetch_for", lambda config, check: asked.append(config) or "there")
+    work = workload("i", "", profile, False, ["--depth=12"], nodes)
+    done = CliRunner().invoke(entrypoint.app, work.download)
+    assert done.exit_code == 0, done.output
+    assert (asked[0].shards, asked[0].dataset) == (work.plan.config["shards"], work.config.dataset)
+    assert fetch.sets_of(asked[0]) == fetch.sets_of(work.config) != []
+
+
+def test_several_nodes_differ_by_environment_alone() -> None:
+    work = workload("i", "", "h100x8", False, [], nodes=4)
+    assert work.cards == 8 and work.plan.cards == 32 and work.command == workload("i", "", "h100x8", False, []).command
+    assert work.environment("n0", "2") | {"PET_MASTER_ADDR": "n0", "PET_NODE_RANK": "2", "PET_NNODES": "4"} == work.environment("n0", "2")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "more"),
+    [
+        (["--data", "/home/me/texts"], {}),
+        (["--chat-data", "talks.jsonl"], {}),
+        (["--identity", "who.toml"], {}),
+        (["--hours", "8"], {}),
+        (["--no-such-flag=1"], {}),
+        ([], {"profile": "auto"}),
+        ([], {"profile": "nonsense"}),
+        ([], {"name": "Has_Capitals"}),
+        ([], {"name": "x" * 41}),
+        ([], {"nodes": 0}),
+        ([], {"image": ""}),
+        (["--device_batch_size=4"], {"profile": "cpu", "nodes": 2}),  # one row batch a step cannot be shared by two nodes
+    ],
+)
+def test_mistakes_are_said_before_anything_is_sent(arguments: list[str], more: dict[str, object]) -> None:
+    values: dict = {"image": "i", "name": "", "profile": "h100x8", "trial": False, "arguments": arguments} | more
+    with pytest.raises(UsageError) as caught:
+        workload(**values)
+    assert caught.value.hint
+
+
+def test_secrets_are_no_arguments() -> None:
+    assert plain_environment(["A=b=c", "B="]) == {"A": "b=c", "B": ""}
+    for pair in ("HF_TOKEN=hf_x", "MY_PASSWORD=x", "nothing", "PET_NNODES=2"):
+        with pytest.raises(UsageError) as caught:
+            plain_environment([pair])
+        assert "hf_x" not in caught.value.message + caught.value.hint
