@@ -18,7 +18,7 @@ def test_documents_are_current(language: str) -> None:
 
 
 def test_every_finding_is_explained() -> None:
-    source = "".join((ROOT / "nanochat" / "ops" / name).read_text(encoding="utf-8") for name in ("doctor.py", "gpus.py"))
+    source = "".join((ROOT / "nanochat" / "doctor" / name).read_text(encoding="utf-8") for name in ("checks.py", "gpus.py"))
     ids = set(re.findall(r'Finding\(\s*"([^"]+)"', source))
     assert ids == set(troubles.table()["findings"])
 
