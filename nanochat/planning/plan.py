@@ -13,7 +13,7 @@ import sysconfig
 from pathlib import Path
 from typing import Any
 
-from nanochat.config import EMBEDDED, Config
+from nanochat.config import EMBEDDED, Config, DataConfig, DeviceConfig
 from nanochat.console import duration, quantity
 from nanochat.data.hub.download import origin
 from nanochat.data.source import missing, published
@@ -176,7 +176,7 @@ def _eval_tokens(config: Config) -> int:
     return scaling.round_up(power, config.max_seq_len)
 
 
-def _dtype(config: Config, gpt: scaling.GPTConfig, hardware: Hardware) -> tuple[str, str]:
+def _dtype(config: DeviceConfig, gpt: scaling.GPTConfig, hardware: Hardware) -> tuple[str, str]:
     """The activations' type, and why."""
     if config.deterministic:
         return "float32", "deterministic runs are in full precision"
@@ -283,7 +283,7 @@ def measured_steps(config: Config, rough: Plan) -> Measured | None:
     return calibrated(config, rough.card)
 
 
-def memory_shape(config: Config) -> dict[str, Any]:
+def memory_shape(config: DeviceConfig) -> dict[str, Any]:
     """What memory depends on beside the model and the rows, of a resolved config: for `scaling.memory_bytes` and `max_rows`."""
     return {
         "processes": config.nproc_per_node,
@@ -379,7 +379,7 @@ def _text_seconds(config: Config, text_bytes: int | None) -> float:
     return min(text_bytes, TOKENIZER_BYTES) / TEXT_RATE
 
 
-def _licence(config: Config) -> str:
+def _licence(config: DataConfig) -> str:
     """The licence of the text that `config` trains on."""
     if config.data:
         return "your own text"
