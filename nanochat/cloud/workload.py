@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from nanochat import config as configuration
-from nanochat import errors
 from nanochat.config import Config
 from nanochat.console import log
 from nanochat.data.source import published, sets_of
-from nanochat.errors import UsageError
+from nanochat.errors import LAUNCHER_FINAL_CODES, ORCHESTRATOR_RETRIED_CODES, UsageError
 from nanochat.hardware.machine import profile_hardware, this_machine
 from nanochat.planning import plan as planning
 
@@ -26,14 +25,8 @@ USER = 10001  # the image's
 PORT = 29500  # of the main rank's store
 GRACE_SECONDS = 300  # between SIGTERM and SIGKILL: the step that runs and a large checkpoint to a slow volume take less
 
-# A final code would come again: bad usage, a machine or data that cannot do it, a loss that is no number, memory. The others
-# (a crash, a lost rank, a checkpoint before a preemption) go on from the newest checkpoint, so often.
-FINAL_CODES = tuple(
-    error.exit_code
-    for error in (errors.UsageError, errors.PreflightError, errors.DataError, errors.NonFiniteError, errors.OutOfMemoryError)
-)
-RETRIED_CODES = (1, errors.HungError.exit_code, errors.Preempted.exit_code)
-RETRIES = 20
+FINAL_CODES = tuple(code for code in LAUNCHER_FINAL_CODES if code not in ORCHESTRATOR_RETRIED_CODES)
+RETRIES = 20  # of a training that ended with another code
 
 _NAME = re.compile(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?")
 _SECRET = re.compile(r"(?i)(token|secret|passw|api_?key|credential)")

@@ -4,17 +4,10 @@ import pytest
 from typer.testing import CliRunner
 
 import entrypoint
-from nanochat.cloud import workload as workloads
 from nanochat.cloud.workload import plain_environment, workload
 from nanochat.config import Config
 from nanochat.data import source as fetch
-from nanochat.distributed import ranks
 from nanochat.errors import UsageError
-
-
-def test_exit_codes_are_the_launchers() -> None:
-    assert set(workloads.FINAL_CODES) | {75} == set(ranks.FINAL_CODES)
-    assert not set(workloads.RETRIED_CODES) & set(workloads.FINAL_CODES)
 
 
 def test_command_is_the_laptops() -> None:
