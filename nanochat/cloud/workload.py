@@ -17,8 +17,9 @@ from nanochat.config import Config
 from nanochat.console import log
 from nanochat.data.source import published, sets_of
 from nanochat.errors import LAUNCHER_FINAL_CODES, ORCHESTRATOR_RETRIED_CODES, UsageError
-from nanochat.hardware.machine import profile_hardware, this_machine
+from nanochat.hardware.machine import this_machine
 from nanochat.planning import plan as planning
+from nanochat.planning.hardware import profile_hardware
 
 DATA = "/data"  # where the volume is mounted: the image's NANOCHAT_BASE_DIR
 USER = 10001  # the image's

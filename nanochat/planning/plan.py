@@ -17,16 +17,11 @@ from nanochat.config import EMBEDDED, Config, DataConfig, DeviceConfig
 from nanochat.console import duration, quantity
 from nanochat.data.hub.download import origin
 from nanochat.data.source import missing, published
-from nanochat.hardware.machine import (
-    CPU_FLOPS,
-    Hardware,
-    choose_hardware,
-    measured_cpu_flops,
-    physical_cores,
-    this_machine,
-)
+from nanochat.hardware.cpu import DEFAULT_FLOPS, measure_flops, physical_cores
+from nanochat.hardware.machine import Hardware, this_machine
 from nanochat.model import scaling
 from nanochat.planning.calibrate import Measured, calibrated, product_gain
+from nanochat.planning.hardware import choose_hardware
 
 # ---- rules ----------------------------------------------------------------------------------------------------
 
@@ -303,8 +298,8 @@ def make_plan(config: Config, hardware: Hardware | None = None, *, text_bytes: i
     resolved = apply_rules(config, text_bytes=text_bytes, hardware=hardware)
     config = resolved.config
     cuda, processes = config.device == "cuda", config.nproc_per_node
-    if not cuda and hardware.flops == CPU_FLOPS:
-        hardware = dataclasses.replace(hardware, flops=measured_cpu_flops())
+    if not cuda and hardware.flops == DEFAULT_FLOPS:
+        hardware = dataclasses.replace(hardware, flops=measure_flops())
     gpt = scaling.gpt_config(config)
     shape = memory_shape(config)
     memory = scaling.memory_bytes(gpt, config.device_batch_size, **shape)
