@@ -202,11 +202,6 @@ class Config:
         """A copy with `changes`, validated like the first."""
         return dataclasses.replace(self, **changes)
 
-    def own_files(self) -> dict[str, str]:
-        """The user's files and folders among the fields' values: name -> path. A public set (hf:) is none of them."""
-        named = {name: str(getattr(self, name)) for name in ("data", "chat_data", "identity")}
-        return {name: path for name, path in named.items() if path and not path.startswith("hf:")}
-
     def to_dict(self) -> dict[str, Any]:
         """Field name -> value, in the order of declaration."""
         return dataclasses.asdict(self)

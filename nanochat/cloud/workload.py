@@ -16,7 +16,7 @@ from nanochat import config as configuration
 from nanochat import errors
 from nanochat.config import Config
 from nanochat.console import log
-from nanochat.data.source import published, sets_of
+from nanochat.data.source import own_files, text_source
 from nanochat.errors import UsageError
 from nanochat.hardware.machine import profile_hardware, this_machine
 from nanochat.planning import plan as planning
@@ -68,7 +68,7 @@ class Workload:
     @property
     def download(self) -> tuple[str, ...]:
         """The command that fetches all that the training needs, before a card is taken; empty where there is nothing to fetch."""
-        if not (published(self.config) or sets_of(self.config)):
+        if not text_source(self.config).downloads:
             return ()
         processes = self.config.nproc_per_node * self.nodes  # the batch, and so the number of shards, may follow from it
         return ("download", "--for", *self.options, *([f"--nproc_per_node={processes}"] if self.nodes > 1 else []))
@@ -97,7 +97,7 @@ def workload(image: str, name: str, profile: str, trial: bool, arguments: Sequen
         raise UsageError(f"{nodes} nodes are none", "--nodes 1 or more")
     overrides = configuration.parse_flags(list(arguments))
     config = configuration.build_config(profile, trial, overrides)
-    for key, path in config.own_files().items():
+    for key, path in own_files(config).items():
         instead = "without it the published identity is taught" if key == "identity" else "a published set instead: hf:OWNER/NAME"
         raise UsageError(f"{key} = {path} is a path of this machine, which no cluster can see", instead)
     if config.hours:
