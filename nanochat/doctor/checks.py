@@ -19,12 +19,12 @@ from typing import Any
 from nanochat import paths
 from nanochat.config import Config
 from nanochat.console import duration, log
-from nanochat.data.hub import addresses as hub
-from nanochat.data.source import missing
+from nanochat.data.source import text_source
 from nanochat.doctor.troubleshooting import explained
 from nanochat.errors import NanochatError, PreflightError
 from nanochat.hardware import nvml
 from nanochat.hardware.cpu import physical_cores
+from nanochat.hub import addresses as hub
 from nanochat.planning.plan import Plan, compiler, compiler_lacks, kept_checkpoints
 
 OK, WARNING, ERROR = "ok", "warning", "error"
@@ -307,13 +307,13 @@ def check_limits(case: Case) -> Iterator[Finding]:
 
 def check_data(case: Case) -> Iterator[Finding]:
     """Whether the data is there, and where it is not, whether it can be fetched."""
-    config = case.config
-    if config.data and not Path(config.data).expanduser().exists():
-        yield Finding("data", ERROR, f"{config.data} does not exist", "the run has no text", "give --data a file or a folder of text")
+    config, source = case.config, text_source(case.config)
+    if fault := source.fault:
+        yield Finding("data", ERROR, fault, "the run has no text", "give --data a file or a folder of text")
         return
-    lacking = missing(config)
+    lacking = source.missing()
     if not lacking:
-        yield Finding("data", OK, f"the data is complete: {config.data or config.dataset}")
+        yield Finding("data", OK, f"the data is complete: {source.name}")
         return
     what = f"to be fetched: {', '.join(lacking)} ({_size(sum(lacking.values()))})"
     command = f"entrypoint.py download --for {config.profile or 'cpu'}{' --trial' if config.trial else ''} fetches it beforehand"

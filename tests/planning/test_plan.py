@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanochat.config import FIELDS, PROFILE_NAMES, Config, build_config
-from nanochat.data import source as fetch
+from nanochat.data.shards import SHARD_BYTES
 from nanochat.errors import UsageError
 from nanochat.hardware.gpu_specs import GIB
 from nanochat.hardware.machine import Hardware
@@ -205,7 +205,7 @@ def test_shards_that_lie_there_are_not_downloaded_again(base: Path) -> None:
     folder = base / "data" / "climbmix"
     folder.mkdir(parents=True)
     (folder / "shard_00000.parquet").touch()
-    assert before - make_plan(config, GPU).download_bytes == fetch.SHARD_BYTES
+    assert before - make_plan(config, GPU).download_bytes == SHARD_BYTES
 
 
 def test_a_plan_needs_no_torch() -> None:
