@@ -17,7 +17,7 @@ from nanochat.data import conversations, problems
 from nanochat.data.embedded import corpus, identity
 from nanochat.data.hub import download
 from nanochat.data.hub.sets import ensure_task
-from nanochat.data.shards import Dataset, sha256, texts
+from nanochat.data.shards import Dataset, texts
 from nanochat.data.source import sets_of
 from nanochat.data.text import documents
 from nanochat.data.text.summary import conversations_line
@@ -30,12 +30,12 @@ from nanochat.pipeline import mirrored
 from nanochat.pipeline.score import score_run, show_result
 from nanochat.planning import autosize as budget
 from nanochat.planning import plan as planning
-from nanochat.report.collect import PLAN, read_metrics
+from nanochat.report.collect import PLAN
 from nanochat.runs import record as runs
 from nanochat.runs import trackers as live
 from nanochat.runs.checkpoint import Checkpoint, Checkpoints
 from nanochat.runs.heartbeat import heartbeat
-from nanochat.runs.metrics import EVALUATED, STAGES, Metrics
+from nanochat.runs.metrics import EVALUATED, STAGES, Metrics, read_metrics
 from nanochat.runs.mirror import Copier
 from nanochat.tokenizer.tokenizer import QWEN2_PATTERN, SPLIT_PATTERN, Conversation, Tokenizer
 from nanochat.train import device
@@ -280,7 +280,7 @@ def _own_conversations(config: Config) -> str:
         files = [Path(config.chat_data)] if config.chat_data else []
         for path in files:
             log(conversations_line(documents.read_conversations(path)))
-    return " ".join(sha256(path) for path in (*files, *([Path(config.identity)] if config.identity else [])))
+    return " ".join(paths.sha256(path) for path in (*files, *([Path(config.identity)] if config.identity else [])))
 
 
 def sft_conversations(config: Config) -> Sequence[Conversation]:

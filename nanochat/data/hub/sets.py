@@ -16,10 +16,9 @@ from nanochat.data.hub import addresses as hub
 from nanochat.data.hub.addresses import Remote, list_files
 from nanochat.data.hub.download import origin
 from nanochat.data.hub.transfer import fetch, fetch_all, require_space
-from nanochat.data.shards import sha256
 from nanochat.data.text.documents import read_conversations
 from nanochat.errors import DataError
-from nanochat.paths import atomic_folder, atomic_write_json, base_dir, dataset_dir, disk_error, locked
+from nanochat.paths import atomic_folder, atomic_write_json, base_dir, dataset_dir, disk_error, locked, sha256
 
 ASSETS = "https://karpathy-public.s3.us-west-2.amazonaws.com"  # NANOCHAT_ASSET_URL replaces it
 IDENTITY = "identity_conversations.jsonl"
