@@ -17,15 +17,16 @@ import numpy as np
 from nanochat.config import Config
 from nanochat.console import log
 from nanochat.data.problems import Problem
-from nanochat.distributed.memory import in_parts
+from nanochat.distributed.memory import map_with_oom_backoff
 from nanochat.distributed.ranks import Ranks
 from nanochat.errors import OutOfMemoryError
 from nanochat.generate.engine import Engine, answer_text, prompt_ids
 from nanochat.model.gpt import GPT
 from nanochat.model.loss import IGNORE
 from nanochat.runs.checkpoint import Checkpoint
+from nanochat.train.batch import StepBatch
+from nanochat.train.schedule import Schedule
 from nanochat.train.session import Session
-from nanochat.train.trainer import Schedule, StepBatch
 
 AT_ONCE = 128  # answers that are sampled together, fewer where the memory is short
 PASSES = (1, 2, 4, 8)  # k of pass@k; so many answers as the last are asked for
@@ -67,7 +68,7 @@ class Sampler:
             return [Rollout(*one) for one in zip(ids, chosen, rewards, strict=True)]
 
         device = next(self.engine.model.parameters()).device
-        found, self.at_once = in_parts(range(len(problems) * samples), self.at_once, answer, device, "sampling answers")
+        found, self.at_once = map_with_oom_backoff(range(len(problems) * samples), self.at_once, answer, device, "sampling answers")
         return [found[first : first + samples] for first in range(0, len(found), samples)]
 
 

@@ -33,9 +33,13 @@ from nanochat.runs.checkpoint import Checkpoints
 from nanochat.runs.metrics import Metrics
 from nanochat.tokenizer.tokenizer import Tokenizer
 from nanochat.train import reinforce
-from nanochat.train import trainer as loop
+from nanochat.train.batch import StepBatch
+from nanochat.train.gradients import accumulate_gradients
 from nanochat.train.reinforce import Rollout, Rollouts, Sampler, pass_at_k
-from nanochat.train.trainer import Schedule, Stage, StopSignal, run_stage
+from nanochat.train.schedule import Schedule
+from nanochat.train.signals import StopSignal
+from nanochat.train.stage import Stage
+from nanochat.train.trainer import Trainer
 from tests import tiny
 
 CONFIG = Config(depth=1, rl_examples_per_step=5, rl_num_samples=4, rl_max_new_tokens=7, rl_top_k=0)
@@ -86,7 +90,7 @@ def test_loss_and_gradient_equal_a_slow_reference(rows: int) -> None:
     gradients = {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
     model.zero_grad()
     batch = learner.batch(1, single())
-    found = loop._forward_backward(batch, rows, model, model, single())
+    found = accumulate_gradients(batch, rows, model, model, single())
     assert found[0].item() == pytest.approx(wanted.item(), rel=1e-4, abs=1e-6)
     for name, weight in model.named_parameters():
         if name in gradients:
@@ -95,7 +99,7 @@ def test_loss_and_gradient_equal_a_slow_reference(rows: int) -> None:
     assert batch.tokens == sum(len(one.ids) for rollouts in answered for one in rollouts)
 
 
-def together(batches: Sequence[loop.StepBatch]) -> list[tuple[list[int], list[int], float]]:
+def together(batches: Sequence[StepBatch]) -> list[tuple[list[int], list[int], float]]:
     """Inputs, targets and weight of each row, without the padding, in an order that does not depend on the ranks."""
     rows = []
     for batch in batches:
@@ -177,14 +181,14 @@ def test_equal_rewards_teach_nothing(tmp_path: Path, capsys: pytest.CaptureFixtu
     """No row, no NaN, no update, also not by the optimizer's momentum; and it is said."""
     learner = source(problems())
     made, model, optimizer, store, metrics = stage(learner, tmp_path, 2)
-    run_stage(made, model, model, optimizer, single(), store, metrics, StopSignal(), 0)  # there is momentum now
+    Trainer(made, model, model, optimizer, single(), store, metrics, StopSignal(), 0).run()  # there is momentum now
     assert optimizer.steps == 2
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     learner.problems = problems(hard=1)[:1]
     batch = learner.batch(0, single())
     assert batch.inputs.shape[0] == batch.targets.shape[0] == batch.counted == 0 and batch.facts["reward"] == 0
     capsys.readouterr()
-    run_stage(made, model, model, optimizer, single(), store, metrics, StopSignal(), 0)
+    Trainer(made, model, model, optimizer, single(), store, metrics, StopSignal(), 0).run()
     metrics.close()
     assert all(torch.equal(weight, before[name]) for name, weight in model.named_parameters())
     assert optimizer.steps == 2 and "nothing to learn from this step, and no update" in capsys.readouterr().err
