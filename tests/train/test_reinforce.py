@@ -35,7 +35,7 @@ from nanochat.tokenizer.tokenizer import Tokenizer
 from nanochat.train import reinforce
 from nanochat.train.batch import StepBatch
 from nanochat.train.gradients import accumulate_gradients
-from nanochat.train.reinforce import Rollout, Rollouts, Sampler, pass_at_k
+from nanochat.train.reinforce import Rollout, RolloutBatches, Sampler, pass_at_k
 from nanochat.train.schedule import Schedule
 from nanochat.train.signals import StopSignal
 from nanochat.train.stage import Stage
@@ -61,8 +61,8 @@ def problems(hard: int = 1) -> list[Problem]:
     return [Problem("never", "right", lambda said: "wrong")] * hard + parity
 
 
-def source(asked: Sequence[Problem], config: Config = CONFIG) -> Rollouts:
-    return Rollouts(Sampler(engine(), config), asked, config)
+def source(asked: Sequence[Problem], config: Config = CONFIG) -> RolloutBatches:
+    return RolloutBatches(Sampler(engine(), config), asked, config)
 
 
 def slow_loss(model: GPT, answered: Sequence[Sequence[Rollout]]) -> torch.Tensor:
@@ -111,8 +111,8 @@ def together(batches: Sequence[StepBatch]) -> list[tuple[list[int], list[int], f
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 7])
-@pytest.mark.parametrize("at_once", [3, 128])
-def test_rows_depend_on_seed_and_step_alone(world_size: int, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("batch_size", [3, 128])
+def test_rows_depend_on_seed_and_step_alone(world_size: int, batch_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many ranks there are (also more than questions), and however many answers are sampled at once."""
     whole = [source(problems()).batch(2, single())]
     ranks = [Ranks(rank, rank, world_size, torch.device("cpu")) for rank in range(world_size)]
@@ -124,7 +124,7 @@ def test_rows_depend_on_seed_and_step_alone(world_size: int, at_once: int, monke
     dealt = []
     for one in ranks:
         learner = source(problems())
-        learner.sampler.at_once = at_once
+        learner.sampler.batch_size = batch_size
         dealt.append(learner.batch(2, one))
     monkeypatch.undo()
     assert together(dealt) == together(whole) != together([source(problems()).batch(3, single())])
@@ -158,7 +158,7 @@ class Calculating(Engine):
 
 def test_the_calculators_tokens_are_not_learned() -> None:
     config = CONFIG.replace(rl_examples_per_step=1, rl_num_samples=2)
-    learner = Rollouts(Sampler(Calculating(engine().model, TOKENIZER), config), [Problem("1 + 1?", "#### 2", str.strip)], config)
+    learner = RolloutBatches(Sampler(Calculating(engine().model, TOKENIZER), config), [Problem("1 + 1?", "#### 2", str.strip)], config)
     batch = learner.batch(0, single())
     for inputs, targets in zip(batch.inputs, batch.targets, strict=True):
         learned = TOKENIZER.decode([token for token in targets if token != IGNORE])
@@ -169,7 +169,7 @@ def test_the_calculators_tokens_are_not_learned() -> None:
     assert batch.facts["reward"] == 0.5
 
 
-def stage(source: Rollouts, folder: Path, steps: int) -> tuple[Stage, GPT, MuonAdamW, Checkpoints, Metrics]:
+def stage(source: RolloutBatches, folder: Path, steps: int) -> tuple[Stage, GPT, MuonAdamW, Checkpoints, Metrics]:
     model = source.sampler.engine.model
     schedule = Schedule(steps, warmup_steps=0, warmdown_ratio=1.0, final_lr_frac=0.0, weight_decay=0.0, momentum=reinforce.MOMENTUM)
     optimizer = MuonAdamW(model, LearningRates(), 512, single())
@@ -209,7 +209,7 @@ def test_out_of_memory_halves_what_is_sampled(monkeypatch: pytest.MonkeyPatch, c
     monkeypatch.setattr(Engine, "generate", generate)
     learner = source(problems())
     assert together([learner.batch(0, single())]) == together([whole])
-    assert learner.sampler.at_once == 5 and "out of memory sampling answers: it goes on with 5" in capsys.readouterr().err
+    assert learner.sampler.batch_size == 5 and "out of memory sampling answers: it goes on with 5" in capsys.readouterr().err
 
 
 def test_pass_at_k_is_the_mean_over_choices(monkeypatch: pytest.MonkeyPatch) -> None:
