@@ -16,7 +16,7 @@ from typing import Any
 
 from nanochat.console import Progress
 from nanochat.errors import DataError
-from nanochat.paths import atomic_folder, atomic_write_json, disk_error
+from nanochat.paths import atomic_folder, atomic_write_json, disk_error, sha256
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -171,17 +171,6 @@ def verify(dataset: Dataset) -> None:
                 wrong = f"{shard.path} is corrupt: its hash is not the manifest's"
             if wrong:
                 raise DataError(wrong, f"remove {shard.path}; then {mend(dataset.name, dataset.folder)}")
-
-
-def sha256(path: Path, progress: Progress | None = None) -> str:
-    """The file's SHA-256 as hex digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-            if progress:
-                progress.advance(len(block))
-    return digest.hexdigest()
 
 
 # --- reading

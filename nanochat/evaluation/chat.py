@@ -15,6 +15,7 @@ from nanochat.data.published.sets import task_files
 from nanochat.data.shards import sha256
 from nanochat.evaluation.scorer import Scorer
 from nanochat.generate.engine import prompt_ids
+from nanochat.paths import sha256
 
 ANSWER_TOKENS = 512
 

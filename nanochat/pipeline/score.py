@@ -11,8 +11,9 @@ from nanochat.data.source import text_source
 from nanochat.evaluation.heldout import answer_items, ask, print_scores, scores
 from nanochat.generate.engine import Engine
 from nanochat.model import scaling
-from nanochat.report.collect import read_metrics, write_report
+from nanochat.report.collect import write_report
 from nanochat.runs import record as runs
+from nanochat.runs.metrics import read_metrics
 from nanochat.train.session import Session
 
 SAMPLE_PROMPTS = ("What is 12 + 34?", "Who are you?", "你是誰？")

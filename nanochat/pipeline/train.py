@@ -16,27 +16,27 @@ from nanochat.data.source import text_source
 from nanochat.data.vocabulary import ensure_tokenizer
 from nanochat.distributed import memory, ranks
 from nanochat.doctor import checks as doctor
-from nanochat.errors import DataError, Preempted, UsageError
+from nanochat.errors import Preempted, UsageError
 from nanochat.evaluation import evaluate as evaluation
 from nanochat.hardware.machine import this_machine
 from nanochat.pipeline import mirrored
 from nanochat.pipeline.score import score_run, show_result
 from nanochat.planning import autosize as budget
 from nanochat.planning import plan as planning
-from nanochat.report.collect import PLAN, read_metrics
+from nanochat.report.collect import PLAN
 from nanochat.runs import record as runs
 from nanochat.runs import trackers as live
 from nanochat.runs.checkpoint import Checkpoint, Checkpoints
 from nanochat.runs.heartbeat import heartbeat
-from nanochat.runs.metrics import EVALUATED, STAGES, Metrics
-from nanochat.runs.mirror import Copier
+from nanochat.runs.metrics import EVALUATED, STAGES, Metrics, read_metrics
+from nanochat.runs.mirror import Uploader
 from nanochat.tokenizer.tokenizer import Tokenizer
 from nanochat.train import device
 from nanochat.train.finetune import finetune
 from nanochat.train.pretrain import pretrain
 from nanochat.train.reinforce import reinforce
 from nanochat.train.session import Session
-from nanochat.train.trainer import StopSignal
+from nanochat.train.signals import StopSignal
 
 BASE, SFT, RL = STAGES
 BEGAN = "NANOCHAT_BEGAN"  # when a launcher's command began, by the clock that all processes share
@@ -100,11 +100,7 @@ def _alive(config: Config, here: ranks.Ranks) -> contextlib.AbstractContextManag
         return contextlib.nullcontext()
 
     def about() -> dict[str, object]:
-        steps = config.steps
-        with contextlib.suppress(DataError):  # a record that is damaged meanwhile ends neither the training nor its sign of life
-            if record := runs.read_record(config.run):  # the steps of a run with --hours change
-                steps = record.config.steps
-        return {"device": here.device.type, "steps": steps, "trial": config.trial}
+        return {"device": here.device.type, "steps": runs.current_steps(config), "trial": config.trial}
 
     return heartbeat(paths.run_dir(config.run), about)
 
@@ -231,8 +227,8 @@ def _with_questions(config: Config) -> Config:
 def _stages(record: runs.Record, stages: Sequence[str], here: ranks.Ranks, stop: StopSignal, began: float) -> None:
     """Train the stages that are not done, then score and report; saved steps are copied to the mirror, and metrics handed on."""
     try:
-        with mirrored.copying(record.config, here) as copier, live.following(record.config, here) as follow:
-            _train_and_score(record, stages, here, stop, began, copier, follow)
+        with mirrored.copying(record.config, here) as uploader, live.following(record.config, here) as follow:
+            _train_and_score(record, stages, here, stop, began, uploader, follow)
     except Preempted:
         if stop.in_loop:  # all ranks stop after the same step: the first to exit would have the main rank stopped while it copies
             here.gather_objects(None)
@@ -245,28 +241,27 @@ def _train_and_score(
     here: ranks.Ranks,
     stop: StopSignal,
     began: float,
-    copier: Copier | None,
+    uploader: Uploader | None,
     follow: Callable[[Metrics], object],
 ) -> None:
     config, folder = record.config, paths.run_dir(record.config.run)
     dataset = runs.open_text(record)
     memory.cap(here.device)
     rate = planning.make_plan(config, this_machine(config.device)).tokens_per_second if here.main else 0.0
-    session = Session(config, dataset, Tokenizer.load(paths.tokenizer_dir(record.tokenizer)), folder, here, stop, rate, copier, follow)
+    session = Session(config, dataset, Tokenizer.load(paths.tokenizer_dir(record.tokenizer)), folder, here, stop, rate, uploader, follow)
     if here.main:
         _forget_results(config.run)
         earlier = read_metrics(folder / "metrics.jsonl")
         # What earlier calls have trained counts too, and of a new run what the launcher did before it started this process.
         began = began - earlier[-1]["elapsed_seconds"] if earlier else float(os.environ.get(BEGAN, began))
     if config.hours:
-        session.retime = lambda done, seconds: _retimed(record, done, seconds, began)
+        session.pacer = budget.HoursPacer(record, began)
     base = _own_newest(session, BASE)
     stop.trained = base is not None
     if BASE in stages and not _complete(session, BASE, base, config.num_iterations):
         pretrain(session)
         base = session.checkpoints(BASE).newest()
-    if config.hours and base:  # --hours may have given it other steps
-        config = session.config = config.replace(num_iterations=int(base.meta["steps"]))
+    config = session.config  # --hours may have given pretraining other steps
     if SFT in stages and config.sft_iterations:
         if base is None or base.step < config.num_iterations:
             raise UsageError("fine-tuning begins from a finished base model", "train it first: --stage=base, or --stage=all")
@@ -283,21 +278,6 @@ def _train_and_score(
     evaluation.at_the_end(config, here)
     if here.main:
         score_run(session, began)
-
-
-def _retimed(record: runs.Record, done: int, step_seconds: float, began: float) -> int:
-    """The steps of pretraining with which a run ends in its hours, as its own steps now tell better than the plan; noted in its record."""
-    record = runs.read_record(record.config.run) or record
-    config = record.config
-    left = 3600 * config.hours - (time.monotonic() - began)
-    steps = budget.retimed(config, done, step_seconds, left)
-    if steps != config.num_iterations:
-        dataclasses.replace(record, config=config.replace(num_iterations=steps)).write()
-        log(
-            f"{steps:,} steps of pretraining instead of {config.num_iterations:,}, to end in {console.duration(left)}: "
-            f"one takes {step_seconds * 1000:.0f} ms"
-        )
-    return steps
 
 
 def _complete(session: Session, stage: str, newest: Checkpoint | None, steps: int) -> bool:

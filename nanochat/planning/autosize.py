@@ -9,7 +9,7 @@ import math
 import time
 
 from nanochat.config import Config
-from nanochat.console import duration
+from nanochat.console import duration, log
 from nanochat.errors import PreflightError
 from nanochat.hardware.machine import Hardware
 from nanochat.model import scaling
@@ -25,6 +25,7 @@ from nanochat.planning.plan import (
     plan_here,
     seconds_left,
 )
+from nanochat.runs.record import Record, read_record
 
 # Tokens for each scaling parameter that operations are best spent on: 10.5 by published runs of some 1e18, and about 4 by runs of
 # 1.5e13 and 2.6e13 on a CPU (docs/EXPERIMENTS.md); a power between the two.
@@ -81,6 +82,31 @@ def decide(
     else:
         resolved = apply_rules(config, text_bytes=text_bytes, hardware=hardware)
     return resolved, plan_here(resolved.config, hardware, text_bytes=text_bytes)
+
+
+class HoursPacer:
+    """The Pacer of a run with `--hours`: how many steps of pretraining end in time, as its own steps tell better than the plan.
+
+    `began` is when the run did, by time.monotonic(), what earlier calls have trained counted in. A new number of steps is written into
+    the run's record.
+    """
+
+    def __init__(self, record: Record, began: float):
+        self.record, self.began = record, began
+
+    def steps(self, done: int, step_seconds: float) -> int:
+        """Steps of pretraining, of which `done` are trained, where one takes `step_seconds`."""
+        record = read_record(self.record.config.run) or self.record
+        config = record.config
+        left = 3600 * config.hours - (time.monotonic() - self.began)
+        steps = retimed(config, done, step_seconds, left)
+        if steps != config.num_iterations:
+            record.write_steps(steps)
+            log(
+                f"{steps:,} steps of pretraining instead of {config.num_iterations:,}, to end in {duration(left)}: "
+                f"one takes {step_seconds * 1000:.0f} ms"
+            )
+        return steps
 
 
 def retimed(config: Config, done: int, step_seconds: float, left: float) -> int:

@@ -21,9 +21,9 @@ from nanochat.pipeline import train as run
 from nanochat.runs import record as runs
 from nanochat.runs.checkpoint import Checkpoints
 from nanochat.tokenizer.tokenizer import Tokenizer
+from nanochat.train.batch import StepBatch
 from nanochat.train.finetune import ConversationBatches
 from nanochat.train.pretrain import TextBatches
-from nanochat.train.trainer import StepBatch
 from tests.tiny import chats, config, losses, sentences
 
 pytestmark = pytest.mark.long

@@ -20,7 +20,7 @@ from nanochat.hub import addresses as hub
 from nanochat.hub.addresses import Remote, list_files
 from nanochat.hub.download import fetch_all, require_space
 from nanochat.hub.transfer import fetch
-from nanochat.paths import atomic_folder, atomic_write_json, base_dir, dataset_dir, disk_error, locked
+from nanochat.paths import atomic_folder, atomic_write_json, base_dir, dataset_dir, disk_error, locked, sha256
 
 ASSETS = "https://karpathy-public.s3.us-west-2.amazonaws.com"  # NANOCHAT_ASSET_URL replaces it
 IDENTITY = "identity_conversations.jsonl"
