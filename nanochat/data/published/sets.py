@@ -13,7 +13,6 @@ from pathlib import Path
 
 from nanochat.console import log
 from nanochat.data.published.shards import origin
-from nanochat.data.shards import sha256
 from nanochat.data.text.documents import read_conversations
 from nanochat.errors import DataError
 from nanochat.hub import addresses as hub
