@@ -48,9 +48,9 @@ def _run_config(profile: str, trial: bool, arguments: list[str]) -> configuratio
     """The profile's values with the flags on top. Text of the user's own lets vocabulary and length follow from it."""
     overrides = configuration.parse_flags(arguments)
     if profile == "auto":
-        from nanochat.hardware.machine import profile_here
+        from nanochat.planning.hardware import detect_profile
 
-        profile = profile_here()
+        profile = detect_profile()
         log(f"profile: {profile}, by what this machine has")
     values = configuration.load_profile(profile, trial)
     if values["profile"] == "cpu" and not trial and (overrides.get("data") or overrides.get("dataset", "embedded") != "embedded"):
@@ -100,7 +100,7 @@ def download(
 
     command.limit_rate(limit)
     if evaluation:
-        from nanochat.data.source import fetch_tasks
+        from nanochat.data.published.sets import fetch_tasks
 
         for folder in fetch_tasks(verify):
             print(folder)
@@ -113,11 +113,11 @@ def download(
         return
     named = ([f"--dataset={dataset}"] if dataset else []) + ([f"--shards={shards}"] if shards else [])
     config = _run_config(profile, trial, [*named, *context.args])
-    from nanochat.data.source import fetch_for
-    from nanochat.hardware.machine import choose_hardware
+    from nanochat.data.source import text_source
+    from nanochat.planning.hardware import choose_hardware
     from nanochat.planning.plan import normal, resolve
 
-    print(fetch_for(resolve(normal(config), hardware=choose_hardware(config)), verify))
+    print(text_source(resolve(normal(config), hardware=choose_hardware(config))).fetch(verify))
 
 
 @app.command()
@@ -127,7 +127,7 @@ def identity(
 ) -> None:
     """Make the conversations that teach a model who it is, from a TOML file (train --identity does the same), or download some."""
     if file is None:
-        from nanochat.data.hub.sets import ensure_identity
+        from nanochat.data.published.sets import ensure_identity
 
         print(ensure_identity())
         return
@@ -244,22 +244,18 @@ def plan(
     """What a run needs and gives, before its first step: parameters, tokens, memory, time, disk, download."""
     import dataclasses
 
-    from nanochat.hardware import gpu_specs as cards
-    from nanochat.hardware import machine as hardware
+    from nanochat.data.source import text_source
+    from nanochat.hardware.gpu_specs import require_spec
     from nanochat.planning import autosize as budget
+    from nanochat.planning import hardware
     from nanochat.planning import plan as planning
 
     config = planning.normal(_run_config(profile, trial, context.args))
-    text_bytes = None
-    if config.data:  # its size decides the vocabulary and the length
-        from nanochat.data.text.documents import import_texts
-
-        text_bytes = import_texts(Path(config.data)).text_bytes
     if card:
         config = config.replace(device="cuda")
-    machine = hardware.card_hardware(cards.named(card), config.nproc_per_node) if card else hardware.choose_hardware(config)
+    machine = hardware.gpu_hardware(require_spec(card), config.nproc_per_node) if card else hardware.choose_hardware(config)
     machine = dataclasses.replace(machine, dollars=price) if price else machine
-    _, made = budget.decide(config, machine, text_bytes=text_bytes)
+    _, made = budget.decide(config, machine, text_bytes=text_source(config).text_bytes())
     print(json.dumps(made.to_dict(), ensure_ascii=False) if as_json else planning.describe(made))
 
 
@@ -388,9 +384,9 @@ def _spins(command: Any) -> bool:
         return False
     if {"-h", "--help"} & set(sys.argv):
         return False
-    from nanochat.hardware.machine import quiet
+    from nanochat.hardware.cpu import has_idle_cores
 
-    return quiet()
+    return has_idle_cores()
 
 
 def guarded(command: Any, *arguments: Any) -> None:

@@ -5,10 +5,10 @@ import os
 import sys
 
 from nanochat.console import fail, log
-from nanochat.data.hub.download import KNOWN, ensure_shards, origin
-from nanochat.data.hub.transfer import LIMIT, parse_rate
+from nanochat.data.published.shards import KNOWN, ensure_shards, origin
 from nanochat.data.shards import MANIFEST, Dataset, read_manifest, verify
 from nanochat.errors import NanochatError, UsageError
+from nanochat.hub.transfer import LIMIT, parse_rate
 from nanochat.paths import dataset_dir
 
 DEFAULT = 8  # training shards, where nobody has said how many

@@ -1,7 +1,7 @@
 """What can go wrong, each with the exit code that scripts and schedulers rely on.
 
-An error carries one line that says what happened and one that says what to do; the entrypoint prints
-both on stderr and exits with `exit_code`.
+An error carries one line that says what happened and one that says what to do; the command line prints
+both on stderr and exits with `exit_code`. Who restarts which code is said here too, below.
 """
 
 
@@ -53,6 +53,19 @@ class HungError(NanochatError):
 
 
 class Preempted(NanochatError):
-    """Stopped by a signal after a checkpoint was saved; the same command goes on."""
+    """Stopped by a signal after a checkpoint was saved; the same command resumes."""
 
     exit_code = 75
+
+
+# Final for the launcher on one machine, which restarts all others. The first five would come again: bad usage, a machine or data that
+# cannot do it, a loss that is not finite, memory. 75 is in both sets: whoever preempts a process takes its machine or wants it stopped,
+# so to start it again right here is pointless or unwanted; started again by an orchestrator, elsewhere or later, it resumes.
+LAUNCHER_FINAL_CODES = (
+    *(error.exit_code for error in (UsageError, PreflightError, DataError, NonFiniteError, OutOfMemoryError)),
+    Preempted.exit_code,
+)
+
+# Retried by an orchestrator (Kubernetes, the guard of a rented pod), from the newest checkpoint: a crash, a lost or hung rank, a
+# preemption. It takes every other code for final.
+ORCHESTRATOR_RETRIED_CODES = (NanochatError.exit_code, HungError.exit_code, Preempted.exit_code)

@@ -112,6 +112,24 @@ def test_profiles_parse(name: str) -> None:
         assert build_config(name, trial).run == name + ("-trial" if trial else "")
 
 
+KEYS = (
+    *("depth", "device_batch_size", "max_seq_len", "total_batch_size", "num_iterations"),
+    *("sample_every", "compile", "shards", "nproc_per_node"),
+)
+GUIDE = {
+    "rtx4050": (4, 1, 256, 512, 100, 20, "off", 2, 1),
+    "rtx4090": (12, 4, 512, 4096, 100, 50, "auto", 2, 1),
+    "3090": (12, 4, 512, 4096, 100, 50, "auto", 2, 1),
+    "h100x8": (32, 8, 2048, -1, 100, -1, "auto", 8, 8),
+}
+
+
+@pytest.mark.parametrize("name", GUIDE)
+def test_trials_are_the_guides_plans(name: str) -> None:
+    config = build_config(name, trial=True)
+    assert tuple(getattr(config, key) for key in KEYS) == GUIDE[name]
+
+
 def test_help_is_fast_and_leaves_torch_alone() -> None:
     command = [str(ROOT / "entrypoint.py"), "--help"]
     first = subprocess.run([sys.executable, "-X", "importtime", *command], capture_output=True, text=True, check=True)

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from types import FrameType
 
 from nanochat.cloud.runpod_api import NotThere, RunPod
-from nanochat.cloud.workload import GRACE_SECONDS, RETRIED_CODES
+from nanochat.cloud.workload import GRACE_SECONDS
 from nanochat.console import duration, log
-from nanochat.errors import NanochatError, UsageError
+from nanochat.errors import ORCHESTRATOR_RETRIED_CODES, NanochatError, UsageError
 
 VARIABLE = "NANOCHAT_GUARD"
 RESTARTS = 2  # of a training that crashed or hung; it goes on from the newest checkpoint
@@ -59,7 +59,7 @@ def guarded(command: Sequence[str], environment: Mapping[str, str], *, grace: fl
         if time.time() >= limits.until:
             break
         code, asked = _run(command, inner, limits.until, grace)
-        if asked or code not in RETRIED_CODES or time.time() >= limits.until:
+        if asked or code not in ORCHESTRATOR_RETRIED_CODES or time.time() >= limits.until:
             break
         if attempt < RESTARTS:
             log(f"guard: the training ended with {code}; restart {attempt + 1} of {RESTARTS}, from the newest checkpoint")

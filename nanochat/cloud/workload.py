@@ -13,27 +13,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from nanochat import config as configuration
-from nanochat import errors
 from nanochat.config import Config
 from nanochat.console import log
-from nanochat.data.source import published, sets_of
-from nanochat.errors import UsageError
-from nanochat.hardware.machine import profile_hardware, this_machine
+from nanochat.data.source import own_files, text_source
+from nanochat.errors import LAUNCHER_FINAL_CODES, ORCHESTRATOR_RETRIED_CODES, UsageError
+from nanochat.hardware.machine import this_machine
 from nanochat.planning import plan as planning
+from nanochat.planning.hardware import profile_hardware
 
 DATA = "/data"  # where the volume is mounted: the image's NANOCHAT_BASE_DIR
 USER = 10001  # the image's
 PORT = 29500  # of the main rank's store
 GRACE_SECONDS = 300  # between SIGTERM and SIGKILL: the step that runs and a large checkpoint to a slow volume take less
 
-# A final code would come again: bad usage, a machine or data that cannot do it, a loss that is no number, memory. The others
-# (a crash, a lost rank, a checkpoint before a preemption) go on from the newest checkpoint, so often.
-FINAL_CODES = tuple(
-    error.exit_code
-    for error in (errors.UsageError, errors.PreflightError, errors.DataError, errors.NonFiniteError, errors.OutOfMemoryError)
-)
-RETRIED_CODES = (1, errors.HungError.exit_code, errors.Preempted.exit_code)
-RETRIES = 20
+FINAL_CODES = tuple(code for code in LAUNCHER_FINAL_CODES if code not in ORCHESTRATOR_RETRIED_CODES)
+RETRIES = 20  # of a training that ended with another code
 
 _NAME = re.compile(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?")
 _SECRET = re.compile(r"(?i)(token|secret|passw|api_?key|credential)")
@@ -68,7 +62,7 @@ class Workload:
     @property
     def download(self) -> tuple[str, ...]:
         """The command that fetches all that the training needs, before a card is taken; empty where there is nothing to fetch."""
-        if not (published(self.config) or sets_of(self.config)):
+        if not text_source(self.config).downloads:
             return ()
         processes = self.config.nproc_per_node * self.nodes  # the batch, and so the number of shards, may follow from it
         return ("download", "--for", *self.options, *([f"--nproc_per_node={processes}"] if self.nodes > 1 else []))
@@ -97,7 +91,7 @@ def workload(image: str, name: str, profile: str, trial: bool, arguments: Sequen
         raise UsageError(f"{nodes} nodes are none", "--nodes 1 or more")
     overrides = configuration.parse_flags(list(arguments))
     config = configuration.build_config(profile, trial, overrides)
-    for key, path in config.own_files().items():
+    for key, path in own_files(config).items():
         instead = "without it the published identity is taught" if key == "identity" else "a published set instead: hf:OWNER/NAME"
         raise UsageError(f"{key} = {path} is a path of this machine, which no cluster can see", instead)
     if config.hours:

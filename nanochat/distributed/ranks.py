@@ -23,12 +23,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from nanochat.distributed.liveness import LAST_WORD, START, Peers
-from nanochat.errors import HungError, PreflightError, UsageError
+from nanochat.errors import LAUNCHER_FINAL_CODES, HungError, PreflightError, UsageError
 
 T = TypeVar("T")
 
 EXIT_CODES = "NANOCHAT_EXIT_CODES"  # folder in which each worker leaves its exit code, for the launcher to read
-FINAL_CODES = (2, 3, 4, 5, 6, 75)  # never restarted: the same command would end the same way, or was asked to end
 DEFAULTS = {"OMP_NUM_THREADS": "1", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "120"}  # seconds to save after a signal; torchrun's own is 30
 LINGER = 5.0  # seconds for torchrun after its workers: it looks up this machine's name, which without a network takes half a minute
 _BROKEN = re.compile(r"(?i)gloo|connection (closed|reset|refused)|broken pipe")  # gloo raises a RuntimeError like any other
@@ -214,7 +213,7 @@ def launch(arguments: list[str], processes: int, restarts: int = 2) -> int:
             codes.add(75)
         elif codes & {1, 7}:
             codes.discard(75)  # torchrun stops the fellows of a worker that crashed, and they take it for the user's wish
-        final = next((known for known in FINAL_CODES if known in codes), None)
+        final = next((known for known in LAUNCHER_FINAL_CODES if known in codes), None)
         if final is not None:
             return final
         if code == 0:

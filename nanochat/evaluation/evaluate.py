@@ -14,7 +14,7 @@ from typing import Any
 from nanochat import console, paths
 from nanochat.config import Config
 from nanochat.console import log
-from nanochat.data.hub import sets
+from nanochat.data.published import sets
 from nanochat.data.rows import RowCache, TextRows
 from nanochat.distributed import ranks
 from nanochat.errors import DataError, Preempted, UsageError

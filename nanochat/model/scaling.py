@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from nanochat.config import Config
+from nanochat.config import ModelConfig
 
 # What each architecture switches on. "portable" is a Qwen3 to the last operation, which other engines run as it is.
 ARCHITECTURES: dict[str, dict[str, Any]] = {
@@ -99,7 +99,7 @@ def round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
 
-def gpt_config(config: Config) -> GPTConfig:
+def gpt_config(config: ModelConfig) -> GPTConfig:
     """The shape that `config` asks for; config.vocab_size must be resolved (not -1). A portable model sees its whole context."""
     assert config.vocab_size > 0, "vocab_size is still to be resolved (ops/plan.py)"
     dim = round_up(config.aspect_ratio * config.depth, config.head_dim)

@@ -5,9 +5,9 @@ import time
 from typing import Any
 
 from nanochat import paths
-from nanochat.config import EMBEDDED, Config
+from nanochat.config import Config
 from nanochat.console import duration, log, style
-from nanochat.data.embedded import corpus
+from nanochat.data.source import text_source
 from nanochat.evaluation.heldout import answer_items, ask, print_scores, scores
 from nanochat.generate.engine import Engine
 from nanochat.model import scaling
@@ -34,8 +34,7 @@ def score_run(session: Session, began: float) -> None:
     }
     opened = runs.open_model(config.run, str(session.ranks.device))
     engine = Engine(opened.model, tokenizer)
-    if opened.chats and config.dataset == EMBEDDED and not config.data and not config.chat_data:
-        items = [item for item in corpus.heldout() if not config.identity or item.skill != corpus.IDENTITY]
+    if opened.chats and (items := text_source(config).heldout()):
         lines_out = [json.dumps({"skill": item.skill, "prompt": item.prompt, "answer": item.answer}, ensure_ascii=False) for item in items]
         paths.atomic_write(folder / "heldout.jsonl", "\n".join(lines_out) + "\n")
         untrained, some = answer_items(Engine(session.new_model(), tokenizer), items, "asking the untrained model")

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -11,16 +10,10 @@ from pathlib import Path
 import torch
 
 from nanochat import console, paths
-from nanochat.config import EMBEDDED, Config
-from nanochat.console import Progress, log
-from nanochat.data import conversations, problems
-from nanochat.data.embedded import corpus, identity
-from nanochat.data.hub import download
-from nanochat.data.hub.sets import ensure_task
-from nanochat.data.shards import Dataset, sha256, texts
-from nanochat.data.source import sets_of
-from nanochat.data.text import documents
-from nanochat.data.text.summary import conversations_line
+from nanochat.config import Config
+from nanochat.console import log
+from nanochat.data.source import text_source
+from nanochat.data.vocabulary import ensure_tokenizer
 from nanochat.distributed import memory, ranks
 from nanochat.doctor import checks as doctor
 from nanochat.errors import DataError, Preempted, UsageError
@@ -37,7 +30,7 @@ from nanochat.runs.checkpoint import Checkpoint, Checkpoints
 from nanochat.runs.heartbeat import heartbeat
 from nanochat.runs.metrics import EVALUATED, STAGES, Metrics
 from nanochat.runs.mirror import Copier
-from nanochat.tokenizer.tokenizer import QWEN2_PATTERN, SPLIT_PATTERN, Conversation, Tokenizer
+from nanochat.tokenizer.tokenizer import Tokenizer
 from nanochat.train import device
 from nanochat.train.finetune import finetune
 from nanochat.train.pretrain import pretrain
@@ -45,8 +38,6 @@ from nanochat.train.reinforce import reinforce
 from nanochat.train.session import Session
 from nanochat.train.trainer import StopSignal
 
-TOKENIZER_CHARACTERS = 2_000_000_000
-TOKENIZER_SOURCE = "source.json"  # in a tokenizer's folder: what it was trained from
 BASE, SFT, RL = STAGES
 BEGAN = "NANOCHAT_BEGAN"  # when a launcher's command began, by the clock that all processes share
 RESULTS = ("scores.json", "report.json")  # what a run ends with, in this order
@@ -142,16 +133,14 @@ def prepare(config: Config, stages: Sequence[str], began: float | None = None) -
             if config.mirror:
                 mirrored.catch_up(config)
             return finished
-    talks = ""
-    if config.sft_iterations:
-        talks = _own_conversations(config)
-    local = _local_text(config)
+    source = text_source(config)
+    talks = source.conversations.inspect() if config.sft_iterations else ""
+    text_bytes = source.text_bytes()
     spent = time.monotonic() - began if began is not None else 0.0
-    config, plan = _announce(config, stages, local.text_bytes if local else None, spent, begun=record is not None)
-    dataset = local or download.ensure_shards(config.dataset, config.shards)
-    dataset = dataset.first(config.shards) if config.shards != -1 else dataset
+    config, plan = _announce(config, stages, text_bytes, spent, begun=record is not None)
+    dataset = source.open(config.shards)
     if SFT in stages and config.sft_iterations:
-        sft_conversations(config)  # fetched and looked through now: a fault in them must not wait for the end of pretraining
+        source.conversations.load()  # fetched and looked through now: a fault in them must not wait for the end of pretraining
     if RL in stages:
         config = _with_questions(config)
     names = tuple(shard.path.name for shard in dataset.training)
@@ -193,13 +182,6 @@ def _newest(folder: Path, stage: str) -> Checkpoint | None:
     return Checkpoints(folder / stage).newest()
 
 
-def _local_text(config: Config) -> Dataset | None:
-    """The user's or the embedded text as a dataset; None where it has to be downloaded."""
-    if config.data:
-        return documents.import_texts(Path(config.data))
-    return corpus.build() if config.dataset == EMBEDDED else None
-
-
 def _announce(config: Config, stages: Sequence[str], text_bytes: int | None, spent: float, begun: bool) -> tuple[Config, planning.Plan]:
     """Resolve, print the plan and the rules, and refuse what cannot run here; returns the resolved config and its plan."""
     hardware = this_machine(config.device)
@@ -217,7 +199,7 @@ def _skipped(config: Config, stages: Sequence[str]) -> Iterator[str]:
     """What a reader might expect of the run and does not get, each with its reason."""
     if BASE in stages and SFT not in stages:
         yield "fine-tuning: this command pretrains only (entrypoint.py train does both)"
-    elif config.data and not config.chat_data:
+    elif text_source(config).conversations.empty:
         yield "fine-tuning: there are no conversations (--chat-data FILE brings some); the model will continue texts, not converse"
     if RL not in stages and SFT in stages and config.sft_iterations:
         yield "reinforcement learning: --stage=rl adds it to the finished run, --rl_iterations=N to this one"
@@ -233,88 +215,13 @@ def _skipped(config: Config, stages: Sequence[str]) -> Iterator[str]:
         yield f"{'' if config.dtype == 'bfloat16' else 'bfloat16, '}CUDA kernels and mfu: there is no GPU in this run"
 
 
-def ensure_tokenizer(dataset: Dataset, vocab_size: int, architecture: str = "nanochat") -> Tokenizer:
-    """The tokenizer of `dataset`'s first 2 billion characters, trained once. Raises DataError where there is no text."""
-    key = {
-        "shards": [shard.content for shard in dataset.training],
-        "vocab_size": vocab_size,
-        "characters": TOKENIZER_CHARACTERS,
-        "format": 1,
-    }
-    pattern = QWEN2_PATTERN if architecture == "portable" else SPLIT_PATTERN
-    if pattern != SPLIT_PATTERN:
-        key["pattern"] = pattern
-    for source in (paths.base_dir() / "tokenizer").glob(f"*/{TOKENIZER_SOURCE}"):
-        if not source.parent.name.startswith(paths.TEMPORARY) and json.loads(source.read_text(encoding="utf-8")) == key:
-            return Tokenizer.load(source.parent)
-    log(f"training a tokenizer of {vocab_size} tokens")
-    with Progress(
-        "reading text for the tokenizer", TOKENIZER_CHARACTERS if dataset.text_bytes is None else dataset.text_bytes, "characters"
-    ) as bar:
-
-        def read() -> Iterator[str]:
-            for shard in dataset.training:
-                for batch in texts(shard):
-                    for text in batch:
-                        yield text
-                        bar.advance(len(text))
-
-        tokenizer = Tokenizer.train(read(), vocab_size, pattern=pattern, max_characters=TOKENIZER_CHARACTERS)
-    folder = paths.tokenizer_dir(tokenizer.id)
-    try:
-        tokenizer.save(folder)
-        paths.atomic_write_json(folder / TOKENIZER_SOURCE, key)
-    except OSError as error:
-        raise paths.disk_error(error, "saving the tokenizer") from error
-    return tokenizer
-
-
-def _own_conversations(config: Config) -> str:
-    """Look through the user's conversations and identity: a mistake in them is said now. A hash of both, "" where there are none."""
-    if config.identity:
-        who = identity.read_identity(Path(config.identity))
-        log(f"identity: {' / '.join(dict.fromkeys(who.name.values()))}, in {', '.join(who.languages)}")
-    if config.chat_data.startswith("hf:"):
-        files = ensure_task(config.chat_data)
-    else:
-        files = [Path(config.chat_data)] if config.chat_data else []
-        for path in files:
-            log(conversations_line(documents.read_conversations(path)))
-    return " ".join(sha256(path) for path in (*files, *([Path(config.identity)] if config.identity else [])))
-
-
-def sft_conversations(config: Config) -> Sequence[Conversation]:
-    """What fine-tuning learns from: the user's conversations, the embedded ones, or the published sets; and the user's identity."""
-    found: Sequence[Conversation]
-    if config.chat_data.startswith("hf:"):
-        found = conversations.conversations(config.chat_data)
-    elif config.chat_data:
-        found = documents.read_conversations(Path(config.chat_data))
-    elif config.data:
-        found = []
-    elif config.dataset == EMBEDDED:
-        found = corpus.conversations(identity=not config.identity)
-    else:
-        try:
-            found = conversations.mixture(sets_of(config), config.seed)
-        except DataError as error:
-            raise DataError(error.message, f"{error.hint}; or pretrain alone: --stage=base") from error
-    return conversations.with_identity(found, Path(config.identity), config.seed) if config.identity else found
-
-
-def rl_problems(config: Config) -> tuple[list[problems.Problem], list[problems.Problem]]:
-    """What reinforcement learning learns from, and what it is measured by: the embedded text's arithmetic, else GSM8K. Raises DataError."""
-    embedded = config.dataset == EMBEDDED and not config.data
-    return (problems.arithmetic_problems if embedded else problems.grade_school_problems)(config.rl_eval_examples)
-
-
 def _with_questions(config: Config) -> Config:
     """Find the questions of reinforcement learning now; the config with its number of steps. Raises UsageError, DataError."""
     if not config.sft_iterations:
         raise UsageError(
             "reinforcement learning begins from a model that answers, and this run has no fine-tuning", "give it some: --chat-data FILE"
         )
-    questions, _ = rl_problems(config)
+    questions, _ = text_source(config).problems(config.rl_eval_examples)
     if config.rl_iterations == -1:
         config = config.replace(rl_iterations=max(len(questions) // config.rl_examples_per_step, 1))
         log(f"by rule: rl_iterations = {config.rl_iterations}: one pass over {len(questions):,} questions")
@@ -365,13 +272,13 @@ def _train_and_score(
             raise UsageError("fine-tuning begins from a finished base model", "train it first: --stage=base, or --stage=all")
         sft = _own_newest(session, SFT)
         if not _complete(session, SFT, sft, config.sft_iterations):
-            finetune(session, base, sft_conversations(config))
+            finetune(session, base, text_source(config).conversations.load())
     if RL in stages:
         sft = _own_newest(session, SFT)
         if sft is None or sft.step < config.sft_iterations:
             raise UsageError("reinforcement learning begins from a fine-tuned model", "train it first: the same command without --stage")
         if not _complete(session, RL, _own_newest(session, RL), config.rl_iterations):
-            reinforce(session, sft, *rl_problems(config))
+            reinforce(session, sft, *text_source(config).problems(config.rl_eval_examples))
     stop.in_loop = False
     evaluation.at_the_end(config, here)
     if here.main:
@@ -413,8 +320,6 @@ def _own_newest(session: Session, stage: str) -> Checkpoint | None:
 
 def tokenizer_of(config: Config) -> Path:
     """The folder of the tokenizer that a run of `config` uses, trained if it is not there."""
-    text = _local_text(planning.normal(config))
-    config = planning.resolve(config, text_bytes=text.text_bytes if text else None)
-    dataset = text or download.ensure_shards(config.dataset, config.shards)
-    part = dataset.first(config.shards) if config.shards != -1 else dataset
-    return paths.tokenizer_dir(ensure_tokenizer(part, config.vocab_size, config.architecture).id)
+    source = text_source(planning.normal(config))
+    config = planning.resolve(config, text_bytes=source.text_bytes())
+    return paths.tokenizer_dir(ensure_tokenizer(source.open(config.shards), config.vocab_size, config.architecture).id)

@@ -8,7 +8,7 @@ nearest to that ratio, which grows with the operations: half an hour of a laptop
 import math
 import time
 
-from nanochat.config import EMBEDDED, Config
+from nanochat.config import Config
 from nanochat.console import duration
 from nanochat.errors import PreflightError
 from nanochat.hardware.machine import Hardware
@@ -117,10 +117,9 @@ def _distance(plan: Plan) -> float:
 def _at(config: Config, depth: int, seconds: float, hardware: Hardware, text_bytes: int | None, measured: Measured | None) -> Plan | None:
     """The plan at one depth with as many steps as `seconds` allow; None where it does not fit into memory or time."""
     shaped = config.replace(depth=depth, num_iterations=-1, sft_iterations=-1 if config.sft_iterations else 0)
-    embedded = text_bytes if config.data or config.dataset == EMBEDDED else None
     if hardware.cuda:
         shaped = shaped.replace(device_batch_size=1, total_batch_size=-1)
-        rows = next((rows for rows in ROWS if _fits(shaped.replace(device_batch_size=rows), hardware, embedded)), 0)
+        rows = next((rows for rows in ROWS if _fits(shaped.replace(device_batch_size=rows), hardware, text_bytes)), 0)
         if not rows:
             return None
         shaped = shaped.replace(device_batch_size=rows)

@@ -8,32 +8,24 @@ from a few steps that were measured here (calibrate.py).
 import dataclasses
 import math
 import shutil
-import sys
 import sysconfig
 from pathlib import Path
 from typing import Any
 
-from nanochat.config import EMBEDDED, Config
+from nanochat.config import Config, DeviceConfig
 from nanochat.console import duration, quantity
-from nanochat.data.hub.download import origin
-from nanochat.data.source import missing, published
-from nanochat.hardware.machine import (
-    CPU_FLOPS,
-    Hardware,
-    choose_hardware,
-    measured_cpu_flops,
-    physical_cores,
-    this_machine,
-)
+from nanochat.data.source import own_files, text_source
+from nanochat.hardware.cpu import DEFAULT_FLOPS, measure_flops, physical_cores
+from nanochat.hardware.machine import Hardware, this_machine
 from nanochat.model import scaling
 from nanochat.planning.calibrate import Measured, calibrated, product_gain
+from nanochat.planning.hardware import choose_hardware
 
 # ---- rules ----------------------------------------------------------------------------------------------------
 
 DEFAULT_VOCAB = 32768
 VOCAB_LIMITS = (512, 32768)
-SHARD_BYTES = 250_000_000  # text in a published shard (100 MB of parquet)
-SHARD_TOKENS = 31_000_000  # of it that a run uses: published runs take 5 shards for d4's tokens, 43 for d12's
+SHARD_TOKENS = 31_000_000  # of a published shard's text that a run uses: published runs take 5 shards for d4's tokens, 43 for d12's
 MAXIMUM_EPOCHS = 4  # text repeated up to four times is nearly as good as new (arXiv 2305.16264)
 MINIMUM_ITERATIONS = 100  # even for a very small text: fewer steps than these teach nothing
 CPU_BUDGET = 1.2e13  # operations: 13 minutes on two slow cores, one or two on fast ones
@@ -76,8 +68,8 @@ def shards_rule(tokens: float) -> int:
 
 def normal(config: Config) -> Config:
     """The user's paths as absolute ones, the same text whatever the working directory; no fine-tuning where there is nothing to tune on."""
-    named = {name: str(Path(path).expanduser().absolute()) for name, path in config.own_files().items()}
-    return config.replace(**named, **({"sft_iterations": 0} if config.data and not (config.chat_data or config.identity) else {}))
+    named = {name: str(Path(path).expanduser().absolute()) for name, path in own_files(config).items()}
+    return config.replace(**named, **({"sft_iterations": 0} if text_source(config).conversations.empty else {}))
 
 
 def resolve(config: Config, *, text_bytes: int | None = None, hardware: Hardware | None = None) -> Config:
@@ -100,8 +92,9 @@ def apply_rules(config: Config, *, text_bytes: int | None = None, hardware: Hard
         return value
 
     changes: dict[str, Any] = {}
-    if text_bytes is None and published(config) and config.profile == "cpu":
-        text_bytes = max(config.shards, 1) * SHARD_BYTES
+    source = text_source(config)
+    if text_bytes is None and config.profile == "cpu":
+        text_bytes = source.estimated_bytes(max(config.shards, 1))
 
     if config.device == "auto":
         found = "a CUDA device is there" if hardware.cuda else "no CUDA device that torch can use"
@@ -131,9 +124,8 @@ def apply_rules(config: Config, *, text_bytes: int | None = None, hardware: Hard
     if config.sft_iterations == -1:
         why = "an eighth of pretraining's steps, and never more than one pass over the conversations"
         config = config.replace(sft_iterations=rule("sft_iterations", max(config.num_iterations // SFT_SHARE, 1), why))
-    if config.shards == -1 and published(config):
-        known = origin(config.dataset).last or sys.maxsize
-        shards = min(shards_rule(batch * config.num_iterations), known)
+    if config.shards == -1 and source.most_shards is not None:
+        shards = min(shards_rule(batch * config.num_iterations), source.most_shards)
         config = config.replace(shards=rule("shards", shards, f"one for each {quantity(SHARD_TOKENS)} tokens"))
     if config.eval_tokens == -1:
         value = _eval_tokens(config)
@@ -176,7 +168,7 @@ def _eval_tokens(config: Config) -> int:
     return scaling.round_up(power, config.max_seq_len)
 
 
-def _dtype(config: Config, gpt: scaling.GPTConfig, hardware: Hardware) -> tuple[str, str]:
+def _dtype(config: DeviceConfig, gpt: scaling.GPTConfig, hardware: Hardware) -> tuple[str, str]:
     """The activations' type, and why."""
     if config.deterministic:
         return "float32", "deterministic runs are in full precision"
@@ -283,7 +275,7 @@ def measured_steps(config: Config, rough: Plan) -> Measured | None:
     return calibrated(config, rough.card)
 
 
-def memory_shape(config: Config) -> dict[str, Any]:
+def memory_shape(config: DeviceConfig) -> dict[str, Any]:
     """What memory depends on beside the model and the rows, of a resolved config: for `scaling.memory_bytes` and `max_rows`."""
     return {
         "processes": config.nproc_per_node,
@@ -303,8 +295,8 @@ def make_plan(config: Config, hardware: Hardware | None = None, *, text_bytes: i
     resolved = apply_rules(config, text_bytes=text_bytes, hardware=hardware)
     config = resolved.config
     cuda, processes = config.device == "cuda", config.nproc_per_node
-    if not cuda and hardware.flops == CPU_FLOPS:
-        hardware = dataclasses.replace(hardware, flops=measured_cpu_flops())
+    if not cuda and hardware.flops == DEFAULT_FLOPS:
+        hardware = dataclasses.replace(hardware, flops=measure_flops())
     gpt = scaling.gpt_config(config)
     shape = memory_shape(config)
     memory = scaling.memory_bytes(gpt, config.device_batch_size, **shape)
@@ -321,7 +313,7 @@ def make_plan(config: Config, hardware: Hardware | None = None, *, text_bytes: i
     seconds = seconds_left(config, rate) + _text_seconds(config, text_bytes)
     if compiled:
         seconds += COMPILE_GPU_START if cuda else COMPILE_CPU_START / hardware.flops
-    download = sum(missing(config).values())
+    download = sum(text_source(config).missing().values())
     disk = {"download": download} | _made_bytes(config, gpt, tokens)
     return Plan(
         profile=config.profile,
@@ -337,7 +329,7 @@ def make_plan(config: Config, hardware: Hardware | None = None, *, text_bytes: i
         disk_parts=disk,
         download_bytes=download,
         cost=round(hardware.dollars * processes * seconds / 3600, 2) if hardware.dollars else None,
-        data_licence=_licence(config),
+        data_licence=text_source(config).licence,
         cards=processes if cuda else 0,
         card_here=hardware.here,
         flops=float(tokens * per_token),
@@ -368,22 +360,15 @@ def seconds_left(config: Config, rate: float, done: int = 0) -> float:
     """
     evaluations = 1 + (config.num_iterations // config.eval_every - done // config.eval_every if config.eval_every > 0 else 0)
     tokens = config.total_batch_size * (config.num_iterations - done + config.sft_iterations) + evaluations * config.eval_tokens / 3
-    asked = HELD_OUT_TOKENS if config.dataset == EMBEDDED and not config.data and config.sft_iterations else 0
+    asked = HELD_OUT_TOKENS if text_source(config).has_heldout and config.sft_iterations else 0
     return (END_SECONDS if done else START_SECONDS) + (tokens + asked) / rate
 
 
 def _text_seconds(config: Config, text_bytes: int | None) -> float:
     """Of what comes before the first step: the tokenizer, and the first rows."""
     if text_bytes is None:
-        text_bytes = config.shards * SHARD_BYTES if published(config) else 0
+        text_bytes = text_source(config).estimated_bytes(config.shards) or 0
     return min(text_bytes, TOKENIZER_BYTES) / TEXT_RATE
-
-
-def _licence(config: Config) -> str:
-    """The licence of the text that `config` trains on."""
-    if config.data:
-        return "your own text"
-    return "MIT (made by this project)" if config.dataset == EMBEDDED else origin(config.dataset).licence
 
 
 def kept_checkpoints(config: Config) -> int:

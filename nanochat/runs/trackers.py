@@ -22,7 +22,7 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from nanochat import paths
-from nanochat.config import Config
+from nanochat.config import CheckpointConfig, Config
 from nanochat.console import log
 from nanochat.distributed.ranks import Ranks
 from nanochat.hardware.extras import needed
@@ -37,7 +37,7 @@ STAYS_HERE = ("data", "chat_data", "identity", "mirror")  # settings that name p
 SECRETS = ("WANDB_API_KEY", "HF_TOKEN", "TRACKIO_WRITE_TOKEN")
 
 
-def require(config: Config) -> None:
+def require(config: CheckpointConfig) -> None:
     """Raise UsageError where the tracker that `config` asks for is not installed."""
     if config.log_to != NONE:
         library(config.log_to)

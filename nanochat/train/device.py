@@ -10,19 +10,17 @@ import torch._functorch.config
 from torch import Tensor
 
 from nanochat import paths
-from nanochat.config import Config
+from nanochat.config import DeviceConfig
 from nanochat.console import log
+from nanochat.hardware.gpu_specs import find_spec
 from nanochat.kernels import build as kernels
 from nanochat.model.gpt import GPT
 from nanochat.model.scaling import GPTConfig
 
-# Dense bfloat16 peaks of the vendors' data sheets, in FLOP/s, for the "model FLOPs utilisation" of the metrics.
-PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "RTX 4090": 165e12, "RTX 3090": 71e12}
-
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # mallopt(3)
 
 
-def set_up(config: Config) -> None:
+def set_up(config: DeviceConfig) -> None:
     """Set threads, determinism, the compile cache and a CPU's fused operations for this process, before the first tensor."""
     # The optimizer's moments of rows that no token has asked for in a thousand steps get so small that an Intel core computes with them
     # at a fiftieth of its speed. Set before the other threads begin: they take it over from this one.
@@ -75,14 +73,14 @@ def _keep_freed_memory() -> None:
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def new_model(gpt: GPTConfig, device: torch.device, config: Config) -> GPT:
+def new_model(gpt: GPTConfig, device: torch.device, config: DeviceConfig) -> GPT:
     """A model with initial weights, in the precision of a resolved `config`."""
     model = GPT.build(gpt, device, config.seed)
     model.compute_dtype = activations(config.dtype)
     return model
 
 
-def forward_of(model: GPT, config: Config) -> Callable[[Tensor], Tensor]:
+def forward_of(model: GPT, config: DeviceConfig) -> Callable[[Tensor], Tensor]:
     """The model's forward pass, compiled where the config says so, and the loss with it."""
     model.compiled = config.compile == "on"
     if model.compiled:
@@ -93,8 +91,6 @@ def forward_of(model: GPT, config: Config) -> Callable[[Tensor], Tensor]:
 
 
 def peak_flops(device: torch.device) -> float:
-    """Peak bf16 FLOP/s of the card, 0 where unknown."""
-    if device.type != "cuda":
-        return 0.0
-    name = torch.cuda.get_device_name(device)
-    return next((value for key, value in PEAK_FLOPS.items() if key in name), 0.0)
+    """Peak bf16 FLOP/s of the GPU, for the metrics' mfu (model FLOPs utilisation); 0 where unknown."""
+    spec = find_spec(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+    return spec.peak_flops if spec else 0.0

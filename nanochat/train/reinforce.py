@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nanochat.config import Config
+from nanochat.config import Config, RLConfig
 from nanochat.console import log
 from nanochat.data.problems import Problem
 from nanochat.distributed.memory import in_parts
@@ -44,7 +44,7 @@ class Rollout(NamedTuple):
 class Sampler:
     """Lets the model that `engine` has, as it is at the time, answer problems several times each."""
 
-    def __init__(self, engine: Engine, config: Config):
+    def __init__(self, engine: Engine, config: RLConfig):
         self.engine, self.at_once = engine, AT_ONCE
         self.max_tokens = min(config.rl_max_new_tokens, engine.context // 2)
         self.temperature, self.top_k = config.rl_temperature, config.rl_top_k

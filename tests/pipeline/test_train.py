@@ -339,11 +339,11 @@ def test_an_interrupted_tokenizer_is_never_used(base: Path, text: Path, moment: 
 
     with monkeypatch.context() as patch:
         if moment == "training":
-            patch.setattr("nanochat.pipeline.train.texts", die)
+            patch.setattr("nanochat.data.vocabulary.texts", die)
         elif moment == "saving":
-            patch.setattr("nanochat.tokenizer.atomic_write_json", die)
+            patch.setattr("nanochat.tokenizer.tokenizer.atomic_write_json", die)
         else:
-            patch.setattr("nanochat.pipeline.train.paths.atomic_write_json", die)
+            patch.setattr("nanochat.data.vocabulary.paths.atomic_write_json", die)
         with pytest.raises(KeyboardInterrupt):
             run.tokenizer_of(config(text))
     assert not list((base / "tokenizer").glob("*/source.json"))

@@ -6,13 +6,14 @@ import pytest
 
 from nanochat.config import Config, build_config
 from nanochat.errors import PreflightError, UsageError
-from nanochat.hardware.gpu_specs import named
-from nanochat.hardware.machine import Hardware, card_hardware
+from nanochat.hardware.gpu_specs import require_spec
+from nanochat.hardware.machine import Hardware
 from nanochat.model import scaling
 from nanochat.planning import autosize as budget
 from nanochat.planning import plan as planning
 from nanochat.planning.autosize import decide, fit
 from nanochat.planning.calibrate import Measured
+from nanochat.planning.hardware import gpu_hardware
 from nanochat.planning.plan import Plan
 from nanochat.runs import record as runs
 
@@ -38,7 +39,7 @@ def test_a_card_uses_its_time_and_memory(base: Path, card: str) -> None:
     before: Plan | None = None
     for hours in (1.0, 8.0, 24.0):
         config = build_config("rtx4090", overrides={"hours": hours, "device": "cuda"})
-        _, plan = decide(config, card_hardware(named(card), 1))
+        _, plan = decide(config, gpu_hardware(require_spec(card), 1))
         assert plan.fits and plan.seconds == pytest.approx(3600 * hours * budget.RESERVE, rel=0.05)
         ratio = plan.tokens / scaling.scaling_parameters(scaling.gpt_config(Config(**plan.config)))
         assert 5 < ratio < 22 or plan.config["depth"] in (budget.DEPTHS[0], budget.DEPTHS[-1]), (hours, ratio)

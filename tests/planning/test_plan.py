@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanochat.config import FIELDS, PROFILE_NAMES, Config, build_config
-from nanochat.data import source as fetch
+from nanochat.data.shards import SHARD_BYTES
 from nanochat.errors import UsageError
-from nanochat.hardware import machine as hardware
 from nanochat.hardware.gpu_specs import GIB
-from nanochat.hardware.machine import Hardware, profile_hardware
+from nanochat.hardware.machine import Hardware
 from nanochat.model import scaling
 from nanochat.planning import plan
+from nanochat.planning.hardware import profile_hardware
 from nanochat.planning.plan import apply_rules, make_plan, resolve
 
 CPU = Hardware(name="a CPU", cuda=False, memory=16 * GIB, usable=12 * GIB, flops=30e9, avx2=True)
@@ -205,24 +205,16 @@ def test_shards_that_lie_there_are_not_downloaded_again(base: Path) -> None:
     folder = base / "data" / "climbmix"
     folder.mkdir(parents=True)
     (folder / "shard_00000.parquet").touch()
-    assert before - make_plan(config, GPU).download_bytes == fetch.SHARD_BYTES
+    assert before - make_plan(config, GPU).download_bytes == SHARD_BYTES
 
 
 def test_a_plan_needs_no_torch() -> None:
     code = (
-        "import sys; from nanochat.config import build_config; from nanochat.hardware import machine as hardware\n"
+        "import sys; from nanochat.config import build_config; from nanochat.hardware import machine\n"
         "from nanochat.planning import plan\n"
-        "hardware._may_have_gpu = lambda: False\n"
+        "machine.has_gpu_driver = lambda: False\n"
         "print(plan.describe(plan.make_plan(build_config('rtx4050')))); assert 'torch' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(plan.__file__).parents[2], check=False)
     assert done.returncode == 0, done.stderr
     assert "RTX 4050" in done.stdout
-
-
-def test_this_machine_has_a_cpu() -> None:
-    here = hardware.this_machine("cpu")
-    assert not here.cuda
-    assert 0 < here.usable < here.memory
-    assert 1 <= hardware.physical_cores() <= 4096
-    assert hardware.measured_cpu_flops(0.01) > 1e8

@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 
 from nanochat.config import Config, build_config
-from nanochat.data.hub.sets import task_folder
 from nanochat.data.problems import Problem, arithmetic_problems, grade_school_problems
+from nanochat.data.published.sets import task_folder
 from nanochat.distributed.ranks import Ranks, single
 from nanochat.errors import UsageError
 from nanochat.generate.engine import Emitted, Engine

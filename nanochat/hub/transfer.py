@@ -1,4 +1,4 @@
-"""Fetching files over a network that fails: in parallel, resumed where they stopped, never mixed, never half.
+"""Fetch one file over a network that fails: resumed where it stopped, never mixed, never half.
 
     .part-<name>        the bytes that have come so far
     .part-<name>.json   what they are a part of: address, validator (ETag), published hash
@@ -12,9 +12,7 @@ import contextlib
 import hashlib
 import json
 import os
-import queue
 import re
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,17 +20,15 @@ from pathlib import Path
 from typing import Any
 
 from nanochat.console import Progress, log, quantity
-from nanochat.data.hub import addresses as hub
-from nanochat.data.hub.addresses import Again, Remote, digest_of
-from nanochat.errors import DataError, NanochatError, PreflightError, UsageError
+from nanochat.errors import DataError, UsageError
+from nanochat.hub import addresses as hub
+from nanochat.hub.addresses import Remote, TransientError, digest_of
 from nanochat.paths import disk_error, fsync_dir
 
 PART = ".part-"  # prefix of what has not wholly come
-PARALLEL = 4  # downloads at once
 WHOLE_FILES = 4  # that may come with a wrong hash before we give up
 BLOCK = 1 << 18  # bytes taken from the connection at most at once
 SLOWEST = 1000.0  # bytes a second; a connection that brings less is opened anew
-ABANDONED = 30 * 86400  # seconds after which a part that nobody went on with is removed
 LIMIT = "NANOCHAT_DOWNLOAD_LIMIT"  # bytes a second over all downloads, as in 500K or 2M
 
 
@@ -72,7 +68,7 @@ class Meter:
                 self.progress.advance(-count)
 
 
-class _Replaced(Again):
+class _Replaced(TransientError):
     """The file is another one than what the list promised."""
 
 
@@ -133,7 +129,7 @@ class _Transfer:
             url = self.urls[turn % len(self.urls)]
             try:
                 return self._attempt(url)
-            except Again as error:
+            except TransientError as error:
                 self.meter.retries += 1
                 failures, turn = failures + 1, turn + 1
                 if isinstance(error, _Replaced):
@@ -180,7 +176,7 @@ class _Transfer:
                 self._accept(url, response)
                 self._receive(response)
         if self.expected is not None and part.bytes < self.expected:
-            raise Again(f"the connection ended after {part.bytes} of {self.expected} bytes")
+            raise TransientError(f"the connection ended after {part.bytes} of {self.expected} bytes")
         digest = part.digest.hexdigest()
         if self.published and digest != self.published:
             raise _Replaced("what came does not have the published hash")
@@ -189,7 +185,7 @@ class _Transfer:
         return digest
 
     def _accept(self, url: str, response: Any) -> None:
-        """Make the part ready for the response's body. Raises Again where it is not what was asked for."""
+        """Make the part ready for the response's body. Raises TransientError where it is not what was asked for."""
         part, status, validator = self.part, response.status_code, _validator(response)
         linked = next((found for hop in _hops(response) if (found := digest_of(hop.headers.get("X-Linked-Etag", "").strip('"')))), None)
         if linked and self.remote.sha256 and linked != self.remote.sha256:
@@ -202,7 +198,7 @@ class _Transfer:
             why = "the server does not send the range that was asked for"
             if self.refused > 2:  # that was no fault that passes; now the whole file is asked for
                 self._restart(why)
-            raise Again(why)
+            raise TransientError(why)
         self.refused = 0
         if status == 206:
             if part.origin.get("url") == url and part.origin.get("validator") != validator:
@@ -219,15 +215,15 @@ class _Transfer:
         self.refused = 0
         self.meter.discard(self.part.bytes)
         self.part.begin({})
-        raise Again(why)
+        raise TransientError(why)
 
     def _receive(self, response: Any) -> None:
-        """Append the body to the part as it comes, up to the file's size. Raises Again where the connection breaks or hardly moves."""
+        """Append the body to the part as it comes, up to the file's size. Raises TransientError where the connection breaks or stalls."""
         part, since, came = self.part, time.monotonic(), 0
         with part.path.open("ab", buffering=0) as file:
             for block in _blocks(response):
                 if self.stop.is_set():
-                    raise Again("stopped")
+                    raise TransientError("stopped")
                 if self.expected is not None:
                     block = block[: self.expected - part.bytes]  # whatever a server adds to the file is not the file
                 file.write(block)
@@ -242,7 +238,7 @@ class _Transfer:
                 now = time.monotonic()
                 if now - since > hub.TIMEOUT[1]:
                     if came < SLOWEST * (now - since):
-                        raise Again("the connection hardly brings anything")
+                        raise TransientError("the connection hardly brings anything")
                     since, came = now, 0
 
 
@@ -272,14 +268,14 @@ def _size(response: Any, have: int) -> dict[str, int | None]:
 
 
 def _blocks(response: Any) -> Iterator[bytes]:
-    """The body, each block as soon as it is there: nothing that came is lost when the connection is. Raises Again then."""
+    """The body, each block as soon as it is there: nothing that came is lost when the connection is. Raises TransientError then."""
     import urllib3
 
     while True:
         try:
             block = response.raw.read1(BLOCK)
         except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
-            raise Again(f"the connection was lost ({hub.reason(error)})") from error
+            raise TransientError(f"the connection was lost ({hub.reason(error)})") from error
         if not block:
             return
         yield block
@@ -307,84 +303,3 @@ def fetch(
         return digest
     except OSError as error:
         raise disk_error(error, f"downloading {remote.name}") from error
-
-
-def held(remote: Remote, folder: Path) -> int:
-    """Bytes of a file that an earlier call has left in `folder`."""
-    path = folder / f"{PART}{remote.name}"
-    return path.stat().st_size if path.exists() else 0
-
-
-def fetch_all(
-    what: str,
-    files: list[Remote],
-    folder: Path,
-    done: Callable[[Path, str], object],
-    relist: Callable[[Remote], Remote] | None = None,
-) -> None:
-    """Fetch `files`, PARALLEL at once; `done(path, sha256)` is called in this thread as each arrives.
-
-    The first failure stops the others, and is raised when they have stopped. Raises PreflightError where there is no room.
-    """
-    _sweep(folder)
-    known = all(remote.size for remote in files)
-    missing = sum(max((remote.size or 0) - held(remote, folder), 0) for remote in files) if known else 0
-    require_space(what, missing, folder)
-    stop, todo, finished = threading.Event(), queue.SimpleQueue[Remote](), queue.SimpleQueue[tuple[Remote, str | NanochatError]]()
-    for remote in files:
-        todo.put(remote)
-    failure: NanochatError | None = None
-    with Progress(what, missing, "bytes") as progress:
-        meter = Meter(progress)
-
-        def work() -> None:
-            with contextlib.suppress(queue.Empty):
-                while True:
-                    remote = todo.get_nowait()
-                    try:
-                        finished.put((remote, fetch(remote, folder, meter, stop, relist)))
-                    except NanochatError as error:
-                        stop.set()
-                        finished.put((remote, error))
-                    except Exception as error:  # a fault of ours: the caller must not wait for ever
-                        stop.set()
-                        finished.put((remote, NanochatError(f"{remote.name}: {type(error).__name__}: {error}")))
-
-        # Daemons, because a thread that waits for a silent server would keep an interrupted process alive for a minute.
-        for _ in range(min(PARALLEL, len(files))):
-            threading.Thread(target=work, daemon=True).start()
-        try:
-            for _ in files:
-                remote, result = finished.get()
-                if isinstance(result, NanochatError):
-                    failure = failure or result
-                elif not failure:
-                    done(folder / remote.name, result)
-        finally:
-            stop.set()
-        if failure:
-            raise failure
-    _report(len(files), meter)
-
-
-def _report(count: int, meter: Meter) -> None:
-    """What the download was like, in a line."""
-    faults = f"; {meter.retries} fault(s) survived, {quantity(meter.discarded)}B fetched twice" if meter.retries else ""
-    log(f"{count} file(s) fetched and checked{faults}")
-
-
-def require_space(what: str, needed: int, folder: Path) -> None:
-    """Raise PreflightError unless `needed` bytes are free where `folder` is or will be."""
-    free = shutil.disk_usage(next(parent for parent in (folder, *folder.parents) if parent.exists())).free
-    if needed > free:
-        hint = "free some space, point NANOCHAT_BASE_DIR to a larger disk, or ask for fewer shards"
-        raise PreflightError(f"{what} needs {quantity(needed)}B, and {quantity(free)}B are free in {folder}", hint)
-
-
-def _sweep(folder: Path) -> None:
-    """Remove parts of files that have come since, or that nobody went on with for a month."""
-    for path in folder.glob(f"{PART}*"):
-        with contextlib.suppress(OSError):
-            whole = path.name.removeprefix(PART).removesuffix(".json")
-            if (folder / whole).exists() or time.time() - path.stat().st_mtime > ABANDONED:
-                path.unlink()

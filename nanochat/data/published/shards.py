@@ -9,11 +9,11 @@ import re
 from pathlib import Path
 
 from nanochat.console import Progress, log
-from nanochat.data.hub import addresses as hub
-from nanochat.data.hub.addresses import NotListed, Remote, endpoint, list_files
-from nanochat.data.hub.transfer import fetch_all
-from nanochat.data.shards import COLUMN, MANIFEST, Dataset, Shard, borrow, damage, inspect, read_manifest, shard_name, write_manifest
+from nanochat.data.shards import COLUMN, MANIFEST, Dataset, Shard, damage, inspect, link_shards, read_manifest, shard_name, write_manifest
 from nanochat.errors import DataError, UsageError
+from nanochat.hub import addresses as hub
+from nanochat.hub.addresses import NotListed, Remote, endpoint, list_files
+from nanochat.hub.download import fetch_all
 from nanochat.paths import base_dir, dataset_dir, disk_error, locked
 
 NON_COMMERCIAL = "CC BY-NC 4.0 (not for commercial use)"
@@ -36,6 +36,11 @@ KNOWN = {
     "climbmix": Origin("climbmix", "karpathy/climbmix-400b-shuffle", "climbmix", NON_COMMERCIAL, 6542, "base_data_climbmix"),
     "fineweb-edu": Origin("fineweb-edu", "karpathy/fineweb-edu-100b-shuffle", "fineweb-edu", "ODC-By 1.0", 1822, "base_data"),
 }
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether `name` is hf:OWNER/NAME, a repository of the hub, and no path and no name of ours."""
+    return name.startswith("hf:")
 
 
 def origin(dataset: str) -> Origin:
@@ -102,7 +107,7 @@ def _complete(where: Origin, folder: Path, training: int, have: dict[str, Shard]
 
 def _on_disk(where: Origin, folder: Path, training: int) -> tuple[dict[str, Shard], str | None]:
     """The good shards in `folder` by name, and the validation shard's name if that is settled. New ones are hashed."""
-    if where.upstream and not any(folder.glob("*.parquet")) and (count := borrow(folder, base_dir() / where.upstream)):
+    if where.upstream and not any(folder.glob("*.parquet")) and (count := link_shards(folder, base_dir() / where.upstream)):
         log(f"{where.name}: {count} shards adopted from {base_dir() / where.upstream}")
     listed: dict[str, Shard] = {}
     validation = None

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from nanochat.data.hub import addresses as hub
-from nanochat.data.hub import transfer
-from nanochat.data.hub.addresses import Remote
-from nanochat.data.hub.transfer import PART, Meter, fetch, parse_rate
 from nanochat.errors import DataError, UsageError
+from nanochat.hub import addresses as hub
+from nanochat.hub import transfer
+from nanochat.hub.addresses import Remote
+from nanochat.hub.transfer import PART, Meter, fetch, parse_rate
 from tests.faulty import KINDS, MB, FaultyServer, schedule
 from tests.tiny import ROOT
 
@@ -186,8 +186,8 @@ def test_no_rates(text: str) -> None:
 PROGRAM = """
 import sys
 from pathlib import Path
-from nanochat.data.hub.addresses import Remote
-from nanochat.data.hub.transfer import fetch_all
+from nanochat.hub.addresses import Remote
+from nanochat.hub.download import fetch_all
 url, folder, size, sha256 = sys.argv[1:]
 print("begun", flush=True)
 fetch_all("downloading", [Remote(url, "file", int(size), sha256)], Path(folder), print)

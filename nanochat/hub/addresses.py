@@ -43,7 +43,7 @@ class NotListed(DataError):
     """The server has no list of the dataset's files, or none that can be understood."""
 
 
-class Again(Exception):
+class TransientError(Exception):
     """A failure that may pass; `wait` is what the server asked for, in seconds."""
 
     def __init__(self, why: str, wait: float | None = None):
@@ -83,7 +83,7 @@ def list_files(repo: str, recursive: bool = True) -> list[Remote]:
 def licence(repo: str) -> str:
     """The licence that a dataset's card names, for people to read; UNKNOWN_LICENCE where it names none."""
     try:
-        card = _first_that_answers(f"/api/datasets/{repo}", lambda url, attempts: persist(url, lambda: _json(url), attempts))
+        card = _first_that_answers(f"/api/datasets/{repo}", lambda url, attempts: retry(url, lambda: _json(url), attempts))
     except DataError:
         return UNKNOWN_LICENCE
     data = card.get("cardData") if isinstance(card, dict) else None
@@ -112,7 +112,7 @@ def _tree(repo: str, url: str, attempts: int) -> list[Remote]:
     seen: set[str] = set()
     while url and url not in seen:
         seen.add(url)
-        entries, following = persist(url, lambda url=url: _page(url), attempts)  # type: ignore[misc]
+        entries, following = retry(url, lambda url=url: _page(url), attempts)  # type: ignore[misc]
         found += [_listed(repo, entry) for entry in entries if entry.get("type") == "file"]
         url = urllib.parse.urljoin(url, following) if following else ""
     return found
@@ -139,7 +139,7 @@ def _json(url: str, links: dict[str, Any] | None = None) -> Any:
     except requests.exceptions.JSONDecodeError as error:
         raise NotListed(f"{url} does not answer as the hub does: no JSON") from error
     except requests.RequestException as error:
-        raise Again(reason(error)) from error
+        raise TransientError(reason(error)) from error
     except DataError as error:
         raise NotListed(error.message, error.hint) from error
 
@@ -178,18 +178,18 @@ def retry_after(value: str | None) -> float | None:
     return min(max(seconds, 0.0), LONGEST_WAIT) if seconds == seconds else None
 
 
-def pause(error: Again, failures: int) -> float:
+def pause(error: TransientError, failures: int) -> float:
     """Seconds before the next attempt: what the server asked for, else longer each time; the random part spreads many clients."""
     backoff = min(FIRST_WAIT * 2 ** (failures - 1), LONGEST_BACKOFF)
     return backoff * random.uniform(0.5, 1.0) if error.wait is None else error.wait + FIRST_WAIT * random.uniform(0.0, 0.5)
 
 
-def persist(label: str, action: Callable[[], Result], attempts: int = ATTEMPTS) -> Result:
+def retry(label: str, action: Callable[[], Result], attempts: int = ATTEMPTS) -> Result:
     """`action`'s result, tried `attempts` times. Raises DataError."""
     for attempt in range(1, attempts + 1):
         try:
             return action()
-        except Again as error:
+        except TransientError as error:
             if attempt == attempts:
                 raise DataError(f"{label}: {error} ({attempt} attempts)") from error
             log(f"{label}: {error}; trying again")
@@ -198,7 +198,7 @@ def persist(label: str, action: Callable[[], Result], attempts: int = ATTEMPTS) 
 
 
 def get(url: str, headers: dict[str, str] | None = None) -> Any:
-    """One GET, streamed: a response of status 200, 206 or 416. Raises Again for what may pass, DataError for what will not."""
+    """One GET, streamed: a response of status 200, 206 or 416. Raises TransientError for what may pass, DataError for what will not."""
     import requests
 
     sent = {"Accept-Encoding": "identity", "User-Agent": "nanochat"} | (headers or {})
@@ -208,14 +208,14 @@ def get(url: str, headers: dict[str, str] | None = None) -> Any:
         hint = "set HF_ENDPOINT or NANOCHAT_ASSET_URL to an address such as https://mirror.example"
         raise DataError(f"{url} is no address: {error}", hint) from error
     except requests.RequestException as error:
-        raise Again(reason(error)) from error
+        raise TransientError(reason(error)) from error
     status = response.status_code
     if status in (200, 206, 416):
         return response
     wait = retry_after(response.headers.get("Retry-After"))
     response.close()
     if status in (408, 425, 429) or status >= 500:
-        raise Again(f"the server answered {status}", wait)
+        raise TransientError(f"the server answered {status}", wait)
     private = "it is private or gated: HF_TOKEN must hold the token of an account that may read it"
     hint = {401: private, 403: private, 404: "check its name and HF_ENDPOINT"}.get(status, "")
     raise DataError(f"{url}: the server answered {status}", hint)

@@ -12,19 +12,20 @@ import zipfile
 from pathlib import Path
 
 from nanochat.console import log
-from nanochat.data.hub import addresses as hub
-from nanochat.data.hub.addresses import Remote, list_files
-from nanochat.data.hub.download import origin
-from nanochat.data.hub.transfer import fetch, fetch_all, require_space
+from nanochat.data.published.shards import origin
 from nanochat.data.shards import sha256
 from nanochat.data.text.documents import read_conversations
 from nanochat.errors import DataError
+from nanochat.hub import addresses as hub
+from nanochat.hub.addresses import Remote, list_files
+from nanochat.hub.download import fetch_all, require_space
+from nanochat.hub.transfer import fetch
 from nanochat.paths import atomic_folder, atomic_write_json, base_dir, dataset_dir, disk_error, locked
 
 ASSETS = "https://karpathy-public.s3.us-west-2.amazonaws.com"  # NANOCHAT_ASSET_URL replaces it
 IDENTITY = "identity_conversations.jsonl"
 BUNDLE = "eval_bundle"
-BUNDLE_BYTES = 2 * 10**9  # that it may unpack to, at most
+BUNDLE_BYTES, BUNDLE_MOST = 170_000_000, 2 * 10**9  # of its archive, about, and what it may unpack to at most
 SEE_CARD = "see the dataset's card"
 INDEX = "files.json"  # in a set's folder: what is there, from where, under which licence
 
@@ -49,6 +50,12 @@ TESTS = {  # nothing is ever trained on these
     "mmlu-test": Task("cais/mmlu", "all/test-", "MIT"),
     "gsm8k-test": Task("openai/gsm8k", "main/test-", "MIT"),
 }
+
+
+# Of each set's files, about.
+SET_BYTES = {"smol-smoltalk": 900_000_000, "mmlu": 50_000_000, "gsm8k": 3_000_000, "identity": 2_500_000}
+OTHER_SET_BYTES = 500_000_000
+TEST_BYTES = {"arc-easy-test": 350_000, "arc-challenge-test": 210_000, "mmlu-test": 3_500_000, "gsm8k-test": 420_000}
 
 
 def task_of(name: str) -> Task:
@@ -189,7 +196,7 @@ def _unpack(archive: Path, folder: Path) -> None:
             entries = [entry for entry in found.infolist() if not entry.is_dir() and entry.filename.startswith(f"{BUNDLE}/")]
             size = sum(entry.file_size for entry in entries)
             require_space("unpacking the evaluation bundle", size, folder)
-            if size > BUNDLE_BYTES or any(".." in entry.filename.split("/") or "\\" in entry.filename for entry in entries):
+            if size > BUNDLE_MOST or any(".." in entry.filename.split("/") or "\\" in entry.filename for entry in entries):
                 raise DataError(f"{archive} is not the evaluation bundle: {size} bytes, or names that lead elsewhere")
             with atomic_folder(folder) as temporary:
                 for entry in entries:
@@ -201,3 +208,40 @@ def _unpack(archive: Path, folder: Path) -> None:
         raise DataError(f"{archive} is no zip archive that can be read: {error}") from error
     finally:
         archive.unlink(missing_ok=True)
+
+
+# --- for a plan, and before it runs
+
+
+def set_bytes(name: str) -> int:
+    """About how many bytes a set for fine-tuning has."""
+    return SET_BYTES.get(name, OTHER_SET_BYTES)
+
+
+def has_set(name: str) -> bool:
+    """Whether a set for fine-tuning, or the identity conversations, are there. No network."""
+    return has_identity() if name == "identity" else bool(task_files(name))
+
+
+def ensure_set(name: str, check: bool = False) -> None:
+    """Fetch a set for fine-tuning, or the identity conversations, where it is not there; with `check` hashed again. Raises DataError."""
+    if name == "identity":
+        ensure_identity()
+        return
+    ensure_task(name)
+    if check:
+        verify_task(name)
+
+
+def missing_tasks() -> dict[str, int]:
+    """What is still lacking of CORE and the chat tasks -> about how many bytes. No network."""
+    bundle = {} if has_bundle() else {BUNDLE: BUNDLE_BYTES}
+    return bundle | {name: size for name, size in TEST_BYTES.items() if not task_files(name)}
+
+
+def fetch_tasks(check: bool = False) -> list[Path]:
+    """Bring the evaluation bundle and the chat tasks' questions; with `check` hashed again. Their folders. Raises DataError."""
+    require_space("this download", sum(missing_tasks().values()), base_dir())
+    for name in TEST_BYTES:
+        ensure_set(name, check)
+    return [ensure_bundle(), *map(task_folder, TEST_BYTES)]

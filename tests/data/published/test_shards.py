@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 
 from nanochat import dataset as command
-from nanochat.data.hub import addresses as hub
-from nanochat.data.hub import download, transfer
-from nanochat.data.hub.download import ensure_shards
-from nanochat.data.hub.sets import ensure_bundle, ensure_identity, ensure_task
+from nanochat.data.published.sets import ensure_bundle, ensure_identity, ensure_task
+from nanochat.data.published.shards import ensure_shards
 from nanochat.data.shards import open_dataset, shard_name, texts, verify
 from nanochat.errors import DataError, UsageError
+from nanochat.hub import addresses as hub
+from nanochat.hub import download
 from nanochat.paths import dataset_dir
-from tests.hub import Hub, parquet
+from tests.fake_hub import Hub, parquet
 
 pytestmark = pytest.mark.long
 
@@ -263,7 +263,7 @@ def test_the_token_goes_to_the_hub_alone(server, monkeypatch):
 def test_two_downloaders_in_one_folder(server, base):
     """The second waits, and finds what the first has brought: nothing is fetched twice."""
     code = "import sys; from nanochat.dataset import main; sys.exit(main(['-n', '4']))"
-    root = Path(download.__file__).parents[2]
+    root = Path(__file__).parents[3]
     both = [subprocess.Popen([sys.executable, "-c", code], cwd=root, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     assert [process.wait(60) for process in both] == [0, 0], [process.stderr.read() for process in both]
     assert len(server.fetched()) == 5
@@ -310,7 +310,7 @@ def test_retry_after():
 
 
 def test_a_full_disk_is_seen_beforehand(server, monkeypatch):
-    monkeypatch.setattr(transfer.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10})())
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10})())
     with pytest.raises(Exception, match="are free") as caught:
         ensure_shards("climbmix", 1)
     assert caught.value.exit_code == 3
@@ -367,7 +367,7 @@ def test_the_guides_command(server, capsys):
 
 def test_the_module_runs_and_does_not_need_torch(server, base):
     code = "import sys; from nanochat.dataset import main; code = main(['-n', '1']); assert 'torch' not in sys.modules; sys.exit(code)"
-    root = Path(download.__file__).parents[2]
+    root = Path(__file__).parents[3]
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     assert "1 training shards and shard_06542.parquet" in done.stdout

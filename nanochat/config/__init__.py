@@ -1,0 +1,49 @@
+"""A run's configuration: `Config`, its fields in groups, and what a profile and the command line's flags make of it."""
+
+from nanochat.config.config import FIELDS, RL_FIELDS, Config, differences
+from nanochat.config.flags import convert, parse_flags, unknown_key
+from nanochat.config.groups import (
+    EMBEDDED,
+    TRACKERS,
+    CheckpointConfig,
+    DataConfig,
+    DeviceConfig,
+    EvaluationConfig,
+    ModelConfig,
+    OptimizerConfig,
+    PretrainConfig,
+    RLConfig,
+    RunConfig,
+    ScheduleConfig,
+    SFTConfig,
+)
+from nanochat.config.profiles import PROFILE_NAMES, PROFILES, TEXT_RULES, build_config, load_profile, profile_name
+
+__all__ = [
+    "EMBEDDED",
+    "FIELDS",
+    "PROFILES",
+    "PROFILE_NAMES",
+    "RL_FIELDS",
+    "TEXT_RULES",
+    "TRACKERS",
+    "CheckpointConfig",
+    "Config",
+    "DataConfig",
+    "DeviceConfig",
+    "EvaluationConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "PretrainConfig",
+    "RLConfig",
+    "RunConfig",
+    "SFTConfig",
+    "ScheduleConfig",
+    "build_config",
+    "convert",
+    "differences",
+    "load_profile",
+    "parse_flags",
+    "profile_name",
+    "unknown_key",
+]

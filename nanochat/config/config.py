@@ -1,0 +1,88 @@
+"""`Config`: one flat, frozen configuration with the fields of all groups, validated where it is built."""
+
+import dataclasses
+from typing import Any
+
+from nanochat.config.groups import (
+    CheckpointConfig,
+    DataConfig,
+    DeviceConfig,
+    EvaluationConfig,
+    ModelConfig,
+    OptimizerConfig,
+    PretrainConfig,
+    RLConfig,
+    RunConfig,
+    ScheduleConfig,
+    SFTConfig,
+)
+from nanochat.errors import UsageError
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(
+    # Last to first: a dataclass takes its fields, and a `super()` call its checks, from the last base on.
+    DeviceConfig,
+    CheckpointConfig,
+    EvaluationConfig,
+    RLConfig,
+    SFTConfig,
+    ScheduleConfig,
+    OptimizerConfig,
+    PretrainConfig,
+    ModelConfig,
+    DataConfig,
+    RunConfig,
+):
+    """Everything that decides a run. Raises UsageError where a value or a combination cannot be."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.total_batch_size != -1:
+            self._check_batch()
+
+    def _check_batch(self) -> None:
+        """Raise UsageError where the step's tokens cannot be dealt in whole rows; the hint lists numbers that can."""
+        if self.total_batch_size % self.max_seq_len:
+            low = max(self.total_batch_size // self.max_seq_len, 1) * self.max_seq_len
+            raise UsageError(
+                f"total_batch_size = {self.total_batch_size} is not a multiple of max_seq_len = {self.max_seq_len}",
+                f"--total_batch_size={low} or {low + self.max_seq_len} would do",
+            )
+        rows = self.total_batch_size // self.max_seq_len
+        if rows % (self.device_batch_size * self.nproc_per_node):
+            fitting = [n for n in range(1, rows + 1) if rows % (n * self.nproc_per_node) == 0]
+            step = self.device_batch_size * self.nproc_per_node * self.max_seq_len
+            near = max(self.total_batch_size // step, 1) * step
+            raise UsageError(
+                f"total_batch_size = {self.total_batch_size} does not divide into {self.nproc_per_node} process(es) x "
+                f"{self.device_batch_size} rows of {self.max_seq_len} tokens",
+                (f"--device_batch_size may be {', '.join(map(str, fitting[:12]))}; or " if fitting else "")
+                + f"--total_batch_size={near} or {near + step}",
+            )
+
+    @property
+    def steps(self) -> dict[str, int]:
+        """Steps of each stage, in the order of the stages; -1 where a rule has still to say."""
+        return {"base": self.num_iterations, "sft": self.sft_iterations, "rl": self.rl_iterations}
+
+    def replace(self, **changes: Any) -> "Config":
+        """A copy with `changes`, validated like the first."""
+        return dataclasses.replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Field name -> value, in the order of declaration."""
+        return dataclasses.asdict(self)
+
+
+FIELDS = {declared.name: declared for declared in dataclasses.fields(Config)}
+RL_FIELDS = tuple(declared.name for declared in dataclasses.fields(RLConfig))
+
+
+def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
+    """Fields that differ and would change the losses: name -> (old, new)."""
+    return {
+        name: (getattr(old, name), getattr(new, name))
+        for name, declared in FIELDS.items()
+        if getattr(old, name) != getattr(new, name) and not declared.metadata["keeps_losses"]
+    }
