@@ -1,4 +1,4 @@
-"""The fault table of docs/ARCHITECTURE.md, a test for each row: a whole run as a user starts it, a fault in its middle, and what is left.
+"""The fault table of docs/reliability.md, a test for each row: a whole run as a user starts it, a fault in its middle, and what is left.
 
 Each run is compared with one that nothing happened to: whatever the fault, the finished run has its losses.
 """
