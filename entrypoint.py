@@ -115,7 +115,7 @@ def download(
     config = _run_config(profile, trial, [*named, *context.args])
     from nanochat.data.source import text_source
     from nanochat.planning.hardware import choose_hardware
-    from nanochat.planning.plan import normal, resolve
+    from nanochat.planning.rules import normal, resolve
 
     print(text_source(resolve(normal(config), hardware=choose_hardware(config))).fetch(verify))
 
@@ -142,9 +142,9 @@ def identity(
 def tokenizer(context: typer.Context, profile: Annotated[str, typer.Option(help="whose data and vocabulary")] = "auto") -> None:
     """Train the tokenizer that `train` with the same options would use, and print where it lies."""
     config = _run_config(profile, False, context.args)
-    from nanochat.pipeline.train import tokenizer_of
+    from nanochat.pipeline.prepare import prepare_tokenizer
 
-    print(tokenizer_of(config))
+    print(prepare_tokenizer(config))
 
 
 @app.command()
@@ -248,15 +248,16 @@ def plan(
     from nanochat.hardware.gpu_specs import require_spec
     from nanochat.planning import autosize as budget
     from nanochat.planning import hardware
-    from nanochat.planning import plan as planning
+    from nanochat.planning.describe import describe
+    from nanochat.planning.rules import normal
 
-    config = planning.normal(_run_config(profile, trial, context.args))
+    config = normal(_run_config(profile, trial, context.args))
     if card:
         config = config.replace(device="cuda")
     machine = hardware.gpu_hardware(require_spec(card), config.nproc_per_node) if card else hardware.choose_hardware(config)
     machine = dataclasses.replace(machine, dollars=price) if price else machine
     _, made = budget.decide(config, machine, text_bytes=text_source(config).text_bytes())
-    print(json.dumps(made.to_dict(), ensure_ascii=False) if as_json else planning.describe(made))
+    print(json.dumps(made.to_dict(), ensure_ascii=False) if as_json else describe(made))
 
 
 @app.command(context_settings=FLAGS)
@@ -270,11 +271,12 @@ def doctor(
     """Look for what would make a run fail or crawl on this machine; exit 3 where it would fail."""
     from nanochat.doctor import checks as examination
     from nanochat.hardware.machine import this_machine
-    from nanochat.planning import plan as planning
+    from nanochat.planning.plan import make_plan
+    from nanochat.planning.rules import resolve
 
     asked = _run_config(profile, trial, context.args)
-    config = planning.resolve(asked)
-    findings = examination.examine(config, planning.make_plan(config, this_machine(config.device)), asked=asked.device)
+    config = resolve(asked)
+    findings = examination.examine(config, make_plan(config, this_machine(config.device)), asked=asked.device)
     if gpus:
         from nanochat.doctor.gpus import check_gpus
 

@@ -24,8 +24,9 @@ from nanochat.doctor.troubleshooting import explained
 from nanochat.errors import NanochatError, PreflightError
 from nanochat.hardware import nvml
 from nanochat.hardware.cpu import physical_cores
+from nanochat.hardware.toolchain import torch_compile_lacks, torch_compiler
 from nanochat.hub import addresses as hub
-from nanochat.planning.plan import Plan, compiler, compiler_lacks, kept_checkpoints
+from nanochat.planning.plan import Plan, kept_checkpoints
 
 OK, WARNING, ERROR = "ok", "warning", "error"
 DRIVER_FLOORS = {12: 525, 13: 580}  # CUDA's major version in torch's wheels -> the oldest driver
@@ -214,8 +215,8 @@ def check_compiler(case: Case) -> Iterator[Finding]:
             why = "training takes 1.3 to 1.6 times as long without the fused operations"
             yield Finding("compiler", WARNING, "no C compiler (cc)", why, "apt install gcc libc6-dev")
         return
-    name, found = compiler(cuda)
-    lacking = compiler_lacks(cuda)
+    name, found = torch_compiler(cuda)
+    lacking = torch_compile_lacks(cuda)
     if not lacking:
         yield Finding("compiler", OK, f"{found} for torch.compile")
         return

@@ -14,17 +14,8 @@ from nanochat.errors import PreflightError
 from nanochat.hardware.machine import Hardware
 from nanochat.model import scaling
 from nanochat.planning.calibrate import Measured
-from nanochat.planning.plan import (
-    LOOP_SECONDS,
-    Plan,
-    Resolved,
-    apply_rules,
-    make_plan,
-    measured_steps,
-    memory_shape,
-    plan_here,
-    seconds_left,
-)
+from nanochat.planning.plan import LOOP_SECONDS, Plan, make_plan, measured_steps, memory_shape, plan_here, seconds_left
+from nanochat.planning.rules import Resolved, apply_rules
 from nanochat.runs.record import Record, read_record
 
 # Tokens for each scaling parameter that operations are best spent on: 10.5 by published runs of some 1e18, and about 4 by runs of

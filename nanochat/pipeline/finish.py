@@ -1,13 +1,14 @@
-"""What a trained run is worth: its held-out questions, three answers, its report, and how that is shown."""
+"""The end of a run: CORE and the chat tasks, the held-out questions, three sample answers, the report, and the result on the terminal."""
 
 import json
 import time
 from typing import Any
 
 from nanochat import paths
-from nanochat.config import Config
+from nanochat.config import RunConfig
 from nanochat.console import duration, log, style
 from nanochat.data.source import text_source
+from nanochat.evaluation import evaluate as evaluation
 from nanochat.evaluation.heldout import answer_items, ask, print_scores, scores
 from nanochat.generate.engine import Engine
 from nanochat.model import scaling
@@ -17,6 +18,13 @@ from nanochat.runs.metrics import read_metrics
 from nanochat.train.session import Session
 
 SAMPLE_PROMPTS = ("What is 12 + 34?", "Who are you?", "你是誰？")
+
+
+def finish(session: Session, began: float) -> None:
+    """Evaluate the finished model on all ranks; the main one scores it and writes its report."""
+    evaluation.at_the_end(session.config, session.ranks)
+    if session.ranks.main:
+        score_run(session, began)
 
 
 def score_run(session: Session, began: float) -> None:
@@ -50,8 +58,8 @@ def score_run(session: Session, began: float) -> None:
     write_report(folder)
 
 
-def show_result(config: Config) -> None:
-    """The finished run's score and answers on stdout; on stderr where its report lies and how to go on."""
+def show_result(config: RunConfig) -> None:
+    """Print the finished run's score and answers on stdout; on stderr the path of its report and the next commands."""
     folder = paths.run_dir(config.run)
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     if report["scores"]:
