@@ -13,7 +13,7 @@ from nanochat.hardware import toolchain
 from nanochat.hardware.gpu_specs import GIB
 from nanochat.hardware.machine import Hardware
 from nanochat.model import scaling
-from nanochat.planning import plan, rules
+from nanochat.planning import rules
 from nanochat.planning.hardware import profile_hardware
 from nanochat.planning.rules import apply_rules, resolve
 
@@ -86,7 +86,7 @@ def test_a_gpu_run_follows_the_published_rules() -> None:
 
 def test_the_precision_is_what_the_device_is_fast_in(monkeypatch: pytest.MonkeyPatch) -> None:
     gains = {"bfloat16": 2.4, "int16": 1.4}
-    monkeypatch.setattr(plan, "product_gain", lambda _, kind: gains[kind])
+    monkeypatch.setattr(rules, "product_gain", lambda _, kind: gains[kind])
     wide, narrow = (Config(depth=4, aspect_ratio=width // 4, head_dim=32, device="cpu") for width in (256, 96))
     units = dataclasses.replace(CPU, bf16=True)
     assert resolve(Config(), hardware=GPU).dtype == resolve(wide, hardware=units).dtype == "bfloat16"
