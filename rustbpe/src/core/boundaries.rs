@@ -1,15 +1,17 @@
-//! Between which characters a vocabulary never merges, so that what stands between two such places is encoded alone.
+//! Between which characters a vocabulary never merges: what stands between two such boundaries is encoded alone.
 
-/// The places between characters that no token reaches over, and therefore no merge.
-/// Between two ASCII characters every place counts as one that tokens reach over: in words that is so, and words are found whole.
-pub struct Characters {
-    /// A bit for two neighbouring bytes between which some token has a place that is one byte from its start or end.
+use super::unicode::decode;
+
+/// Which boundaries between characters some token crosses. No merge crosses the others.
+/// Those between two ASCII characters all count as crossed: in words they are, and words are found whole.
+pub struct Boundaries {
+    /// A bit for two neighbouring bytes between which some token has a boundary that is one byte from its start or end.
     near_ends: Vec<u64>,
-    /// A bit for the hash of four neighbouring bytes in whose middle some token has a place.
+    /// A bit for the hash of four neighbouring bytes in whose middle some token has a boundary.
     inside: Vec<u64>,
 }
 
-impl Characters {
+impl Boundaries {
     pub fn new(tokens: &[Vec<u8>]) -> Self {
         let mut near_ends = vec![0; (1 << 16) / 64];
         let mut inside = Vec::new();
@@ -27,17 +29,17 @@ impl Characters {
         inside.sort_unstable();
         inside.dedup();
         // One in 16 at most, so that few other places look like one of these.
-        let mut characters = Characters { near_ends, inside: vec![0; inside.len().next_power_of_two().div_ceil(4)] };
+        let mut boundaries = Boundaries { near_ends, inside: vec![0; inside.len().next_power_of_two().div_ceil(4)] };
         for hash in inside {
-            let (word, bit) = characters.bit(hash);
-            characters.inside[word] |= bit;
+            let (word, bit) = boundaries.bit(hash);
+            boundaries.inside[word] |= bit;
         }
-        characters
+        boundaries
     }
 
-    /// Whether a merge may reach over the place before the character at `at` > 0.
+    /// Whether a merge may cross the boundary before the character at `at` > 0.
     #[inline]
-    pub fn joined(&self, text: &[u8], at: usize) -> bool {
+    pub fn crossed(&self, text: &[u8], at: usize) -> bool {
         if (text[at - 1] | text[at]).is_ascii() {
             return true;
         }
@@ -69,10 +71,27 @@ impl Characters {
     }
 }
 
+/// Calls `piece` with the piece from `start` to `end`, or with its parts between `boundaries` that no merge crosses.
+pub fn cut(text: &str, start: usize, end: usize, boundaries: Option<&Boundaries>, piece: &mut impl FnMut(usize, usize)) {
+    let text = text.as_bytes();
+    let mut at = start;
+    if let Some(boundaries) = boundaries.filter(|_| !text[start..end].is_ascii()) {
+        let mut next = start + decode(text, start).1;
+        while next < end {
+            if !boundaries.crossed(text, next) {
+                piece(at, next);
+                at = next;
+            }
+            next += decode(text, next).1;
+        }
+    }
+    piece(at, end);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::merges::samples;
+    use crate::core::samples;
     use proptest::prelude::*;
 
     proptest! {
@@ -80,23 +99,23 @@ mod tests {
 
         /// Tokens are any parts of a text, characters cut or not.
         #[test]
-        fn no_token_reaches_over_what_is_not_joined(
+        fn no_token_crosses_what_is_not_crossed(
             corpus in "[aé字孖🙂 ]{1,40}",
             parts in prop::collection::vec((0usize..120, 2usize..8), 0..40),
             text in "[aé字孖学🙂 ]{1,40}",
         ) {
             let tokens = samples::with_parts(&corpus, parts);
-            let characters = Characters::new(&tokens);
-            let (utf8, mut not_joined) = (text.as_bytes(), 0);
+            let boundaries = Boundaries::new(&tokens);
+            let (utf8, mut not_crossed) = (text.as_bytes(), 0);
             for (at, _) in text.char_indices().skip(1) {
                 let over = |token: &Vec<u8>| (1..token.len()).any(|left| at >= left && utf8[at - left..].starts_with(token));
-                let joined = characters.joined(utf8, at);
-                prop_assert!(joined || !tokens.iter().any(over), "at {}", at);
-                not_joined += usize::from(!joined);
+                let crossed = boundaries.crossed(utf8, at);
+                prop_assert!(crossed || !tokens.iter().any(over), "at {}", at);
+                not_crossed += usize::from(!crossed);
             }
             if tokens.len() == 256 {
                 let ascii = utf8.windows(2).filter(|pair| pair.is_ascii()).count();
-                prop_assert_eq!(not_joined + ascii + 1, text.chars().count());
+                prop_assert_eq!(not_crossed + ascii + 1, text.chars().count());
             }
         }
     }

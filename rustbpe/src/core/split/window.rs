@@ -1,8 +1,10 @@
 //! Sixty-four bytes of a text at a time: a bit for each character, and what characters do to their neighbours by arithmetic on all.
 
-use super::characters::Characters;
-use super::memory;
-use super::split::{Class, Classes, contraction, decode};
+use super::runs::contraction;
+use crate::core::bits::ones;
+use crate::core::boundaries::Boundaries;
+use crate::core::memory;
+use crate::core::unicode::{Class, Classes, decode};
 
 /// Bytes that are looked at together.
 const WIDTH: usize = 64;
@@ -100,14 +102,14 @@ impl<'t> Window<'t> {
         starts & u64::MAX.checked_shr(certain.leading_zeros()).unwrap_or(1)
     }
 
-    /// The characters that no merge joins to the one before. Of those at bit 0 and at the window's end nothing is said.
+    /// The characters before which no merge crosses the boundary. Of those at bit 0 and at the window's end nothing is said.
     #[inline]
-    pub fn apart(&self, characters: &Characters) -> u64 {
-        let mut apart = 0;
+    pub fn uncrossed(&self, boundaries: &Boundaries) -> u64 {
+        let mut uncrossed = 0;
         for place in ones((self.wide | self.after(self.wide) & self.all()) & !1) {
-            apart |= u64::from(!characters.joined(self.text, self.at + place)) << place;
+            uncrossed |= u64::from(!boundaries.crossed(self.text, self.at + place)) << place;
         }
-        apart
+        uncrossed
     }
 
     #[inline(always)]
@@ -134,14 +136,4 @@ impl<'t> Window<'t> {
         let more = |some: u64| some | some << 1 & self.continuation;
         if self.continuation == 0 { some } else { more(more(more(some))) }
     }
-}
-
-/// The places of the bits of `bits` that are set, from the lowest on.
-#[inline(always)]
-pub fn ones(mut bits: u64) -> impl Iterator<Item = usize> {
-    std::iter::from_fn(move || {
-        let place = (bits != 0).then(|| bits.trailing_zeros() as usize);
-        bits &= bits.wrapping_sub(1);
-        place
-    })
 }
