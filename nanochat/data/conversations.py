@@ -13,8 +13,9 @@ import numpy as np
 from nanochat.data.embedded import identity
 from nanochat.data.published.sets import TASKS, ensure_identity, ensure_task
 from nanochat.data.published.shards import is_hub_name
-from nanochat.data.text.documents import Conversation, conversation_fault, read_conversations
+from nanochat.data.text.documents import read_conversations
 from nanochat.errors import DataError, UsageError
+from nanochat.tokenizer.conversation import Conversation, conversation_fault
 
 # How often each set goes into one pass (karpathy/nanochat's mixture).
 MIXTURE = {"smol-smoltalk": 1, "mmlu": 3, "gsm8k": 4, "identity": 2}
@@ -109,7 +110,7 @@ class Rows(Sequence[Conversation]):
         if not -len(self) <= index < len(self):
             raise IndexError(index)
         conversation = self.read(index % len(self), self.convert)
-        if wrong := conversation_fault(conversation):
+        if wrong := conversation_fault(conversation, answered=True):
             raise self._fault(index, wrong)
         return conversation
 

@@ -13,7 +13,7 @@ from nanochat.data.shards import sha256
 from nanochat.data.text.documents import read_conversations
 from nanochat.data.text.summary import conversations_line
 from nanochat.errors import DataError
-from nanochat.tokenizer.tokenizer import Conversation
+from nanochat.tokenizer.conversation import Conversation
 
 
 class ConversationSource:

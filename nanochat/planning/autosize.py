@@ -18,9 +18,9 @@ from nanochat.planning.plan import LOOP_SECONDS, Plan, make_plan, measured_steps
 from nanochat.planning.rules import Resolved, apply_rules
 from nanochat.runs.record import Record, read_record
 
-# Tokens for each scaling parameter that operations are best spent on: 10.5 by published runs of some 1e18, and about 4 by runs of
+# Tokens for each scaling parameter that operations are best spent on: BEST_RATIO by published runs of some 1e18, about 4 by runs of
 # 1.5e13 and 2.6e13 on a CPU (docs/EXPERIMENTS.md); a power between the two.
-MOST_RATIO, MOST_OPERATIONS, RATIO_POWER = 10.5, 1e18, 0.09
+MOST_OPERATIONS, RATIO_POWER = 1e18, 0.09
 DEPTHS = (*range(2, 13), *range(14, 33, 2))
 ROWS = (64, 32, 16, 8, 4, 2, 1)  # of the device batches that are tried on a GPU
 LEAST_STEPS = 100
@@ -118,7 +118,7 @@ def retimed(config: Config, done: int, step_seconds: float, left: float) -> int:
 
 def best_ratio(operations: float) -> float:
     """Tokens for each scaling parameter that so many operations are best spent on."""
-    return MOST_RATIO * min(operations / MOST_OPERATIONS, 1) ** RATIO_POWER
+    return scaling.BEST_RATIO * min(operations / MOST_OPERATIONS, 1) ** RATIO_POWER
 
 
 def _ratio(plan: Plan) -> float:

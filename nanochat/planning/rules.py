@@ -20,7 +20,6 @@ from nanochat.planning.calibrate import product_gain
 DEFAULT_VOCAB = 32768
 VOCAB_LIMITS = (512, 32768)
 SHARD_TOKENS = 31_000_000  # of a published shard's text that a run uses: published runs take 5 shards for d4's tokens, 43 for d12's
-MAXIMUM_EPOCHS = 4  # text repeated up to four times is nearly as good as new (arXiv 2305.16264)
 MINIMUM_ITERATIONS = 100  # even for a very small text: fewer steps than these teach nothing
 CPU_BUDGET = 1.2e13  # operations: 13 minutes on two slow cores, one or two on fast ones
 EVALUATION_SHARE = 0.03  # of pretraining's operations, all evaluations together
@@ -42,11 +41,6 @@ class Resolved:
 
     config: Config
     rules: list[str]
-
-
-def bytes_per_token(vocab_size: int) -> float:
-    """Bytes of English that one token stands for, about: 2.0 at a vocabulary of 512, 3.3 at 4,096, 4.6 at 32,768."""
-    return max(0.43 * math.log2(vocab_size) - 1.85, 1.0)
 
 
 def vocab_rule(text_bytes: int) -> int:
@@ -170,10 +164,10 @@ def _tokens(config: Config, gpt: scaling.GPTConfig, text_bytes: int | None, hard
     if shortened and tokens > (budget := CPU_BUDGET / scaling.flops_per_token(gpt)):
         tokens = budget
         why = f"{CPU_BUDGET:.1e} operations, so that a CPU ends in minutes (give --num_iterations for more)"
-    if text_bytes is not None and tokens > (limit := MAXIMUM_EPOCHS * text_bytes / bytes_per_token(config.vocab_size)):
+    if text_bytes is not None and tokens > (limit := scaling.MAXIMUM_EPOCHS * text_bytes / scaling.bytes_per_token(config.vocab_size)):
         least = MINIMUM_ITERATIONS * max(config.total_batch_size, config.device_batch_size * config.max_seq_len * config.nproc_per_node)
         tokens = min(max(limit, least), tokens)
-        why = f"{MAXIMUM_EPOCHS} passes over {quantity(text_bytes)} bytes of text, at least {MINIMUM_ITERATIONS} steps"
+        why = f"{scaling.MAXIMUM_EPOCHS} passes over {quantity(text_bytes)} bytes of text, at least {MINIMUM_ITERATIONS} steps"
     return tokens, f"{why}: {quantity(tokens)} tokens"
 
 

@@ -150,7 +150,7 @@ def test_what_is_left_to_the_rule_stays_as_it_was(base: Path, text: Path, monkey
     record = runs.read_record("tiny")
     assert record and record.config.num_iterations > 50
     monkeypatch.setattr("nanochat.planning.rules.CPU_BUDGET", 1e6)
-    monkeypatch.setattr("nanochat.planning.rules.MAXIMUM_EPOCHS", 1)
+    monkeypatch.setattr("nanochat.model.scaling.MAXIMUM_EPOCHS", 1)
     prepared = prepare(Request(by_rule, ("base",), time.monotonic()))
     assert isinstance(prepared, runs.Record) and prepared.config == record.config
 

@@ -132,8 +132,8 @@ def test_a_small_text_gets_a_small_vocabulary_and_few_passes() -> None:
     assert [config.vocab_size for config in chosen] == [512, 512, 1024, 4096, 16384]
     assert chosen[0].num_iterations == rules.MINIMUM_ITERATIONS
     for size, config in zip(sizes[1:], chosen[1:], strict=True):
-        seen = config.num_iterations * config.total_batch_size * rules.bytes_per_token(config.vocab_size)
-        assert seen <= rules.MAXIMUM_EPOCHS * size
+        seen = config.num_iterations * config.total_batch_size * scaling.bytes_per_token(config.vocab_size)
+        assert seen <= scaling.MAXIMUM_EPOCHS * size
 
 
 def test_a_cpu_run_by_rule_ends_in_minutes() -> None:

@@ -1,4 +1,4 @@
-"""What a run needs beside its text: the sets for fine-tuning and for evaluation, the identity conversations, the evaluation bundle.
+"""What a run needs beside its text: the sets for fine-tuning and for evaluation, the identity conversations.
 
 What is already there, put by this module or by hand, is not fetched again.
 """
@@ -6,9 +6,6 @@ What is already there, put by this module or by hand, is not fetched again.
 import contextlib
 import dataclasses
 import json
-import os
-import shutil
-import zipfile
 from pathlib import Path
 
 from nanochat.console import log
@@ -17,14 +14,12 @@ from nanochat.data.text.documents import read_conversations
 from nanochat.errors import DataError
 from nanochat.hub import addresses as hub
 from nanochat.hub.addresses import Remote, list_files
+from nanochat.hub.assets import BUNDLE, BUNDLE_BYTES, asset_url, ensure_bundle, has_bundle
 from nanochat.hub.download import fetch_all, require_space
 from nanochat.hub.transfer import fetch
-from nanochat.paths import atomic_folder, atomic_write_json, base_dir, dataset_dir, disk_error, locked, sha256
+from nanochat.paths import atomic_write_json, base_dir, dataset_dir, locked, sha256
 
-ASSETS = "https://karpathy-public.s3.us-west-2.amazonaws.com"  # NANOCHAT_ASSET_URL replaces it
 IDENTITY = "identity_conversations.jsonl"
-BUNDLE = "eval_bundle"
-BUNDLE_BYTES, BUNDLE_MOST = 170_000_000, 2 * 10**9  # of its archive, about, and what it may unpack to at most
 SEE_CARD = "see the dataset's card"
 INDEX = "files.json"  # in a set's folder: what is there, from where, under which licence
 
@@ -49,8 +44,6 @@ TESTS = {  # nothing is ever trained on these
     "mmlu-test": Task("cais/mmlu", "all/test-", "MIT"),
     "gsm8k-test": Task("openai/gsm8k", "main/test-", "MIT"),
 }
-
-
 # Of each set's files, about.
 SET_BYTES = {"smol-smoltalk": 900_000_000, "mmlu": 50_000_000, "gsm8k": 3_000_000, "identity": 2_500_000}
 OTHER_SET_BYTES = 500_000_000
@@ -68,11 +61,6 @@ def task_of(name: str) -> Task:
 def task_folder(name: str) -> Path:
     """Where a set's files lie."""
     return dataset_dir("tasks") / name.replace(":", "--").replace("/", "--")
-
-
-def asset_url(name: str) -> str:
-    """Where karpathy/nanochat's own files lie, or NANOCHAT_ASSET_URL's copy of them."""
-    return f"{(os.environ.get('NANOCHAT_ASSET_URL') or ASSETS).rstrip('/')}/{name}"
 
 
 def identity_path() -> Path:
@@ -160,53 +148,6 @@ def verify_task(name: str) -> None:
     for file, entry in json.loads((folder / INDEX).read_text(encoding="utf-8"))["files"].items():
         if sha256(folder / file) != entry["sha256"]:
             raise DataError(f"{folder / file} is corrupt: its hash is not the one in {INDEX}", f"remove {folder} and run again")
-
-
-def has_bundle() -> bool:
-    """Whether the evaluation bundle is there."""
-    return (base_dir() / BUNDLE / "core.yaml").is_file()
-
-
-def ensure_bundle() -> Path:
-    """The evaluation bundle, unpacked: eval_bundle/ in the data directory, with core.yaml in it. Raises DataError."""
-    folder = base_dir() / BUNDLE
-    if has_bundle():
-        return folder
-    url, archive = asset_url(f"{BUNDLE}.zip"), dataset_dir("tasks") / f"{BUNDLE}.zip"
-    log(f"fetching {url}")
-    log("warning: no hash is published for it: it is checked by size, and by the sums in the archive")
-    try:
-        with locked(archive.parent / ".lock", "another download"):
-            if not has_bundle():
-                fetch(Remote(url, archive.name), archive.parent)
-                _unpack(archive, folder)
-    except DataError as error:
-        hint = error.hint or f"run again, or unpack it to {folder} (NANOCHAT_ASSET_URL names a mirror)"
-        raise DataError(error.message, hint) from error
-    except OSError as error:
-        raise disk_error(error, "unpacking the evaluation bundle") from error
-    return folder
-
-
-def _unpack(archive: Path, folder: Path) -> None:
-    """Unpack `archive` so that `folder` appears whole. Raises DataError for one that is damaged, too large, or leads elsewhere."""
-    try:
-        with zipfile.ZipFile(archive) as found:
-            entries = [entry for entry in found.infolist() if not entry.is_dir() and entry.filename.startswith(f"{BUNDLE}/")]
-            size = sum(entry.file_size for entry in entries)
-            require_space("unpacking the evaluation bundle", size, folder)
-            if size > BUNDLE_MOST or any(".." in entry.filename.split("/") or "\\" in entry.filename for entry in entries):
-                raise DataError(f"{archive} is not the evaluation bundle: {size} bytes, or names that lead elsewhere")
-            with atomic_folder(folder) as temporary:
-                for entry in entries:
-                    target = temporary / entry.filename.removeprefix(f"{BUNDLE}/")
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    with found.open(entry) as source, target.open("wb") as file:
-                        shutil.copyfileobj(source, file)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
-        raise DataError(f"{archive} is no zip archive that can be read: {error}") from error
-    finally:
-        archive.unlink(missing_ok=True)
 
 
 # --- for a plan, and before it runs

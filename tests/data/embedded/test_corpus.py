@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from nanochat.data.embedded import corpus, skills, tables
 from nanochat.data.shards import texts, write_manifest
 from nanochat.generate.tools import calculate
-from nanochat.tokenizer.tokenizer import validate_conversation
+from nanochat.tokenizer.conversation import validate_conversation
 
 
 @pytest.fixture(scope="module")

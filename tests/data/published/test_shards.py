@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 
 from nanochat import dataset as command
-from nanochat.data.published.sets import ensure_bundle, ensure_identity, ensure_task
+from nanochat.data.published.sets import ensure_identity, ensure_task
 from nanochat.data.published.shards import ensure_shards
 from nanochat.data.shards import open_dataset, shard_name, texts, verify
 from nanochat.errors import DataError, UsageError
 from nanochat.hub import addresses as hub
 from nanochat.hub import download
+from nanochat.hub.assets import ensure_bundle
 from nanochat.paths import dataset_dir
 from tests.fake_hub import Hub, parquet
 
