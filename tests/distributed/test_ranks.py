@@ -123,7 +123,7 @@ JOINS = """
 import os, signal, sys
 from datetime import timedelta
 import torch.distributed as dist
-import entrypoint
+from nanochat.cli.app import run_and_exit
 from nanochat.distributed import liveness as peers, ranks
 
 ranks.START = {start}
@@ -135,7 +135,7 @@ def training():
 
 if {dies!r} and os.environ["RANK"] == "1":
     dist.init_process_group = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
-entrypoint.guarded(training)
+run_and_exit(training)
 """
 
 
