@@ -2,7 +2,8 @@
 
 import sys
 
-from entrypoint import base_train, guarded
+from nanochat.cli.app import run_and_exit
+from nanochat.cli.upstream import base_train
 
 if __name__ == "__main__":
-    guarded(base_train, sys.argv[1:])
+    run_and_exit(base_train, sys.argv[1:], trains=True)

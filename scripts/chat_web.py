@@ -2,7 +2,8 @@
 
 import sys
 
-from entrypoint import chat_web, guarded
+from nanochat.cli.app import run_and_exit
+from nanochat.cli.upstream import chat_web
 
 if __name__ == "__main__":
-    guarded(chat_web, sys.argv[1:])
+    run_and_exit(chat_web, sys.argv[1:])

@@ -11,9 +11,10 @@ import pytest
 import typer.main
 import yaml
 
-import entrypoint
 from nanochat import config as configuration
-from nanochat.dataset import parser as dataset_parser
+from nanochat.cli.app import app
+from nanochat.cli.dataset import module
+from nanochat.cli.options import run_config
 
 ROOT = Path(__file__).resolve().parent.parent
 READMES = ("README.md", "README.zh-TW.md")
@@ -37,7 +38,7 @@ def commands(readme: str) -> Iterator[str]:
 
 def parse_command(words: list[str]) -> None:
     """Arguments of entrypoint.py, by its own parser; where a run is configured, the config is built as well."""
-    command, names = typer.main.get_command(entrypoint.app), []
+    command, names = typer.main.get_command(app), []
     while hasattr(command, "commands"):
         names.append(words[0])
         assert words[0] in command.commands, words
@@ -45,7 +46,7 @@ def parse_command(words: list[str]) -> None:
     context = command.make_context(" ".join(names), list(words), resilient_parsing=False)
     if context.args or "profile" in context.params:
         profile = context.params.get("profile") or "cpu"
-        entrypoint._run_config("cpu" if profile == "auto" else profile, bool(context.params.get("trial")), context.args)
+        run_config("cpu" if profile == "auto" else profile, bool(context.params.get("trial")), context.args)
 
 
 def parse_python(words: list[str]) -> None:
@@ -53,7 +54,7 @@ def parse_python(words: list[str]) -> None:
     if words[0] == "entrypoint.py":
         parse_command(words[1:])
     elif words[:2] == ["-m", "nanochat.dataset"]:
-        dataset_parser().parse_args(words[2:])
+        typer.main.get_command(module).make_context("nanochat.dataset", list(words[2:]))
     else:
         assert words[:2] == ["-m", "scripts.base_train"], words
         assert (ROOT / "scripts" / "base_train.py").exists()

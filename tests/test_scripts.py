@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import entrypoint
+from nanochat.cli.app import run_and_exit
+from nanochat.cli.upstream import base_train
 from nanochat.errors import UsageError
 from tests.tiny import call, sentences
 
@@ -57,7 +58,7 @@ def config_of(monkeypatch: pytest.MonkeyPatch, *arguments: str):
     """What `base_train ARGUMENTS` would run: config, stages and the workers' command line."""
     seen = []
     monkeypatch.setattr("nanochat.pipeline.train.train", lambda *given: seen.append(given) or 0)
-    assert entrypoint.base_train(list(arguments)) == 0
+    assert base_train(list(arguments)) == 0
     return seen[0]
 
 
@@ -79,7 +80,7 @@ def test_a_mistake_is_told(base: Path, capfd: pytest.CaptureFixture[str], monkey
     monkeypatch.setattr(sys, "argv", ["base_train"])
     for arguments, error in (["--model_dim=512"], "unknown config key model_dim"), (["--total_batch_size=100"], "not a multiple"):
         with pytest.raises(SystemExit) as ended:
-            entrypoint.guarded(entrypoint.base_train, arguments)
+            run_and_exit(base_train, arguments)
         lines = capfd.readouterr().err.splitlines()
         assert ended.value.code == UsageError.exit_code
         assert len(lines) == 2 and error in lines[0] and lines[0].startswith("error: ") and lines[1].startswith("hint: ")

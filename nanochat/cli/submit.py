@@ -2,15 +2,19 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from nanochat.cli.options import FLAGS
 from nanochat.console import log
 from nanochat.errors import UsageError
 
-app = typer.Typer(help="Train on Kubernetes or RunPod; follow, stop and delete what runs there.", no_args_is_help=True)
-FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True}
+if TYPE_CHECKING:
+    from nanochat.cloud.kubernetes import Manifest
+    from nanochat.cloud.workload import Workload
+
+app = typer.Typer(help="Train on Kubernetes or RunPod; follow, stop and delete what runs there.")
 
 Image = Annotated[str, typer.Option(help="the appliance's image, where the cluster can pull it")]
 Named = Annotated[str, typer.Option(help="name of the job; without it nanochat-RUN")]
@@ -78,10 +82,7 @@ def k8s(
     if host_path:
         log("warning: hostPath is not allowed under the restricted pod security profile")
     if dry_run:
-        if work.download:
-            log(f"apply the training when the job {kubernetes.name_of(work, 'download')} is complete; without --dry-run this waits")
-        for document in kubernetes.to_yaml(made):
-            print(document, end="")
+        _print_manifests(work, made)
         return
     tool = kubectl.Kubectl(namespace, cluster)
     kubectl.submit(tool, work.name, made)
@@ -134,6 +135,16 @@ def runpod(
         max_hours,
     )
     raise typer.Exit(rental.submit(RunPod(read_key(api_key_file)), work, options, lambda plan: _agreed(plan, yes), not detach))
+
+
+def _print_manifests(work: "Workload", made: "list[Manifest]") -> None:
+    """The manifests as YAML on stdout, and how to apply them by hand."""
+    from nanochat.cloud import kubernetes
+
+    if work.download:
+        log(f"apply the training when the job {kubernetes.name_of(work, 'download')} is complete; without --dry-run this waits")
+    for document in kubernetes.to_yaml(made):
+        print(document, end="")
 
 
 def _pair(text: str, option: str) -> tuple[str, str]:

@@ -42,7 +42,7 @@ class Guard:
         return Guard(float(until), end)
 
 
-def guarded(command: Sequence[str], environment: Mapping[str, str], *, grace: float = GRACE_SECONDS, pause: float = 5.0) -> int:
+def supervise(command: Sequence[str], environment: Mapping[str, str], *, grace: float = GRACE_SECONDS, pause: float = 5.0) -> int:
     """Run `command` (without the guard's variable), then end this pod; the command's last exit code.
 
     A signal to this process is passed on, and then the pod is left alone: who sent it is ending it already.

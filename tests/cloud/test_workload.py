@@ -3,7 +3,7 @@
 import pytest
 from typer.testing import CliRunner
 
-import entrypoint
+from nanochat.cli.app import app
 from nanochat.cloud.workload import plain_environment, workload
 from nanochat.config import Config
 from nanochat.data.source import TextSource, text_source
@@ -32,7 +32,7 @@ def test_download_is_what_the_training_will_ask_for(profile: str, nodes: int, mo
     asked: list[Config] = []
     monkeypatch.setattr(TextSource, "fetch", lambda source, check: asked.append(source.config) or "there")
     work = workload("i", "", profile, False, ["--depth=12"], nodes)
-    done = CliRunner().invoke(entrypoint.app, work.download)
+    done = CliRunner().invoke(app, work.download)
     assert done.exit_code == 0, done.output
     assert (asked[0].shards, asked[0].dataset) == (work.plan.config["shards"], work.config.dataset)
     assert text_source(asked[0]).conversations.sets == text_source(work.config).conversations.sets != []

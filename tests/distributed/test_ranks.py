@@ -129,6 +129,8 @@ from datetime import timedelta
 import torch.distributed as dist
 import entrypoint
 from nanochat.distributed import liveness, ranks
+from nanochat.cli.app import run_and_exit
+from nanochat.distributed import liveness as peers, ranks
 
 ranks.START = {start}
 ranks.Liveness = lambda *arguments: liveness.Liveness(*arguments, lost=1.5, start={start})
@@ -139,7 +141,7 @@ def training():
 
 if {dies!r} and os.environ["RANK"] == "1":
     dist.init_process_group = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
-entrypoint.guarded(training)
+run_and_exit(training)
 """
 
 

@@ -43,8 +43,8 @@ def once():
     return True
 
 {fault}
-import entrypoint
-entrypoint.guarded(run.train, tiny.config(Path({text!r}), **{options!r}), ("base",), sys.argv)
+from nanochat.cli.app import run_and_exit
+run_and_exit(run.train, tiny.config(Path({text!r}), **{options!r}), ("base",), sys.argv)
 """
 
 AT_STEP = """

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,12 +17,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-import entrypoint
+from nanochat.cli import app as cli
 from nanochat.errors import NanochatError, Preempted
 from nanochat.pipeline import train as run
 from nanochat.runs.heartbeat import read_heartbeat
 from nanochat.tokenizer.tokenizer import Tokenizer
-from tests.tiny import MODEL, ROOT, call, config, flags, losses, sentences, start, wait_for
+from tests.tiny import MODEL, ROOT, call, config, environment, flags, losses, sentences, start, wait_for
 
 pytestmark = pytest.mark.long
 COMMANDS = ("quickstart", "download", "identity", "tokenizer", "train", "eval", "chat", "plan", "report", "export", "import")
@@ -33,12 +34,12 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def in_process(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of `entrypoint.py ARGUMENTS`, in this process."""
-    monkeypatch.setattr(sys, "argv", ["entrypoint.py", *arguments])
+    """Exit code, stdout and stderr of `nanochat ARGUMENTS`, in this process."""
+    monkeypatch.setattr(sys, "argv", ["nanochat", *arguments])
     monkeypatch.delenv("NANOCHAT_DEBUG", raising=False)
     capfd.readouterr()
     with pytest.raises(SystemExit) as ended:
-        entrypoint.main()
+        cli.main()
     return (int(ended.value.code or 0), *capfd.readouterr())
 
 
@@ -180,20 +181,20 @@ def test_what_nobody_expected(
 ) -> None:
     monkeypatch.delenv("NANOCHAT_DEBUG", raising=False)
     with pytest.raises(SystemExit) as ended:
-        entrypoint.guarded(raising(error))
+        cli.run_and_exit(raising(error))
     assert ended.value.code == code and words in told(capfd.readouterr().err)[0]
     monkeypatch.setenv("NANOCHAT_DEBUG", "1")
     with pytest.raises((type(error), NanochatError)):
-        entrypoint.guarded(raising(error))
+        cli.run_and_exit(raising(error))
 
 
 def test_a_stop_is_no_error(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     monkeypatch.delenv("NANOCHAT_DEBUG", raising=False)
     with pytest.raises(SystemExit) as ended:
-        entrypoint.guarded(raising(Preempted("stopped", "run it again")))
+        cli.run_and_exit(raising(Preempted("stopped", "run it again")))
     assert ended.value.code == 75 and capfd.readouterr().err == "stopped\nhint: run it again\n"
     with pytest.raises(SystemExit) as ended:
-        entrypoint.guarded(raising(KeyboardInterrupt()))
+        cli.run_and_exit(raising(KeyboardInterrupt()))
     assert ended.value.code == 130
 
 
@@ -202,12 +203,13 @@ def test_a_stop_is_no_error(monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
 
 def test_help_needs_no_torch(base: Path) -> None:
     script = """
-import sys, entrypoint
+import sys
+from nanochat.cli.app import main
 
 for command in [[], *([name] for name in sys.argv[1:])]:
-    sys.argv = ["entrypoint.py", *command, "--help"]
+    sys.argv = ["nanochat", *command, "--help"]
     try:
-        entrypoint.main()
+        main()
     except SystemExit as ended:
         assert not ended.code, command
 heavy = {"torch", "numpy", "pyarrow", "requests", "rustbpe"} & set(sys.modules)
@@ -336,7 +338,7 @@ def test_an_unexpected_error_is_shown_within_bounds(capsys: pytest.CaptureFixtur
         raise RuntimeError("no compiler\n" + "x = y + z\n" * 6000)
 
     with pytest.raises(SystemExit) as ended:
-        entrypoint.guarded(command)
+        cli.run_and_exit(command)
     error, hint = capsys.readouterr().err.splitlines()
     assert ended.value.code == 1 and error.startswith("error: RuntimeError: no compiler x = y + z") and len(error) < 2200
     assert error.endswith("more characters)") and "NANOCHAT_DEBUG=1 shows all of it" in hint
@@ -344,11 +346,11 @@ def test_an_unexpected_error_is_shown_within_bounds(capsys: pytest.CaptureFixtur
 
 LATE = """
 import atexit, os, signal
-import entrypoint
+from nanochat.cli import app
 
-entrypoint._dispatch = lambda: 3
+app.dispatch = lambda: 3
 atexit.register(os.kill, os.getpid(), signal.SIGTERM)
-entrypoint.main()
+app.main()
 """
 
 
@@ -356,8 +358,39 @@ def test_a_request_to_end_that_comes_late_does_not_change_the_code() -> None:
     assert subprocess.run([sys.executable, "-c", LATE], cwd=ROOT, timeout=60, check=False).returncode == 3
 
 
-def test_the_console_script_is_the_entrypoint() -> None:
-    assert 'nanochat = "entrypoint:main"' in (ROOT / "pyproject.toml").read_text()
+@pytest.mark.parametrize("command", [["entrypoint.py"], ["-m", "nanochat"]], ids=" ".join)
+def test_every_way_to_start_is_the_same_command(base: Path, command: list[str]) -> None:
+    done = call(base, *command, "chat", "--prompt", "hi", "--run", "nobody")
+    assert done.returncode == 4 and "no run 'nobody'" in told(done.stderr)[0]
+
+
+def test_workers_find_the_checkout_from_any_folder(base: Path, text: Path, tmp_path: Path) -> None:
+    """They are started as `-m nanochat`, whatever the working directory is."""
+    options = flags(text, num_iterations=1, nproc_per_node=2, device_batch_size=2)
+    command = [sys.executable, str(ROOT / "entrypoint.py"), *options]
+    done = subprocess.run(command, cwd=tmp_path, env=environment(base), capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert [step for _, step, _ in losses(base)] == [1]
+
+
+BARE = """
+import importlib.util, os, sys
+
+found, sys.argv = importlib.util.find_spec, [sys.argv[1], "plan", "--json"]
+importlib.util.find_spec = lambda name: None if name == "torch" else found(name)
+exec(compile(open(sys.argv[0]).read(), sys.argv[0], "exec"), {"__name__": "__main__", "__file__": sys.argv[0]})
+"""
+
+
+def test_a_python_without_the_packages_hands_over_to_the_one_beside_it(tmp_path: Path) -> None:
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    python = tmp_path / ".venv/bin/python"
+    python.write_text('#!/bin/sh\necho "$@" in "$PYTHONPATH"\n')
+    python.chmod(0o755)
+    script = shutil.copy(ROOT / "entrypoint.py", tmp_path)
+    kept = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run([sys.executable, "-c", BARE, script], env=kept, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == f"{script} plan --json in {tmp_path}\n", done.stderr
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")

@@ -1,0 +1,114 @@
+"""The command `nanochat`: parse, call one function, print the error and its hint, exit with its code.
+
+Nothing heavy is imported before a command needs it: `--help` answers without torch.
+"""
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import typer
+from typer.exceptions import TyperException
+
+from nanochat.cli import dataset, model, plan, submit, train
+from nanochat.cli.options import application
+from nanochat.console import fail, log
+from nanochat.errors import NanochatError, UsageError
+
+SHOWN = 2000  # characters of an unexpected error: a compiler's has sixty thousand
+TRAINING = ("train", "quickstart", "plan")  # commands that take training steps: a plan measures some
+
+app = application("Train your own ChatGPT from nothing on the machine you have, then chat with it.")
+for commands in (train.app, plan.app, model.app, dataset.app):
+    app.add_typer(commands)
+app.add_typer(submit.app, name="submit")
+
+
+def main() -> None:
+    """The console script."""
+    try:
+        run_and_exit(dispatch, trains=any(word in TRAINING for word in sys.argv[1:2]))
+    finally:
+        if "RANK" not in os.environ:
+            # The result is known; torch takes its time to exit, and a SIGTERM that comes late must not change the exit code.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def dispatch() -> int:
+    """Run the command that `sys.argv` names; returns its exit code."""
+    if "NANOCHAT_GUARD" in os.environ:  # in a rented pod: this same command, supervised
+        from nanochat.cloud.guard import supervise
+
+        return supervise([sys.executable, "-m", "nanochat", *sys.argv[1:]], os.environ)
+    return invoke(app, "entrypoint.py --help lists the commands, COMMAND --help its options")
+
+
+def invoke(commands: typer.Typer, hint: str, arguments: Sequence[str] | None = None) -> int:
+    """Run a Typer application on `arguments` (default: `sys.argv`'s); returns its exit code. A mistake of usage is a UsageError."""
+    try:
+        return commands(arguments, standalone_mode=False) or 0
+    except typer.Abort:
+        return 130
+    except TyperException as error:
+        raise UsageError(error.format_message(), hint) from error
+
+
+def run_and_exit(command: Any, *arguments: Any, trains: bool = False) -> None:
+    """Run a command and exit with its code, which is also left for the launcher. `trains`: whether it takes training steps."""
+    if "OMP_WAIT_POLICY" not in os.environ and not (trains and _threads_may_spin()):
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+    if temporary := os.environ.get("TMPDIR"):  # the image's is on the data volume, which may be new
+        with contextlib.suppress(OSError):
+            os.makedirs(temporary, exist_ok=True)
+    code = 1
+    try:
+        code = exit_code(command, *arguments)
+    finally:
+        if "RANK" in os.environ:
+            from nanochat.distributed.ranks import record_exit
+
+            record_exit(code)
+    raise SystemExit(code)
+
+
+def exit_code(command: Any, *arguments: Any) -> int:
+    """Run a command; returns its exit code. Every error becomes one `error:` and one `hint:` line on stderr."""
+    try:
+        return command(*arguments) or 0
+    except BrokenPipeError:  # the reader of our output has gone, as in `chat ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception as error:
+        return fail(_for_user(error))
+    except KeyboardInterrupt:
+        log("stopped; run the same command again")
+        return 130
+
+
+def _for_user(error: Exception) -> NanochatError:
+    """`error` with the hint and the exit code that a user sees."""
+    if isinstance(error, NanochatError):
+        return error
+    if isinstance(error, OSError):
+        from nanochat.paths import disk_error
+
+        return disk_error(error, "working")
+    message, shows = f"{type(error).__name__}: {error}", "its traceback"
+    if len(message) > SHOWN:
+        message, shows = f"{message[:SHOWN]} ... ({len(message) - SHOWN:,} more characters)", "all of it, with the traceback"
+    return NanochatError(message, f"this is an internal error, please report it: NANOCHAT_DEBUG=1 shows {shows}")
+
+
+def _threads_may_spin() -> bool:
+    """Whether an OpenMP thread that waits for another may keep its core; to be decided before torch is imported.
+
+    On a quiet machine: small training steps then take two thirds of the time. Where others need the cores, several times as long.
+    """
+    if {"-h", "--help"} & set(sys.argv):
+        return False
+    from nanochat.hardware.cpu import has_idle_cores
+
+    return has_idle_cores()

@@ -1,0 +1,164 @@
+"""Commands for a trained model: chat, serve, eval, report, export, import."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nanochat.cli.options import AsJson, Device, Run, relaunch
+from nanochat.errors import UsageError
+
+app = typer.Typer()
+
+
+@app.command()
+def chat(
+    prompt: Annotated[str | None, typer.Option(help="one message; only its answer is printed on stdout")] = None,
+    run: Run = None,
+    temperature: Annotated[float, typer.Option(help="sampling temperature; 0: always the most likely token")] = 0.7,
+    top_k: Annotated[int, typer.Option("--top-k", "--top_k", help="sample from the k most likely tokens; 0: all")] = 50,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", "--max_tokens", help="most tokens of one answer")] = 512,
+    seed: Annotated[int | None, typer.Option(help="seed of the sampling")] = None,
+    device: Device = "auto",
+) -> None:
+    """Chat with a trained model in the terminal."""
+    from nanochat.chat.terminal import chat as converse
+    from nanochat.generate.engine import Engine
+    from nanochat.hardware.machine import this_machine
+    from nanochat.runs import record as runs
+
+    opened = runs.open_model(run, "cuda" if device != "cpu" and this_machine(device).cuda else "cpu")
+    runs.describe(opened)
+    converse(
+        Engine(opened.model, opened.tokenizer),
+        opened.tokenizer,
+        prompt=prompt,
+        temperature=temperature,
+        top_k=top_k or None,
+        max_tokens=max_tokens,
+        seed=seed,
+        chat_model=opened.chats,
+    )
+
+
+@app.command()
+def serve(
+    host: Annotated[str, typer.Option(help="address to listen on; 0.0.0.0: reachable from other machines")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="port to listen on")] = 8000,
+    run: Run = None,
+    api_key_file: Annotated[
+        Path | None, typer.Option("--api-key-file", "--api_key_file", help="file with the key that clients must send (or NANOCHAT_API_KEY)")
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option("--allow-host", "--allow_host", help="name that clients reach this server by; *.example.org: all names under it"),
+    ] = None,
+    insecure_no_key: Annotated[
+        bool, typer.Option("--insecure-no-key", "--insecure_no_key", help="no key, although other machines can connect")
+    ] = False,
+    device: Device = "auto",
+    slots: Annotated[int, typer.Option(help="answers generated at once; 0: as many as the memory allows")] = 0,
+    queue: Annotated[int, typer.Option(help="requests that may wait")] = 64,
+) -> None:
+    """Serve a chat page and an OpenAI-compatible API."""
+    from nanochat.chat.serve import Options
+    from nanochat.chat.serve import serve as answer
+
+    raise typer.Exit(answer(Options(host, port, run, api_key_file, tuple(allow_host or ()), insecure_no_key, device, slots, queue)))
+
+
+@app.command(name="eval")
+def evaluate(
+    run: Run = None,
+    only: Annotated[str, typer.Option(help="some of bpb,core,chat,skills; default: all whose files are present")] = "",
+    items: Annotated[Path | None, typer.Option(help="jsonl of {skill, prompt, answer}; default: the run's held-out questions")] = None,
+    max_per_task: Annotated[
+        int, typer.Option("--max-per-task", "--max_per_task", help="questions of each CORE and chat task; -1: all, as in published scores")
+    ] = 500,
+    again: Annotated[bool, typer.Option("--again", help="discard cached results")] = False,
+    device: Device = "auto",
+    nproc_per_node: Annotated[int, typer.Option("--nproc-per-node", "--nproc_per_node", help="processes (GPUs) on this machine")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Score a model on benchmarks and its own questions.
+
+    Bits per byte, CORE, ARC, MMLU, GSM8K, held-out questions. The same command again resumes.
+    """
+    from nanochat.distributed import ranks
+    from nanochat.hardware.machine import this_machine
+
+    if nproc_per_node > 1 and not ranks.launched():
+        raise typer.Exit(ranks.launch(relaunch(), nproc_per_node))
+    from nanochat.evaluation.evaluate import evaluate as score
+    from nanochat.evaluation.evaluate import print_results
+
+    chosen = "cuda" if device != "cpu" and this_machine(device).cuda else "cpu"
+    parts = [part for part in only.split(",") if part]
+    table = score(run, parts, items, max_per_task, chosen, again)
+    if table is not None:
+        print(json.dumps(table, ensure_ascii=False)) if as_json else print_results(table)
+
+
+@app.command()
+def report(
+    run: Run = None,
+    compare: Annotated[tuple[str, str] | None, typer.Option(metavar="RUN RUN", help="two runs side by side")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write and print a run's report, or compare two.
+
+    With --compare, what differs between two runs.
+    """
+    from nanochat import paths
+    from nanochat.report.collect import write_report
+    from nanochat.runs.record import newest_run, plain_name
+
+    if compare:
+        from nanochat.report import compare as comparison
+
+        found = comparison.compare(*(paths.run_dir(plain_name(name)) for name in compare))
+        print(json.dumps(found, ensure_ascii=False) if as_json else comparison.describe(found))
+        return
+    folder = paths.run_dir(run or newest_run())
+    value = write_report(folder)
+    print(json.dumps(value, ensure_ascii=False) if as_json else (folder / "report.md").read_text(encoding="utf-8"))
+
+
+@app.command()
+def export(
+    to: Annotated[str, typer.Option("--to", help="hf: a Hugging Face folder; gguf: for llama.cpp, Ollama, LM Studio (portable models)")],
+    out: Annotated[Path, typer.Option("--out", help="folder to write; it must not exist")],
+    run: Run = None,
+    check: Annotated[bool, typer.Option("--check", help="load what was written with its own library and compare")] = False,
+) -> None:
+    """Export a model for other programs.
+
+    For transformers; a portable model also for vLLM, llama.cpp, Ollama and LM Studio. Portable is chosen when the model is trained
+    (train --architecture portable), and costs some 8% more bits per byte.
+    """
+    if to not in ("hf", "gguf"):
+        raise UsageError(f"--to {to} is unknown", "one of: hf, gguf")
+    from nanochat.export import check as parity
+    from nanochat.export import folder, gguf_file
+    from nanochat.runs import record as runs
+
+    opened = runs.open_model(run)
+    if to == "hf":
+        folder.write_folder(opened, out)
+    else:
+        gguf_file.write_gguf(opened, out)
+    if check:
+        parity.check(opened, to, out)
+    print(out)
+
+
+@app.command(name="import")
+def import_(
+    folder: Annotated[Path, typer.Argument(help="folder that `export --to hf` wrote")],
+    run: Annotated[str | None, typer.Option(help="name of the new run; default: the name it had")] = None,
+) -> None:
+    """Import an exported folder as a run."""
+    from nanochat.export.folder import import_folder
+
+    print(import_folder(folder, run))

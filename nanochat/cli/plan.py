@@ -1,0 +1,68 @@
+"""Commands that look before anything is spent: plan, doctor."""
+
+import dataclasses
+import json
+from typing import Annotated
+
+import typer
+
+from nanochat.cli.options import FLAGS, AsJson, Profile, Trial, run_config
+
+app = typer.Typer()
+
+
+@app.command(context_settings=FLAGS)
+def plan(
+    context: typer.Context,
+    profile: Profile = "auto",
+    trial: Trial = False,
+    card: Annotated[str, typer.Option(help="GPU to plan for instead of this machine's: 4070, A100, H100, ...")] = "",
+    price: Annotated[float, typer.Option(help="price in dollars per GPU and hour")] = 0.0,
+    as_json: AsJson = False,
+) -> None:
+    """Show what a run needs before it starts.
+
+    Parameters, tokens, memory, time, disk, download.
+    """
+    from nanochat.data.source import text_source
+    from nanochat.hardware.gpu_specs import require_spec
+    from nanochat.planning.autosize import decide
+    from nanochat.planning.describe import describe
+    from nanochat.planning.hardware import choose_hardware, gpu_hardware
+    from nanochat.planning.rules import normal
+
+    config = normal(run_config(profile, trial, context.args))
+    if card:
+        config = config.replace(device="cuda")
+    machine = gpu_hardware(require_spec(card), config.nproc_per_node) if card else choose_hardware(config)
+    machine = dataclasses.replace(machine, dollars=price) if price else machine
+    _, made = decide(config, machine, text_bytes=text_source(config).text_bytes())
+    print(json.dumps(made.to_dict(), ensure_ascii=False) if as_json else describe(made))
+
+
+@app.command(context_settings=FLAGS)
+def doctor(
+    context: typer.Context,
+    profile: Profile = "auto",
+    trial: Trial = False,
+    gpus: Annotated[bool, typer.Option("--gpus", help="ten seconds of work on each GPU, and an all-reduce between them")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Check this machine for problems.
+
+    What would make a run fail or slow; exit code 3 if it would fail.
+    """
+    from nanochat.doctor import checks as examination
+    from nanochat.hardware.machine import this_machine
+    from nanochat.planning.plan import make_plan
+    from nanochat.planning.rules import resolve
+
+    asked = run_config(profile, trial, context.args)
+    config = resolve(asked)
+    findings = examination.examine(config, make_plan(config, this_machine(config.device)), asked=asked.device)
+    if gpus:
+        from nanochat.doctor.gpus import check_gpus
+
+        findings += check_gpus(config.device)
+    print(json.dumps(examination.to_json(findings), ensure_ascii=False) if as_json else examination.describe(findings))
+    raise typer.Exit(0 if examination.healthy(findings) else 3)
