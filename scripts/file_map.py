@@ -61,7 +61,8 @@ def sections() -> Iterator[tuple[Path, list[Path]]]:
 
 def _files(folder: Path, *suffixes: str) -> list[Path]:
     """A directory's files and then those of its subdirectories."""
-    return sorted((path for path in folder.rglob("*") if path.suffix in suffixes), key=lambda path: (path.parent, path.name))
+    found = (path for path in folder.rglob("*") if path.suffix in suffixes and path.name != "tests.rs")
+    return sorted(found, key=lambda path: (path.parent, path.name))
 
 
 def document() -> str:

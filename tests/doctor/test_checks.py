@@ -98,7 +98,7 @@ def test_more_processes_than_gpus(base: Path, driver: Any) -> None:
 
 def test_they_are_refused_before_anything_is_launched(base: Path, driver: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     driver(visible=1)
-    monkeypatch.setattr(run, "this_machine", lambda device="auto": CARD)
+    monkeypatch.setattr("nanochat.pipeline.prepare.this_machine", lambda device="auto": CARD)
     monkeypatch.setattr(run.ranks, "launch", lambda *arguments: pytest.fail("launched"))
     with pytest.raises(PreflightError, match="2 processes asked, 1 GPU") as raised:
         run.train(gpu_config(nproc_per_node=2))

@@ -6,6 +6,7 @@ import math
 import os
 import random
 import signal
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ from nanochat.model.loss import IGNORE
 from nanochat.model.optim import LearningRates, MuonAdamW
 from nanochat.model.scaling import GPTConfig
 from nanochat.pipeline import train as run
+from nanochat.pipeline.identity import Request
+from nanochat.pipeline.prepare import prepare
 from nanochat.runs import record as runs
 from nanochat.runs.checkpoint import Checkpoints
 from nanochat.runs.metrics import Metrics
@@ -309,13 +312,13 @@ def test_a_run_with_reinforcement_learning(base: Path, capsys: pytest.CaptureFix
 def test_one_pass_by_rule(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text, options = school(base)
     config = tiny.config(text, **options | {"rl_iterations": -1, "num_iterations": 2, "sft_iterations": 2})
-    record = run.prepare(config, ("base", "sft", "rl"))
+    record = prepare(Request(config, ("base", "sft", "rl"), time.monotonic()))
     assert isinstance(record, runs.Record) and record.config.rl_iterations == 10
     assert "rl_iterations = 10: one pass over 40 questions" in capsys.readouterr().err
     train, test = grade_school_problems(7)
     assert len(train) == 40 and len(test) == 7 and train[0].reward("So it is 2.\n#### 2") == 1 and train[0].reward("2") == 0
     with pytest.raises(UsageError, match="this run has no fine-tuning"):
-        run.prepare(tiny.config(text, run="mute"), ("rl",))
+        prepare(Request(tiny.config(text, run="mute"), ("rl",), time.monotonic()))
 
 
 def test_killed_and_stopped_it_goes_on_exactly(base: Path) -> None:
