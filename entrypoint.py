@@ -422,9 +422,9 @@ def guarded(command: Any, *arguments: Any) -> None:
 def _dispatch() -> int:
     """Typer's own handling of usage errors, in this project's two lines."""
     if "NANOCHAT_GUARD" in os.environ:  # in a rented pod: this same command, watched
-        from nanochat.cloud.guard import guarded as watched
+        from nanochat.cloud.guard import run_guarded
 
-        return watched([sys.executable, str(HERE), *sys.argv[1:]], os.environ)
+        return run_guarded([sys.executable, str(HERE), *sys.argv[1:]], os.environ)
     try:
         return app(standalone_mode=False) or 0
     except typer.Abort:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from nanochat.cloud.guard import VARIABLE, Guard, guarded
+from nanochat.cloud.guard import VARIABLE, Guard, run_guarded
 from nanochat.errors import UsageError
 from tests.cloud.fake_runpod import KEY, FakeRunPod, serving
 
@@ -40,19 +40,19 @@ def script(text: str) -> list[str]:
 @pytest.mark.parametrize("code", [0, 2, 3, 4, 5, 6])
 def test_pod_ends_with_the_training(pod: tuple[FakeRunPod, dict[str, str]], end: str, state: str, code: int) -> None:
     fake, environment = pod
-    assert guarded(["sh", "-c", f"exit {code}"], environment | until(60, end), pause=0) == code
+    assert run_guarded(["sh", "-c", f"exit {code}"], environment | until(60, end), pause=0) == code
     assert fake.pods["pod0"]["status"] == state
 
 
 def test_crashes_are_restarted_a_few_times(pod: tuple[FakeRunPod, dict[str, str]], tmp_path: Path) -> None:
     fake, environment = pod
     count = tmp_path / "count"
-    assert guarded(["sh", "-c", f"echo >>{count}; exit 7"], environment | until(60), pause=0) == 7
+    assert run_guarded(["sh", "-c", f"echo >>{count}; exit 7"], environment | until(60), pause=0) == 7
     assert len(count.read_text()) == 3 and fake.running == []
     count.unlink()
     fake.pods["pod0"]["status"] = "RUNNING"
     again = f"echo >>{count}; test $(wc -l <{count}) = 2"
-    assert guarded(["sh", "-c", again], environment | until(60), pause=0) == 0
+    assert run_guarded(["sh", "-c", again], environment | until(60), pause=0) == 0
     assert len(count.read_text()) == 2
 
 
@@ -62,7 +62,7 @@ def test_ceiling_lets_the_training_save(pod: tuple[FakeRunPod, dict[str, str]], 
     text = (
         "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: (open(sys.argv[1], 'w').close(), sys.exit(75))); time.sleep(60)"
     )
-    assert guarded([*script(text), str(saved)], environment | until(3), pause=0) == 75
+    assert run_guarded([*script(text), str(saved)], environment | until(3), pause=0) == 75
     assert saved.exists() and fake.pods["pod0"]["status"] == "EXITED"
 
 
@@ -70,27 +70,27 @@ def test_ceiling_kills_what_does_not_end(pod: tuple[FakeRunPod, dict[str, str]])
     fake, environment = pod
     began = time.monotonic()
     text = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
-    assert guarded(script(text), environment | until(2), grace=0.5, pause=0) == 1
+    assert run_guarded(script(text), environment | until(2), grace=0.5, pause=0) == 1
     assert time.monotonic() - began < 30 and fake.running == []
 
 
 def test_pod_started_again_after_the_ceiling_ends_at_once(pod: tuple[FakeRunPod, dict[str, str]], tmp_path: Path) -> None:
     fake, environment = pod
-    assert guarded(["touch", str(tmp_path / "ran")], environment | until(-5), pause=0) == 75
+    assert run_guarded(["touch", str(tmp_path / "ran")], environment | until(-5), pause=0) == 75
     assert not (tmp_path / "ran").exists() and fake.running == []
 
 
 def test_host_is_asked_until_it_ends_the_pod(pod: tuple[FakeRunPod, dict[str, str]]) -> None:
     fake, environment = pod
     fake.fault("POST /v2/pods/[^/]+/action", (500,), "cut", (429, {"Retry-After": "0"}), (403,), (409,))  # 409: between two states
-    assert guarded(["true"], environment | until(60), pause=0) == 0
+    assert run_guarded(["true"], environment | until(60), pause=0) == 0
     assert fake.running == [] and len(fake.calls("POST", "/v2/pods/pod0/action")) == 6
 
 
 def test_training_sees_neither_guard_nor_key(pod: tuple[FakeRunPod, dict[str, str]]) -> None:
     _, environment = pod
     text = f"import os, sys; sys.exit(any(v in os.environ for v in ('{VARIABLE}', 'RUNPOD_API_KEY')))"
-    assert guarded(script(text), environment | until(60), pause=0) == 0
+    assert run_guarded(script(text), environment | until(60), pause=0) == 0
 
 
 @pytest.mark.parametrize("text", ["", "stop", "delete@5", "stop@soon"])
