@@ -103,8 +103,10 @@ class SecurityMiddleware:
             raise ApiError(403, f"the host {_name(host)[:80]!r} is not served here: serve --allow-host NAME allows it", "host_not_allowed")
         if origin is None:
             return
-        place = urlsplit(origin).netloc
-        if place.lower() != host.lower() and not self._declared(_name(place)):
+        netloc = ""  # of an origin that is no URL
+        with suppress(ValueError):
+            netloc = urlsplit(origin).netloc
+        if netloc.lower() != host.lower() and not self._declared(_name(netloc)):
             raise ApiError(403, "requests from other sites' pages are not served", "origin_not_allowed")
 
     def _check_key(self, authorization: str) -> None:

@@ -54,6 +54,7 @@ def test_two_hosts(server: Running) -> None:
     [
         ("http://evil.example", 403),
         ("null", 403),
+        ("http://[::1", 403),
         ("http://localhost:9", 403),
         ("https://chat.example.org", 200),
         (None, 200),
