@@ -91,7 +91,7 @@ class ModelWatcher:
         return True
 
     def _place(self) -> str:
-        """The device to answer on: not the GPU while a training lives on it, so that neither pushes the other out of memory."""
+        """The device to answer on: not the GPU while a training run uses it, so that neither causes the other's out of memory."""
         if self._device != "cuda":
             return self._device
         training = newest_training(self._runs)

@@ -18,7 +18,7 @@ from nanochat.console import duration, log
 from nanochat.errors import NanochatError, UsageError
 
 VARIABLE = "NANOCHAT_GUARD"
-RESTARTS = 2  # of a training that crashed or hung; it goes on from the newest checkpoint
+RESTARTS = 2  # of a training run that crashed or hung; it resumes from the newest checkpoint
 ENDED = re.compile(r"guard: the training ended with (\d+); this pod is ended")
 END_SECONDS = 1800.0  # so long the host is asked to end the pod
 
@@ -28,7 +28,7 @@ class Guard:
     """Until when the pod may live, and how it ends."""
 
     until: float  # seconds since 1970: not from the start, for a pod may be started again
-    end: str  # terminate (the data lies on a network volume) or stop (it lies on the pod's own disk)
+    end: str  # terminate (the data is on a network volume) or stop (it is on the pod's own disk)
 
     def __str__(self) -> str:
         return f"{self.end}@{self.until:.0f}"
@@ -43,7 +43,7 @@ class Guard:
 
 
 def run_guarded(command: Sequence[str], environment: Mapping[str, str], *, grace: float = GRACE_SECONDS, pause: float = 5.0) -> int:
-    """Run `command` (without the guard's variable), then end this pod; the command's last exit code.
+    """Run `command` (without the guard's variable), restart it if it crashes, then end this pod; the command's last exit code.
 
     A signal to this process is passed on, and then the pod is left alone: who sent it is ending it already.
     """

@@ -33,7 +33,7 @@ STOPPED_DISK = 0.20  # dollars for a GB and month of a stopped pod's disk, about
 
 @dataclass(frozen=True)
 class RentalOptions:
-    """What to rent, and how much it may cost."""
+    """What to rent, and the most it may cost."""
 
     gpus: tuple[str, ...] = ()  # candidates in order, instead of the profile's
     cloud: str = "SECURE"
@@ -51,7 +51,7 @@ class RentalOptions:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A card to rent: `price` is of the whole pod for an hour, by the catalogue."""
+    """A GPU type to rent: `price` is of the whole pod for an hour, by the catalogue."""
 
     gpu: str
     price: float

@@ -1,4 +1,4 @@
-"""RunPod's REST API, version 2: the few calls that a training needs, their errors, and a log that survives broken connections.
+"""RunPod's REST API, version 2: the few calls that a training run needs, the errors of its HTTP statuses, and the log's stream.
 
 The key is sent to one host, in one header, and nowhere else: it is kept out of messages, logs and tracebacks.
 """
@@ -29,7 +29,7 @@ class NotFound(NanochatError):
 
 
 class NoCapacity(NanochatError):
-    """400 at a creation: this card is not to be had now; the next one may be."""
+    """400 at a creation: this GPU type is not available now; the next one may be."""
 
 
 class Forbidden(NanochatError):
@@ -45,7 +45,7 @@ class Conflict(NanochatError):
 
 
 class Indeterminate(NanochatError):
-    """The connection broke, or the server failed: whether the request was carried out is not known."""
+    """The connection broke, or 5xx: whether the request was carried out is not known."""
 
 
 _KINDS: dict[int, tuple[type[NanochatError], str]] = {
@@ -91,7 +91,7 @@ class RunPod:
         return "".join(c for c in text.replace(self._key, "***") if c.isprintable() or c == "\t")
 
     def gpus(self, count: int, cloud: str, cuda: str) -> list[dict[str, Any]]:
-        """The catalogue: cards with price, the most in one pod, and what is free now."""
+        """The catalogue: GPU types with price, the most in one pod, and availability."""
         query = {"include": "AVAILABILITY", "product": "POD", "count": str(count), "cloud": cloud} | (
             {"minCudaVersion": cuda} if cuda else {}
         )

@@ -191,14 +191,3 @@ def test_the_end_tells_everyone() -> None:
     assert [client.wait().deltas[-1].finish for client in clients] == ["error", "error"]
     with pytest.raises(Busy):
         scheduler.submit([Client(model, "z").request])
-
-
-def test_sampling_is_repeatable_beside_any_neighbours(scheduler: Scheduler) -> None:
-    model = loaded_model(slots=8)
-    texts = []
-    for neighbours in (0, 5):
-        clients = [Client(model, "same", 20, sampling=Sampling(1.0, seed=11))]
-        clients += [Client(model, f"other {i}", 10 + i, sampling=Sampling(1.2, seed=i)) for i in range(neighbours)]
-        scheduler.submit([client.request for client in clients])
-        texts.append(clients[0].wait().text)
-    assert texts[0] == texts[1]
