@@ -12,15 +12,15 @@ import statistics
 import subprocess
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from peers.environment import environment
 
-from nanochat.chat.metrics import Meters
-from nanochat.chat.scheduler import Answering, Delta, Scheduler, Served
+from nanochat.chat.loading import LoadedModel
+from nanochat.chat.metrics import ServerMetrics
+from nanochat.chat.scheduler import Delta, GenerationRequest, Scheduler
 from nanochat.generate.sampling import Sampling
 from nanochat.model.gpt import GPT
 from nanochat.model.scaling import GPTConfig, count_parameters
@@ -83,7 +83,7 @@ def peer_python() -> Path:
     return environment(ROOT / ".venv" / "serve-peers", f"torch=={torch.__version__.split('+')[0]}", TRANSFORMERS)
 
 
-def served(shape: dict[str, Any], device: str, streams: int = 64) -> Served:
+def loaded_model(shape: dict[str, Any], device: str, streams: int = 64) -> LoadedModel:
     """A model with random weights that never says a special token."""
     model = GPT.build(GPTConfig(**shape), device)
     model.compute_dtype = torch.bfloat16 if device == "cuda" else torch.float32
@@ -91,39 +91,34 @@ def served(shape: dict[str, Any], device: str, streams: int = 64) -> Served:
     with torch.no_grad():
         model.head.weight.normal_(0, 0.05)
         model.head.weight[len(tokenizer.tokens) :] = 0
-    return Served("bench", "sft", 0, model, tokenizer, True, False, 0, streams)
+    return LoadedModel("bench", "sft", 0, model, tokenizer, True, False, 0, streams)
 
 
 class Load:
     """`streams` answers asked at once; the seconds to the end of all, and to each one's first token."""
 
-    def __init__(self, model: Served, scheduler: Scheduler, streams: int, tokens: int):
+    def __init__(self, model: LoadedModel, scheduler: Scheduler, streams: int, tokens: int):
         self.first: list[float] = []
+        self._begun: set[int] = set()  # the streams whose first token has come
         self._left, self._done = streams, threading.Event()
-        answers = []
+        requests = []
         for row in range(streams):
             prompt = torch.randint(1, 256, (PROMPTS[row],)).tolist()
-            answers.append(Answering(model, prompt, tokens, Sampling(0.0), self._take(), row))
+            requests.append(GenerationRequest(model, prompt, tokens, Sampling(0.0), self._take, row))
         self._began = time.perf_counter()
-        scheduler.submit(answers)
+        scheduler.submit(requests)
         self._done.wait()
         self.seconds = time.perf_counter() - self._began
-        assert all(answer.completion_tokens == tokens for answer in answers)
+        assert all(request.completion_tokens == tokens for request in requests)
 
-    def _take(self) -> Callable[[Delta], None]:
-        seen = False
-
-        def take(delta: Delta) -> None:
-            nonlocal seen
-            if not seen:
-                seen = True
-                self.first.append(time.perf_counter() - self._began)
-            if delta.finish:
-                self._left -= 1
-                if not self._left:
-                    self._done.set()
-
-        return take
+    def _take(self, delta: Delta) -> None:
+        if delta.index not in self._begun:
+            self._begun.add(delta.index)
+            self.first.append(time.perf_counter() - self._began)
+        if delta.finish:
+            self._left -= 1
+            if not self._left:
+                self._done.set()
 
 
 class Peer:
@@ -149,7 +144,7 @@ def measure(name: str, streams: list[int], repeats: int, device: str, alone: boo
     """Alternate ours and the peer's, if there is one, and print medians and ratios."""
     shape, tokens = SHAPES[name], TOKENS[name]
     peers = [] if alone else [Peer(shape, tokens, threads, device) for threads in sorted({1, torch.get_num_threads()})]
-    model, scheduler = served(shape, device), Scheduler(Meters())
+    model, scheduler = loaded_model(shape, device), Scheduler(ServerMetrics())
     scheduler.start()
     ours: dict[int, list[float]] = {count: [] for count in streams}
     theirs: dict[int, list[list[float]]] = {count: [[] for _ in peers] for count in streams}

@@ -1,4 +1,4 @@
-"""Which model answers: the newest checkpoint, taken over while the server runs, on a device that no training needs."""
+"""Which model answers: the newest checkpoint, loaded while the server runs, on a device that no training run needs."""
 
 import contextlib
 import threading
@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from nanochat.chat.scheduler import Scheduler, Served
+from nanochat.chat.loading import LoadedModel
+from nanochat.chat.scheduler import Scheduler
 from nanochat.chat.training import newest_training
 from nanochat.console import log
 from nanochat.errors import DataError, NanochatError
@@ -25,14 +26,19 @@ class Choice:
 
 
 class ModelWatcher:
-    """Looks every two seconds for a newer checkpoint, and whether a training has taken or left the GPU.
+    """Looks every two seconds for a newer checkpoint, and whether a training run has taken or left the GPU.
 
-    `find` gives the folders of checkpoints that may answer, the best first (DataError where there is none), `load` opens one on a
-    device. One that cannot be loaded is refused, once, with the reason, and the next one looked at: so the model before it goes on.
+    `find` returns the directories of checkpoints that may answer, the best first (DataError if there is none), `load` opens one on a
+    device. A checkpoint that cannot be loaded is refused once, with the reason, and the next one is tried: the model before it stays.
     """
 
     def __init__(
-        self, scheduler: Scheduler, find: Callable[[], list[Path]], load: Callable[[Path, str], Served], runs: Path, device: str = "cpu"
+        self,
+        scheduler: Scheduler,
+        find: Callable[[], list[Path]],
+        load: Callable[[Path, str], LoadedModel],
+        runs: Path,
+        device: str = "cpu",
     ):
         self._scheduler, self._find, self._load, self._runs, self._device = scheduler, find, load, runs, device
         self._chosen: Choice | None = None
@@ -74,18 +80,18 @@ class ModelWatcher:
     def _take(self, choice: Choice) -> bool:
         """Whether the scheduler now answers with `choice`."""
         try:
-            served = self._load(choice.checkpoint, choice.device)
+            loaded = self._load(choice.checkpoint, choice.device)
         except (NanochatError, OSError, MemoryError, RuntimeError) as error:
             self._refused.add(choice)
             log(f"warning: {choice.checkpoint} is refused: {error}")
             return False
         self._chosen = choice
-        self._scheduler.serve(served)
-        log(f"serving run {served.name}, {served.stage} step {served.step}, on the {'GPU' if served.device == 'cuda' else 'CPU'}")
+        self._scheduler.serve(loaded)
+        log(f"serving run {loaded.name}, {loaded.stage} step {loaded.step}, on the {'GPU' if loaded.device == 'cuda' else 'CPU'}")
         return True
 
     def _place(self) -> str:
-        """The device to answer on: not the GPU while a training lives on it, so that neither pushes the other out of memory."""
+        """The device to answer on: not the GPU while a training run uses it, so that neither causes the other's out of memory."""
         if self._device != "cuda":
             return self._device
         training = newest_training(self._runs)

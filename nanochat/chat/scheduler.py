@@ -1,11 +1,11 @@
-"""The engine's thread: a bounded queue of answers, continuous batching over the slots, and deltas to whoever asked.
+"""The engine's thread: a bounded queue of requests, continuous batching over the slots, and deltas to whoever waits for them.
 
-One thread owns every model. A request is one or more answers; each gets its tokens as deltas, through one call a step into the
-server's event loop.
+One thread owns every model. An HTTP request is one generation request for each of its answers. Each step of the batch gives every
+running one a token; stream.py makes text of it, and one call a step hands all the deltas to the server's event loop, where
+delivery.py waits for them.
 """
 
 import contextlib
-import os
 import threading
 import time
 from collections import deque
@@ -15,50 +15,22 @@ from typing import Any
 
 import torch
 
-from nanochat.chat.metrics import Meters
+from nanochat.chat.loading import LoadedModel
+from nanochat.chat.metrics import ServerMetrics
 from nanochat.chat.stream import AnswerStream, Piece, TokenLogProb
 from nanochat.console import log
 from nanochat.errors import NanochatError
-from nanochat.generate.batching import Batch, Row, Token
+from nanochat.generate.batching import SequenceState, Token
 from nanochat.generate.sampling import Sampling
-from nanochat.model.gpt import GPT
-from nanochat.tokenizer.tokenizer import Tokenizer
-
-ONE_THREAD_PARAMETERS = 2_000_000  # of the matrices: docs/EXPERIMENTS.md
 
 
 class Busy(NanochatError):
     """The queue is full."""
 
 
-@dataclass(eq=False)
-class Served:
-    """A model that answers, and what a client may know of it."""
-
-    name: str
-    stage: str
-    step: int
-    model: GPT
-    tokenizer: Tokenizer
-    chats: bool  # it was taught to converse; else it continues text
-    trial: bool
-    parameters: int
-    slots: int
-    created: int = field(default_factory=lambda: int(time.time()))
-    batch: Batch = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.context = self.model.config.max_seq_len
-        self.device = next(self.model.parameters()).device.type
-        # The matrices of a small model are multiplied in less time than a second thread takes to wake up.
-        small = sum(parameter.numel() for block in self.model.blocks for parameter in block.parameters()) < ONE_THREAD_PARAMETERS
-        self.threads = 1 if small else os.cpu_count() or 1
-        self.batch = Batch(self.model, self.tokenizer, self.slots)
-
-
 @dataclass(frozen=True)
 class Delta:
-    """What one step adds to answer `index`. `finish` is set in its last one: stop, length, or error with `error` as its reason."""
+    """What one step adds to answer `index`. `finish` is set in the last one: stop, length, or error with `error` as its reason."""
 
     index: int
     pieces: Sequence[Piece] = ()
@@ -72,10 +44,10 @@ Deliver = Callable[[Delta], None]
 
 
 @dataclass(eq=False)
-class Answering:
+class GenerationRequest:
     """One answer to one prompt. `top`: how many likeliest tokens' log probabilities are wanted (None: not even the token's own)."""
 
-    served: Served
+    loaded: LoadedModel
     prompt: Sequence[int]
     max_tokens: int
     sampling: Sampling
@@ -88,31 +60,42 @@ class Answering:
     asked_at: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
-        room = min(self.max_tokens, self.served.context - len(self.prompt))
-        self.row = Row(self.served.tokenizer, self.prompt, room, self.sampling, self.index, self.top)
-        self.stream = AnswerStream(self.served.tokenizer, self.stop)
+        tokenizer = self.loaded.tokenizer
+        max_new_tokens = min(self.max_tokens, self.loaded.context - len(self.prompt))
+        self.sequence = SequenceState(tokenizer, self.prompt, max_new_tokens, self.sampling, self.index, self.top)
+        self.stream = AnswerStream(tokenizer, self.stop)
 
 
 class Scheduler:
     """Queue and slots. `publish` runs a function of no arguments where deliveries belong (an event loop's call_soon_threadsafe)."""
 
-    def __init__(self, meters: Meters, queue: int = 64, publish: Callable[[Callable[[], None]], Any] = lambda work: work()):
-        self.current: Served | None = None
+    def __init__(self, metrics: ServerMetrics, queue: int = 64, publish: Callable[[Callable[[], None]], Any] = lambda work: work()):
+        self.current: LoadedModel | None = None
         self.publish = publish
-        self._meters, self._limit = meters, queue
-        self._waiting: deque[Answering] = deque()
-        self._running: dict[Row, Answering] = {}
+        self._metrics, self._limit = metrics, queue
+        self._waiting: deque[GenerationRequest] = deque()
+        self._running: dict[SequenceState, GenerationRequest] = {}
         self._wake = threading.Condition()
         self._ending = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
-        meters.watch(lambda: len(self._waiting), lambda: len(self._running), lambda: self.current.slots if self.current else 0)
+        metrics.watch(lambda: self.waiting, lambda: self.running, lambda: self.current.slots if self.current else 0)
+
+    @property
+    def waiting(self) -> int:
+        """Requests in the queue."""
+        return len(self._waiting)
+
+    @property
+    def running(self) -> int:
+        """Requests that have a slot."""
+        return len(self._running)
 
     def start(self) -> None:
         """Begin to answer."""
         self._thread.start()
 
     def end(self) -> None:
-        """Answer no more; whoever still waits gets an error."""
+        """Answer no more; requests that are not complete get an error."""
         with self._wake:
             self._ending = True
             self._wake.notify()
@@ -122,101 +105,110 @@ class Scheduler:
         self.end()
         self._thread.join(timeout=30)
 
-    def serve(self, served: Served) -> None:
-        """Answer what comes from now on with another model; what is under way stays with its own until it is done."""
-        self.current = served
+    def serve(self, loaded: LoadedModel) -> None:
+        """Answer new requests with another model; running ones stay with theirs until they are complete."""
+        self.current = loaded
 
-    def submit(self, answers: Sequence[Answering]) -> None:
-        """Put a request's answers into the queue. Raises Busy, for all of them, where there is no room."""
+    def submit(self, requests: Sequence[GenerationRequest]) -> None:
+        """Put the generation requests of one HTTP request into the queue. Raises Busy, for all of them, if they do not fit."""
         with self._wake:
             if self._ending:
                 raise Busy("the server is shutting down", "ask again in a moment")
-            if len(self._waiting) + len(answers) > self._limit:
+            if len(self._waiting) + len(requests) > self._limit:
                 raise Busy("too many requests are waiting", "ask again in a moment")
-            self._waiting.extend(answers)
+            self._waiting.extend(requests)
             self._wake.notify()
 
-    def cancel(self, answers: Sequence[Answering]) -> None:
-        """Give up answers whose client has left: their slots are free before the next token."""
+    def cancel(self, requests: Sequence[GenerationRequest]) -> None:
+        """Give up requests whose client has disconnected: their slots are free before the next token."""
         with self._wake:
-            for answer in answers:
-                answer.cancelled = True
+            for request in requests:
+                request.cancelled = True
             self._wake.notify()
+
+    # ---- in the engine's thread ---------------------------------------------------------------------------------
 
     def _run(self) -> None:
         threads = 0
-        while True:
-            with self._wake:
-                while not (self._ending or self._waiting or self._running):
-                    self._wake.wait()
-                if self._ending:
-                    break
-                self._admit()
+        while self._admit():
             deltas: list[tuple[Deliver, Delta]] = []
-            for served in dict.fromkeys(answer.served for answer in self._running.values()):
-                if served.threads != threads:
-                    threads = served.threads
+            for loaded in dict.fromkeys(request.loaded for request in self._running.values()):
+                if loaded.threads != threads:
+                    threads = loaded.threads
                     torch.set_num_threads(threads)
-                deltas += self._step(served)
+                deltas += self._step(loaded)
             if deltas:
                 self.publish(lambda deltas=deltas: _deliver(deltas))  # type: ignore[misc]
-        gone = [*self._running.values(), *self._waiting]
+        unfinished = [*self._running.values(), *self._waiting]
         self._running.clear()
         self._waiting.clear()
-        ended = [(one.deliver, Delta(one.index, finish="error", error="the server is shutting down")) for one in gone]
+        ended = [_error(request, "the server is shutting down") for request in unfinished]
         with contextlib.suppress(RuntimeError):  # the event loop has ended
             self.publish(lambda: _deliver(ended))
 
-    def _admit(self) -> None:
-        """Drop what was given up, then fill the free slots, first come, first served."""
-        for row, answer in [(row, answer) for row, answer in self._running.items() if answer.cancelled]:
-            self._finish(row)
-            answer.served.batch.leave(row)
-        if any(answer.cancelled for answer in self._waiting):
-            self._waiting = deque(answer for answer in self._waiting if not answer.cancelled)
-        while self._waiting and self._waiting[0].served.batch.free:
-            answer = self._waiting.popleft()
-            self._running[answer.row] = answer
-            self._meters.prompt(len(answer.prompt), answer.served.batch.join(answer.row))
+    def _admit(self) -> bool:
+        """Wait for work, drop what was cancelled, fill the free slots, first come, first served. False once the end was asked for."""
+        with self._wake:
+            while not (self._ending or self._waiting or self._running):
+                self._wake.wait()
+            if self._ending:
+                return False
+            for request in [request for request in self._running.values() if request.cancelled]:
+                self._finish(request)
+                request.loaded.batch.leave(request.sequence)
+            if any(request.cancelled for request in self._waiting):
+                self._waiting = deque(request for request in self._waiting if not request.cancelled)
+            while self._waiting and self._waiting[0].loaded.batch.free:
+                request = self._waiting.popleft()
+                self._running[request.sequence] = request
+                self._metrics.prompt(len(request.prompt), request.loaded.batch.join(request.sequence))
+            return True
 
-    def _step(self, served: Served) -> list[tuple[Deliver, Delta]]:
+    def _step(self, loaded: LoadedModel) -> list[tuple[Deliver, Delta]]:
+        """One step of a model's batch, as deltas."""
         began = time.monotonic()
         try:
-            tokens = served.batch.step()
+            tokens = loaded.batch.step()
         except Exception as error:  # out of memory, for one: these answers are lost, the server is not
-            return self._give_up(served, error)
+            return self._give_up(loaded, error)
         now = time.monotonic()
         deltas = []
         for token in tokens:
-            answer = self._running[token.row]
-            answer.completion_tokens += 1
-            if answer.completion_tokens == 1:
-                self._meters.first_token.observe(now - answer.asked_at)
-            deltas.append((answer.deliver, self._delta(answer, token)))
-        self._meters.step(len(tokens), now - began)
+            request = self._running[token.sequence]
+            request.completion_tokens += 1
+            if request.completion_tokens == 1:
+                self._metrics.first_token.observe(now - request.asked_at)
+            deltas.append((request.deliver, self._delta(request, token)))
+        self._metrics.step(len(tokens), now - began)
         return deltas
 
-    def _delta(self, answer: Answering, token: Token) -> Delta:
-        stream = answer.stream
+    def _delta(self, request: GenerationRequest, token: Token) -> Delta:
+        """What a token adds to an answer's text; the slot is freed after the last one."""
+        stream = request.stream
         pieces = stream.push(token)
         log_probs, stream.log_probs = stream.log_probs, []
         if stream.finish:
-            self._finish(token.row)
-            if not token.row.done:  # a stop string ended it
-                answer.served.batch.leave(token.row)
-        return Delta(answer.index, pieces, log_probs, stream.finish, answer.completion_tokens)
+            self._finish(request)
+            if not token.sequence.done:  # a stop string ended it
+                request.loaded.batch.leave(token.sequence)
+        return Delta(request.index, pieces, log_probs, stream.finish, request.completion_tokens)
 
-    def _finish(self, row: Row) -> None:
-        del self._running[row]
+    def _finish(self, request: GenerationRequest) -> None:
+        del self._running[request.sequence]
 
-    def _give_up(self, served: Served, error: Exception) -> list[tuple[Deliver, Delta]]:
-        lost = [answer for answer in self._running.values() if answer.served is served]
+    def _give_up(self, loaded: LoadedModel, error: Exception) -> list[tuple[Deliver, Delta]]:
+        """Errors for every running answer of a model whose step failed."""
+        lost = [request for request in self._running.values() if request.loaded is loaded]
         log(f"error: the engine failed: {type(error).__name__}: {error}; {len(lost)} answers were given up")
-        self._meters.failures.inc()
-        for answer in lost:
-            self._finish(answer.row)
-        served.batch = Batch(served.model, served.tokenizer, served.slots)  # the old one's cache may hold half a step
-        return [(one.deliver, Delta(one.index, finish="error", error="the engine failed; the server's log says why")) for one in lost]
+        self._metrics.failures.inc()
+        for request in lost:
+            self._finish(request)
+        loaded.reset()
+        return [_error(request, "the engine failed; the server's log says why") for request in lost]
+
+
+def _error(request: GenerationRequest, why: str) -> tuple[Deliver, Delta]:
+    return request.deliver, Delta(request.index, finish="error", error=why)
 
 
 def _deliver(deltas: Sequence[tuple[Deliver, Delta]]) -> None:

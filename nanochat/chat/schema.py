@@ -63,7 +63,7 @@ class StreamOptions(BaseModel):
     include_usage: StrictBool | None = None
 
 
-class Sampled(BaseModel):
+class BaseRequest(BaseModel):
     """What chat completions and completions have in common. top_k is an addition of ours, as in other open servers."""
 
     model_config = ConfigDict(extra="ignore")
@@ -95,7 +95,7 @@ class Sampled(BaseModel):
         return [self.stop] if isinstance(self.stop, str) else list(self.stop or [])
 
 
-class ChatRequest(Sampled):
+class ChatRequest(BaseRequest):
     """POST /v1/chat/completions."""
 
     messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
@@ -104,7 +104,7 @@ class ChatRequest(Sampled):
     top_logprobs: int | None = Field(None, ge=0, le=20)
 
 
-class CompletionRequest(Sampled):
+class CompletionRequest(BaseRequest):
     """POST /v1/completions: text, ids, or a list of either."""
 
     prompt: (

@@ -1,4 +1,7 @@
-"""One answer on its way to a client: tokens in, pieces of text and calculator calls out, stop strings cut."""
+"""Ids become text: one answer's tokens in, pieces of valid UTF-8 and calculator calls out, cut at a stop string.
+
+The scheduler pushes each token. Next: delivery.py sends the pieces to the client.
+"""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -38,7 +41,7 @@ class AnswerStream:
         self._expression: str | None = None  # of a call whose result is not known yet
 
     def push(self, token: Token) -> list[Piece]:
-        """What `token` adds. After a stop string, or the row's end, `finish` is set and nothing more may be pushed."""
+        """What `token` adds. After a stop string, or the end of the sequence, `finish` is set and nothing more may be pushed."""
         special = self._tokenizer.special
         pieces: list[Piece] = self._text(self._answer.push(token.id))
         if self._expression is not None and (not token.forced or token.id == special("<|output_end|>")):
@@ -50,11 +53,11 @@ class AnswerStream:
             tokens = self._tokenizer.tokens
             top = [(tokens[id] if id < len(tokens) else b"", value) for id, value in token.log_probs.top]
             self.log_probs.append(TokenLogProb(tokens[token.id], token.log_probs.token, top))
-        if token.row.done and self.finish is None:
+        if token.sequence.done and self.finish is None:
             pieces += self._text(self._answer.flush())
             if self.finish is None:
                 pieces += self._release()
-                self.finish = "stop" if token.row.ended else "length"
+                self.finish = "stop" if token.sequence.ended else "length"
         return [piece for piece in pieces if piece != ""]
 
     def _last(self, kind: str) -> str:

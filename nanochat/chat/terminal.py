@@ -71,7 +71,7 @@ class _Talk:
         self.engine, self.tokenizer, self.sampling = engine, tokenizer, sampling
         self.max_tokens, self.chat_model = max_tokens, chat_model
         self.history: Conversation = []
-        # Room is kept for the answer, but never more than half of the context.
+        # The rest of the context is the answer's, but never more than half of it.
         self.prompt_tokens = max(engine.context - max_tokens, engine.context // 2)
 
     def say(self, text: str) -> None:
@@ -97,10 +97,10 @@ class _Talk:
     def _document(self, text: str) -> list[int]:
         """BOS and the text, of which only the end is read where it is too long."""
         ids = self.tokenizer.encode(text)
-        room = self.prompt_tokens - 1
-        if len(ids) > room:
-            log(f"the text is {len(ids):,} tokens long: only its last {room:,} are read")
-        return [self.tokenizer.bos, *ids[max(len(ids) - room, 0) :]]
+        limit = self.prompt_tokens - 1
+        if len(ids) > limit:
+            log(f"the text is {len(ids):,} tokens long: only its last {limit:,} are read")
+        return [self.tokenizer.bos, *ids[max(len(ids) - limit, 0) :]]
 
     def _stream(self, ids: Sequence[int], answer: Answer) -> None:
         sampling = self.sampling

@@ -62,10 +62,10 @@ def serve(
     queue: Annotated[int, typer.Option(help="requests that may wait")] = 64,
 ) -> None:
     """Serve a chat page and an OpenAI-compatible API."""
-    from nanochat.chat.serve import Options
+    from nanochat.chat.serve import ServeOptions
     from nanochat.chat.serve import serve as answer
 
-    raise typer.Exit(answer(Options(host, port, run, api_key_file, tuple(allow_host or ()), insecure_no_key, device, slots, queue)))
+    raise typer.Exit(answer(ServeOptions(host, port, run, api_key_file, tuple(allow_host or ()), insecure_no_key, device, slots, queue)))
 
 
 @app.command(name="eval")

@@ -56,12 +56,12 @@ def k8s(
     detach: Annotated[bool, typer.Option("--detach", help="do not follow the log")] = False,
 ) -> None:
     """Train on a Kubernetes cluster, by your own kubectl. Flags of `train` are passed on."""
-    from nanochat.cloud import kubectl, kubernetes
+    from nanochat.cloud import kubectl, kubernetes, manifest_patch
     from nanochat.cloud.workload import by_digest, plain_environment, workload
 
     work = workload(by_digest(image), name, profile, trial, context.args, nodes)
     selector = dict(_pair(text, "--node-selector") for text in node_selector or [])
-    options = kubernetes.Options(
+    options = kubernetes.ManifestOptions(
         namespace,
         gpu_type,
         selector,
@@ -78,7 +78,7 @@ def k8s(
         chat_secret,
     )
     made = kubernetes.manifests(work, options)
-    made = kubernetes.patched(made, patch) if patch else made
+    made = manifest_patch.patched(made, patch) if patch else made
     if host_path:
         log("warning: hostPath is not allowed under the restricted pod security profile")
     if dry_run:
@@ -122,7 +122,7 @@ def runpod(
     if min(max_price, max_cost, max_hours) < 0:
         raise UsageError("a ceiling is negative", "0 means none")
     work = workload(by_digest(image), name, profile, trial, context.args)
-    options = rental.Options(
+    options = rental.RentalOptions(
         tuple(gpu or ()),
         cloud,
         tuple(data_center or ()),
@@ -208,10 +208,11 @@ def logs(
     if _rented(on):
         from nanochat.cloud import runpod as rental
         from nanochat.cloud.runpod_api import RunPod, read_key
+        from nanochat.cloud.runpod_watch import deadline, watch
 
         api = RunPod(read_key(api_key_file))
         pod = rental.require(api, name)
-        raise typer.Exit(rental.watch(api, pod["id"], rental.Options(), rental.deadline(pod)))
+        raise typer.Exit(watch(api, pod["id"], deadline(pod)))
     from nanochat.cloud.kubectl import Kubectl
 
     raise typer.Exit(Kubectl(namespace, cluster).logs(name, component, follow))
@@ -240,8 +241,9 @@ def terminate(name: Name, api_key_file: KeyFile = "") -> None:
 def _end(name: str, action: str, api_key_file: str) -> None:
     from nanochat.cloud import runpod as rental
     from nanochat.cloud.runpod_api import RunPod, read_key
+    from nanochat.cloud.runpod_watch import end
 
     api = RunPod(read_key(api_key_file))
     pod = rental.require(api, name)
-    rental.end(api, pod["id"], action)
+    end(api, pod["id"], action)
     log(f"pod {pod['id']}: {action} done" + (": its disk is kept, and billed until submit terminate" if action == "stop" else ""))

@@ -12,13 +12,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import FrameType
 
-from nanochat.cloud.runpod_api import NotThere, RunPod
+from nanochat.cloud.runpod_api import NotFound, RunPod
 from nanochat.cloud.workload import GRACE_SECONDS
 from nanochat.console import duration, log
 from nanochat.errors import ORCHESTRATOR_RETRIED_CODES, NanochatError, UsageError
 
 VARIABLE = "NANOCHAT_GUARD"
-RESTARTS = 2  # of a training that crashed or hung; it goes on from the newest checkpoint
+RESTARTS = 2  # of a training run that crashed or hung; it resumes from the newest checkpoint
 ENDED = re.compile(r"guard: the training ended with (\d+); this pod is ended")
 END_SECONDS = 1800.0  # so long the host is asked to end the pod
 
@@ -28,7 +28,7 @@ class Guard:
     """Until when the pod may live, and how it ends."""
 
     until: float  # seconds since 1970: not from the start, for a pod may be started again
-    end: str  # terminate (the data lies on a network volume) or stop (it lies on the pod's own disk)
+    end: str  # terminate (the data is on a network volume) or stop (it is on the pod's own disk)
 
     def __str__(self) -> str:
         return f"{self.end}@{self.until:.0f}"
@@ -43,7 +43,7 @@ class Guard:
 
 
 def supervise(command: Sequence[str], environment: Mapping[str, str], *, grace: float = GRACE_SECONDS, pause: float = 5.0) -> int:
-    """Run `command` (without the guard's variable), then end this pod; the command's last exit code.
+    """Run `command` (without the guard's variable), restart it if it crashes, then end this pod; the command's last exit code.
 
     A signal to this process is passed on, and then the pod is left alone: who sent it is ending it already.
     """
@@ -69,18 +69,30 @@ def supervise(command: Sequence[str], environment: Mapping[str, str], *, grace: 
     return code
 
 
+class _SignalForwarder:
+    """Passes SIGTERM and SIGINT on to `process` inside a `with` block; `asked` is whether one came."""
+
+    def __init__(self, process: subprocess.Popen[bytes]):
+        self.asked = False
+        self._process = process
+
+    def __enter__(self) -> "_SignalForwarder":
+        self._before = {number: signal.signal(number, self._forward) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _forward(self, number: int, _frame: FrameType | None) -> None:
+        self.asked = True
+        self._process.send_signal(number)
+
+
 def _run(command: Sequence[str], environment: Mapping[str, str], until: float, grace: float) -> tuple[int, bool]:
     """The command's exit code, and whether a signal came from outside. At `until` it has `grace` seconds to save."""
     process = subprocess.Popen(command, env=dict(environment))
-    asked = False
-
-    def forward(number: int, _frame: FrameType | None) -> None:
-        nonlocal asked
-        asked = True
-        process.send_signal(number)
-
-    before = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
+    with _SignalForwarder(process) as signals:
         try:
             code = process.wait(max(until - time.time(), 0))
         except subprocess.TimeoutExpired:
@@ -91,10 +103,7 @@ def _run(command: Sequence[str], environment: Mapping[str, str], until: float, g
             except subprocess.TimeoutExpired:
                 process.kill()
                 code = process.wait()
-        return (code if code >= 0 else 1), asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        return (code if code >= 0 else 1), signals.asked
 
 
 def _end(api: RunPod, pod: str, limits: Guard, code: int, pause: float) -> None:
@@ -107,7 +116,7 @@ def _end(api: RunPod, pod: str, limits: Guard, code: int, pause: float) -> None:
         try:
             api.act(pod, limits.end)
             return
-        except NotThere:
+        except NotFound:
             return
         except NanochatError as error:
             if time.monotonic() > last:

@@ -1,4 +1,4 @@
-"""The user's own kubectl: apply a training's manifests, follow, show and delete it. The cluster's access stays kubectl's business."""
+"""The user's own kubectl: apply a training run's manifests, follow, show and delete it. Only kubectl has access to the cluster."""
 
 import datetime
 import json

@@ -6,13 +6,11 @@ One node is a Job. Several are a JobSet, which starts and restarts them together
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from nanochat.cloud.workload import DATA, FINAL_CODES, GRACE_SECONDS, PORT, RETRIES, USER, Workload
-from nanochat.errors import UsageError
 
 Manifest = dict[str, Any]
 
@@ -26,7 +24,7 @@ DOWNLOAD_HOURS = 12
 
 
 @dataclass(frozen=True)
-class Options:
+class ManifestOptions:
     """What a cluster decides, not the training."""
 
     namespace: str = ""
@@ -45,7 +43,7 @@ class Options:
     chat_secret: str = ""  # the secret that holds the chat's key, under `api-key`
 
 
-def manifests(work: Workload, options: Options) -> list[Manifest]:
+def manifests(work: Workload, options: ManifestOptions) -> list[Manifest]:
     """Everything to apply, in order: volume, download, training, chat."""
     made = [] if options.claim or options.host_path else [_claim(work, options)]
     if work.download:
@@ -74,12 +72,12 @@ def _labels(work: Workload, component: str) -> dict[str, str]:
     }
 
 
-def _meta(work: Workload, options: Options, component: str, name: str = "") -> dict[str, Any]:
+def _meta(work: Workload, options: ManifestOptions, component: str, name: str = "") -> dict[str, Any]:
     place = {"namespace": options.namespace} if options.namespace else {}
     return {"name": name or name_of(work, component), **place, "labels": _labels(work, component)}
 
 
-def _deadline(work: Workload, options: Options) -> int:
+def _deadline(work: Workload, options: ManifestOptions) -> int:
     """Seconds after which the training is ended: the user's, or twice the estimate and an hour."""
     return int(3600 * (options.max_hours or 2 * work.hours + 1))
 
@@ -89,7 +87,7 @@ def _deadline(work: Workload, options: Options) -> int:
 
 def _pod(
     work: Workload,
-    options: Options,
+    options: ManifestOptions,
     component: str,
     arguments: Sequence[str],
     environment: Mapping[str, str],
@@ -136,13 +134,13 @@ def _pod(
     return {"metadata": {"labels": _labels(work, component)}, "spec": spec}
 
 
-def _data(work: Workload, options: Options) -> Manifest:
+def _data(work: Workload, options: ManifestOptions) -> Manifest:
     if options.host_path:
         return {"name": "data", "hostPath": {"path": options.host_path, "type": "Directory"}}
     return {"name": "data", "persistentVolumeClaim": {"claimName": options.claim or f"{work.name}-data"}}
 
 
-def _training_pod(work: Workload, options: Options, environment: Mapping[str, str]) -> Manifest:
+def _training_pod(work: Workload, options: ManifestOptions, environment: Mapping[str, str]) -> Manifest:
     """The pod of one node: its GPUs, where they are, and shared memory for the processes that drive them."""
     cards = max(work.cards, 1)
     requests = {"cpu": str(4 * cards if work.cards else 2), "memory": f"{16 * cards}Gi" if work.cards else "4Gi"}
@@ -166,7 +164,7 @@ def _final(container: str) -> Manifest:
     return {"action": "FailJob", "onExitCodes": {"containerName": container, "operator": "In", "values": sorted(FINAL_CODES)}}
 
 
-def _job(work: Workload, options: Options, component: str, template: Manifest, deadline: int) -> Manifest:
+def _job(work: Workload, options: ManifestOptions, component: str, template: Manifest, deadline: int) -> Manifest:
     """One pod, started again from the newest checkpoint; one that the cluster took away does not count, the deadline does."""
     meta = _meta(work, options, component)
     if options.queue and component == "train":
@@ -189,7 +187,7 @@ def _job(work: Workload, options: Options, component: str, template: Manifest, d
     }
 
 
-def _jobset(work: Workload, options: Options) -> Manifest:
+def _jobset(work: Workload, options: ManifestOptions) -> Manifest:
     """All nodes as one indexed Job that a lost pod fails, inside a set that then starts every node again."""
     meta = _meta(work, options, "train")
     if options.queue:
@@ -229,7 +227,7 @@ def _jobset(work: Workload, options: Options) -> Manifest:
     }
 
 
-def _marked(meta: Manifest, options: Options) -> Manifest:
+def _marked(meta: Manifest, options: ManifestOptions) -> Manifest:
     if options.host_path:
         meta["annotations"] = {"nanochat/pod-security": "not restricted: hostPath"}
     return meta
@@ -238,7 +236,7 @@ def _marked(meta: Manifest, options: Options) -> Manifest:
 # ---- volume and chat ------------------------------------------------------------------------------------------
 
 
-def _claim(work: Workload, options: Options) -> Manifest:
+def _claim(work: Workload, options: ManifestOptions) -> Manifest:
     """The volume of the data directory: by the plan and half as much again, ReadWriteMany where several pods share it."""
     size = options.storage or f"{max(round(1.5 * work.plan.disk_bytes / 2**30), 10)}Gi"
     spec: Manifest = {
@@ -251,7 +249,7 @@ def _claim(work: Workload, options: Options) -> Manifest:
     return {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": meta, "spec": spec}
 
 
-def _chat(work: Workload, options: Options) -> list[Manifest]:
+def _chat(work: Workload, options: ManifestOptions) -> list[Manifest]:
     """The chat beside the training, on a CPU: it shows the training, and answers as soon as there is a checkpoint."""
     name = name_of(work, "chat")
     arguments = ["serve", "--host", "0.0.0.0", "--port", str(CHAT_PORT), "--allow-host", name, "--device", "cpu"]
@@ -284,69 +282,6 @@ def _chat(work: Workload, options: Options) -> list[Manifest]:
         "spec": {"selector": labels, "ports": ports},
     }
     return [deployment, service]
-
-
-# ---- the user's patch -----------------------------------------------------------------------------------------
-
-# Lists that a strategic merge joins by a key, as Kubernetes' own types say; every other list is replaced.
-_KEYS = {
-    "containers": "name",
-    "initContainers": "name",
-    "env": "name",
-    "volumes": "name",
-    "imagePullSecrets": "name",
-    "replicatedJobs": "name",
-    "volumeMounts": "mountPath",
-    "volumeDevices": "devicePath",
-    "ports": "containerPort",
-    "topologySpreadConstraints": "topologyKey",
-    "hostAliases": "ip",
-}
-
-
-def patched(made: list[Manifest], file: Path) -> list[Manifest]:
-    """`made` with the YAML documents of `file` merged into the objects of their kind (and name, where they give one)."""
-    try:
-        patches = [patch for patch in yaml.safe_load_all(file.read_text(encoding="utf-8")) if patch is not None]
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"the patch {file} cannot be read: {error}", "--patch takes a YAML file") from error
-    for patch in patches:
-        if not isinstance(patch, dict) or not isinstance(patch.get("kind"), str):
-            raise UsageError(f"a patch in {file} names no kind", "begin it with `kind: Job`, for example")
-        name = (patch.get("metadata") or {}).get("name")
-        hits = [i for i, one in enumerate(made) if one["kind"] == patch["kind"] and name in (None, one["metadata"]["name"])]
-        if not hits:
-            there = ", ".join(f"{one['kind']} {one['metadata']['name']}" for one in made)
-            raise UsageError(f"a patch in {file} is for {patch['kind']} {name or ''}: there is none", f"there are: {there}")
-        for i in hits:
-            made[i] = merge(made[i], patch)
-    return made
-
-
-def merge(value: Any, patch: Any, key: str = "") -> Any:
-    """A strategic merge: mappings are joined (null removes), the lists of `_KEYS` by their key, `$patch: delete|replace` obeyed."""
-    if isinstance(value, dict) and isinstance(patch, dict):
-        if patch.get("$patch") == "replace":
-            return {name: part for name, part in patch.items() if name != "$patch"}
-        joined = {name: part for name, part in value.items() if patch.get(name, part) is not None}
-        for name, part in patch.items():
-            if part is not None and name != "$patch":
-                joined[name] = merge(joined.get(name, {} if isinstance(part, dict) else None), part, name)
-        return joined
-    if isinstance(value, list) and isinstance(patch, list) and key in _KEYS:
-        by = next((by for by in (_KEYS[key], "port") if all(isinstance(p, dict) and by in p for p in [*value, *patch])), "")
-        return _merge_lists(value, patch, by) if by else patch
-    return patch
-
-
-def _merge_lists(value: list[Manifest], patch: list[Manifest], by: str) -> list[Manifest]:
-    ours = {one[by]: one for one in value}
-    for part in patch:
-        if part.get("$patch") == "delete":
-            ours.pop(part[by], None)
-        else:
-            ours[part[by]] = merge(ours.get(part[by], {}), part)
-    return list(ours.values())
 
 
 class _Dumper(yaml.SafeDumper):

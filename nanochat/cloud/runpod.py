@@ -1,7 +1,6 @@
-"""A training on a rented card of RunPod: choose one, show what it will cost, rent it, follow it, see that it ends.
+"""A training run on a rented GPU of RunPod: choose one, show what it will cost, rent it. runpod_watch.py follows it to its end.
 
-Two watch the ceiling: this client while it follows, and the guard inside the pod (guard.py) whether or not anybody does.
-Called again with the same name, `submit` finds the pod that is there and goes on following it.
+Called again with the same name, `submit` finds the pod that is there and follows it.
 """
 
 import datetime
@@ -9,29 +8,27 @@ import importlib.util
 import re
 import shlex
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nanochat.cloud.guard import ENDED, VARIABLE, Guard
-from nanochat.cloud.runpod_api import LONGEST_PAUSE, Forbidden, NoCapacity, NotNow, NotThere, RunPod, Unclear
-from nanochat.cloud.workload import DATA, GRACE_SECONDS, Workload
+from nanochat.cloud.guard import VARIABLE, Guard
+from nanochat.cloud.runpod_api import Forbidden, Indeterminate, NoCapacity, RunPod
+from nanochat.cloud.runpod_watch import POLL_SECONDS, START_MINUTES, deadline, end, watch
+from nanochat.cloud.workload import DATA, Workload
 from nanochat.console import duration, log
 from nanochat.errors import NanochatError, PreflightError, UsageError
 from nanochat.hardware.gpu_specs import RENTAL_GPUS
 
 LIVE = ("PROVISIONING", "STARTING", "RUNNING")
 IMAGE_GB = 12  # the unpacked image and what a container writes outside its volume
-LAST_SECONDS = 5.0
-START_MINUTES = 30.0  # a pod that has not started by then (a large image takes 10) is given back
-POLL_SECONDS = 15.0
 STOPPED_DISK = 0.20  # dollars for a GB and month of a stopped pod's disk, about
 
 
 @dataclass(frozen=True)
-class Options:
-    """What to rent, and how much it may cost."""
+class RentalOptions:
+    """What to rent, and the most it may cost."""
 
     gpus: tuple[str, ...] = ()  # candidates in order, instead of the profile's
     cloud: str = "SECURE"
@@ -49,7 +46,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A card to rent: `price` is of the whole pod for an hour, by the catalogue."""
+    """A GPU type to rent: `price` is of the whole pod for an hour, by the catalogue."""
 
     gpu: str
     price: float
@@ -66,7 +63,7 @@ def cuda_floor() -> str:
     return f"{version[1]}.0" if version else ""
 
 
-def candidates(api: RunPod, work: Workload, options: Options) -> list[Candidate]:
+def candidates(api: RunPod, work: Workload, options: RentalOptions) -> list[Candidate]:
     """What may be rented, in order, free ones first. Raises UsageError and PreflightError where nothing is left, saying why."""
     if not work.cards:
         raise UsageError(
@@ -95,13 +92,13 @@ def candidates(api: RunPod, work: Workload, options: Options) -> list[Candidate]
     return sorted(found, key=lambda one: one.free == "NONE")
 
 
-def ceiling(work: Workload, options: Options, price: float) -> float:
+def ceiling(work: Workload, options: RentalOptions, price: float) -> float:
     """Hours that the pod may live at most."""
     hours = options.max_hours or 2 * work.hours + 1
     return min(hours, options.max_cost / price) if options.max_cost and price else hours
 
 
-def describe(work: Workload, options: Options, found: Sequence[Candidate]) -> str:
+def describe(work: Workload, options: RentalOptions, found: Sequence[Candidate]) -> str:
     """What will be rented and what it costs, a few lines."""
     lines = [f"training  {' '.join(work.command)}", f"image     {work.image}", f"time      about {duration(3600 * work.hours)}"]
     for one in found:
@@ -127,7 +124,7 @@ def disk_gigabytes(work: Workload) -> int:
     return max(round(1.5 * work.plan.disk_bytes / 1e9), 10)
 
 
-def body(work: Workload, options: Options, one: Candidate, now: float) -> dict[str, Any]:
+def body(work: Workload, options: RentalOptions, one: Candidate, now: float) -> dict[str, Any]:
     """The request that rents `one`."""
     guard = Guard(now + 3600 * one.hours, "terminate" if options.volume else "stop")
     gpu: dict[str, Any] = {"id": one.gpu, "count": work.cards}
@@ -171,7 +168,7 @@ def require(api: RunPod, name: str) -> dict[str, Any]:
     raise UsageError(f"there is no pod named {name!r}", "submit status --on runpod lists them")
 
 
-def rent(api: RunPod, work: Workload, options: Options, found: Sequence[Candidate]) -> tuple[dict[str, Any], Candidate]:
+def rent(api: RunPod, work: Workload, options: RentalOptions, found: Sequence[Candidate]) -> tuple[dict[str, Any], Candidate]:
     """Rent the first candidate that is to be had; never two. Raises PreflightError where none is."""
     refused = []
     for one in found:
@@ -183,7 +180,7 @@ def rent(api: RunPod, work: Workload, options: Options, found: Sequence[Candidat
                 log(f"{one.gpu}: {error.message}")
                 refused.append(one.gpu)
                 break
-            except Unclear as error:  # it may have been made all the same
+            except Indeterminate as error:  # it may have been made all the same
                 log(f"{error.message}; looking whether the pod is there")
                 time.sleep(api.pause)
                 if made := find(api, work.name):
@@ -195,7 +192,7 @@ def rent(api: RunPod, work: Workload, options: Options, found: Sequence[Candidat
     )
 
 
-def _affordable(api: RunPod, pod: dict[str, Any], work: Workload, options: Options, one: Candidate) -> dict[str, Any]:
+def _affordable(api: RunPod, pod: dict[str, Any], work: Workload, options: RentalOptions, one: Candidate) -> dict[str, Any]:
     """The pod, or, where its real price breaks the ceiling, an error and no pod."""
     price = pod.get("cost") or 0.0
     if (options.max_price and price > options.max_price + 0.005) or (options.max_cost and price * one.hours > 1.01 * options.max_cost):
@@ -206,26 +203,7 @@ def _affordable(api: RunPod, pod: dict[str, Any], work: Workload, options: Optio
     return pod
 
 
-def end(api: RunPod, identifier: str, action: str) -> None:
-    """Stop or terminate a pod, and see that it happened. Raises NanochatError, loudly, where it did not."""
-    for _ in range(10):
-        try:
-            api.act(identifier, action)
-        except NotThere:
-            return
-        except NotNow:
-            pass  # between two states, or there already
-        try:
-            status = api.pod(identifier)["status"]
-        except NotThere:
-            return
-        if status == "TERMINATED" or (status == "EXITED" and action == "stop"):
-            return
-        time.sleep(api.pause)
-    raise NanochatError(f"pod {identifier} may still run and cost money: {action} did not take effect", "end it on RunPod's page")
-
-
-def submit(api: RunPod, work: Workload, options: Options, agree: Callable[[str], bool], follow: bool = True) -> int:
+def submit(api: RunPod, work: Workload, options: RentalOptions, agree: Callable[[str], bool], follow: bool = True) -> int:
     """Rent (or find) the pod of this name and follow it; the exit code."""
     options = options if options.min_cuda else replace(options, min_cuda=cuda_floor())
     if not options.min_cuda:
@@ -233,7 +211,7 @@ def submit(api: RunPod, work: Workload, options: Options, agree: Callable[[str],
     pod = find(api, work.name)
     if pod and pod["status"] in LIVE:
         log(f"pod {pod['id']} ({pod['status']}) bears this name already: following it; nothing new is rented")
-        return watch(api, pod["id"], options, until=deadline(pod)) if follow else 0
+        return _follow(api, pod, options, deadline(pod)) if follow else 0
     if pod and pod["status"] == "ERROR":
         raise PreflightError(f"pod {pod['id']} of this name is in an error state", f"submit terminate {work.name} removes it with its disk")
     found = candidates(api, work, options)
@@ -256,95 +234,14 @@ def submit(api: RunPod, work: Workload, options: Options, agree: Callable[[str],
         log("not followed: the guard inside the pod ends it")
         return 0
     try:
-        return watch(api, pod["id"], options, until)
+        return _follow(api, pod, options, until)
     except KeyboardInterrupt:
         log(f"no longer followed. The pod goes on, and its guard ends it; `submit logs {work.name} --on runpod` follows again")
         raise
 
 
-def deadline(pod: dict[str, Any]) -> float:
-    """Until when the guard of a pod lets it live; the end of time where it has none."""
-    try:
-        return Guard.parse(pod.get("env", {}).get(VARIABLE, "")).until
-    except UsageError:
-        return float("inf")
-
-
-def watch(api: RunPod, identifier: str, options: Options, until: float, show: Callable[[str], None] = print) -> int:
-    """Follow a pod to its end: print its log, enforce the ceiling, give it back where it never starts.
-
-    The exit code is the training's, as the guard's last line tells it; 0 where the log has no such line.
-    """
-    started, begun, cursor, polled = False, time.monotonic(), "", 0.0
-    grace = GRACE_SECONDS if until - time.time() > 60 else 0  # the guard comes first, it saves a checkpoint
-
-    def alive() -> int | None:
-        """An exit code where there is nothing more to follow."""
-        nonlocal started, polled
-        polled = time.monotonic()
-        try:
-            pod = api.pod(identifier)
-        except NotThere:
-            log(f"pod {identifier} is terminated: it costs nothing more")
-            return 0
-        status = pod["status"]
-        if status in ("EXITED", "TERMINATED"):
-            log(
-                f"pod {identifier} has ended ({status})"
-                + ("" if status == "TERMINATED" else ": its disk is kept, and billed until submit terminate")
-            )
-            return 0
-        if status == "ERROR":
-            if not started:
-                end(api, identifier, "terminate")
-                raise PreflightError(
-                    f"pod {identifier} failed before it ran: it is given back", "is the image right, and --registry for a private one?"
-                )
-            raise NanochatError(
-                f"pod {identifier} is in an error state (${pod.get('cost') or 0:.2f} an hour); its disk is kept",
-                "look at it on RunPod's page; submit terminate removes it with its disk",
-            )
-        if time.time() > until + grace:
-            log("the ceiling is reached, and the pod's own guard has not ended it")
-            end(api, identifier, "terminate" if pod.get("mounts", {}).get("network") else "stop")
-            raise NanochatError(
-                f"pod {identifier} was ended at the ceiling", "a higher --max-hours or --max-cost goes on from the checkpoint"
-            )
-        started = started or status == "RUNNING"
-        if not started and time.monotonic() - begun > 60 * options.start_minutes:
-            end(api, identifier, "terminate")
-            raise PreflightError(
-                f"pod {identifier} did not start in {options.start_minutes:g} minutes: it is given back", "another card or data centre"
-            )
-        return None
-
-    ended, code = 0, alive()
-    while True:
-        last = time.monotonic() + LAST_SECONDS  # for what the log of an ended pod still holds
-        for at, line in _lines(api, identifier, cursor, LONGEST_PAUSE if code is None else LAST_SECONDS) if started else ():
-            cursor = at or cursor
-            if at or line:
-                show(line)
-            if said := ENDED.search(line):
-                ended = int(said[1])
-            if code is None and time.monotonic() - polled > options.poll:
-                code, last = alive(), time.monotonic() + LAST_SECONDS
-            if code is not None and time.monotonic() > last:
-                break
-        if code is not None:
-            return code or ended
-        time.sleep(min(options.poll, 1.0) if started else options.poll)
-        code = alive()
-
-
-def _lines(api: RunPod, identifier: str, cursor: str, silence: float) -> Iterator[tuple[str, str]]:
-    """One connection's log lines; it may end at any time, for whatever reason."""
-    try:
-        yield from api.events(identifier, cursor, silence)
-    except NotThere:
-        return
-    except NanochatError as error:
-        log(f"no log now: {error.message}")
+def _follow(api: RunPod, pod: dict[str, Any], options: RentalOptions, until: float) -> int:
+    return watch(api, pod["id"], until, options.poll, options.start_minutes)
 
 
 def status_lines(api: RunPod, name: str = "") -> list[str]:

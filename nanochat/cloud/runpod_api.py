@@ -1,4 +1,4 @@
-"""RunPod's REST API, version 2: the few calls that a training needs, their errors, and a log that survives broken connections.
+"""RunPod's REST API, version 2: the few calls that a training run needs, the errors of its HTTP statuses, and the log's stream.
 
 The key is sent to one host, in one header, and nowhere else: it is kept out of messages, logs and tracebacks.
 """
@@ -24,37 +24,37 @@ TRIES = 5
 LONGEST_PAUSE = 60.0
 
 
-class NotThere(NanochatError):
+class NotFound(NanochatError):
     """404: there is no such pod (any more)."""
 
 
 class NoCapacity(NanochatError):
-    """400 at a creation: this card is not to be had now; the next one may be."""
+    """400 at a creation: this GPU type is not available now; the next one may be."""
 
 
 class Forbidden(NanochatError):
     """403: the key may not do this."""
 
 
-class NotPaid(NanochatError):
+class PaymentRequired(NanochatError):
     """402: the account is empty."""
 
 
-class NotNow(NanochatError):
+class Conflict(NanochatError):
     """409: the pod's state does not allow this."""
 
 
-class Unclear(NanochatError):
-    """The connection broke, or the server failed: whether the request was carried out is not known."""
+class Indeterminate(NanochatError):
+    """The connection broke, or 5xx: whether the request was carried out is not known."""
 
 
 _KINDS: dict[int, tuple[type[NanochatError], str]] = {
     400: (NoCapacity, "another card (--gpu), another data centre, or later"),
     401: (UsageError, "check RUNPOD_API_KEY: the account's page of API keys shows which are valid"),
-    402: (NotPaid, "add credit to the account, then the same command"),
+    402: (PaymentRequired, "add credit to the account, then the same command"),
     403: (Forbidden, "the API key lacks the right for this: make one with pods: read and write"),
-    404: (NotThere, "submit status --on runpod lists the pods"),
-    409: (NotNow, "submit status --on runpod shows the pod's state"),
+    404: (NotFound, "submit status --on runpod lists the pods"),
+    409: (Conflict, "submit status --on runpod shows the pod's state"),
     422: (UsageError, "the message names the field that RunPod refuses"),
 }
 
@@ -91,7 +91,7 @@ class RunPod:
         return "".join(c for c in text.replace(self._key, "***") if c.isprintable() or c == "\t")
 
     def gpus(self, count: int, cloud: str, cuda: str) -> list[dict[str, Any]]:
-        """The catalogue: cards with price, the most in one pod, and what is free now."""
+        """The catalogue: GPU types with price, the most in one pod, and availability."""
         query = {"include": "AVAILABILITY", "product": "POD", "count": str(count), "cloud": cloud} | (
             {"minCudaVersion": cuda} if cuda else {}
         )
@@ -102,11 +102,11 @@ class RunPod:
         return list(self._call("GET", "/v2/pods").get("pods", []))
 
     def pod(self, identifier: str) -> dict[str, Any]:
-        """One pod. Raises NotThere."""
+        """One pod. Raises NotFound."""
         return self._call("GET", f"/v2/pods/{quote(identifier, safe='')}")
 
     def create(self, body: dict[str, Any]) -> dict[str, Any]:
-        """A new pod. Not repeated where it is unclear whether one was made (Unclear): the caller looks for it by its name."""
+        """A new pod. Not repeated where it is unclear whether one was made (Indeterminate): the caller looks for it by its name."""
         return self._call("POST", "/v2/pods", body, once=True)
 
     def change(self, identifier: str, body: dict[str, Any]) -> dict[str, Any]:
@@ -114,7 +114,7 @@ class RunPod:
         return self._call("PATCH", f"/v2/pods/{quote(identifier, safe='')}", body)
 
     def act(self, identifier: str, action: str) -> None:
-        """start, stop, restart or terminate. Raises NotNow where the pod's state does not allow it."""
+        """start, stop, restart or terminate. Raises Conflict where the pod's state does not allow it."""
         self._call("POST", f"/v2/pods/{quote(identifier, safe='')}/action", {"action": action})
 
     def _call(
@@ -138,7 +138,7 @@ class RunPod:
                 elif answer.status_code < 500 or once or last:
                     raise problem
             except (requests.RequestException, ValueError) as error:  # its text may hold headers: only its kind is told
-                problem = Unclear(f"RunPod: {method} {path}: {type(error).__name__}", "is the network up? the same command goes on")
+                problem = Indeterminate(f"RunPod: {method} {path}: {type(error).__name__}", "is the network up? the same command goes on")
                 if once or last:
                     raise problem from None
             log(f"{problem.message}; again in {wait:.0f} s")
@@ -148,7 +148,7 @@ class RunPod:
     def _problem(self, answer: requests.Response, what: str) -> NanochatError:
         """The error that an answer means, with its own words (RFC 9457)."""
         kind, hint = _KINDS.get(
-            answer.status_code, (Unclear if answer.status_code >= 500 else NanochatError, "later, or see RunPod's status page")
+            answer.status_code, (Indeterminate if answer.status_code >= 500 else NanochatError, "later, or see RunPod's status page")
         )
         if answer.status_code == 429:
             kind, hint = NanochatError, "RunPod asks for patience: the same command again in a minute"
@@ -162,7 +162,7 @@ class RunPod:
         """One connection's log lines as (cursor, line); ("", "") where the stream is alive but silent. Ends where it breaks.
 
         `after`, the cursor of the last line that was seen, makes the stream go on behind it; it
-        ends after `silence` seconds without a byte. Raises NotThere and its fellows.
+        ends after `silence` seconds without a byte. Raises NotFound and its fellows.
         """
         path = f"/v2/pods/{quote(identifier, safe='')}/logs"
         headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": after} if after else {})

@@ -61,7 +61,7 @@ class Workload:
 
     @property
     def download(self) -> tuple[str, ...]:
-        """The command that fetches all that the training needs, before a card is taken; empty where there is nothing to fetch."""
+        """The command that fetches all that the training run needs, before a GPU is taken; empty if there is nothing to fetch."""
         if not text_source(self.config).downloads:
             return ()
         processes = self.config.nproc_per_node * self.nodes  # the batch, and so the number of shards, may follow from it

@@ -1,7 +1,7 @@
-"""What could make a run fail or crawl, found before anything is spent: each finding says what, why it matters and what to do.
+"""Checks of this machine before a run: each finding says what was found, why it matters and what to do.
 
-An error is what would make the run fail; a warning is what would make it slow, or fail later. `train` looks too, without
-what takes seconds.
+An error would make the run fail. A warning would make it slow, or fail later. `train` runs the same checks, without those that
+take seconds.
 """
 
 import dataclasses
@@ -34,14 +34,14 @@ SLOW_DISK = 30e6  # bytes a second
 PROBE_BYTES = 32 << 20  # written to measure a disk
 SHARED_BYTES = 1 << 30  # of /dev/shm, for several GPUs
 FILES = 1024
-HELD = 0.1  # part of a card's memory that others may hold without a word
+HELD = 0.1  # part of a GPU's memory that other processes may hold without a warning
 NETWORK_SECONDS = 5.0
-CPU_DAYS = 3.0  # a card's real run that would take longer on this CPU is refused
+CPU_DAYS = 3.0  # a GPU profile's full run that would take longer on this CPU is refused
 
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at. `fix` is a command or a setting; `why` and `fix` are empty where all is well."""
+    """The result of a check. `fix` is a command or a setting; `why` and `fix` are empty if nothing is wrong."""
 
     id: str
     level: str
@@ -51,13 +51,13 @@ class Finding:
 
     @property
     def means(self) -> str:
-        """What any finding of this id means; empty where all is well."""
+        """The explanation that every finding of this id shares; empty if nothing is wrong."""
         return explained(self.id) if self.level != OK else ""
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """What is examined: the resolved config of a run, its plan, and the driver; `quick` leaves out what takes seconds.
+    """The input of every check: the resolved config of a run, its plan, and the driver; `quick` skips what takes seconds.
 
     `asked` is the device as the user named it, before "auto" became what is there.
     """
@@ -70,13 +70,13 @@ class Case:
 
 
 def examine(config: Config, plan: Plan, quick: bool = False, asked: str = "") -> list[Finding]:
-    """Look at everything that the run of a resolved config stands on; `asked` is --device as the user gave it."""
+    """Run every check for a resolved config; `asked` is --device as the user gave it."""
     case = Case(config, plan, nvml.read_driver(), quick, asked)
     return [finding for check in CHECKS for finding in check(case)]
 
 
 def require(config: Config, plan: Plan, asked: str = "") -> None:
-    """Say what would make a run slow, and raise PreflightError with the first thing that would make it fail."""
+    """Run the quick checks: log the warnings, and raise PreflightError for the first error."""
     findings = examine(config, plan, quick=True, asked=asked)
     for finding in findings:
         if finding.level == WARNING:
@@ -87,7 +87,7 @@ def require(config: Config, plan: Plan, asked: str = "") -> None:
 
 
 def healthy(findings: list[Finding]) -> bool:
-    """Whether nothing would make the run fail."""
+    """Whether no finding is an error."""
     return all(finding.level != ERROR for finding in findings)
 
 
@@ -97,7 +97,7 @@ def to_json(findings: list[Finding]) -> dict[str, Any]:
 
 
 def describe(findings: list[Finding]) -> str:
-    """For people: a line for what is well, four for what is not."""
+    """The findings as text: one line for each, and three more for what it means, why it matters and how to fix it."""
     lines = []
     for finding in findings:
         lines.append(f"{finding.level:<8}{finding.id}: {finding.what}")
@@ -111,7 +111,7 @@ def describe(findings: list[Finding]) -> str:
 
 
 def check_torch(case: Case) -> Iterator[Finding]:
-    """The driver against the CUDA that torch was built with, and a card's run that fell to the CPU and would take days there."""
+    """The driver against torch's CUDA version, and a GPU profile's run that would take days on the CPU."""
     fell_to_cpu = case.asked == "auto" and case.config.device == "cpu" and case.config.profile not in ("", "cpu")
     stranded = fell_to_cpu and case.plan.seconds > CPU_DAYS * 86400
     if stranded:
@@ -152,7 +152,7 @@ def check_torch(case: Case) -> Iterator[Finding]:
 
 
 def check_processes(case: Case) -> Iterator[Finding]:
-    """Processes asked for against devices visible."""
+    """Processes asked for against visible devices."""
     asked = case.config.nproc_per_node
     if case.config.device == "cuda":
         import torch
@@ -170,7 +170,7 @@ def check_processes(case: Case) -> Iterator[Finding]:
 
 
 def check_memory(case: Case) -> Iterator[Finding]:
-    """What the run needs against what is free, and who holds the rest."""
+    """The memory that the run needs against what is free, and which processes hold the rest."""
     needed, most = case.plan.memory_bytes["total"], case.plan.max_device_batch_size
     lower = f"use --device_batch_size={most}: the losses stay the same" if most else "use a smaller --depth or --max_seq_len"
     if not case.plan.card_here:
@@ -196,7 +196,7 @@ def check_memory(case: Case) -> Iterator[Finding]:
 
 
 def check_spill(case: Case) -> Iterator[Finding]:
-    """Windows' driver moves what does not fit into system memory, without a word."""
+    """Windows' driver moves what does not fit the GPU's memory into system memory, without an error."""
     if (sys.platform == "win32" or "microsoft" in platform.release().lower()) and case.config.device == "cuda":
         why = "what does not fit into the card's memory is moved to system memory: training then is ten times slower, the GPU's use at 2%"
         fix = "NVIDIA control panel, CUDA - Sysmem Fallback Policy: Prefer No Sysmem Fallback; lower --device_batch_size where steps crawl"
@@ -204,7 +204,7 @@ def check_spill(case: Case) -> Iterator[Finding]:
 
 
 def check_compiler(case: Case) -> Iterator[Finding]:
-    """What compiles at run time: a CPU's fused operations, or torch.compile."""
+    """The compiler for the CPU's fused operations, or for torch.compile."""
     cuda = case.config.device == "cuda"
     if not cuda and case.config.compile != "on":
         from nanochat.kernels import build as kernels
@@ -268,7 +268,7 @@ def _size(size: float) -> str:
 
 
 def _disk_speed(folder: Path) -> float:
-    """Bytes a second that `folder` takes, made durable."""
+    """Bytes a second written to `folder` and fsynced."""
     path, block = folder / f"{paths.TEMPORARY}{uuid.uuid4().hex}", os.urandom(1 << 20)
     began = time.monotonic()
     try:
@@ -307,7 +307,7 @@ def check_limits(case: Case) -> Iterator[Finding]:
 
 
 def check_data(case: Case) -> Iterator[Finding]:
-    """Whether the data is there, and where it is not, whether it can be fetched."""
+    """Whether the data is complete, and if not, whether it can be fetched."""
     config, source = case.config, text_source(case.config)
     if fault := source.fault:
         yield Finding("data", ERROR, fault, "the run has no text", "give --data a file or a folder of text")

@@ -1,4 +1,4 @@
-"""Ten seconds of work on every GPU at once and an all-reduce between them, before a node's meter runs.
+"""`doctor --gpus`: ten seconds of matrix products on every GPU at once, and an all-reduce between them.
 
 `python -m nanochat.doctor.gpus OUT DEVICE SECONDS` is one of the processes; `check_gpus` starts them and names an outlier.
 """
@@ -21,11 +21,11 @@ SECONDS = 10.0  # of matrix products
 SIZE = {"cuda": 8192, "cpu": 512}  # rows and columns of a matrix
 EXCHANGED = {"cuda": 256 << 20, "cpu": 4 << 20}  # bytes of one all-reduce
 EXCHANGES = 10
-SLOW = 0.9  # of the median: a card below it is an outlier
+SLOW = 0.9  # of the median: a GPU below it is an outlier
 
 
 def work(here: Ranks, seconds: float) -> float:
-    """Floating-point operations a second of matrix products on this rank's device, the first second (of warming up) not counted."""
+    """Floating-point operations a second of matrix products on this rank's device, without the first second (warm-up)."""
     kind = here.device.type
     dtype = torch.bfloat16 if kind == "cuda" else torch.float32
     a = torch.randn(SIZE[kind], SIZE[kind], device=here.device, dtype=dtype)
@@ -36,28 +36,28 @@ def work(here: Ranks, seconds: float) -> float:
             count, since = 0, now
         for _ in range(4):
             a @ a
-        here_done(here)
+        synchronize(here)
         count += 4
     return 2 * SIZE[kind] ** 3 * count / (time.monotonic() - since)
 
 
-def here_done(here: Ranks) -> None:
-    """Wait for what was begun on the device."""
+def synchronize(here: Ranks) -> None:
+    """Wait until the device has finished its work."""
     if here.device.type == "cuda":
         torch.cuda.synchronize(here.device)
 
 
 def exchange(here: Ranks) -> float:
-    """Bytes a second of an all-reduce between all ranks; 0 where there is one only."""
+    """Bytes a second of an all-reduce between all ranks; 0 if there is one only."""
     if here.world_size == 1:
         return 0.0
     tensor = torch.ones(EXCHANGED[here.device.type] // 4, device=here.device)
     here.all_reduce_sum(tensor)
-    here_done(here)
+    synchronize(here)
     began = time.monotonic()
     for _ in range(EXCHANGES):
         here.all_reduce_mean(tensor)
-    here_done(here)
+    synchronize(here)
     return EXCHANGES * EXCHANGED[here.device.type] / (time.monotonic() - began)
 
 
@@ -71,7 +71,7 @@ def main(out: str, device: str, seconds: float) -> None:
 
 
 def check_gpus(device: str = "cuda", count: int | None = None, seconds: float = SECONDS) -> list[Finding]:
-    """Findings on `count` devices (every GPU): a card that fails, one that is slower than the others, and the exchange between them."""
+    """Findings on `count` devices (default: every GPU): a failing one, one slower than the others, the exchange between them."""
     count = count or torch.cuda.device_count()
     if not count:
         return [Finding("gpus", OK, "there is no GPU to be tried")]

@@ -1,4 +1,4 @@
-"""The table of what goes wrong (troubleshooting.toml): the doctor's findings explained, and the two documents made of it."""
+"""The troubleshooting table (troubleshooting.toml): explanations of the doctor's findings, and the two documents made of it."""
 
 import functools
 import tomllib
@@ -18,7 +18,7 @@ def table() -> dict[str, Any]:
 
 
 def explained(finding: str) -> str:
-    """What a finding of the doctor means, in English; empty for one that the table does not have."""
+    """The explanation of a finding's id in English; empty for one that the table does not have."""
     return str(table()["findings"].get(finding, {}).get("en", ""))
 
 

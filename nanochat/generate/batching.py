@@ -1,6 +1,6 @@
-"""Continuous batching (Yu et al., 2022, "Orca"): rows join and leave between tokens, over a fixed number of KV-cache slots.
+"""Continuous batching (Yu et al., 2022, "Orca"): sequences join and leave between tokens, over a fixed number of KV-cache slots.
 
-Shapes: B rows, T positions, V vocabulary.
+Shapes: B sequences, T positions, V vocabulary.
 """
 
 from collections import deque
@@ -21,14 +21,22 @@ PROMPT_TOKENS = 512  # of prompts, padding included, that one step reads: runnin
 SHORTEST_PREFIX = 16  # a shorter common beginning is not worth a particular slot
 
 
-class Row:
-    """One answer under way: its prompt, its sampling, and what comes next.
+class SequenceState:
+    """One answer being generated: its prompt, its sampling, and the tokens that come next.
 
-    After a call of the calculator (python_start ... python_end) its result is forced into the answer, between
-    output_start and output_end; where it has none, nothing is. `room` is the most tokens the answer may have.
+    After a call of the calculator (python_start ... python_end) its result is forced into the answer, between output_start and
+    output_end. If the expression has no value, nothing is forced. Forced tokens count towards `max_new_tokens`.
     """
 
-    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], room: int, sampling: Sampling, index: int = 0, top: int | None = None):
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        prompt: Sequence[int],
+        max_new_tokens: int,
+        sampling: Sampling,
+        index: int = 0,
+        top: int | None = None,
+    ):
         self.prompt = list(prompt)
         self.sampling = sampling
         self.generator = sampling.generator(index)
@@ -37,14 +45,14 @@ class Row:
         self.last = -1  # the newest token, which the model has not read yet
         self.ended = False  # by assistant_end or bos
         self._tokenizer = tokenizer
-        self._room = room
+        self._left = max_new_tokens  # tokens that may still be added
         self._forced: deque[int] = deque()
         self._expression: list[int] | None = None  # the ids since python_start
 
     @property
     def done(self) -> bool:
-        """Whether nothing more comes: it ended, or there is no more room."""
-        return self.ended or self._room <= 0
+        """Whether the answer is complete: it ended, or has all of its tokens."""
+        return self.ended or self._left <= 0
 
     def advance(self, sampled: int) -> tuple[int, bool]:
         """The next token, and whether it was forced: a forced one where one is due, else `sampled`."""
@@ -60,35 +68,35 @@ class Row:
             self._expression = None
         elif self._expression is not None:
             self._expression.append(token)
-        self._room -= 1
+        self._left -= 1
         self.last = token
         self.ended = token in (special("<|assistant_end|>"), special("<|bos|>"))
         return token, forced
 
 
 class Token(NamedTuple):
-    """A new token of a row's answer; `forced` where the calculator and not the model said it."""
+    """A new token of a sequence; `forced` if it is the calculator's and not sampled."""
 
-    row: Row
+    sequence: SequenceState
     id: int
     forced: bool
     log_probs: LogProbs | None
 
 
 class Batch:
-    """The rows that one model answers at once, and its KV cache. Not thread-safe: one thread owns it.
+    """The sequences that one model decodes at once, and its KV cache. Not thread-safe: one thread owns it.
 
-    Rows fill the slots from 0 without a gap, those that write before those whose prompt is still being read, so that every
-    forward pass is over a view of the cache. What a row leaves behind stays in its slot until another row needs the slot: a
-    conversation's next turn then finds its earlier turns already read.
+    Sequences fill the slots from 0 without a gap, those that decode before those whose prompt is still being read, so that every
+    forward pass is over a view of the cache. The keys and values of a finished sequence stay in its slot until another sequence
+    needs the slot: a conversation's next turn then finds its earlier turns already read.
     """
 
     def __init__(self, model: GPT, tokenizer: Tokenizer, slots: int, length: int | None = None, prompt_tokens: int = PROMPT_TOKENS):
         self.model, self.tokenizer, self.slots = model, tokenizer, slots
         self.device = next(model.parameters()).device
         self.context = model.config.max_seq_len
-        self.rows: list[Row] = []
-        self._writing = 0  # so many of `rows`, from the first on, have their prompt read
+        self.sequences: list[SequenceState] = []
+        self._decoding = 0  # so many of `sequences`, from the first on, have their prompt read
         self._prompt_tokens = prompt_tokens
         self._cache = KVCache(model.config, slots, min(length or self.context, self.context), self.device, model.compute_dtype)
         # A model with a forward pass of its own is asked through that.
@@ -99,73 +107,73 @@ class Batch:
 
     @property
     def free(self) -> int:
-        """Slots that no row has."""
-        return self.slots - len(self.rows)
+        """The number of free slots."""
+        return self.slots - len(self.sequences)
 
-    def join(self, row: Row) -> int:
-        """Give `row` a slot; its prompt is read by the next steps. Returns how many of its tokens a slot still held."""
+    def join(self, sequence: SequenceState) -> int:
+        """Give `sequence` a slot; the next steps read its prompt. Returns how many of the prompt's tokens the cache already holds."""
         assert self.free, "no slot is free"
-        assert row.prompt, "an empty prompt"
-        assert not row.done, "no room for an answer"
-        place = len(self.rows)
+        assert sequence.prompt, "an empty prompt"
+        assert not sequence.done, "no token may be added"
+        place = len(self.sequences)
         held, slot = max(
             (
-                (shared if (shared := _shared(self._held[slot], row.prompt)) >= SHORTEST_PREFIX else 0, slot)
+                (shared if (shared := _shared(self._held[slot], sequence.prompt)) >= SHORTEST_PREFIX else 0, slot)
                 for slot in range(place, self.slots)
             ),
             key=lambda found: (found[0], -self._used[found[1]]),
         )
         self._swap(place, slot)
         self._keep(place, held)
-        self.rows.append(row)
+        self.sequences.append(sequence)
         return held
 
-    def leave(self, row: Row) -> None:
-        """Free the slot of `row`, whether it is done or not."""
-        place = self.rows.index(row)
-        if place < self._writing:  # the last writing row takes its place, and the last of all that one's
-            self._writing -= 1
-            self._exchange(place, self._writing)
-            place = self._writing
-        self._exchange(place, len(self.rows) - 1)
-        self.rows.pop()
+    def leave(self, sequence: SequenceState) -> None:
+        """Free the slot of `sequence`, whether it is done or not."""
+        place = self.sequences.index(sequence)
+        if place < self._decoding:  # the last one that decodes takes its place, and the last of all that one's
+            self._decoding -= 1
+            self._exchange(place, self._decoding)
+            place = self._decoding
+        self._exchange(place, len(self.sequences) - 1)
+        self.sequences.pop()
         self._clock += 1
-        self._used[len(self.rows)] = self._clock
+        self._used[len(self.sequences)] = self._clock
 
     def step(self) -> list[Token]:
-        """The next token of every row that writes, then a piece of the prompts that wait, and the first token of those that are read.
+        """One step: a token of every sequence that decodes, a piece of the waiting prompts, the first token of those then read.
 
-        A row that is done has left when this returns.
+        A sequence that is done has left when this returns.
         """
         tokens: list[Token] = []
-        if self._writing:
-            writing = self.rows[: self._writing]
-            tokens += self._advance(writing, self._write([row.last for row in writing]))
-        if self._writing < len(self.rows):
-            tokens += self._read()
+        if self._decoding:
+            decoding = self.sequences[: self._decoding]
+            tokens += self._advance(decoding, self._decode([sequence.last for sequence in decoding]))
+        if self._decoding < len(self.sequences):
+            tokens += self._read_prompts()
         for token in tokens:
-            if token.row.done:
-                self.leave(token.row)
+            if token.sequence.done:
+                self.leave(token.sequence)
         return tokens
 
-    def _read(self) -> list[Token]:
+    def _read_prompts(self) -> list[Token]:
         """Read a piece of the prompts that wait, in the order of their slots, at most `prompt_tokens` with padding."""
-        first = self._writing
-        left = [row.prompt[len(self._held[first + i]) :] for i, row in enumerate(self.rows[first:])]
+        first = self._decoding
+        left = [sequence.prompt[len(self._held[first + i]) :] for i, sequence in enumerate(self.sequences[first:])]
         count = 1
         while count < len(left) and (count + 1) * max(map(len, left[: count + 1])) <= self._prompt_tokens:
             count += 1
         pieces = [prompt[: self._prompt_tokens] for prompt in left[:count]]
         logits = self._feed(first, pieces)
         read = [i for i in range(count) if len(pieces[i]) == len(left[i])]
-        tokens = self._advance([self.rows[first + i] for i in read], logits[read])
+        tokens = self._advance([self.sequences[first + i] for i in read], logits[read])
         for i in read:
-            self._exchange(self._writing, first + i)
-            self._writing += 1
+            self._exchange(self._decoding, first + i)
+            self._decoding += 1
         return tokens
 
-    def _write(self, ids: list[int]) -> Tensor:
-        """Let the rows that write read their newest token; the logits (B, V) after it."""
+    def _decode(self, ids: list[int]) -> Tensor:
+        """Feed each decoding sequence its newest token; the logits (B, V) after it."""
         if self._decoder is None:
             return self._feed(0, [[id] for id in ids])
         lengths = [len(held) for held in self._held[: len(ids)]]
@@ -175,7 +183,7 @@ class Batch:
 
     @torch.inference_mode()
     def _feed(self, first: int, ids: list[list[int]]) -> Tensor:
-        """Let the rows from slot `first` on read their `ids`; the logits (B, V) after the last one of each."""
+        """Feed the sequences from slot `first` on their `ids`; the logits (B, V) after the last one of each."""
         counts = torch.tensor([len(one) for one in ids])
         padded = torch.zeros(len(ids), int(counts.max()), dtype=torch.int64)
         for i, one in enumerate(ids):
@@ -185,20 +193,20 @@ class Batch:
         hidden = self.model(padded.to(self.device), cache=cache, counts=counts.to(self.device))  # (B, T, D)
         return self.model.logits(hidden[torch.arange(len(ids), device=self.device), (counts - 1).to(self.device)])
 
-    def _advance(self, rows: list[Row], logits: Tensor) -> list[Token]:
-        """One more token for each of `rows`, from logits (B, V)."""
-        if not rows:
+    def _advance(self, sequences: list[SequenceState], logits: Tensor) -> list[Token]:
+        """One more token for each of `sequences`, from logits (B, V)."""
+        if not sequences:
             return []
-        sampled = sample(logits, [row.sampling for row in rows], [row.generator for row in rows])
+        sampled = sample(logits, [one.sampling for one in sequences], [one.generator for one in sequences])
         tokens = []
-        for i, row in enumerate(rows):
-            token, forced = row.advance(sampled[i])
-            tokens.append(Token(row, token, forced, None if row.top is None else log_probs(logits[i], token, row.top)))
+        for i, sequence in enumerate(sequences):
+            token, forced = sequence.advance(sampled[i])
+            tokens.append(Token(sequence, token, forced, None if sequence.top is None else log_probs(logits[i], token, sequence.top)))
         return tokens
 
     def _exchange(self, a: int, b: int) -> None:
-        """Exchange the rows in slots `a` and `b`, and what the slots hold."""
-        self.rows[a], self.rows[b] = self.rows[b], self.rows[a]
+        """Exchange the sequences in slots `a` and `b`, and what the slots hold."""
+        self.sequences[a], self.sequences[b] = self.sequences[b], self.sequences[a]
         self._swap(a, b)
 
     @torch.inference_mode()

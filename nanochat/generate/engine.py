@@ -1,13 +1,13 @@
 """Answers from a model: prompts in, tokens out; and what a user sees of them.
 
-The decoding itself, with its KV cache, is `batch.py`.
+The decoding itself, with its KV cache, is `batching.py`.
 """
 
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from nanochat.errors import UsageError
-from nanochat.generate.batching import Batch, Row
+from nanochat.generate.batching import Batch, SequenceState
 from nanochat.generate.sampling import Sampling
 from nanochat.model.gpt import GPT
 from nanochat.tokenizer.tokenizer import Tokenizer
@@ -16,7 +16,7 @@ PROMPT_TOKENS = 16_384  # that one step reads where nobody waits for a running a
 
 
 class Emitted(NamedTuple):
-    """A new token of the answer to prompt `row`; `forced` where the calculator and not the model said it."""
+    """A new token of the answer to prompt `row`; `forced` if it is the calculator's and not sampled."""
 
     row: int
     token: int
@@ -24,7 +24,7 @@ class Emitted(NamedTuple):
 
 
 class Engine:
-    """Generates with a model and its tokenizer, on the device that the model lies on."""
+    """Generates with a model and its tokenizer, on the model's device."""
 
     def __init__(self, model: GPT, tokenizer: Tokenizer):
         self.model, self.tokenizer = model, tokenizer
@@ -69,18 +69,18 @@ class Engine:
     def _decode(self, prompts: Sequence[Sequence[int]], max_tokens: int, sampling: Sampling, batch_size: int) -> Iterator[list[Emitted]]:
         # From the longest prompt on, so that those that are read together are of like length and little is padding.
         order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-        rooms = {index: min(max_tokens, self.context - len(prompts[index])) for index in order}
-        waiting = [index for index in order if rooms[index]]
+        max_new_tokens = {index: min(max_tokens, self.context - len(prompts[index])) for index in order}
+        waiting = [index for index in order if max_new_tokens[index]]
         if not waiting:
             return
-        longest = max(len(prompts[index]) + rooms[index] for index in waiting)
+        longest = max(len(prompts[index]) + max_new_tokens[index] for index in waiting)
         batch = Batch(self.model, self.tokenizer, min(batch_size, len(waiting)), longest, PROMPT_TOKENS)
-        while waiting or batch.rows:
+        while waiting or batch.sequences:
             if batch.free * 4 >= batch.slots:  # a few at a time: reading prompts one by one would cost a pass each
                 for _ in range(min(batch.free, len(waiting))):
                     index = waiting.pop()
-                    batch.join(Row(self.tokenizer, prompts[index], rooms[index], sampling, index))
-            yield [Emitted(token.row.index, token.id, token.forced) for token in batch.step()]
+                    batch.join(SequenceState(self.tokenizer, prompts[index], max_new_tokens[index], sampling, index))
+            yield [Emitted(token.sequence.index, token.id, token.forced) for token in batch.step()]
 
 
 # A special token -> the kind of part that begins after it.

@@ -8,11 +8,19 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+import torch
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+
+from nanochat.chat.loading import LoadedModel
+from nanochat.model.gpt import GPT
+from nanochat.model.scaling import GPTConfig
+from nanochat.tokenizer.tokenizer import Tokenizer
 
 CHROMIUM = next((path for path in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if path), "")
 DESKTOP = {"width": 1280, "height": 800}
+LONG = {"temperature": 0, "max_tokens": 4000}
+SHORT = {"temperature": 0, "max_tokens": 12}
 PHONE: dict[str, Any] = {"viewport": {"width": 360, "height": 740}, "is_mobile": True, "has_touch": True}
 
 expect.set_options(timeout=20_000)
@@ -48,10 +56,15 @@ def opened(browser: Browser, url: str, settings: dict[str, Any] | None = None, e
     assert [text for text in said if not (errors and re.search(errors, text))] == []
 
 
+def message(page: Page) -> Locator:
+    """The field that a message is typed into."""
+    return page.get_by_label("Message", exact=True)
+
+
 def say(page: Page, text: str) -> None:
     """Send a message and wait for the whole answer."""
     count = page.locator(".message.assistant").count()
-    page.get_by_label("Message", exact=True).fill(text)
+    message(page).fill(text)
     page.keyboard.press("Enter")
     expect(page.locator(".message.assistant")).to_have_count(count + 1)
     done(page)
@@ -76,3 +89,15 @@ def narrow(page: Page) -> None:
     wide = "[...document.querySelectorAll('body *')].filter((one) => one.scrollWidth > one.clientWidth + 1 && one.checkVisibility()"
     wide += " && !['visible', 'hidden', 'clip'].includes(getComputedStyle(one).overflowX) && !one.closest('pre, .wide-table, input'))"
     assert page.evaluate(f"{wide}.map((one) => one.outerHTML.slice(0, 100))") == []
+
+
+def parrot(*phrases: str, context: int = 512) -> LoadedModel:
+    """A model that says nothing but `phrases`, over and over."""
+    tokens = [bytes([b]) for b in range(256)] + [phrase.encode() + b" %d " % copy for copy in range(12) for phrase in phrases]
+    tokenizer = Tokenizer(tokens)
+    shape: dict[str, Any] = {"depth": 1, "dim": 64, "n_head": 2, "n_kv_head": 1, "head_dim": 32}
+    model = GPT.build(GPTConfig(vocab_size=tokenizer.vocab_size, max_seq_len=context, **shape))
+    with torch.no_grad():
+        model.head.weight.zero_()
+        model.head.weight[256 : len(tokens)].normal_(generator=torch.Generator().manual_seed(1))
+    return LoadedModel("parrot", "sft", 1, model, tokenizer, True, False, 1000, 2)

@@ -1,6 +1,7 @@
 """A real server on loopback, around a small model with random weights, for the tests of the chat."""
 
 import contextlib
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -10,35 +11,38 @@ from typing import Any
 import httpx
 import torch
 
-from nanochat.chat.metrics import Meters
+from nanochat.chat.listener import http_server
+from nanochat.chat.loading import LoadedModel
+from nanochat.chat.metrics import ServerMetrics
 from nanochat.chat.middleware import Limits
-from nanochat.chat.scheduler import Scheduler, Served
-from nanochat.chat.serve import http_server
+from nanochat.chat.scheduler import Scheduler
 from nanochat.model.gpt import GPT
-from nanochat.model.scaling import GPTConfig
-from nanochat.tokenizer.tokenizer import Tokenizer
+from tests.generate import models
+from tests.generate.models import TOKENIZER
 
-TOKENIZER = Tokenizer([bytes([b]) for b in range(256)])
 CONTEXT = 512
 KEY = "correct horse battery staple"
+PATH = "/v1/chat/completions"
 
 
 def random_model(seed: int = 0, context: int = CONTEXT) -> GPT:
     """Every weight random, so that answers depend on all of the prompt; the head small, so that they do not end too soon."""
-    shape: dict[str, Any] = {"depth": 2, "dim": 64, "n_head": 2, "n_kv_head": 1, "head_dim": 32}
-    model = GPT.build(GPTConfig(vocab_size=TOKENIZER.vocab_size, max_seq_len=context, **shape), seed=seed)
-    generator = torch.Generator().manual_seed(seed)
+    model = models.random_model(seed, depth=2, max_seq_len=context)
     with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * (0.2 if parameter.dim() > 1 else 0.5))
         model.head.weight[256:] = 0  # specials are never the likeliest
     return model
 
 
-def served(seed: int = 0, slots: int = 4, chats: bool = True, name: str = "tiny", **more: Any) -> Served:
+def loaded_model(
+    seed: int = 0, slots: int = 4, chats: bool = True, name: str = "tiny", trial: bool = False, context: int = CONTEXT
+) -> LoadedModel:
     """`random_model`, as the scheduler takes it."""
-    model = random_model(seed, more.pop("context", CONTEXT))
-    return Served(name, "sft", 7, model, more.pop("tokenizer", TOKENIZER), chats, more.pop("trial", False), 1000, slots)
+    return LoadedModel(name, "sft", 7, random_model(seed, context), TOKENIZER, chats, trial, 1000, slots)
+
+
+def one_message(text: str, **more: Any) -> dict[str, Any]:
+    """A request for two tokens after one message."""
+    return {"messages": [{"role": "user", "content": text}], "max_tokens": 2} | more
 
 
 @dataclass
@@ -48,9 +52,9 @@ class Running:
     url: str
     port: int
     scheduler: Scheduler
-    meters: Meters
+    metrics: ServerMetrics
 
-    def post(self, body: Any, path: str = "/v1/chat/completions", **options: Any) -> httpx.Response:
+    def post(self, body: Any, path: str = PATH, **options: Any) -> httpx.Response:
         """POST JSON."""
         return httpx.post(self.url + path, json=body, timeout=60, **options)
 
@@ -68,21 +72,35 @@ class Running:
         """Whether so many answers run and none waits, within `seconds`."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            if len(self.scheduler._running) == running and not self.scheduler._waiting:
+            if self.scheduler.running == running and not self.scheduler.waiting:
                 return True
             time.sleep(0.01)
         return False
 
+    def still_answers(self) -> bool:
+        """Whether nothing runs any more, and a message is answered."""
+        return self.idle() and self.post(one_message("hi")).status_code == 200
+
+    def raw(self, data: bytes, seconds: float = 10) -> bytes:
+        """Send bytes, and read to the end of the connection."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=seconds) as connection:
+            connection.sendall(data)
+            received = b""
+            with contextlib.suppress(ConnectionResetError):  # it was closed on bytes that nobody wanted to read
+                while part := connection.recv(65536):
+                    received += part
+            return received
+
 
 @contextlib.contextmanager
-def running(model: Served | None, limits: Limits | None = None, queue: int = 64) -> Iterator[Running]:
+def running(model: LoadedModel | None, limits: Limits | None = None, queue: int = 64) -> Iterator[Running]:
     """A server with `model` on a free port of loopback, ended with the block."""
     torch.set_num_threads(1)
-    meters = Meters()
-    scheduler = Scheduler(meters, queue)
+    metrics = ServerMetrics()
+    scheduler = Scheduler(metrics, queue)
     if model:
         scheduler.serve(model)
-    server = http_server(scheduler, meters, limits or Limits(), "127.0.0.1", 0)
+    server = http_server(scheduler, metrics, limits or Limits(), "127.0.0.1", 0)
     thread = threading.Thread(target=server.run)
     thread.start()
     end = time.monotonic() + 60
@@ -91,7 +109,7 @@ def running(model: Served | None, limits: Limits | None = None, queue: int = 64)
         time.sleep(0.01)
     port = server.servers[0].sockets[0].getsockname()[1]
     try:
-        yield Running(f"http://127.0.0.1:{port}", port, scheduler, meters)
+        yield Running(f"http://127.0.0.1:{port}", port, scheduler, metrics)
     finally:
         server.should_exit = True
         thread.join(60)

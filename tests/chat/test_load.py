@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.chat.test_serve import Serve, trained  # noqa: F401 (a fixture)
+from tests.chat.serve_process import Serve
 
 pytestmark = pytest.mark.slow
 CLIENTS = 200
@@ -30,7 +30,7 @@ NONSENSE: tuple[bytes, ...] = (
 
 
 @pytest.fixture
-def server(trained: Path) -> Iterator[Serve]:  # noqa: F811
+def server(trained: Path) -> Iterator[Serve]:
     one = Serve(trained, "--slots=32")
     yield one
     one.end()
@@ -119,7 +119,7 @@ def test_two_hundred_clients_for_three_minutes(server: Serve) -> None:
     assert server.ask().status_code == 200
 
 
-def test_killed_and_restarted_under_load(trained: Path) -> None:  # noqa: F811
+def test_killed_and_restarted_under_load(trained: Path) -> None:
     """Every client sees a transport error that it can retry, or an answer; the next server answers at once."""
 
     async def ask_until_killed(one: Serve) -> Counter[str]:

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from nanochat.chat.metrics import Meters
-from nanochat.chat.scheduler import Answering, Busy, Delta, Scheduler, Served
+from nanochat.chat.loading import LoadedModel
+from nanochat.chat.metrics import ServerMetrics
+from nanochat.chat.scheduler import Busy, Delta, GenerationRequest, Scheduler
 from nanochat.generate.engine import Engine
 from nanochat.generate.sampling import Sampling
-from tests.chat.serving import TOKENIZER, served
+from tests.chat.serving import TOKENIZER, loaded_model
 
 pytestmark = pytest.mark.long
 GREEDY = Sampling(0.0)
@@ -21,10 +22,10 @@ GREEDY = Sampling(0.0)
 class Client:
     """Collects the deltas of one answer."""
 
-    def __init__(self, model: Served, text: str, max_tokens: int = 20, **options: Any):
+    def __init__(self, model: LoadedModel, text: str, max_tokens: int = 20, **options: Any):
         self.deltas: list[Delta] = []
         self.ended = threading.Event()
-        self.answer = Answering(
+        self.request = GenerationRequest(
             model, [TOKENIZER.bos, *TOKENIZER.encode(text)], max_tokens, options.pop("sampling", GREEDY), self.take, **options
         )
 
@@ -42,18 +43,19 @@ class Client:
         return self
 
 
-def alone(model: Served, text: str, max_tokens: int = 20) -> str:
+def alone(model: LoadedModel, text: str, max_tokens: int = 20) -> str:
     [ids] = Engine(model.model, TOKENIZER).complete([[TOKENIZER.bos, *TOKENIZER.encode(text)]], max_tokens=max_tokens)
     return TOKENIZER.decode(ids)
 
 
 @pytest.fixture
 def scheduler() -> Iterator[Scheduler]:
-    one = Scheduler(Meters(), queue=8)
+    before = set(threading.enumerate())
+    one = Scheduler(ServerMetrics(), queue=8)
     one.start()
     yield one
     one.stop()
-    assert not one._thread.is_alive()
+    assert set(threading.enumerate()) <= before
 
 
 def wait_until(true: Any) -> None:
@@ -64,9 +66,9 @@ def wait_until(true: Any) -> None:
 
 
 def test_more_answers_than_slots(scheduler: Scheduler) -> None:
-    model = served(slots=3)
+    model = loaded_model(slots=3)
     clients = [Client(model, f"question {i}", 5 + i) for i in range(8)]
-    scheduler.submit([client.answer for client in clients])
+    scheduler.submit([client.request for client in clients])
     for i, client in enumerate(clients):
         assert client.wait().text == alone(model, f"question {i}", 5 + i)
         assert client.deltas[-1].completion_tokens == 5 + i
@@ -76,14 +78,14 @@ def test_more_answers_than_slots(scheduler: Scheduler) -> None:
 
 def test_sixty_four_mixed_answers_equal_those_alone() -> None:
     """Equal ids; or, at the first that differs, two candidates so close that rounding decides between them."""
-    scheduler = Scheduler(Meters(), queue=64)
+    scheduler = Scheduler(ServerMetrics(), queue=64)
     scheduler.start()
-    model = served(slots=24)
+    model = loaded_model(slots=24)
     rng = random.Random(5)
     texts = ["".join(chr(rng.randint(33, 126)) for _ in range(rng.randint(1, 150))) for _ in range(64)]
     lengths = [rng.randint(1, 60) for _ in texts]
     clients = [Client(model, text, length, top=2) for text, length in zip(texts, lengths, strict=True)]
-    scheduler.submit([client.answer for client in clients])
+    scheduler.submit([client.request for client in clients])
     near = 0
     for client, text, length in zip(clients, texts, lengths, strict=True):
         ids = [id for delta in client.wait().deltas for one in delta.log_probs for id in one.text]
@@ -98,105 +100,94 @@ def test_sixty_four_mixed_answers_equal_those_alone() -> None:
 
 
 def test_the_queue_is_bounded(scheduler: Scheduler) -> None:
-    model = served(slots=1)
+    model = loaded_model(slots=1)
     first = Client(model, "long", 400)
-    scheduler.submit([first.answer])
-    wait_until(lambda: scheduler._running)
-    scheduler.submit([Client(model, "x", 2).answer for _ in range(8)])
+    scheduler.submit([first.request])
+    wait_until(lambda: scheduler.running)
+    scheduler.submit([Client(model, "x", 2).request for _ in range(8)])
     with pytest.raises(Busy):
-        scheduler.submit([Client(model, "y", 2).answer])
-    scheduler.cancel([first.answer])
-    wait_until(lambda: not scheduler._waiting)
-    scheduler.submit([Client(model, "y", 2).answer])
+        scheduler.submit([Client(model, "y", 2).request])
+    scheduler.cancel([first.request])
+    wait_until(lambda: not scheduler.waiting)
+    scheduler.submit([Client(model, "y", 2).request])
 
 
 def test_who_leaves_frees_the_slot_within_two_tokens(scheduler: Scheduler) -> None:
-    model = served(slots=1)
+    model = loaded_model(slots=1)
     client, other = Client(model, "long", 400), Client(model, "next", 3)
     seen = []
 
     def take(delta: Delta) -> None:  # in the engine's thread: the client leaves at its third token
         seen.append(delta)
         if len(seen) == 3:
-            scheduler.cancel([client.answer])
+            scheduler.cancel([client.request])
 
-    client.answer.deliver = take
-    scheduler.submit([client.answer])
-    scheduler.submit([other.answer])
+    client.request.deliver = take
+    scheduler.submit([client.request])
+    scheduler.submit([other.request])
     other.wait()
-    assert 3 <= client.answer.completion_tokens <= 5
+    assert 3 <= client.request.completion_tokens <= 5
     assert other.text == alone(model, "next", 3)
     wait_until(lambda: model.batch.free == 1)
 
 
 def test_one_that_waits_can_leave(scheduler: Scheduler) -> None:
-    model = served(slots=1)
+    model = loaded_model(slots=1)
     long, waiting = Client(model, "long", 300), Client(model, "waits", 3)
-    scheduler.submit([long.answer])
-    scheduler.submit([waiting.answer])
-    scheduler.cancel([waiting.answer])
-    wait_until(lambda: not scheduler._waiting)
+    scheduler.submit([long.request])
+    scheduler.submit([waiting.request])
+    scheduler.cancel([waiting.request])
+    wait_until(lambda: not scheduler.waiting)
     assert not waiting.deltas
-    scheduler.cancel([long.answer])
+    scheduler.cancel([long.request])
 
 
 def test_a_new_model_does_not_break_running_answers(scheduler: Scheduler) -> None:
-    old, new = served(seed=1, slots=2), served(seed=2, slots=2)
+    old, new = loaded_model(seed=1, slots=2), loaded_model(seed=2, slots=2)
     scheduler.serve(old)
     before = Client(old, "hello", 200)
-    scheduler.submit([before.answer])
+    scheduler.submit([before.request])
     wait_until(lambda: len(before.deltas) > 3)
     scheduler.serve(new)
     assert scheduler.current is new
     after = Client(new, "hello", 10)
-    scheduler.submit([after.answer])
+    scheduler.submit([after.request])
     assert after.wait().text == alone(new, "hello", 10)
     assert not before.ended.is_set()
     assert before.wait().text == alone(old, "hello", 200)
 
 
 def test_a_stop_string_frees_the_slot(scheduler: Scheduler) -> None:
-    model = served(slots=1)
+    model = loaded_model(slots=1)
     whole = alone(model, "hello", 50)
     stop = whole[10:13]
     client = Client(model, "hello", 50, stop=[stop])
-    scheduler.submit([client.answer])
+    scheduler.submit([client.request])
     assert client.wait().text == whole[: whole.index(stop)]
     assert client.deltas[-1].finish == "stop"
     wait_until(lambda: model.batch.free == 1)
 
 
 def test_a_failing_step_ends_its_answers_and_not_the_server(scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = served(slots=2)
+    model = loaded_model(slots=2)
     failed = Client(model, "hello", 50)
     batch = model.batch
     monkeypatch.setattr(batch, "step", lambda: (_ for _ in ()).throw(RuntimeError("out of memory")))
-    scheduler.submit([failed.answer])
+    scheduler.submit([failed.request])
     assert failed.wait().deltas[-1].finish == "error"
     assert model.batch is not batch
     good = Client(model, "hello", 5)
-    scheduler.submit([good.answer])
+    scheduler.submit([good.request])
     assert good.wait().text == alone(model, "hello", 5)
 
 
 def test_the_end_tells_everyone() -> None:
-    scheduler = Scheduler(Meters(), queue=8)
+    scheduler = Scheduler(ServerMetrics(), queue=8)
     scheduler.start()
-    model = served(slots=1)
+    model = loaded_model(slots=1)
     clients = [Client(model, "x", 400), Client(model, "y", 400)]
-    scheduler.submit([client.answer for client in clients])
+    scheduler.submit([client.request for client in clients])
     scheduler.stop()
     assert [client.wait().deltas[-1].finish for client in clients] == ["error", "error"]
     with pytest.raises(Busy):
-        scheduler.submit([Client(model, "z").answer])
-
-
-def test_sampling_is_repeatable_beside_any_neighbours(scheduler: Scheduler) -> None:
-    model = served(slots=8)
-    texts = []
-    for neighbours in (0, 5):
-        clients = [Client(model, "same", 20, sampling=Sampling(1.0, seed=11))]
-        clients += [Client(model, f"other {i}", 10 + i, sampling=Sampling(1.2, seed=i)) for i in range(neighbours)]
-        scheduler.submit([client.answer for client in clients])
-        texts.append(clients[0].wait().text)
-    assert texts[0] == texts[1]
+        scheduler.submit([Client(model, "z").request])

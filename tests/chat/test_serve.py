@@ -12,58 +12,18 @@ from typing import Any
 import httpx
 import pytest
 
-from nanochat.chat.metrics import Meters
+from nanochat.chat.loading import load_model
+from nanochat.chat.metrics import ServerMetrics
 from nanochat.chat.models import ModelWatcher
 from nanochat.chat.scheduler import Scheduler
-from nanochat.chat.serve import load
 from nanochat.errors import DataError
 from nanochat.runs import record as runs
 from nanochat.runs.heartbeat import HEARTBEAT, heartbeat
-from tests.chat.serving import served
-from tests.tiny import call, chats, flags, sentences, start, wait_for
+from tests.chat.serve_process import Serve
+from tests.chat.serving import loaded_model
+from tests.tiny import call, start, wait_for
 
 pytestmark = pytest.mark.long
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data directory with a tiny run, fine-tuned, whose checkpoints of every step are kept."""
-    folder = tmp_path_factory.mktemp("serve")
-    text, talks = sentences(folder / "text.txt"), chats(folder / "talks.jsonl")
-    more = {"chat_data": str(talks), "sft_iterations": 3, "save_every": 1, "keep_last": 9, "max_seq_len": 256, "total_batch_size": 1024}
-    done = call(folder / "base", "entrypoint.py", *flags(text, **more), timeout=300)
-    assert done.returncode == 0, done.stderr
-    return folder / "base"
-
-
-class Serve:
-    """`serve` in a process of its own."""
-
-    def __init__(self, base: Path, *options: str):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.process = start(base, "entrypoint.py", "serve", f"--port={self.port}", "--device=cpu", *options)
-        wait_for(self.process, "open http://")
-        self.log: list[str] = []
-        threading.Thread(target=lambda: self.log.extend(self.process.stderr or ()), daemon=True).start()
-        self.url = f"http://127.0.0.1:{self.port}"
-
-    def ask(self, **options: Any) -> httpx.Response:
-        body = {"messages": [{"role": "user", "content": "cat"}], "max_tokens": 8, "temperature": 0} | options
-        return httpx.post(self.url + "/v1/chat/completions", json=body, timeout=60)
-
-    def wait_log(self, text: str, seconds: float = 30) -> str:
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            if found := next((line for line in self.log if text in line), None):
-                return found
-            time.sleep(0.05)
-        raise AssertionError(f"{text!r} did not come: {self.log}")
-
-    def end(self) -> None:
-        self.process.kill()
-        self.process.wait(30)
 
 
 @pytest.fixture
@@ -226,9 +186,9 @@ def test_the_chat_leaves_the_gpu_to_a_training(tmp_path: Path, capsys: pytest.Ca
 
     def load_on(_folder: Path, place: str) -> Any:
         places.append(place)
-        return served()
+        return loaded_model()
 
-    watcher = ModelWatcher(Scheduler(Meters()), lambda: [step], load_on, tmp_path, "cuda")
+    watcher = ModelWatcher(Scheduler(ServerMetrics()), lambda: [step], load_on, tmp_path, "cuda")
     watcher.look()
     with heartbeat(tmp_path / "a", lambda: {"device": "cuda", "steps": {}, "trial": False}):
         while not (tmp_path / "a" / HEARTBEAT).exists():
@@ -244,9 +204,9 @@ def test_a_watcher_survives_whatever_it_finds(tmp_path: Path) -> None:
     def nothing() -> list[Path]:
         raise DataError("no run yet")
 
-    scheduler = Scheduler(Meters())
-    ModelWatcher(scheduler, nothing, lambda *_: served(), tmp_path).look()
-    ModelWatcher(scheduler, lambda: [tmp_path / "gone"], lambda *_: served(), tmp_path).look()
+    scheduler = Scheduler(ServerMetrics())
+    ModelWatcher(scheduler, nothing, lambda *_: loaded_model(), tmp_path).look()
+    ModelWatcher(scheduler, lambda: [tmp_path / "gone"], lambda *_: loaded_model(), tmp_path).look()
     assert scheduler.current is None
 
 
@@ -259,8 +219,8 @@ def test_load(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("sft", "step_000001"),
         ("base", "step_000006"),
     ]
-    one = load(steps[0], "cpu")
+    one = load_model(steps[0], "cpu")
     assert (one.stage, one.step, one.chats, one.slots) == ("sft", 3, True, 64)
-    assert load(steps[3], "cpu", slots=2).batch.slots == 2
+    assert load_model(steps[3], "cpu", slots=2).batch.slots == 2
     with pytest.raises(DataError):
-        load(steps[0].parent / "step_000009", "cpu")
+        load_model(steps[0].parent / "step_000009", "cpu")

@@ -4,36 +4,29 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanochat.chat.stream import AnswerStream, Call, Piece
-from nanochat.generate.batching import Row, Token
+from nanochat.generate.batching import SequenceState, Token
 from nanochat.generate.sampling import LogProbs, Sampling
-from nanochat.tokenizer.conversation import SPECIAL_TOKENS
 from nanochat.tokenizer.tokenizer import Tokenizer
+from tests.generate.models import marked
 
 TOKENIZER = Tokenizer([bytes([b]) for b in range(256)] + [b"ab", b"bc", b"abc", "你".encode()])
 END = TOKENIZER.special("<|assistant_end|>")
 
 
 def ids_of(text: str) -> list[int]:
-    """Ids of a text in which specials are spelt <|name|>."""
-    ids: list[int] = []
-    while text:
-        name = next((name for name in SPECIAL_TOKENS if text.startswith(name)), None)
-        ids += [TOKENIZER.special(name)] if name else TOKENIZER.encode(text[0])
-        text = text[len(name or " ") :]
-    return ids
+    return marked(text, TOKENIZER)
 
 
-def pieces_of(ids: list[int], stop: list[str], room: int = 1000) -> tuple[list[Piece], str | None]:
+def pieces_of(ids: list[int], stop: list[str], max_new_tokens: int = 1000) -> tuple[list[Piece], str | None]:
     """The pieces of an answer that consists of `ids`, and why it ended."""
-    row, stream = Row(TOKENIZER, [1], room, Sampling(0.0)), AnswerStream(TOKENIZER, stop)
+    sequence, stream = SequenceState(TOKENIZER, [1], max_new_tokens, Sampling(0.0)), AnswerStream(TOKENIZER, stop)
     pieces: list[Piece] = []
     queue = list(ids)
     while queue and not stream.finish:
-        before = row._forced[0] if row._forced else None
-        token, forced = row.advance(queue[0])
-        if before is None:
+        token, forced = sequence.advance(queue[0])
+        if not forced:
             queue.pop(0)
-        pieces += stream.push(Token(row, token, forced, None))
+        pieces += stream.push(Token(sequence, token, forced, None))
     return pieces, stream.finish
 
 
@@ -60,7 +53,7 @@ def test_no_piece_is_half_a_code_point() -> None:
     pieces, finish = pieces_of([*"你好".encode(), END], [])
     assert (pieces, finish) == (["你", "好"], "stop")
     assert pieces_of([0xE4, 0xBD, END], []) == (["\ufffd"], "stop")
-    assert pieces_of([0xE4, 0xBD], [], room=2) == (["\ufffd"], "length")
+    assert pieces_of([0xE4, 0xBD], [], max_new_tokens=2) == (["\ufffd"], "length")
 
 
 def test_calculator_calls_stand_at_their_place() -> None:
@@ -84,8 +77,8 @@ def test_held_text_comes_before_a_call() -> None:
 
 
 def test_log_probabilities_are_of_visible_tokens() -> None:
-    row, stream = Row(TOKENIZER, [1], 9, Sampling(0.0), top=1), AnswerStream(TOKENIZER)
+    sequence, stream = SequenceState(TOKENIZER, [1], 9, Sampling(0.0), top=1), AnswerStream(TOKENIZER)
     for id in (97, END):
-        token, forced = row.advance(id)
-        stream.push(Token(row, token, forced, LogProbs(-0.5, [(98, -0.1)])))
+        token, forced = sequence.advance(id)
+        stream.push(Token(sequence, token, forced, LogProbs(-0.5, [(98, -0.1)])))
     assert [(one.text, one.log_prob, one.top) for one in stream.log_probs] == [(b"a", -0.5, [(b"b", -0.1)])]

@@ -1,4 +1,4 @@
-"""What the page shows of a running training, and the sign of life that tells whether it runs."""
+"""What the page shows of a running training run, and the heartbeat that tells whether it runs."""
 
 import json
 import os

@@ -11,8 +11,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from nanochat.cloud.kubernetes import merge
-
 GROUPS: dict[str, list[tuple[str, str]]] = {
     "v1": [("persistentvolumeclaims", "PersistentVolumeClaim"), ("pods", "Pod"), ("services", "Service")],
     "batch/v1": [("jobs", "Job")],
@@ -24,6 +22,24 @@ BEGAN = datetime.datetime(2026, 11, 24, tzinfo=datetime.UTC)  # the first line o
 OBJECT = re.compile(
     r"/(?:api|apis)/(?P<group>v1|[^/]+/[^/]+)/namespaces/(?P<space>[^/]+)/(?P<kind>[^/]+)(?:/(?P<name>[^/]+))?(?:/(?P<sub>log))?"
 )
+
+
+def patched(value: Any, patch: Any) -> Any:
+    """`value` after a patch: mappings are joined key by key, null removes a key, everything else replaces what was there.
+
+    Lists of objects, which Kubernetes merges by a key of each, are not changed by any test that asks this server.
+    """
+    if not isinstance(patch, dict):
+        assert not isinstance(patch, list) or not any(isinstance(part, dict) for part in patch), patch
+        return patch
+    result = dict(value) if isinstance(value, dict) else {}
+    for name, part in patch.items():
+        assert not name.startswith("$"), f"a directive of the strategic merge: {name}"
+        if part is None:
+            result.pop(name, None)
+        else:
+            result[name] = patched(result.get(name), part)
+    return result
 
 
 class FakeKubernetes:
@@ -166,7 +182,7 @@ class _Handler(BaseHTTPRequestHandler):
         if (plural, name) not in fake.objects:
             return self.refuse(404, "NotFound", f'{plural} "{name}" not found')
         if self.command == "PATCH":
-            fake.objects[plural, name] = merge(fake.objects[plural, name], json.loads(body))
+            fake.objects[plural, name] = patched(fake.objects[plural, name], json.loads(body))
         if self.command == "DELETE":
             gone = fake.objects[plural, name]
             gone["metadata"]["deletionTimestamp"] = "2026-11-24T00:00:00Z"

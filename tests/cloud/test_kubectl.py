@@ -13,7 +13,7 @@ import yaml
 
 from nanochat.cloud import kubectl
 from nanochat.cloud.kubectl import Kubectl
-from nanochat.cloud.kubernetes import Options, manifests
+from nanochat.cloud.kubernetes import ManifestOptions, manifests
 from nanochat.cloud.workload import workload
 from nanochat.errors import NanochatError, PreflightError, UsageError
 from tests.cloud.fake_kubernetes import FakeKubernetes, serving
@@ -37,7 +37,7 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeKub
 
 
 def made(nodes: int = 1, **options: Any) -> list[dict[str, Any]]:
-    return manifests(workload("i:1", "", "h100x8", False, [], nodes), Options(**options))
+    return manifests(workload("i:1", "", "h100x8", False, [], nodes), ManifestOptions(**options))
 
 
 def tool() -> Kubectl:

@@ -11,14 +11,15 @@ import pytest
 import yaml
 
 from nanochat.cloud import kubernetes
-from nanochat.cloud.kubernetes import Options, manifests, merge, patched, to_yaml
+from nanochat.cloud.kubernetes import ManifestOptions, manifests, to_yaml
+from nanochat.cloud.manifest_patch import merge, patched
 from nanochat.cloud.workload import FINAL_CODES, GRACE_SECONDS, Workload, workload
 from nanochat.config import PROFILE_NAMES
 from nanochat.errors import UsageError
 
 ROOT = Path(__file__).resolve().parents[2]
 VERSIONS = ("1.35", "1.36", "1.37")
-RICH = Options(
+RICH = ManifestOptions(
     namespace="team",
     gpu_type="NVIDIA-H100-80GB-HBM3",
     node_selector={"pool": "gpus"},
@@ -79,9 +80,9 @@ def violations(pod: dict[str, Any]) -> list[str]:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("options", [Options(), RICH, Options(host_path="/mnt/data")], ids=["plain", "rich", "host path"])
+@pytest.mark.parametrize("options", [ManifestOptions(), RICH, ManifestOptions(host_path="/mnt/data")], ids=["plain", "rich", "host path"])
 @pytest.mark.parametrize(("profile", "nodes", "trial"), KINDS)
-def test_strict_schemas_and_the_restricted_profile(profile: str, nodes: int, trial: bool, options: Options) -> None:
+def test_strict_schemas_and_the_restricted_profile(profile: str, nodes: int, trial: bool, options: ManifestOptions) -> None:
     validate = pytest.importorskip("kubernetes_validate").validate
     made = list(yaml.safe_load_all("".join(to_yaml(manifests(job(profile, nodes, trial), options)))))
     for version in VERSIONS:
@@ -110,9 +111,9 @@ def strict(schema: Any) -> Any:
 
 
 @pytest.mark.skipif("NANOCHAT_SCHEMAS" not in os.environ, reason="NANOCHAT_SCHEMAS names no folder of published schemas")
-@pytest.mark.parametrize("options", [Options(), RICH, Options(host_path="/mnt")], ids=["plain", "rich", "host path"])
+@pytest.mark.parametrize("options", [ManifestOptions(), RICH, ManifestOptions(host_path="/mnt")], ids=["plain", "rich", "host path"])
 @pytest.mark.parametrize("profile", PROFILE_NAMES)
-def test_jobsets_meet_their_own_schema(profile: str, options: Options) -> None:
+def test_jobsets_meet_their_own_schema(profile: str, options: ManifestOptions) -> None:
     import jsonschema_rs
 
     text = Path(os.environ["NANOCHAT_SCHEMAS"], "jobset-crd.yaml").read_text(encoding="utf-8")
@@ -128,12 +129,12 @@ def test_jobsets_meet_their_own_schema(profile: str, options: Options) -> None:
 
 def test_exit_codes_decide() -> None:
     """Final codes end a Job whatever its retries; a pod that the cluster took is not counted; in a set a final code ends the set."""
-    plain = manifests(job("h100x8"), Options())[-1]["spec"]
+    plain = manifests(job("h100x8"), ManifestOptions())[-1]["spec"]
     rules = plain["podFailurePolicy"]["rules"]
     assert [rule["action"] for rule in rules] == ["Ignore", "FailJob"]
     assert rules[1]["onExitCodes"]["values"] == list(FINAL_CODES) == [2, 3, 4, 5, 6]
     assert plain["backoffLimit"] > 0 and plain["activeDeadlineSeconds"] > 0
-    whole = manifests(job("h100x8", 2), Options())[-1]["spec"]
+    whole = manifests(job("h100x8", 2), ManifestOptions())[-1]["spec"]
     inner = whole["replicatedJobs"][0]["template"]["spec"]
     assert inner["backoffLimit"] == 0 and whole["failurePolicy"]["maxRestarts"] > 0
     assert inner["podFailurePolicy"]["rules"] == [rules[1]]
@@ -159,13 +160,13 @@ def test_what_a_training_pod_gets() -> None:
     assert train["terminationGracePeriodSeconds"] == GRACE_SECONDS and "/dev/shm" in str(container["volumeMounts"])
     assert made[2]["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "training"
     assert train["imagePullSecrets"] == [{"name": "registry"}] and container["envFrom"] == [{"secretRef": {"name": "hf"}}]
-    assert len(manifests(job("cpu"), Options())) == 2  # nothing to download
+    assert len(manifests(job("cpu"), ManifestOptions())) == 2  # nothing to download
 
 
 def test_environment_is_the_workloads() -> None:
     """What the containers get is what workload.environment says, node for node."""
     work = job("h100x8", 2)
-    (pod,) = pods(manifests(work, Options(claim="c"))[1:])
+    (pod,) = pods(manifests(work, ManifestOptions(claim="c"))[1:])
     made = {one["name"]: one.get("value") for one in pod["spec"]["containers"][0]["env"]}
     assert made == work.environment(f"{work.name}-train-0-0.{work.name}") | {"PET_NODE_RANK": None}
     assert "job-completion-index" in str(pod["spec"]["containers"][0]["env"])
@@ -206,12 +207,12 @@ def test_patch_file(tmp_path: Path) -> None:
         "kind: Job\nmetadata: {name: nanochat-h100x8}\nspec: {backoffLimit: 3}\n---\n"
         "kind: PersistentVolumeClaim\nspec: {storageClassName: x}\n"
     )
-    claim, download, train = patched(manifests(job("h100x8"), Options()), file)
+    claim, download, train = patched(manifests(job("h100x8"), ManifestOptions()), file)
     assert (claim["spec"]["storageClassName"], train["spec"]["backoffLimit"]) == ("x", 3) and download["spec"]["backoffLimit"] > 3
     for text in ("kind: Pod", "spec: 1", "a: [", "- 1"):
         file.write_text(text)
         with pytest.raises(UsageError):
-            patched(manifests(job("cpu"), Options()), file)
+            patched(manifests(job("cpu"), ManifestOptions()), file)
 
 
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")

@@ -12,15 +12,15 @@ from typing import Any
 
 import pytest
 
-from nanochat.cloud import runpod
+from nanochat.cloud import runpod, runpod_watch
 from nanochat.cloud.guard import VARIABLE, Guard
-from nanochat.cloud.runpod_api import NotPaid, RunPod, Unclear, read_key
+from nanochat.cloud.runpod_api import Indeterminate, PaymentRequired, RunPod, read_key
 from nanochat.cloud.workload import Workload, workload
 from nanochat.errors import NanochatError, PreflightError, UsageError
 from tests.cloud.fake_runpod import CARD, KEY, SECOND, FakeRunPod, gpu, serving
 
 ROOT = Path(__file__).resolve().parents[2]
-OPTIONS = runpod.Options(min_cuda="13.0", poll=0.02)
+OPTIONS = runpod.RentalOptions(min_cuda="13.0", poll=0.02)
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def test_next_candidate_where_there_is_no_capacity(fake: FakeRunPod, api: RunPod
     [
         (400, PreflightError, 2),
         (401, UsageError, 1),
-        (402, NotPaid, 1),
+        (402, PaymentRequired, 1),
         (403, PreflightError, 2),
         (409, NanochatError, 1),
         (422, UsageError, 1),
@@ -139,7 +139,7 @@ def test_pod_made_although_the_answer_was_lost(fake: FakeRunPod, api: RunPod, wo
 
 def test_server_that_never_answers_ends_in_an_error(fake: FakeRunPod, api: RunPod, work: Workload) -> None:
     fake.fault("GET /v2/pods", *["cut"] * 20)
-    with pytest.raises(Unclear) as caught:
+    with pytest.raises(Indeterminate) as caught:
         runpod.submit(api, work, OPTIONS, agree)
     assert fake.pods == {} and caught.value.__cause__ is None
 
@@ -181,7 +181,7 @@ def test_client_enforces_the_ceiling(fake: FakeRunPod, api: RunPod, work: Worklo
     fake.fault("POST /v2/pods/[^/]+/action", (500,), "cut")
     runpod.submit(api, work, replace(OPTIONS, volume=volume), agree, follow=False)
     with pytest.raises(NanochatError, match="ceiling"):
-        runpod.watch(api, "pod0", OPTIONS, until=time.time() + 0.2)
+        runpod_watch.watch(api, "pod0", time.time() + 0.2, OPTIONS.poll)
     assert fake.pods["pod0"]["status"] == left
 
 
@@ -189,7 +189,7 @@ def test_pod_that_cannot_be_ended_is_said_loudly(fake: FakeRunPod, api: RunPod, 
     runpod.submit(api, work, OPTIONS, agree, follow=False)
     fake.fault("POST /v2/pods/[^/]+/action", *[(409,)] * 20)
     with pytest.raises(NanochatError, match="may still run and cost money"):
-        runpod.end(api, "pod0", "terminate")
+        runpod_watch.end(api, "pod0", "terminate")
 
 
 @pytest.mark.parametrize(

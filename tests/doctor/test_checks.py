@@ -247,7 +247,7 @@ def test_a_clock_that_is_wrong_and_too_few_files(base: Path, monkeypatch: pytest
 
 def test_a_slow_disk(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert findings(build_config("cpu"), CPU, quick=False)["disk speed"].level in (doctor.OK, doctor.WARNING)
-    monkeypatch.setattr(doctor, "_disk_speed", lambda folder: 1e6)
+    monkeypatch.setattr(doctor, "SLOW_DISK", 1e15)
     assert findings(build_config("cpu"), CPU, quick=False)["disk speed"].level == doctor.WARNING
     assert not list(base.glob(".tmp-*"))
 

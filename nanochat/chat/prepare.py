@@ -1,0 +1,142 @@
+"""A request becomes ids: OpenAI's messages or prompts, rendered for one model. Next: the queue in scheduler.py.
+
+https://platform.openai.com/docs/api-reference/chat and /completions describe the requests.
+"""
+
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from nanochat.chat.api_errors import ApiError
+from nanochat.chat.loading import LoadedModel
+from nanochat.chat.scheduler import Deliver, GenerationRequest
+from nanochat.chat.schema import BaseRequest, ChatRequest, CompletionRequest, Message
+from nanochat.errors import DataError, UsageError
+from nanochat.generate.sampling import Sampling
+from nanochat.tokenizer.tokenizer import Conversation
+
+DEFAULT_MAX_TOKENS = 512  # of a chat's answer
+COMPLETION_MAX_TOKENS = 16  # as OpenAI's
+
+
+@dataclass
+class PreparedRequest:
+    """One HTTP request, ready for the scheduler, and what its response says of itself."""
+
+    kind: str  # chat.completion or text_completion
+    loaded: LoadedModel
+    prompts: list[list[int]]
+    max_tokens: int
+    sampling: Sampling
+    choices_per_prompt: int
+    stop: list[str]
+    top: int | None
+    dropped_turns: int = 0
+    id: str = field(init=False)
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def __post_init__(self) -> None:
+        self.id = ("chatcmpl-" if self.chat else "cmpl-") + secrets.token_hex(12)
+
+    @property
+    def chat(self) -> bool:
+        """Whether it is a chat completion."""
+        return self.kind == "chat.completion"
+
+    @property
+    def choices(self) -> int:
+        """The number of answers."""
+        return len(self.prompts) * self.choices_per_prompt
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of all prompts."""
+        return sum(map(len, self.prompts))
+
+    def generation_requests(self, deliver: Deliver) -> list[GenerationRequest]:
+        """One for each answer, numbered as OpenAI numbers its choices."""
+        prompts = [prompt for prompt in self.prompts for _ in range(self.choices_per_prompt)]
+        return [
+            GenerationRequest(self.loaded, prompt, self.max_tokens, self.sampling, deliver, index, self.stop, self.top)
+            for index, prompt in enumerate(prompts)
+        ]
+
+
+def prepare_chat(request: ChatRequest, loaded: LoadedModel) -> PreparedRequest:
+    """A chat request as ids. Raises ApiError.
+
+    If the history is too long, its oldest whole turns are dropped. A base model, which was not taught to chat, continues the last
+    message's text.
+    """
+    max_tokens = request.max_completion_tokens or request.max_tokens or DEFAULT_MAX_TOKENS
+    prompt_limit = max(loaded.context - max_tokens, loaded.context // 2)  # the answer gets at most half of the context
+    conversation = _conversation(request.messages)
+    try:
+        if loaded.chats:
+            ids, dropped = loaded.tokenizer.render_prompt(conversation, prompt_limit)
+        else:
+            ids, dropped = [loaded.tokenizer.bos, *loaded.tokenizer.encode(_text(request.messages[-1]))[1 - prompt_limit :]], 0
+    except UsageError as error:
+        raise ApiError(400, f"{error.message}; {error.hint}", "context_length_exceeded", "messages") from error
+    except DataError as error:
+        raise ApiError(400, error.message, "invalid_value", "messages") from error
+    top = request.top_logprobs or 0 if request.logprobs else None
+    if request.top_logprobs and not request.logprobs:
+        raise ApiError(400, "top_logprobs needs logprobs to be true", "invalid_value", "top_logprobs")
+    return PreparedRequest("chat.completion", loaded, [ids], max_tokens, _sampling(request), request.n or 1, request.stops, top, dropped)
+
+
+def prepare_completion(request: CompletionRequest, loaded: LoadedModel) -> PreparedRequest:
+    """A completion request as ids: BOS, then the prompt. Raises ApiError."""
+    prompt = request.prompt
+    many: list[Any] = [prompt] if isinstance(prompt, str) or (prompt and isinstance(prompt[0], int)) else list(prompt)
+    if not many:
+        raise ApiError(400, "there is no prompt", "invalid_value", "prompt")
+    max_tokens = request.max_tokens or COMPLETION_MAX_TOKENS
+    text_tokens = len(loaded.tokenizer.tokens)
+    prompts = []
+    for one in many:
+        ids = loaded.tokenizer.encode(one) if isinstance(one, str) else one
+        if not all(0 <= id < text_tokens for id in ids):
+            raise ApiError(
+                400, f"the ids of a prompt are from 0 to {text_tokens - 1}: special tokens are not for clients", "invalid_value", "prompt"
+            )
+        if len(ids) + 1 >= loaded.context:
+            message = f"the prompt is {len(ids) + 1:,} tokens long, and this model's context is {loaded.context:,}"
+            raise ApiError(400, message, "context_length_exceeded", "prompt")
+        prompts.append([loaded.tokenizer.bos, *ids])
+    return PreparedRequest(
+        "text_completion", loaded, prompts, max_tokens, _sampling(request), request.n or 1, request.stops, request.logprobs
+    )
+
+
+def _sampling(request: BaseRequest) -> Sampling:
+    seed = None if request.seed is None else request.seed % 2**63
+    temperature = 1.0 if request.temperature is None else request.temperature
+    return Sampling(temperature, request.top_k, 1.0 if request.top_p is None else request.top_p, seed)
+
+
+def _conversation(messages: Sequence[Message]) -> Conversation:
+    """OpenAI's messages as the tokenizer's conversation: one system message in front, neighbours of one role put together."""
+    system = [_text(message) for message in messages if message.role in ("system", "developer")]
+    conversation: Conversation = [{"role": "system", "content": "\n\n".join(system)}] if system else []
+    for message in messages:
+        if message.role in ("system", "developer"):
+            continue
+        content: Any = message.content
+        if message.role == "user" or isinstance(content, str):
+            content = _text(message)
+        else:
+            content = [{"type": part.type, "text": part.text} for part in content]
+        if message.role == "user" and conversation and conversation[-1]["role"] == "user":
+            conversation[-1]["content"] += "\n\n" + content
+        else:
+            conversation.append({"role": message.role, "content": content})
+    return conversation
+
+
+def _text(message: Message) -> str:
+    content = message.content
+    return content if isinstance(content, str) else "".join(part.text for part in content if part.type == "text")
