@@ -25,6 +25,7 @@ from nanochat.distributed import memory, ranks
 from nanochat.doctor import checks as doctor
 from nanochat.errors import DataError, Preempted, UsageError
 from nanochat.evaluation import evaluate as evaluation
+from nanochat.evaluation.results import SUMMARY, forget_summary, read_results
 from nanochat.hardware.machine import this_machine
 from nanochat.pipeline import mirrored
 from nanochat.pipeline.score import score_run, show_result
@@ -37,6 +38,7 @@ from nanochat.runs.checkpoint import Checkpoint, Checkpoints
 from nanochat.runs.heartbeat import heartbeat
 from nanochat.runs.metrics import EVALUATED, STAGES, Metrics
 from nanochat.runs.mirror import Copier
+from nanochat.runs.report_schema import REPORT
 from nanochat.tokenizer.tokenizer import QWEN2_PATTERN, SPLIT_PATTERN, Conversation, Tokenizer
 from nanochat.train import device
 from nanochat.train.finetune import finetune
@@ -49,7 +51,6 @@ TOKENIZER_CHARACTERS = 2_000_000_000
 TOKENIZER_SOURCE = "source.json"  # in a tokenizer's folder: what it was trained from
 BASE, SFT, RL = STAGES
 BEGAN = "NANOCHAT_BEGAN"  # when a launcher's command began, by the clock that all processes share
-RESULTS = ("scores.json", "report.json")  # what a run ends with, in this order
 
 
 def train(config: Config, stages: Sequence[str] = (BASE, SFT), relaunch: Sequence[str] = ()) -> int:
@@ -177,7 +178,7 @@ def _finished(record: runs.Record, stages: Sequence[str]) -> str | None:
         newest = _newest(folder, stage)
         if config.steps[stage] and (newest is None or newest.step < config.steps[stage]):
             return None
-    if not all((folder / name).exists() for name in RESULTS):
+    if SUMMARY not in read_results(folder) or not (folder / REPORT).exists():
         return None
     last = next((stage for stage in reversed(stages) if config.steps[stage]), BASE)
     return f"the run {config.run!r} is finished: its model is {folder / last}, its report {folder / 'report.html'} (for another: --run NEW)"
@@ -185,8 +186,8 @@ def _finished(record: runs.Record, stages: Sequence[str]) -> str | None:
 
 def _forget_results(run: str) -> None:
     """Remove what speaks of where the run stood before."""
-    for name in RESULTS:
-        (paths.run_dir(run) / name).unlink(missing_ok=True)
+    forget_summary(paths.run_dir(run))
+    (paths.run_dir(run) / REPORT).unlink(missing_ok=True)
 
 
 def _newest(folder: Path, stage: str) -> Checkpoint | None:
@@ -373,7 +374,7 @@ def _train_and_score(
         if not _complete(session, RL, _own_newest(session, RL), config.rl_iterations):
             reinforce(session, sft, *rl_problems(config))
     stop.in_loop = False
-    evaluation.at_the_end(config, here)
+    evaluation.evaluate_finished(config, here)
     if here.main:
         score_run(session, began)
 

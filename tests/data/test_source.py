@@ -16,7 +16,7 @@ from nanochat.data.hub.sets import TESTS
 from nanochat.data.shards import shard_name
 from nanochat.data.source import fetch_for, missing, sets_of
 from nanochat.errors import DataError, PreflightError
-from nanochat.evaluation.evaluate import available
+from nanochat.evaluation.evaluate import missing_parts
 from tests.evaluation.bundle import chat_rows, write_bundle
 from tests.hub import Hub, parquet
 
@@ -98,9 +98,9 @@ def test_the_tasks_alone(server: Hub, tmp_path: Path) -> None:
         server.files.setdefault(task.repo, {})[f"{task.prefix}00000-of-00001.parquet"] = data
     write_bundle(tmp_path / "bundle" / "eval_bundle")
     server.assets["/eval_bundle.zip"] = Path(shutil.make_archive(str(tmp_path / "b"), "zip", tmp_path / "bundle")).read_bytes()
-    assert set(available()) == {"core", "chat"} and set(fetch.missing_tasks()) == {"eval_bundle", *TESTS}
+    assert set(missing_parts()) == {"core", "chat"} and set(fetch.missing_tasks()) == {"eval_bundle", *TESTS}
     folders = fetch.fetch_tasks(check=True)
     assert [folder.name for folder in folders] == ["eval_bundle", *TESTS]
-    assert available() == {} and fetch.missing_tasks() == {}
+    assert missing_parts() == {} and fetch.missing_tasks() == {}
     server.requests.clear()
     assert fetch.fetch_tasks(check=True) == folders and server.requests == []
