@@ -1,4 +1,4 @@
-"""Evaluation: bits per byte of held-out text, and exact answers to held-out questions."""
+"""Bits per byte of text: how well a model predicts it, whatever its tokenizer."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -27,8 +27,9 @@ def bits_per_byte(
 ) -> float | None:
     """Nats over ln 2 times bytes, of the targets that are text; independent of the tokenizer, so vocabularies can be compared.
 
-    inputs and targets (n, T), targets of -1 not counted; token_bytes (V,); each rank takes its share of the rows,
-    `device_batch_size` at a time and fewer where the memory is not enough. None, on every rank, where it is not enough for one row.
+    inputs and targets (n, T), targets of IGNORE not counted; token_bytes (V,), 0 for a special; `forward` is the model's, compiled or
+    not. Each rank takes its share of the rows, `device_batch_size` at a time and fewer where the memory is not enough. None, on every
+    rank, where it is not enough for one row.
     """
     size = torch.from_numpy(token_bytes).to(ranks.device)
     totals = torch.zeros(3, dtype=torch.float64, device=ranks.device)

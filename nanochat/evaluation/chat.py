@@ -1,4 +1,4 @@
-"""Tasks for a model that converses: ARC, MMLU and GSM8K, from their published test sets, and what their questions look like.
+"""Tasks for a model that converses: ARC, MMLU and GSM8K, from their published test sets.
 
 ARC (Clark et al., 2018) and MMLU (Hendrycks et al., 2021) are answered by a letter: of the letters there are, the one that the
 model finds likeliest. GSM8K (Cobbe et al., 2021) is answered in words, with the calculator: the number after #### must be the right one.
@@ -16,7 +16,7 @@ from nanochat.evaluation.scorer import Scorer
 from nanochat.generate.engine import prompt_ids
 from nanochat.paths import sha256
 
-ANSWER_TOKENS = 512
+ANSWER_TOKENS = 512  # of one answer in words
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def _gsm8k(row: dict[str, Any]) -> Question:
     return Question(grade_school(row)[0]["content"], (), final_number(row["answer"]) or "")
 
 
-# Task -> its set (data/sets.py), what guessing scores, and how a row of it becomes a question.
+# Task -> its set (data/hub/sets.py), what guessing scores, and how a row of it becomes a question.
 CHAT_TASKS: dict[str, tuple[str, float, Callable[[dict[str, Any]], Question]]] = {
     "ARC-Easy": ("arc-easy-test", 0.25, _arc),
     "ARC-Challenge": ("arc-challenge-test", 0.25, _arc),
@@ -63,25 +63,25 @@ class ChatTask:
     def __len__(self) -> int:
         return len(self.questions)
 
-    def size(self, index: int) -> int:
-        """About how long the question is."""
+    def length(self, index: int) -> int:
+        """About how many characters the question has."""
         return len(self.questions[index].prompt)
 
-    def right(self, scorer: Scorer, indices: Sequence[int]) -> list[bool]:
-        """Which of the questions the model answers rightly."""
+    def grade(self, scorer: Scorer, indices: Sequence[int]) -> list[bool]:
+        """Which of the questions the model answers correctly."""
         asked = [self.questions[index] for index in indices]
         prompts = [prompt_ids(scorer.tokenizer, question.prompt) for question in asked]
         if asked and asked[0].letters:
-            chosen = scorer.letters(prompts, [question.letters for question in asked])
+            chosen = scorer.choose_letters(prompts, [question.letters for question in asked])
             return [question.letters[choice] == question.answer for question, choice in zip(asked, chosen, strict=True)]
-        said = scorer.answers(prompts, min(ANSWER_TOKENS, scorer.context // 2))
-        return [final_number(text) == question.answer for question, text in zip(asked, said, strict=True)]
+        answers = scorer.answer(prompts, min(ANSWER_TOKENS, scorer.context // 2))
+        return [final_number(text) == question.answer for question, text in zip(asked, answers, strict=True)]
 
 
-def read_chat_task(name: str, most: int = -1) -> ChatTask:
-    """A task of CHAT_TASKS whose files are there, at most its first `most` questions (-1: all). Raises DataError."""
+def read_chat_task(name: str, max_questions: int = -1) -> ChatTask:
+    """A task of CHAT_TASKS whose files are there, at most its first `max_questions` (-1: all). Raises DataError."""
     source, chance, convert = CHAT_TASKS[name]
     files = task_files(source)
-    questions = Rows(files).sample(convert, most)
+    questions = Rows(files).sample(convert, max_questions)
     digest = json.dumps([len(questions), *(sha256(path) for path in files)])
     return ChatTask(name, chance, questions, digest)

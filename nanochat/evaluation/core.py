@@ -35,7 +35,7 @@ FIELDS = {
 }
 
 
-def examples_of(index: int, rows: int, shots: int) -> list[int]:
+def choose_examples(index: int, rows: int, shots: int) -> list[int]:
     """Which rows are shown before row `index`, never itself: all others where there are fewer than `shots`."""
     chosen = random.Random(EXAMPLES_SEED + index).sample(range(rows - 1), min(shots, rows - 1))
     return [other + (other >= index) for other in chosen]
@@ -58,7 +58,7 @@ class CoreTask:
 
     def prompts(self, index: int) -> list[str]:
         """The texts of row `index`, one an option; of language modelling the text without and with its continuation."""
-        shown = "".join(f"{self._example(self.rows[i])}\n\n" for i in examples_of(index, len(self.rows), self.shots))
+        shown = "".join(f"{self._example(self.rows[i])}\n\n" for i in choose_examples(index, len(self.rows), self.shots))
         row = self.rows[index]
         if self.kind == "multiple_choice":
             return [f"{shown}{row['query']}{self.delimiter}{choice}" for choice in row["choices"]]
@@ -75,8 +75,8 @@ class CoreTask:
             return f"{row['context_options'][row['gold']]}{self.delimiter}{row['continuation']}"
         return f"{str(row['context']).strip()}{self.delimiter}{row['continuation']}"
 
-    def size(self, index: int) -> int:
-        """About how long the question is, to ask those together that are alike."""
+    def length(self, index: int) -> int:
+        """How many characters the question has, to ask those together that are alike."""
         return max(map(len, self.prompts(index)))
 
     def spans(self, index: int, tokenizer: Tokenizer) -> list[Span]:
@@ -93,15 +93,18 @@ class CoreTask:
             return [Span(ids[1], start, len(ids[1]))]
         return [Span(one, start, len(one)) for one in ids]
 
-    def right(self, scorer: Scorer, indices: Sequence[int]) -> list[bool]:
-        """Which of the rows the model answers rightly: the right option is the likeliest, by its mean token; or the words are said."""
+    def grade(self, scorer: Scorer, indices: Sequence[int]) -> list[bool]:
+        """Which of the rows the model answers correctly.
+
+        The right option has the lowest mean loss; of language modelling, each id of the continuation is the likeliest.
+        """
         options = [self.spans(index, scorer.tokenizer) for index in indices]
-        scored = iter(scorer.spans([span for spans in options for span in spans]))
-        right = []
+        scored = iter(scorer.score_spans([span for spans in options for span in spans]))
+        correct = []
         for index, spans in zip(indices, options, strict=True):
-            nats, said = zip(*(next(scored) for _ in spans), strict=True)
-            right.append(all(said) if self.kind == "language_modeling" else nats.index(min(nats)) == self.rows[index]["gold"])
-        return right
+            nats, likeliest = zip(*(next(scored) for _ in spans), strict=True)
+            correct.append(all(likeliest) if self.kind == "language_modeling" else nats.index(min(nats)) == self.rows[index]["gold"])
+        return correct
 
 
 def common_length(sequences: Sequence[Sequence[int]]) -> int:
@@ -114,13 +117,13 @@ def common_length(sequences: Sequence[Sequence[int]]) -> int:
     return count
 
 
-def read_core(bundle: Path, most: int = -1) -> list[CoreTask]:
-    """The bundle's tasks, at most the first `most` rows of each (-1: all). Raises DataError where the bundle is not as published."""
+def read_core(bundle: Path, max_rows: int = -1) -> list[CoreTask]:
+    """The bundle's tasks, at most the first `max_rows` rows of each (-1: all). Raises DataError where the bundle is not as published."""
     try:
         tasks = yaml.safe_load((bundle / "core.yaml").read_text(encoding="utf-8"))["icl_tasks"]
         with (bundle / "eval_meta_data.csv").open(encoding="utf-8", newline="") as file:
             chance = {row["Eval Task"]: float(row["Random baseline"]) / 100 for row in csv.DictReader(file)}
-        return [_read_task(bundle, task, chance[task["label"]], most) for task in tasks]
+        return [_read_task(bundle, task, chance[task["label"]], max_rows) for task in tasks]
     except (OSError, yaml.YAMLError, ValueError, KeyError, TypeError, IndexError) as error:
         raise DataError(
             f"{bundle} is not the evaluation bundle: {type(error).__name__}: {error}",
@@ -128,7 +131,8 @@ def read_core(bundle: Path, most: int = -1) -> list[CoreTask]:
         ) from error
 
 
-def _read_task(bundle: Path, task: dict[str, Any], chance: float, most: int) -> CoreTask:
+def _read_task(bundle: Path, task: dict[str, Any], chance: float, max_rows: int) -> CoreTask:
+    """One task of the bundle's core.yaml. Raises ValueError where a row lacks a field."""
     kind, shots, delimiter = task["icl_task_type"], task["num_fewshot"][0], task.get("continuation_delimiter", " ")
     path = bundle / "eval_data" / task["dataset_uri"]
     with path.open(encoding="utf-8") as file:
@@ -138,7 +142,7 @@ def _read_task(bundle: Path, task: dict[str, Any], chance: float, most: int) -> 
         if any(field not in row for field in FIELDS[kind]) or ("gold" in FIELDS[kind] and not 0 <= row["gold"] < len(options)):
             raise ValueError(f"row {number} of {path} is no {kind}: {', '.join(row)}")
     random.Random(ORDER_SEED).shuffle(rows)
-    rows = rows[:most] if most >= 0 else rows
+    rows = rows[:max_rows] if max_rows >= 0 else rows
     if not rows:
         raise ValueError(f"{path} has no rows")
     digest = json.dumps([kind, shots, delimiter, len(rows), sha256(path)])

@@ -1,10 +1,9 @@
 """`eval`: bits per byte, CORE, the chat tasks and the held-out questions, from files that are there; nothing is fetched.
 
-runs/<run>/evaluation.json  what came out, for the report
-          /evaluation/      answers on the way: a killed evaluation goes on, and an equal one is not asked again
+runs/<run>/evaluation.json  the results (results.py), for the report
+          /evaluation/      answers on the way: a killed evaluation resumes, and an equal one is not asked again
 """
 
-import contextlib
 import json
 import os
 from collections.abc import Sequence
@@ -21,65 +20,74 @@ from nanochat.errors import DataError, Preempted, UsageError
 from nanochat.evaluation.bits_per_byte import bits_per_byte
 from nanochat.evaluation.chat import CHAT_TASKS, read_chat_task
 from nanochat.evaluation.core import read_core
-from nanochat.evaluation.heldout import evaluate_items, print_scores
-from nanochat.evaluation.results import RESULTS, table
-from nanochat.evaluation.runner import Task, ask
+from nanochat.evaluation.heldout import HELDOUT, evaluate_items, print_scores
+from nanochat.evaluation.results import write_part
+from nanochat.evaluation.runner import EvaluationTask, evaluate_tasks
 from nanochat.evaluation.scorer import Scorer
 from nanochat.hub.assets import BUNDLE, has_bundle
+from nanochat.evaluation.scores import score_table
 from nanochat.runs import record as runs
 from nanochat.runs.checkpoint import MANIFEST
 
 PARTS = ("bpb", "core", "chat", "skills")
-ANSWERS = "evaluation"
-STAGE = {"core": "base", "chat": None}  # whose model is asked; None: the best there is
-FETCH = "download --evaluation brings them"
+TASK_PARTS = {"core": "base", "chat": None}  # part of tasks -> the stage whose model is asked; None: the newest there is
+ANSWERS = "evaluation"  # folder of the answers on the way
+FETCH_HINT = "download --evaluation brings them"
 
 
-def available() -> dict[str, str]:
-    """Part that cannot be asked -> why not. No network."""
-    lacking = {}
+def missing_parts() -> dict[str, str]:
+    """Part whose questions are not on this machine -> why not. No network."""
+    missing = {}
     if not has_bundle():
-        lacking["core"] = f"there is no {paths.base_dir() / BUNDLE}"
+        missing["core"] = f"there is no {paths.base_dir() / BUNDLE}"
     if absent := [source for source, _, _ in CHAT_TASKS.values() if not sets.task_files(source)]:
-        lacking["chat"] = f"there is no {sets.task_folder(absent[0])}"
-    return lacking
+        missing["chat"] = f"there is no {sets.task_folder(absent[0])}"
+    return missing
 
 
-def tasks_of(part: str, most: int) -> Sequence[Task]:
+def read_tasks(part: str, max_per_task: int) -> Sequence[EvaluationTask]:
     """The tasks of "core" or "chat". Raises DataError."""
-    return read_core(paths.base_dir() / BUNDLE, most) if part == "core" else [read_chat_task(name, most) for name in CHAT_TASKS]
+    if part == "core":
+        return read_core(paths.base_dir() / BUNDLE, max_per_task)
+    return [read_chat_task(name, max_per_task) for name in CHAT_TASKS]
 
 
-def ask_tasks(run: str, part: str, most: int, here: ranks.Ranks, again: bool = False) -> dict[str, Any]:
-    """CORE or the chat tasks, asked of the run's newest model by all ranks, and kept in evaluation.json. Raises DataError."""
-    stage = STAGE[part] if runs.has_stage(run, STAGE[part]) else None
+def evaluate_part(run: str, part: str, max_per_task: int, here: ranks.Ranks, again: bool = False) -> dict[str, Any]:
+    """Evaluate the run's newest model on "core" or "chat", on all ranks, and keep the result. Raises DataError.
+
+    With `again`, answers of earlier evaluations are discarded.
+    """
+    stage = TASK_PARTS[part] if runs.has_stage(run, TASK_PARTS[part]) else None
     opened = runs.open_model(run, str(here.device), stage)
     meta, folder = opened.checkpoint.meta, paths.run_dir(run)
     if again and here.main:
         for path in (folder / ANSWERS).glob(f"{part}_*.json"):
             path.unlink(missing_ok=True)
     here.gather_objects(None)
-    seal = json.loads((opened.checkpoint.folder / MANIFEST).read_text(encoding="utf-8"))["sha256"]
-    found = ask(part, tasks_of(part, most), Scorer(opened.model, opened.tokenizer), here, folder / ANSWERS, seal)
-    found |= {"stage": meta["stage"], "step": opened.checkpoint.step, "max_per_task": most}
-    _keep(run, part, found, here)
-    return found
+    weights = json.loads((opened.checkpoint.folder / MANIFEST).read_text(encoding="utf-8"))["sha256"]
+    scorer = Scorer(opened.model, opened.tokenizer)
+    result = evaluate_tasks(part, read_tasks(part, max_per_task), scorer, here, folder / ANSWERS, weights)
+    result |= {"stage": meta["stage"], "step": opened.checkpoint.step, "max_per_task": max_per_task}
+    if here.main:
+        write_part(folder, part, result)
+    return result
 
 
-def at_the_end(config: Config, here: ranks.Ranks) -> None:
-    """What a run asks of its finished model, on all ranks. The model is saved: nothing that fails here fails the run."""
-    most = config.core_metric_max_per_task
-    if not most:
+def evaluate_finished(config: Config, here: ranks.Ranks) -> None:
+    """Evaluate a finished run on CORE and the chat tasks, on all ranks. The model is saved: nothing that fails here fails the run."""
+    max_per_task = config.core_metric_max_per_task
+    if not max_per_task:
         return
-    lacking = available()
-    for part in ("core", "chat"):
-        if part in lacking:
-            log(f"skipped: {part} tasks: {lacking[part]} ({FETCH}; then: eval)")
+    missing = missing_parts()
+    for part in TASK_PARTS:
+        if part in missing:
+            log(f"skipped: {part} tasks: {missing[part]} ({FETCH_HINT}; then: eval)")
             continue
         if part == "chat" and not runs.has_stage(config.run, "sft"):
             continue  # a model that only continues texts
         try:
-            show(part, ask_tasks(config.run, part, most, here))
+            result = evaluate_part(config.run, part, max_per_task, here)
+            log(f"{part}: {result['score']:.4f} over {len(result['tasks'])} tasks (0: as by guessing, 1: all right)")
         except Preempted:
             raise
         except Exception as error:
@@ -87,53 +95,55 @@ def at_the_end(config: Config, here: ranks.Ranks) -> None:
 
 
 def evaluate(
-    run: str | None, parts: Sequence[str], items: Path | None, most: int, device: str, again: bool = False
+    run: str | None, parts: Sequence[str], items: Path | None, max_per_task: int, device: str, again: bool = False
 ) -> dict[str, Any] | None:
-    """All of `parts` (none: what is there) for a run's newest models; None on all ranks but the main one. Raises UsageError, DataError."""
+    """Evaluate a run's newest models on `parts` (none: what is there); None on all ranks but the main one. Raises UsageError, DataError."""
     if unknown := [part for part in parts if part not in PARTS]:
         raise UsageError(f"--only {unknown[0]} is unknown", f"some of: {', '.join(PARTS)}")
     if os.environ.get("RANK", "0") != "0":
         console.mute()
     with ranks.join(device) as here:
         name = run or runs.newest_run()
-        wanted = _wanted(name, parts, items, runs.newest_checkpoint(name).meta["stage"] != "base")
+        wanted = _choose_parts(name, parts, items, runs.newest_checkpoint(name).meta["stage"] != "base")
         results: dict[str, Any] = {"run": name}
         if "skills" in wanted and here.main:
             results |= evaluate_items(name, items)
         if "bpb" in wanted:
-            results["bpb"] = _bits_per_byte(name, here)
-        for part in ("core", "chat"):
+            results["bpb"] = _evaluate_text(name, here)
+        for part in TASK_PARTS:
             if part in wanted:
-                results[part] = ask_tasks(name, part, most, here, again)
+                results[part] = evaluate_part(name, part, max_per_task, here, again)
         return results if here.main else None
 
 
-def _wanted(run: str, parts: Sequence[str], items: Path | None, chats: bool) -> Sequence[str]:
-    """What is asked: what was named, and has to be there; without names what is there, the rest said. Raises DataError."""
-    lacking = available()
+def _choose_parts(run: str, parts: Sequence[str], items: Path | None, chats: bool) -> Sequence[str]:
+    """The parts to evaluate: those that were named; without names those that are there, and why the others are not. Raises DataError."""
+    missing = missing_parts()
     if runs.read_record(run) is None:
-        lacking["bpb"] = f"the run {run!r} was imported, without its text"
-    if not (items or paths.run_dir(run) / "heldout.jsonl").exists():
-        lacking["skills"] = f"the run {run!r} has no held-out questions (--items FILE brings some)"
+        missing["bpb"] = f"the run {run!r} was imported, without its text"
+    if not (items or paths.run_dir(run) / HELDOUT).exists():
+        missing["skills"] = f"the run {run!r} has no held-out questions (--items FILE brings some)"
     if items:
         parts = parts or ("skills",)
     for part in parts:
-        if part in lacking and part != "skills":
-            raise DataError(f"no {part} score: {lacking[part]}", FETCH if part in STAGE else "leave it out: --only names the others")
+        if part in missing and part != "skills":
+            raise DataError(
+                f"no {part} score: {missing[part]}", FETCH_HINT if part in TASK_PARTS else "leave it out: --only names the others"
+            )
     if parts:
         return parts
     if not chats:
-        lacking["chat"] = "the model was not fine-tuned to chat"
-    for part, why in lacking.items():
+        missing["chat"] = "the model was not fine-tuned to chat"
+    for part, why in missing.items():
         log(f"skipped: {part}: {why}")
-    wanted = [part for part in PARTS if part not in lacking]
+    wanted = [part for part in PARTS if part not in missing]
     if not wanted:
-        raise DataError(f"there is nothing to ask the run {run!r}", f"{FETCH}; or --items FILE")
+        raise DataError(f"there is nothing to ask the run {run!r}", f"{FETCH_HINT}; or --items FILE")
     return wanted
 
 
-def _bits_per_byte(run: str, here: ranks.Ranks) -> dict[str, Any]:
-    """The base model's bits per byte on as much of the first text that it was trained on as of the text that was held out."""
+def _evaluate_text(run: str, here: ranks.Ranks) -> dict[str, Any]:
+    """Evaluate the base model's bits per byte on validation text and on as much of the first text that it was trained on."""
     record = runs.read_record(run)
     assert record is not None, run
     stage = "base" if runs.has_stage(run, "base") else None
@@ -141,44 +151,30 @@ def _bits_per_byte(run: str, here: ranks.Ranks) -> dict[str, Any]:
     config, dataset = record.config, runs.open_text(record)
     cache = RowCache(opened.tokenizer, config.max_seq_len, packer=here.local_rank == 0)
     try:
-        held_out = cache.rows(dataset.validation)[: max(config.eval_tokens // config.max_seq_len, 1)]
-        trained = TextRows(dataset, cache, config.seed).rows(0, len(held_out))
+        validation = cache.rows(dataset.validation)[: max(config.eval_tokens // config.max_seq_len, 1)]
+        trained = TextRows(dataset, cache, config.seed).rows(0, len(validation))
     finally:
         cache.close()
     size = opened.tokenizer.token_bytes()
-    found: dict[str, Any] = {}
-    for name, rows in (("train", trained), ("validation", held_out)):
+    result: dict[str, Any] = {}
+    for name, rows in (("train", trained), ("validation", validation)):
         bpb = bits_per_byte(opened.model, opened.model, rows[:, :-1], rows[:, 1:], size, config.device_batch_size, here)
-        found[name] = None if bpb is None else round(bpb, 6)
-    found |= {"tokens": held_out[:, 1:].size, "stage": opened.checkpoint.meta["stage"], "step": opened.checkpoint.step}
-    _keep(run, "bpb", found, here)
-    return found
-
-
-def _keep(run: str, part: str, found: dict[str, Any], here: ranks.Ranks) -> None:
-    """Write one part of evaluation.json, the others as they are."""
+        result[name] = None if bpb is None else round(bpb, 6)
+    result |= {"tokens": validation[:, 1:].size, "stage": opened.checkpoint.meta["stage"], "step": opened.checkpoint.step}
     if here.main:
-        path = paths.run_dir(run) / RESULTS
-        kept: dict[str, Any] = {}
-        with contextlib.suppress(OSError, ValueError):
-            kept = json.loads(path.read_text(encoding="utf-8"))
-        paths.atomic_write_json(path, kept | {part: found})
-
-
-def show(part: str, found: dict[str, Any]) -> None:
-    """A part's mean, as a message."""
-    log(f"{part}: {found['score']:.4f} over {len(found['tasks'])} tasks (0: as by guessing, 1: all right)")
+        write_part(paths.run_dir(run), "bpb", result)
+    return result
 
 
 def print_results(results: dict[str, Any]) -> None:
-    """All that `evaluate` found, on stdout."""
+    """Print what `evaluate` returned."""
     if "by_skill" in results:
         print_scores(results)
     if bpb := results.get("bpb"):
-        trained, held_out = (f"{bpb[name]:.4f}" if bpb[name] else "-" for name in ("train", "validation"))
-        print(f"bits per byte: {trained} of text it was trained on, {held_out} of text it was not")
-    for part in ("core", "chat"):
+        trained, validation = (f"{bpb[name]:.4f}" if bpb[name] else "-" for name in ("train", "validation"))
+        print(f"bits per byte: {trained} of text it was trained on, {validation} of text it was not")
+    for part in TASK_PARTS:
         if part in results:
             print(f"{part + ' tasks':60} {'questions':>9} {'accuracy':>9} {'centred':>8}")
-            for name, questions, accuracy, centred in table(part, results[part]):
+            for name, questions, accuracy, centred in score_table(part, results[part]):
                 print(f"{name:60} {questions:>9} {accuracy:>9} {centred:>8}")

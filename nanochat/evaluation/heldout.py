@@ -7,7 +7,6 @@ from typing import Any
 
 from nanochat import paths
 from nanochat.console import Progress
-from nanochat.data.embedded import corpus
 from nanochat.data.embedded.corpus import Item
 from nanochat.distributed.memory import map_with_oom_backoff
 from nanochat.errors import DataError
@@ -15,17 +14,50 @@ from nanochat.generate.engine import Engine, answer_text
 from nanochat.model.gpt import GPT
 from nanochat.runs import record as runs
 
-CALCULATOR_TOKENS = 24  # room for a call of the calculator and its output, beside the answer itself
+HELDOUT = "heldout.jsonl"  # in a run's folder: the questions that were held out of its text, so that anyone can ask them again
+FORMAT_HINT = "one JSON object a line: skill, prompt, answer"
+CALCULATOR_TOKENS = 24  # of a call of the calculator and its output, beside the answer itself
 
 
-def answer_items(engine: Engine, items: Sequence[Item], what: str, *, batch: int = 128) -> tuple[list[bool], int]:
-    """Whether the model's answer to each item, at temperature 0, is exactly the right one; and how many tokens it read and wrote."""
+def write_items(folder: Path, items: Sequence[Item]) -> None:
+    """Write the held-out questions of the run in `folder`."""
+    lines = [json.dumps({"skill": item.skill, "prompt": item.prompt, "answer": item.answer}, ensure_ascii=False) for item in items]
+    paths.atomic_write(folder / HELDOUT, "\n".join(lines) + "\n")
+
+
+def read_items(path: Path) -> list[Item]:
+    """The questions of a jsonl file. Raises DataError where there are none."""
+    try:
+        items = [Item(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"no questions in {path}: {error}", FORMAT_HINT) from error
+    if not items:
+        raise DataError(f"no questions in {path}", FORMAT_HINT)
+    return items
+
+
+def evaluate_items(run: str | None, path: Path | None) -> dict[str, Any]:
+    """The scores of a run's model on the questions of a jsonl file, by default the run's own held-out ones. Raises DataError."""
+    opened = runs.open_model(run)
+    runs.describe(opened)
+    items = read_items(path or paths.run_dir(opened.run) / HELDOUT)
+    untrained_model = GPT.build(opened.model.config)
+    untrained, _ = grade_items(Engine(untrained_model, opened.tokenizer), items, "asking the untrained model")
+    trained, _ = grade_items(Engine(opened.model, opened.tokenizer), items, "asking the trained model")
+    return {"run": opened.run} | score_by_skill(items, untrained, trained)
+
+
+def grade_items(engine: Engine, items: Sequence[Item], what: str, *, batch: int = 128) -> tuple[list[bool], int]:
+    """Whether the model's greedy answer to each item is exactly the right one, and how many tokens it read and wrote.
+
+    `what` is for messages; a batch that does not fit into memory is halved.
+    """
     tokenizer = engine.tokenizer
     max_tokens = CALCULATOR_TOKENS + max(len(tokenizer.encode(item.answer)) for item in items)
     with Progress(what, len(items), "questions") as progress:
 
-        def ask(part: Sequence[Item]) -> list[tuple[bool, int]]:
-            prompts = [tokenizer.render_prompt([{"role": "user", "content": item.prompt}], engine.context - 1)[0] for item in part]
+        def grade(part: Sequence[Item]) -> list[tuple[bool, int]]:
+            prompts = [render_question(engine, item.prompt) for item in part]
             answers = engine.complete(prompts, max_tokens=max_tokens, temperature=0.0, batch_size=len(part))
             progress.advance(len(part))
             return [
@@ -33,14 +65,25 @@ def answer_items(engine: Engine, items: Sequence[Item], what: str, *, batch: int
                 for item, prompt, ids in zip(part, prompts, answers, strict=True)
             ]
 
-        asked, _ = map_with_oom_backoff(items, batch, ask, next(engine.model.parameters()).device, what)
-    return [right for right, _ in asked], sum(tokens for _, tokens in asked)
+        graded, _ = map_with_oom_backoff(items, batch, grade, next(engine.model.parameters()).device, what)
+    return [correct for correct, _ in graded], sum(tokens for _, tokens in graded)
 
 
-def scores(items: Sequence[Item], untrained: Sequence[bool], trained: Sequence[bool]) -> dict[str, Any]:
-    """The score, untrained beside trained, overall and by skill, as parts of 1."""
+def answer(engine: Engine, question: str, max_tokens: int = 128) -> str:
+    """The model's greedy answer to one question."""
+    ids = engine.complete([render_question(engine, question)], max_tokens=max_tokens, temperature=0.0)[0]
+    return answer_text(engine.tokenizer, ids)
 
-    def part(chosen: Sequence[int]) -> dict[str, Any]:
+
+def render_question(engine: Engine, question: str) -> list[int]:
+    """The prompt ids of one user message, at most as many as leave room for a token of the answer."""
+    return engine.tokenizer.render_prompt([{"role": "user", "content": question}], engine.context - 1)[0]
+
+
+def score_by_skill(items: Sequence[Item], untrained: Sequence[bool], trained: Sequence[bool]) -> dict[str, Any]:
+    """The shares of correct answers, untrained beside trained: {untrained, trained, items, by_skill: {skill: the same three}}."""
+
+    def scores(chosen: Sequence[int]) -> dict[str, Any]:
         count = len(chosen)
         return {
             "untrained": round(sum(untrained[i] for i in chosen) / count, 4),
@@ -49,36 +92,12 @@ def scores(items: Sequence[Item], untrained: Sequence[bool], trained: Sequence[b
         }
 
     skills = sorted({item.skill for item in items})
-    by_skill = {skill: part([i for i, item in enumerate(items) if item.skill == skill]) for skill in skills}
-    return part(range(len(items))) | {"by_skill": by_skill}
+    by_skill = {skill: scores([i for i, item in enumerate(items) if item.skill == skill]) for skill in skills}
+    return scores(range(len(items))) | {"by_skill": by_skill}
 
 
-def evaluate_items(run: str | None, items: Path | None) -> dict[str, Any]:
-    """The score of a run's model on the questions of a jsonl file, by default the run's own held-out ones. Raises DataError."""
-    opened = runs.open_model(run)
-    runs.describe(opened)
-    path = items or paths.run_dir(opened.run) / "heldout.jsonl"
-    try:
-        questions = [corpus.Item(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, ValueError, TypeError) as error:
-        raise DataError(f"no questions in {path}: {error}", "one JSON object a line: skill, prompt, answer") from error
-    if not questions:
-        raise DataError(f"no questions in {path}", "one JSON object a line: skill, prompt, answer")
-    untrained_model = GPT.build(opened.model.config)
-    untrained, _ = answer_items(Engine(untrained_model, opened.tokenizer), questions, "asking the untrained model")
-    trained, _ = answer_items(Engine(opened.model, opened.tokenizer), questions, "asking the trained model")
-    return {"run": opened.run} | scores(questions, untrained, trained)
-
-
-def ask(engine: Engine, prompt: str, max_tokens: int = 128) -> str:
-    """The model's answer to one message, at temperature 0."""
-    tokenizer = engine.tokenizer
-    ids, _ = tokenizer.render_prompt([{"role": "user", "content": prompt}], engine.context - 1)
-    return answer_text(tokenizer, engine.complete([ids], max_tokens=max_tokens, temperature=0.0)[0])
-
-
-def print_scores(table: dict[str, Any]) -> None:
-    """The score by skill, untrained beside trained, on stdout."""
+def print_scores(scores: dict[str, Any]) -> None:
+    """Print the scores by skill, untrained beside trained."""
     print(f"{'held-out questions':24} {'items':>6} {'untrained':>10} {'trained':>10}")
-    for name, row in [*table["by_skill"].items(), ("all", table)]:
+    for name, row in [*scores["by_skill"].items(), ("all", scores)]:
         print(f"{name:24} {row['items']:6} {row['untrained']:10.1%} {row['trained']:10.1%}")

@@ -1,39 +1,53 @@
-"""What answers are worth: accuracies, centred, their mean; and the table that shows them beside published scores."""
+"""The one results file of a run: evaluation.json in its folder, one part for each thing that was evaluated.
 
-import math
+    summary  what the finished training came to: bpb, tokens, parameters, flops, seconds, samples, scores (of the held-out questions)
+    bpb      bits per byte as `eval` measured them: train, validation, tokens, stage, step
+    core     CORE: score, error, tasks, stage, step, max_per_task
+    chat     the chat tasks, likewise
+
+Runs that were made before there was one file have their summary in scores.json.
+"""
+
+import json
+from pathlib import Path
 from typing import Any
 
-RESULTS = "evaluation.json"  # in a run's folder: {bpb, core, chat}, as `eval` found them
+from nanochat.paths import atomic_write_json
 
-# CORE of OpenAI's GPT-2, by karpathy/nanochat (README, and dev/estimate_gpt3_core.ipynb for all but the largest).
-REFERENCES = {"GPT-2 124M": 0.1139, "GPT-2 355M": 0.1849, "GPT-2 774M": 0.2146, "GPT-2 1.6B": 0.2565}
-
-TITLES = {"core": "CORE", "chat": "mean of the chat tasks"}
-HEADINGS = ["task", "questions", "accuracy", "centred"]
+RESULTS = "evaluation.json"
+SUMMARY = "summary"
+OLD_SUMMARY = "scores.json"
 
 
-def result(right: dict[str, tuple[int, int, float]]) -> dict[str, Any]:
-    """Scores of tasks from (right answers, questions, what guessing scores): accuracy, centred, and the centred mean.
-
-    Centred is 0 as by guessing and 1 where all is right. `error` is the mean's standard error, from the number of questions alone.
-    """
-    tasks, total, variance = {}, 0.0, 0.0
-    for name, (count, questions, chance) in right.items():
-        accuracy = count / questions
-        centred = (accuracy - chance) / (1 - chance)
-        tasks[name] = {"accuracy": round(accuracy, 6), "centred": round(centred, 6), "questions": questions}
-        total += centred
-        variance += accuracy * (1 - accuracy) / questions / (1 - chance) ** 2
-    number = max(len(tasks), 1)
-    return {"score": round(total / number, 6), "error": round(math.sqrt(variance) / number, 6), "tasks": tasks}
+def read_results(folder: Path) -> dict[str, Any]:
+    """The parts of a run's results, of an older run the summary of scores.json too; {} where there are none or the file is damaged."""
+    results = _read(folder / RESULTS)
+    if SUMMARY not in results and (summary := _read(folder / OLD_SUMMARY)):
+        results[SUMMARY] = summary
+    return results
 
 
-def table(part: str, found: dict[str, Any]) -> list[list[str]]:
-    """A part's scores as cells under HEADINGS: its tasks, then the mean, then what that may be compared with."""
-    rows = [[name, f"{task['questions']:,}", f"{task['accuracy']:.1%}", f"{task['centred']:.4f}"] for name, task in found["tasks"].items()]
-    rows.append(
-        [f"{TITLES[part]} ({found['stage']} step {found['step']}, standard error {found['error']:.4f})", "", "", f"{found['score']:.4f}"]
-    )
-    if part == "core":
-        rows += [[f"CORE of {name} (all questions)", "", "", f"{score:.4f}"] for name, score in REFERENCES.items()]
-    return rows
+def write_part(folder: Path, part: str, value: dict[str, Any]) -> None:
+    """Write one part of a run's results, the others as they are."""
+    atomic_write_json(folder / RESULTS, _read(folder / RESULTS) | {part: value})
+
+
+def forget_summary(folder: Path) -> None:
+    """Remove the summary of a run that is trained further; its other parts say themselves of which step they are."""
+    (folder / OLD_SUMMARY).unlink(missing_ok=True)
+    results = _read(folder / RESULTS)
+    if results.pop(SUMMARY, None) is None:
+        return
+    if results:
+        atomic_write_json(folder / RESULTS, results)
+    else:
+        (folder / RESULTS).unlink()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; {} where it is missing or damaged."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}

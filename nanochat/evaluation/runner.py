@@ -15,16 +15,19 @@ from typing import Any, Protocol
 from nanochat.console import Progress, log
 from nanochat.distributed.ranks import Ranks
 from nanochat.errors import NanochatError, Preempted
-from nanochat.evaluation.results import result
 from nanochat.evaluation.scorer import Scorer
+from nanochat.evaluation.scores import score_tasks
 from nanochat.paths import atomic_write_json
 
 GROUP = 32  # questions
-VERSION = 1  # of how questions are put and scored: what another one answered is not gone on with
+VERSION = 1  # of how questions are put and graded: another one's answers are not used
+SAVE_SECONDS = 10.0  # between writes of the answers
+
+Grades = dict[str, dict[int, bool]]  # key of a task and a model -> question -> whether it was answered correctly
 
 
-class Task(Protocol):
-    """Questions with right answers."""
+class EvaluationTask(Protocol):
+    """Questions with known answers."""
 
     @property
     def name(self) -> str: ...
@@ -39,55 +42,55 @@ class Task(Protocol):
         ...
 
     def __len__(self) -> int: ...
-    def size(self, index: int) -> int:
-        """About how long a question is."""
+    def length(self, index: int) -> int:
+        """About how many characters a question has."""
         ...
 
-    def right(self, scorer: Scorer, indices: Sequence[int]) -> list[bool]:
-        """Which of the questions the model answers rightly."""
+    def grade(self, scorer: Scorer, indices: Sequence[int]) -> list[bool]:
+        """Which of the questions the model answers correctly."""
         ...
 
 
-class Answered:
-    """Which questions were answered, and whether rightly: FOLDER/NAME_00000.json, a file a rank, so that what is killed goes on."""
+class AnswerCache:
+    """Grades of the questions answered so far, in FOLDER/NAME_00000.json, a file per rank, so that a killed evaluation resumes."""
 
-    def __init__(self, folder: Path, name: str, ranks: Ranks, save_seconds: float = 10.0):
-        self.path, self.save_seconds = folder / f"{name}_{ranks.rank:05d}.json", save_seconds
-        self.own = _read(self.path)
-        self.known: dict[str, dict[int, bool]] = {}
+    def __init__(self, folder: Path, name: str, ranks: Ranks):
+        self.path = folder / f"{name}_{ranks.rank:05d}.json"
+        self.own = _read_grades(self.path)
+        self.known: Grades = {}
         for path in sorted(folder.glob(f"{name}_*.json")):
-            for key, answers in _read(path).items():
-                self.known.setdefault(key, {}).update(answers)
+            for key, grades in _read_grades(path).items():
+                self.known.setdefault(key, {}).update(grades)
         self.saved = time.monotonic()
 
-    def add(self, key: str, answers: dict[int, bool]) -> None:
-        """Keep some answers; they are on the disk within `save_seconds` of answering."""
-        self.own.setdefault(key, {}).update(answers)
-        if time.monotonic() - self.saved >= self.save_seconds:
+    def add(self, key: str, grades: dict[int, bool]) -> None:
+        """Keep some grades; they are on the disk within SAVE_SECONDS of grading."""
+        self.own.setdefault(key, {}).update(grades)
+        if time.monotonic() - self.saved >= SAVE_SECONDS:
             self.save()
 
     def save(self) -> None:
-        """Write all that this rank has answered."""
+        """Write all grades of this rank."""
         self.saved = time.monotonic()
-        atomic_write_json(self.path, {key: {str(index): right for index, right in found.items()} for key, found in self.own.items()})
+        atomic_write_json(self.path, {key: {str(index): correct for index, correct in found.items()} for key, found in self.own.items()})
 
 
-def _read(path: Path) -> dict[str, dict[int, bool]]:
-    """What a rank had answered; nothing where its file is missing or damaged."""
+def _read_grades(path: Path) -> Grades:
+    """The grades in a rank's file; none where it is missing or damaged."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         text = path.read_text(encoding="utf-8")
-        return {key: {int(index): bool(right) for index, right in found.items()} for key, found in json.loads(text).items()}
+        return {key: {int(index): bool(correct) for index, correct in found.items()} for key, found in json.loads(text).items()}
     return {}
 
 
-def ask(name: str, tasks: Sequence[Task], scorer: Scorer, ranks: Ranks, folder: Path, model: str) -> dict[str, Any]:
-    """Ask all questions of `tasks` (every rank calls this): their scores, and the centred mean.
+def evaluate_tasks(name: str, tasks: Sequence[EvaluationTask], scorer: Scorer, ranks: Ranks, folder: Path, model: str) -> dict[str, Any]:
+    """Ask the model all questions of `tasks` (every rank calls this): their scores, and the centred mean.
 
-    `folder` keeps the answers on the way, `model` says whose they are. Raises on every rank what fails on one of them.
+    `folder` keeps the answers on the way, `model` is a hash of the weights. Raises on every rank what fails on one of them.
     """
-    answered = Answered(folder, name, ranks)
+    cache = AnswerCache(folder, name, ranks)
     keys = [hashlib.sha256(json.dumps([VERSION, model, task.name, task.digest]).encode()).hexdigest()[:16] for task in tasks]
-    known = _merged(ranks, {key: answered.known.get(key, {}) for key in keys}, None)  # the same on all ranks, before any deals
+    known = _merge_ranks(ranks, {key: cache.known.get(key, {}) for key in keys}, None)  # the same on all ranks, before any deals
     if before := sum(map(len, known.values())):
         log(f"{name}: {before:,} of {sum(map(len, tasks)):,} questions were answered before ({folder})")
     failed: Exception | None = None
@@ -95,7 +98,7 @@ def ask(name: str, tasks: Sequence[Task], scorer: Scorer, ranks: Ranks, folder: 
         with Progress(f"asking {name}", sum(map(len, tasks)), "questions") as progress:
             progress.advance(before)
             for key, task in zip(keys, tasks, strict=True):
-                _ask_own(key, task, scorer, ranks, answered, set(known[key]), progress)
+                _evaluate_own_groups(key, task, scorer, ranks, cache, set(known[key]), progress)
     except Preempted:
         raise
     except Exception as error:  # the other ranks wait for this one's answers: they are told
@@ -104,30 +107,32 @@ def ask(name: str, tasks: Sequence[Task], scorer: Scorer, ranks: Ranks, folder: 
             failed = NanochatError(f"{type(error).__name__}: {error}", "what was answered before is kept")
             failed.__cause__ = error
     finally:
-        if any(key in answered.own for key in keys):
-            answered.save()
-    known = _merged(ranks, {key: known[key] | answered.own.get(key, {}) for key in keys}, failed)
-    return result({task.name: (sum(known[key].values()), len(task), task.chance) for key, task in zip(keys, tasks, strict=True)})
+        if any(key in cache.own for key in keys):
+            cache.save()
+    known = _merge_ranks(ranks, {key: known[key] | cache.own.get(key, {}) for key in keys}, failed)
+    return score_tasks({task.name: (sum(known[key].values()), len(task), task.chance) for key, task in zip(keys, tasks, strict=True)})
 
 
-def _ask_own(key: str, task: Task, scorer: Scorer, ranks: Ranks, answered: Answered, known: set[int], progress: Progress) -> None:
-    """This rank's groups of a task, the longest questions first."""
+def _evaluate_own_groups(
+    key: str, task: EvaluationTask, scorer: Scorer, ranks: Ranks, cache: AnswerCache, known: set[int], progress: Progress
+) -> None:
+    """Grade this rank's groups of a task, the longest questions first."""
     if len(known) == len(task):
         return
-    order = sorted(range(len(task)), key=task.size, reverse=True)
+    order = sorted(range(len(task)), key=task.length, reverse=True)
     groups = [order[first : first + GROUP] for first in range(0, len(order), GROUP)]
     for group in groups[ranks.rank :: ranks.world_size]:
         if not known.issuperset(group):
-            answered.add(key, dict(zip(group, task.right(scorer, group), strict=True)))
+            cache.add(key, dict(zip(group, task.grade(scorer, group), strict=True)))
             progress.advance(min(len(group) * ranks.world_size, progress.total - progress.done))  # the others are as far
 
 
-def _merged(ranks: Ranks, own: dict[str, dict[int, bool]], failed: Exception | None) -> dict[str, dict[int, bool]]:
-    """The answers of all ranks. Raises what failed on one of them."""
-    merged: dict[str, dict[int, bool]] = {key: {} for key in own}
+def _merge_ranks(ranks: Ranks, own: Grades, failed: Exception | None) -> Grades:
+    """The grades of all ranks. Raises what failed on one of them."""
+    merged: Grades = {key: {} for key in own}
     for found, error in ranks.gather_objects((own, failed)):
         if error is not None:
             raise error
-        for key, answers in found.items():
-            merged[key].update(answers)
+        for key, grades in found.items():
+            merged[key].update(grades)
     return merged

@@ -1,4 +1,4 @@
-"""What a model makes of prompts: how likely it finds a text, which letter it prefers, what it says. In batches that fit.
+"""What a model makes of prompts: how likely a text is, which letter it prefers, what it answers. In batches that fit.
 
 Shapes: B rows, T positions, D width, V vocabulary.
 """
@@ -39,9 +39,9 @@ class Span:
 
 
 class Scorer:
-    """A model with its tokenizer, asked in batches; one that does not fit into memory is halved, and so are those after it.
+    """A model with its tokenizer, asked in batches; a batch that does not fit into memory is halved, and so are those after it.
 
-    What a text gets does not depend on its batch, but for the last digits of the arithmetic.
+    The result of a text does not depend on its batch, but for the last digits of the arithmetic.
     """
 
     def __init__(self, model: GPT, tokenizer: Tokenizer, batch_tokens: int = BATCH_TOKENS):
@@ -50,34 +50,42 @@ class Scorer:
         self.context = model.config.max_seq_len
         self.device = next(model.parameters()).device
 
-    def spans(self, spans: Sequence[Span]) -> list[tuple[float, bool]]:
+    def score_spans(self, spans: Sequence[Span]) -> list[tuple[float, bool]]:
         """(mean nats of the scored ids, whether each was the likeliest) of every span; equal ones are read once.
 
         Where nothing is scored the mean is infinite: such an option is never chosen.
         """
         keys = [(tuple(cut.ids), cut.start, cut.end) for cut in (span.within(self.context) for span in spans)]
         different = [Span(list(ids), start, end) for ids, start, end in dict.fromkeys(keys)]
-        scored = dict(zip(dict.fromkeys(keys), self._batched(different, lambda span: len(span.ids), self._read), strict=True))
+
+        def score(batch: Sequence[Span]) -> list[tuple[float, bool]]:
+            return score_batch(self.model, batch, self.tokenizer.bos)
+
+        scored = dict(zip(dict.fromkeys(keys), self._batched(different, lambda span: len(span.ids), score), strict=True))
         return [scored[key] for key in keys]
 
-    def letters(self, prompts: Sequence[list[int]], letters: Sequence[Sequence[str]]) -> list[int]:
+    def choose_letters(self, prompts: Sequence[list[int]], letters: Sequence[Sequence[str]]) -> list[int]:
         """Which of its letters the model finds likeliest right after each prompt: their indices; the first of equals."""
         items = [
             (prompt[-self.context :], [self.tokenizer.encode(letter)[0] for letter in few])
             for prompt, few in zip(prompts, letters, strict=True)
         ]
-        return self._batched(items, lambda item: len(item[0]), self._choose)
 
-    def answers(self, prompts: Sequence[list[int]], max_tokens: int) -> list[str]:
-        """What the model says to each prompt at temperature 0, in at most `max_tokens` tokens."""
-        room = max(self.context - max_tokens, self.context // 2)
-        items = [prompt[-room:] for prompt in prompts]
+        def choose(batch: Sequence[tuple[list[int], list[int]]]) -> list[int]:
+            return choose_batch(self.model, batch, self.tokenizer.bos)
 
-        def say(batch: Sequence[list[int]]) -> list[str]:
-            said = self.engine.complete(batch, max_tokens=max_tokens, temperature=0.0, batch_size=len(batch))
-            return [answer_text(self.tokenizer, ids) for ids in said]
+        return self._batched(items, lambda item: len(item[0]), choose)
 
-        return self._batched(items, lambda item: len(item) + max_tokens, say)
+    def answer(self, prompts: Sequence[list[int]], max_tokens: int) -> list[str]:
+        """The model's answer to each prompt at temperature 0, in at most `max_tokens` tokens."""
+        max_prompt = max(self.context - max_tokens, self.context // 2)
+        items = [prompt[-max_prompt:] for prompt in prompts]
+
+        def generate(batch: Sequence[list[int]]) -> list[str]:
+            answers = self.engine.complete(batch, max_tokens=max_tokens, temperature=0.0, batch_size=len(batch))
+            return [answer_text(self.tokenizer, ids) for ids in answers]
+
+        return self._batched(items, lambda item: len(item) + max_tokens, generate)
 
     def _batched(
         self, items: Sequence[Item], length: Callable[[Item], int], work: Callable[[Sequence[Item]], Sequence[Result]]
@@ -88,31 +96,36 @@ class Scorer:
         results, self.batch_tokens = map_with_oom_backoff(ordered, self.batch_tokens, work, self.device, "reading texts", length)
         return [result for _, result in sorted(zip(order, results, strict=True), key=lambda found: found[0])]
 
-    def _hidden(self, rows: list[list[int]]) -> Tensor:
-        """Hidden states (B, T, D) of rows padded on the right, which what stands before the padding cannot see."""
-        longest = max(map(len, rows))
-        padded = torch.tensor([row + [self.tokenizer.bos] * (longest - len(row)) for row in rows])
-        return self.model(padded.to(self.device))
 
-    @torch.inference_mode()
-    def _read(self, spans: Sequence[Span]) -> list[tuple[float, bool]]:
-        hidden = self._hidden([span.ids for span in spans])
-        before = [hidden[row, span.start - 1 : span.end - 1] for row, span in enumerate(spans)]  # each predicts the id after it
-        targets = torch.tensor([id for span in spans for id in span.ids[span.start : span.end]], dtype=torch.int64, device=self.device)
-        nats, said = [], []
-        for part, wanted in zip(torch.cat(before).split(LOGIT_ROWS), targets.split(LOGIT_ROWS), strict=True):
-            logits = self.model.logits(part)
-            nats.append(F.cross_entropy(logits, wanted, reduction="none"))
-            said.append(logits.argmax(dim=-1) == wanted)
-        counts = [span.end - span.start for span in spans]
-        return [
-            (one.mean().item() if len(one) else math.inf, bool(hit.all()))
-            for one, hit in zip(torch.cat(nats).cpu().split(counts), torch.cat(said).cpu().split(counts), strict=True)
-        ]
+@torch.inference_mode()
+def score_batch(model: GPT, spans: Sequence[Span], padding: int) -> list[tuple[float, bool]]:
+    """(mean nats of the scored ids, whether each was the likeliest) of every span, by one forward pass."""
+    hidden = _hidden_states(model, [span.ids for span in spans], padding)
+    before = [hidden[row, span.start - 1 : span.end - 1] for row, span in enumerate(spans)]  # each predicts the id after it
+    targets = torch.tensor([id for span in spans for id in span.ids[span.start : span.end]], dtype=torch.int64, device=hidden.device)
+    nats, likeliest = [], []
+    for part, wanted in zip(torch.cat(before).split(LOGIT_ROWS), targets.split(LOGIT_ROWS), strict=True):
+        logits = model.logits(part)
+        nats.append(F.cross_entropy(logits, wanted, reduction="none"))
+        likeliest.append(logits.argmax(dim=-1) == wanted)
+    counts = [span.end - span.start for span in spans]
+    return [
+        (one.mean().item() if len(one) else math.inf, bool(hit.all()))
+        for one, hit in zip(torch.cat(nats).cpu().split(counts), torch.cat(likeliest).cpu().split(counts), strict=True)
+    ]
 
-    @torch.inference_mode()
-    def _choose(self, items: Sequence[tuple[list[int], list[int]]]) -> list[int]:
-        hidden = self._hidden([prompt for prompt, _ in items])
-        last = torch.tensor([len(prompt) - 1 for prompt, _ in items], device=self.device)
-        logits = self.model.logits(hidden[torch.arange(len(items), device=self.device), last]).cpu()  # (B, V)
-        return [int(row[letters].argmax()) for row, (_, letters) in zip(logits, items, strict=True)]
+
+@torch.inference_mode()
+def choose_batch(model: GPT, items: Sequence[tuple[list[int], list[int]]], padding: int) -> list[int]:
+    """Of (prompt, candidate ids), the index of the candidate that is likeliest right after the prompt, by one forward pass."""
+    hidden = _hidden_states(model, [prompt for prompt, _ in items], padding)
+    last = torch.tensor([len(prompt) - 1 for prompt, _ in items], device=hidden.device)
+    logits = model.logits(hidden[torch.arange(len(items), device=hidden.device), last]).cpu()  # (B, V)
+    return [int(row[candidates].argmax()) for row, (_, candidates) in zip(logits, items, strict=True)]
+
+
+def _hidden_states(model: GPT, rows: list[list[int]], padding: int) -> Tensor:
+    """Hidden states (B, T, D) of rows padded on the right, which what comes before the padding cannot see."""
+    longest = max(map(len, rows))
+    padded = torch.tensor([row + [padding] * (longest - len(row)) for row in rows])
+    return model(padded.to(next(model.parameters()).device))

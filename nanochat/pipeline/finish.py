@@ -9,7 +9,8 @@ from nanochat.config import RunConfig
 from nanochat.console import duration, log, style
 from nanochat.data.source import text_source
 from nanochat.evaluation import evaluate as evaluation
-from nanochat.evaluation.heldout import answer_items, ask, print_scores, scores
+from nanochat.evaluation.heldout import answer, grade_items, print_scores, score_by_skill, write_items
+from nanochat.evaluation.results import SUMMARY, write_part
 from nanochat.generate.engine import Engine
 from nanochat.model import scaling
 from nanochat.report.collect import write_report
@@ -22,7 +23,7 @@ SAMPLE_PROMPTS = ("What is 12 + 34?", "Who are you?", "你是誰？")
 
 def finish(session: Session, began: float) -> None:
     """Evaluate the finished model on all ranks; the main one scores it and writes its report."""
-    evaluation.at_the_end(session.config, session.ranks)
+    evaluation.evaluate_finished(session.config, session.ranks)
     if session.ranks.main:
         score_run(session, began)
 
@@ -44,17 +45,16 @@ def score_run(session: Session, began: float) -> None:
     opened = runs.open_model(config.run, str(session.ranks.device))
     engine = Engine(opened.model, tokenizer)
     if opened.chats and (items := text_source(config).heldout()):
-        lines_out = [json.dumps({"skill": item.skill, "prompt": item.prompt, "answer": item.answer}, ensure_ascii=False) for item in items]
-        paths.atomic_write(folder / "heldout.jsonl", "\n".join(lines_out) + "\n")
-        untrained, some = answer_items(Engine(session.new_model(), tokenizer), items, "asking the untrained model")
-        trained, more = answer_items(engine, items, "asking the trained model")
+        write_items(folder, items)
+        untrained, some = grade_items(Engine(session.new_model(), tokenizer), items, "asking the untrained model")
+        trained, more = grade_items(engine, items, "asking the trained model")
         read_tokens += some + more
-        results["scores"] = scores(items, untrained, trained)
+        results["scores"] = score_by_skill(items, untrained, trained)
     if opened.chats:
-        results["samples"] = [{"prompt": prompt, "answer": ask(engine, prompt)} for prompt in SAMPLE_PROMPTS]
+        results["samples"] = [{"prompt": prompt, "answer": answer(engine, prompt)} for prompt in SAMPLE_PROMPTS]
     results["flops"] = float(per_token * trained_tokens + per_token / 3 * read_tokens)  # a forward pass is a third of a training step
     results["seconds"] = round(time.monotonic() - began, 1)
-    paths.atomic_write_json(folder / "scores.json", results)
+    write_part(folder, SUMMARY, results)
     write_report(folder)
 
 

@@ -6,15 +6,16 @@ from pathlib import Path
 from nanochat import paths
 from nanochat.config import Config
 from nanochat.errors import UsageError
+from nanochat.evaluation.results import SUMMARY, forget_summary, read_results
 from nanochat.pipeline import mirrored
 from nanochat.planning.autosize import as_begun
 from nanochat.planning.rules import normal
 from nanochat.runs import record as runs
 from nanochat.runs.checkpoint import Checkpoints
 from nanochat.runs.metrics import STAGES
+from nanochat.runs.report_schema import REPORT
 
 BASE, SFT, RL = STAGES
-RESULTS = ("scores.json", "report.json")  # what a run ends with, in this order
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,15 +68,15 @@ def recorded(request: Request) -> runs.Record:
 
 def forget_results(run: str) -> None:
     """Remove what describes a run as it was before."""
-    for name in RESULTS:
-        (paths.run_dir(run) / name).unlink(missing_ok=True)
+    forget_summary(paths.run_dir(run))
+    (paths.run_dir(run) / REPORT).unlink(missing_ok=True)
 
 
 def _finished(config: Config, stages: tuple[str, ...]) -> str:
     """One line where nothing is left to do in `stages`, else nothing."""
     folder = paths.run_dir(config.run)
     trained = all(_step(folder / stage) >= config.steps[stage] for stage in stages if config.steps[stage])
-    if not trained or not all((folder / name).exists() for name in RESULTS):
+    if not trained or SUMMARY not in read_results(folder) or not (folder / REPORT).exists():
         return ""
     last = next((stage for stage in reversed(stages) if config.steps[stage]), BASE)
     return f"the run {config.run!r} is finished: its model is {folder / last}, its report {folder / 'report.html'} (for another: --run NEW)"

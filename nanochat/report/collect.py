@@ -14,13 +14,15 @@ from typing import Any
 from nanochat.config import Config, convert
 from nanochat.data.shards import read_manifest
 from nanochat.errors import DataError, NanochatError
-from nanochat.evaluation.results import RESULTS
-from nanochat.hardware import machine as hardware
+from nanochat.evaluation.results import SUMMARY, read_results
+from nanochat.hardware.machine import this_machine
 from nanochat.model import scaling
 from nanochat.paths import atomic_write, atomic_write_json, dataset_dir
 from nanochat.report.html import page
 from nanochat.report.markdown import markdown
 from nanochat.runs.metrics import EVALUATED, SAMPLES, STAGES, read_metrics
+from nanochat.runs.metrics import EVALUATED, SAMPLES, STAGES
+from nanochat.runs.report_schema import REPORT, Comparison, Curve, Report, StageReport, StepSample
 
 SAMPLED = 12  # samples by step that are shown
 PLAN = "plan.json"  # in the run's folder: the plan as it was before the first step
@@ -28,8 +30,8 @@ REWARD_STEPS = 10  # at either end of reinforcement learning, whose mean reward 
 CURVE_POINTS = 300  # of each stage's loss; longer runs are averaged down to these
 
 
-def write_report(run_dir: Path) -> dict[str, Any]:
-    """Read config.toml, metrics.jsonl and scores.json of `run_dir` and write report.json, .md and .html; returns the JSON's value.
+def write_report(run_dir: Path) -> Report:
+    """Read config.toml, metrics.jsonl and the results in `run_dir` and write report.json, .md and .html; returns the JSON's value.
 
     Whatever is missing, or torn by a crash, is left out: a running or broken run has a report too. Raises DataError
     where there is no such folder.
@@ -37,40 +39,39 @@ def write_report(run_dir: Path) -> dict[str, Any]:
     if not run_dir.is_dir():
         raise DataError(f"there is no run in {run_dir}", "give --run the name of one, or start it with train")
     report = _collect(run_dir)
-    atomic_write_json(run_dir / "report.json", report)
+    atomic_write_json(run_dir / REPORT, report)
     atomic_write(run_dir / "report.md", markdown(report))
     atomic_write(run_dir / "report.html", page(report))
     return report
 
 
-def _collect(run_dir: Path) -> dict[str, Any]:
+def _collect(run_dir: Path) -> Report:
+    """The report of what `run_dir` holds."""
     config = _read_config(run_dir / "config.toml")
     lines = read_metrics(run_dir / "metrics.jsonl")
-    results = _read_json(run_dir / "scores.json")
+    results = read_results(run_dir)
+    summary = results.pop(SUMMARY, {})
     last = lines[-1] if lines else {}
+    by_stage = {stage: own for stage in STAGES if (own := [line for line in lines if line["stage"] == stage])}
     shape = _shape(config)
-    tokens = results.get("tokens", last.get("tokens", 0))
-    measured = [line["bpb"] for line in lines if line["stage"] == "base" and "bpb" in line]
+    tokens = summary.get("tokens", last.get("tokens", 0))
+    measured = [line["bpb"] for line in by_stage.get("base", []) if "bpb" in line]
     return {
         "run": run_dir.name,
         "profile": config.get("profile", ""),
         "trial": bool(config.get("trial", False)),
-        "finished": bool(results),
-        "scores": results.get("scores"),
-        "bpb": results.get("bpb", measured[-1] if measured else None),
-        "seconds": results.get("seconds", last.get("elapsed_seconds", 0.0)),
-        "flops": results.get("flops", float(scaling.flops_per_token(shape) * tokens) if shape else None),
+        "finished": bool(summary),
+        "scores": summary.get("scores"),
+        "bpb": summary.get("bpb", measured[-1] if measured else None),
+        "seconds": summary.get("seconds", last.get("elapsed_seconds", 0.0)),
+        "flops": summary.get("flops", float(scaling.flops_per_token(shape) * tokens) if shape else None),
         "tokens": tokens,
-        "parameters": results.get("parameters", scaling.count_parameters(shape)["total"] if shape else None),
-        "stages": {stage: _stage([line for line in lines if line["stage"] == stage]) for stage in STAGES if _has(lines, stage)},
-        "curve": {  # not of a stage that learns from rewards: its loss says nothing
-            stage: _curve([line for line in lines if line["stage"] == stage])
-            for stage in STAGES
-            if _has(lines, stage) and EVALUATED[stage] == "bpb"
-        },
-        "tasks": _read_json(run_dir / RESULTS),
-        "plan": _plan(run_dir, lines, results),
-        "samples": results.get("samples", []),
+        "parameters": summary.get("parameters", scaling.count_parameters(shape)["total"] if shape else None),
+        "stages": {stage: _stage(own) for stage, own in by_stage.items()},
+        "curve": {stage: _curve(own) for stage, own in by_stage.items() if EVALUATED[stage] == "bpb"},
+        "tasks": results,
+        "plan": _plan(run_dir, lines, summary),
+        "samples": summary.get("samples", []),
         "samples_by_step": _samples_by_step(run_dir / SAMPLES),
         "data": _data(run_dir / "config.toml"),
         "machine": _machine(str(config.get("device", "auto"))),
@@ -79,6 +80,7 @@ def _collect(run_dir: Path) -> dict[str, Any]:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; {} where it is missing or damaged."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -86,13 +88,13 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _plan(run_dir: Path, lines: Sequence[dict[str, Any]], results: dict[str, Any]) -> dict[str, Any]:
-    """What was planned before the first step and what came: {figure: {planned, came}}; {} where no plan was kept."""
+def _plan(run_dir: Path, lines: Sequence[dict[str, Any]], summary: dict[str, Any]) -> dict[str, Comparison]:
+    """What was planned before the first step and what came, by figure; {} where no plan was kept."""
     planned = _read_json(run_dir / PLAN)
     speeds = [line["tokens_per_second"] for line in lines if line["stage"] == "base" and "tokens_per_second" in line]
     trained = [line["tokens"] for line in lines if line["stage"] == "base" and "tokens" in line]
     came: dict[str, Any] = {
-        "seconds": results.get("seconds"),
+        "seconds": summary.get("seconds"),
         "tokens": trained[-1] if trained else None,
         "tokens_per_second": statistics.median(speeds) if speeds else None,
         "memory_bytes": max((line["peak_memory_bytes"] for line in lines if "peak_memory_bytes" in line), default=None),
@@ -101,17 +103,17 @@ def _plan(run_dir: Path, lines: Sequence[dict[str, Any]], results: dict[str, Any
     return {name: {"planned": flat.get(name), "came": value} for name, value in came.items()} if planned else {}
 
 
-def _samples_by_step(path: Path) -> list[dict[str, Any]]:
+def _samples_by_step(path: Path) -> list[StepSample]:
     """What the model said while it was trained: the last samples, oldest first."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return []
-    found = []
+    found: list[StepSample] = []
     for line in lines:
         try:
             entry = json.loads(line)
-            found.append({name: entry[name] for name in ("stage", "step", "prompt", "text")})
+            found.append(StepSample(stage=entry["stage"], step=entry["step"], prompt=entry["prompt"], text=entry["text"]))
         except (ValueError, KeyError, TypeError):
             continue
     return found[-SAMPLED:]
@@ -149,12 +151,8 @@ def _shape(config: dict[str, Any]) -> scaling.GPTConfig | None:
         return None
 
 
-def _has(lines: Sequence[dict[str, Any]], stage: str) -> bool:
-    return any(line["stage"] == stage for line in lines)
-
-
-def _stage(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What the table of stages shows; `lines` are one stage's and not empty."""
+def _stage(lines: Sequence[dict[str, Any]]) -> StageReport:
+    """One stage's report; `lines` are its metrics and not empty."""
     speeds = [line["tokens_per_second"] for line in lines if "tokens_per_second" in line]
     memory = [line["peak_memory_bytes"] for line in lines if "peak_memory_bytes" in line]
     measured = [line["bpb"] for line in lines if "bpb" in line]
@@ -174,7 +172,7 @@ def _stage(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _curve(lines: Sequence[dict[str, Any]]) -> dict[str, list[list[float]]]:
+def _curve(lines: Sequence[dict[str, Any]]) -> Curve:
     """One stage's [step, loss] points, averaged down to CURVE_POINTS, and its [step, bits per byte] points."""
     width = math.ceil(len(lines) / CURVE_POINTS)
     groups = [lines[start : start + width] for start in range(0, len(lines), width)]
@@ -185,6 +183,7 @@ def _curve(lines: Sequence[dict[str, Any]]) -> dict[str, list[list[float]]]:
 
 
 def _machine(device: str) -> dict[str, Any]:
+    """This machine and the versions of what computes here."""
     versions = {}
     for package in ("torch", "numpy"):
         try:
@@ -192,7 +191,7 @@ def _machine(device: str) -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             continue
     return {
-        "device": hardware.this_machine(device).name,
+        "device": this_machine(device).name,
         "system": f"{platform.system()} {platform.machine()}",
         "cores": os.cpu_count(),
         "python": platform.python_version(),

@@ -2,21 +2,23 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from nanochat.console import duration, quantity
 from nanochat.report.collect import write_report
 from nanochat.report.markdown import markdown_table, score_rows
+from nanochat.runs.report_schema import Report
 
+_Figure = Literal["parameters", "tokens", "flops", "seconds", "bpb"]
 # Figure of a report -> how it is shown; None is shown as a dash.
-_FIGURES: dict[str, Callable[[float], str]] = {
+_FIGURES: dict[_Figure, Callable[[float], str]] = {
     "parameters": quantity,
     "tokens": quantity,
     "flops": lambda value: f"{value:.2e}",
     "seconds": duration,
     "bpb": lambda value: f"{value:.4f}",
 }
-_OWN = ("run", "profile")  # settings that always differ and decide nothing
+_IGNORED = ("run", "profile")  # settings that always differ and decide nothing
 
 
 def compare(first: Path, second: Path) -> dict[str, Any]:
@@ -26,8 +28,8 @@ def compare(first: Path, second: Path) -> dict[str, Any]:
     """
     reports = [write_report(folder) for folder in (first, second)]
     one, other = (report["config"] for report in reports)
-    names = [name for name in {**one, **other} if name not in _OWN and one.get(name) != other.get(name)]
-    measured = [{int(step): value for step, value in report["curve"].get("base", {}).get("bpb", [])} for report in reports]
+    names = [name for name in {**one, **other} if name not in _IGNORED and one.get(name) != other.get(name)]
+    measured = [_base_bpb(report) for report in reports]
     skills = [_scores(report) for report in reports]
     return {
         "runs": [report["run"] for report in reports],
@@ -38,7 +40,13 @@ def compare(first: Path, second: Path) -> dict[str, Any]:
     }
 
 
-def _scores(report: dict[str, Any]) -> dict[str, float]:
+def _base_bpb(report: Report) -> dict[int, float]:
+    """Bits per byte by step of pretraining."""
+    curve = report["curve"].get("base")
+    return {int(step): value for step, value in curve["bpb"]} if curve else {}
+
+
+def _scores(report: Report) -> dict[str, float]:
     """The share of held-out questions that a run answers, by skill and over all."""
     return {name: row["trained"] for name, row in score_rows(report) if row.get("trained") is not None}
 

@@ -4,12 +4,13 @@ import math
 from collections.abc import Sequence
 
 from nanochat.console import quantity
+from nanochat.runs.report_schema import Curve
 
 STAGE_NAMES = {"base": "pretraining", "sft": "fine-tuning", "rl": "reinforcement learning"}
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 760, 320, 48, 52, 28, 36  # of the drawing, and its margins
 
 
-def svg(curve: dict[str, dict[str, list[list[float]]]]) -> str:
+def svg(curve: dict[str, Curve]) -> str:
     """The loss of all stages, one after the other, with the bits per byte as dots on the right-hand scale."""
     starts, end = {}, 0.0
     for stage, points in curve.items():

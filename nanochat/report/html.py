@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from nanochat.report import markdown as words
+from nanochat.report import markdown
 from nanochat.report.curves import svg
+from nanochat.runs.report_schema import Report
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1d2127; --dim: #626b76; --line: #d9dde2; --page: #fff; --soft: #f4f6f8;
@@ -32,20 +33,20 @@ details summary { cursor: pointer; color: var(--dim); } .note { color: var(--dim
 """
 
 
-def page(report: dict[str, Any]) -> str:
-    """report.html."""
-    parts = [f"<h1>{escape(words.title(report))}</h1>"]
-    if status := words.status(report):
+def page(report: Report) -> str:
+    """The content of report.html."""
+    parts = [f"<h1>{escape(markdown.title(report))}</h1>"]
+    if status := markdown.status(report):
         parts.append(f'<p class="note">{escape(status)}</p>')
-    facts = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in words.facts(report))
+    facts = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in markdown.facts(report))
     parts.append(f'<dl class="facts">{facts}</dl>')
     if report["curve"]:
         parts += ["<h2>Loss</h2>", svg(report["curve"])]
-    parts += _sections(words.score_tables(report))
-    if samples := words.samples(report):
+    parts += _sections(markdown.score_tables(report))
+    if samples := markdown.samples(report):
         parts.append("<h2>Samples</h2>")
         parts += [f'<div class="sample"><p class="prompt">{escape(prompt)}</p><p>{escape(answer)}</p></div>' for prompt, answer in samples]
-    parts += _sections((*words.training_tables(report), *words.step_samples(report)))
+    parts += _sections((*markdown.training_tables(report), *markdown.step_samples(report)))
     if report["data"]:
         parts += ["<h2>Data</h2>", _pairs(report["data"])]
     parts += ["<h2>Machine</h2>", _pairs(report["machine"])]
@@ -60,7 +61,7 @@ def page(report: dict[str, Any]) -> str:
     )
 
 
-def _sections(tables: Sequence[words.Table]) -> list[str]:
+def _sections(tables: Sequence[markdown.Table]) -> list[str]:
     parts = []
     for table in tables:
         head = "".join(f"<th>{escape(text)}</th>" for text in table.columns)

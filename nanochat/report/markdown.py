@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from nanochat.console import duration, quantity
-from nanochat.evaluation.results import HEADINGS, table
+from nanochat.evaluation.scores import HEADINGS, score_table
 from nanochat.report.curves import STAGE_NAMES
+from nanochat.runs.report_schema import Report, StageReport
 
 TASK_NAMES = {"core": "CORE", "chat": "Chat tasks"}
 REFERENCE_NOTE = "GPT-2's scores are those that karpathy/nanochat measured (its README, and dev/estimate_gpt3_core.ipynb)."
-ENDS = ("first", "last")
 
 
 @dataclass(frozen=True)
@@ -24,20 +24,20 @@ class Table:
     total: bool = False
 
 
-def title(report: dict[str, Any]) -> str:
+def title(report: Report) -> str:
     """The run's name, and whether it is a trial."""
     kind = " (a trial: enough to see every stage, not to learn)" if report["trial"] else ""
     return f"{report['run']}{kind}"
 
 
-def status(report: dict[str, Any]) -> str:
+def status(report: Report) -> str:
     """What an unfinished run lacks; "" for a finished one."""
     if report["finished"]:
         return ""
     return "Not finished: there are no scores yet." if report["stages"] else "Nothing is trained yet."
 
 
-def facts(report: dict[str, Any]) -> list[tuple[str, str]]:
+def facts(report: Report) -> list[tuple[str, str]]:
     """The few figures that stand first."""
     found = []
     if report["parameters"] is not None:
@@ -50,18 +50,19 @@ def facts(report: dict[str, Any]) -> list[tuple[str, str]]:
         found.append(("bits per byte", f"{report['bpb']:.3f}"))
     if report["scores"]:
         found.append(("held-out score", _percent(report["scores"].get("trained"))))
-    if passed := report["stages"].get("rl", {}).get("passed"):
+    reinforced = report["stages"].get("rl")
+    if reinforced and (passed := reinforced["passed"]):
         found += [(f"{name} after reinforcement", _percent(passed[name])) for name in (min(passed), max(passed))]
     return found
 
 
-def score_rows(report: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """(skill, its part of scores.json) of the held-out questions, all of them together last."""
+def score_rows(report: Report) -> list[tuple[str, dict[str, Any]]]:
+    """(skill, {untrained, trained, items}) of the held-out questions, all of them together last."""
     scores = report["scores"] or {}
     return [*sorted((scores.get("by_skill") or {}).items()), ("all", scores)] if scores else []
 
 
-def score_tables(report: dict[str, Any]) -> list[Table]:
+def score_tables(report: Report) -> list[Table]:
     """The held-out questions, CORE and the chat tasks, where they were asked."""
     tables = []
     if rows := score_rows(report):
@@ -69,11 +70,11 @@ def score_tables(report: dict[str, Any]) -> list[Table]:
         tables.append(Table("Held-out questions", ["skill", "untrained", "trained", "items"], cells, total=True))
     for part, name in TASK_NAMES.items():
         if part in report["tasks"]:
-            tables.append(Table(name, HEADINGS, table(part, report["tasks"][part]), REFERENCE_NOTE if part == "core" else ""))
+            tables.append(Table(name, HEADINGS, score_table(part, report["tasks"][part]), REFERENCE_NOTE if part == "core" else ""))
     return tables
 
 
-def training_tables(report: dict[str, Any]) -> list[Table]:
+def training_tables(report: Report) -> list[Table]:
     """The stages, and the plan beside what came."""
     tables = []
     if report["stages"]:
@@ -84,23 +85,23 @@ def training_tables(report: dict[str, Any]) -> list[Table]:
     return tables
 
 
-def step_samples(report: dict[str, Any]) -> list[Table]:
+def step_samples(report: Report) -> list[Table]:
     """What the model said while it was trained."""
     rows = [[f"{sample['stage']} {sample['step']}", sample["prompt"], sample["text"]] for sample in report["samples_by_step"]]
     return [Table("Samples by step", ["step", "prompt", "continuation"], rows)] if rows else []
 
 
-def samples(report: dict[str, Any]) -> list[tuple[str, str]]:
+def samples(report: Report) -> list[tuple[str, str]]:
     """(prompt, answer) of the trained model."""
     return [(str(sample.get("prompt", "")), str(sample.get("answer", ""))) for sample in report["samples"] if isinstance(sample, dict)]
 
 
-def _stage_rows(report: dict[str, Any]) -> list[list[str]]:
+def _stage_rows(report: Report) -> list[list[str]]:
     return [
         [
             STAGE_NAMES[name],
             str(stage["steps"]),
-            *(f"{stage[f'{end}_loss']:.3f}" if stage["last_reward"] is None else f"reward {stage[f'{end}_reward']:.2f}" for end in ENDS),
+            *_first_and_last(stage),
             _number(stage["bpb"], ".3f"),
             "-" if stage["tokens_per_second"] is None else quantity(stage["tokens_per_second"]),
             "-" if stage["peak_memory_bytes"] is None else f"{stage['peak_memory_bytes'] / 1e9:.1f} GB",
@@ -109,7 +110,15 @@ def _stage_rows(report: dict[str, Any]) -> list[list[str]]:
     ]
 
 
-def _plan_rows(report: dict[str, Any]) -> list[list[str]]:
+def _first_and_last(stage: StageReport) -> tuple[str, str]:
+    """A stage's first and last rewards, of a stage without rewards its losses."""
+    first, last = stage["first_reward"], stage["last_reward"]
+    if first is None or last is None:
+        return f"{stage['first_loss']:.3f}", f"{stage['last_loss']:.3f}"
+    return f"reward {first:.2f}", f"reward {last:.2f}"
+
+
+def _plan_rows(report: Report) -> list[list[str]]:
     """The plan beside what came, and their ratio."""
     memory = "memory" if report["config"].get("device") == "cuda" else "memory (came: the whole program's)"
     forms: dict[str, tuple[str, Callable[[float], str]]] = {
@@ -142,11 +151,12 @@ def _cell(text: Any) -> str:
 
 
 def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, numbers on the right of their columns."""
     lines = [headings, ["---"] + ["---:"] * (len(headings) - 1), *[[_cell(cell) for cell in row] for row in rows]]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def markdown(report: dict[str, Any]) -> str:
+def markdown(report: Report) -> str:
     """The report as Markdown."""
     parts = [f"# {_cell(title(report))}"]
     if said := status(report):
@@ -159,10 +169,9 @@ def markdown(report: dict[str, Any]) -> str:
             quoted = [f"    > {line}" for line in prompt.splitlines()] + [f"    {line}" for line in answer.splitlines()]
             parts.append("\n".join(quoted))
     parts += _sections(step_samples(report))
-    for name in ("data", "machine", "config"):
-        if report[name]:
-            rows = [[key, str(value)] for key, value in report[name].items()]
-            parts += [f"## {name.capitalize()}", markdown_table(["", ""], rows)]
+    for heading, values in (("Data", report["data"]), ("Machine", report["machine"]), ("Config", report["config"])):
+        if values:
+            parts += [f"## {heading}", markdown_table(["", ""], [[key, str(value)] for key, value in values.items()])]
     return "\n\n".join(parts) + "\n"
 
 

@@ -17,6 +17,7 @@ from nanochat.data.source import own_files, text_source
 from nanochat.errors import DataError, PreflightError
 from nanochat.evaluation.evaluate import available
 from nanochat.hub import addresses as hub_module
+from nanochat.evaluation.evaluate import missing_parts
 from tests.evaluation.bundle import chat_rows, write_bundle
 from tests.fake_hub import Hub, parquet
 
@@ -99,10 +100,10 @@ def test_the_tasks_alone(server: Hub, tmp_path: Path) -> None:
         server.files.setdefault(task.repo, {})[f"{task.prefix}00000-of-00001.parquet"] = data
     write_bundle(tmp_path / "bundle" / "eval_bundle")
     server.assets["/eval_bundle.zip"] = Path(shutil.make_archive(str(tmp_path / "b"), "zip", tmp_path / "bundle")).read_bytes()
-    assert set(available()) == {"core", "chat"} and set(missing_tasks()) == {"eval_bundle", *TESTS}
+    assert set(missing_parts()) == {"core", "chat"} and set(missing_tasks()) == {"eval_bundle", *TESTS}
     folders = fetch_tasks(check=True)
     assert [folder.name for folder in folders] == ["eval_bundle", *TESTS]
-    assert available() == {} and missing_tasks() == {}
+    assert missing_parts() == {} and missing_tasks() == {}
     server.requests.clear()
     assert fetch_tasks(check=True) == folders and server.requests == []
 

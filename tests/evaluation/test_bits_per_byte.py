@@ -1,4 +1,4 @@
-"""Bits per byte against a slow reference, and the table of scores."""
+"""Bits per byte against a slow reference."""
 
 import math
 
@@ -7,10 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nanochat.data.embedded.corpus import Item
 from nanochat.distributed.ranks import Ranks, single
 from nanochat.evaluation.bits_per_byte import bits_per_byte
-from nanochat.evaluation.heldout import answer_items, scores
 from nanochat.model.gpt import GPT
 from nanochat.model.loss import IGNORE
 from nanochat.model.scaling import GPTConfig
@@ -113,42 +111,3 @@ def test_a_new_model_needs_the_bits_of_a_fair_guess(model: GPT) -> None:
     counted = TOKEN_BYTES[targets]
     expected = math.log2(VOCAB) * (counted > 0).sum() / counted.sum()
     assert bits_per_byte(model, model, inputs, targets, TOKEN_BYTES, 4, single()) == pytest.approx(expected)
-
-
-def test_scores_by_skill() -> None:
-    items = [Item("sums", "1 + 1?", "2"), Item("sums", "1 + 2?", "3"), Item("names", "Who?", "me")]
-    table = scores(items, [False, True, False], [True, True, False])
-    assert table["by_skill"] == {
-        "names": {"untrained": 0.0, "trained": 0.0, "items": 1},
-        "sums": {"untrained": 0.5, "trained": 1.0, "items": 2},
-    }
-    assert (table["untrained"], table["trained"], table["items"]) == (0.3333, 0.6667, 3)
-
-
-def test_answers_are_compared_whole() -> None:
-    from nanochat.generate.engine import Engine
-    from nanochat.tokenizer.tokenizer import Tokenizer
-
-    class Parrot(Engine):
-        """Answers every prompt with the same words."""
-
-        def complete(self, prompts, **_):  # type: ignore[no-untyped-def,override]
-            return [[*self.tokenizer.encode(" 12 "), self.tokenizer.special("<|assistant_end|>")] for _ in prompts]
-
-    torch.set_num_threads(1)
-    tokenizer = Tokenizer([bytes([b]) for b in range(256)])
-    shape = GPTConfig(depth=1, dim=32, n_head=2, n_kv_head=2, head_dim=16, vocab_size=tokenizer.vocab_size, max_seq_len=64)
-    items = [Item("sums", "6 + 6?", "12"), Item("sums", "60 + 63?", "123"), Item("sums", "1?", "1")]
-    right, tokens = answer_items(Parrot(GPT.build(shape), tokenizer), items, "asking", batch=2)
-    assert right == [True, False, False]
-    assert tokens > 3 * 5
-
-    class Tight(Parrot):
-        """One question at a time, no more."""
-
-        def complete(self, prompts, **_):  # type: ignore[no-untyped-def,override]
-            if len(prompts) > 1:
-                raise torch.OutOfMemoryError("CUDA out of memory")
-            return super().complete(prompts)
-
-    assert answer_items(Tight(GPT.build(shape), tokenizer), items, "asking", batch=4)[0] == right

@@ -10,7 +10,7 @@ from nanochat.data.conversations import multiple_choice
 from nanochat.data.published import sets
 from nanochat.distributed.ranks import single
 from nanochat.evaluation.chat import CHAT_TASKS, final_number, read_chat_task
-from nanochat.evaluation.runner import ask
+from nanochat.evaluation.runner import evaluate_tasks
 from nanochat.evaluation.scorer import Scorer
 from nanochat.generate.engine import Engine, prompt_ids
 from tests.evaluation.bundle import model, tokenizer, write_chat_sets
@@ -51,7 +51,7 @@ def test_letters_equal_a_slow_computation(base: Path) -> None:
     tok = tokenizer()
     gpt = model(tok.vocab_size)
     tasks = [read_chat_task(name) for name in ("ARC-Easy", "MMLU")]
-    found = ask("chat", tasks, Scorer(gpt, tok), single(), base, "a model")
+    found = evaluate_tasks("chat", tasks, Scorer(gpt, tok), single(), base, "a model")
     for task in tasks:
         right = 0
         for question in task.questions:
@@ -83,7 +83,7 @@ def test_a_full_memory_halves_what_is_generated(base: Path, monkeypatch: pytest.
         return [[*call, *tok.encode("It is.\n#### 3,000"), tok.special("<|assistant_end|>")] for _ in prompts]
 
     monkeypatch.setattr(Engine, "complete", complete)
-    found = ask("chat", [task], Scorer(model(tok.vocab_size), tok), single(), base, "a model")
+    found = evaluate_tasks("chat", [task], Scorer(model(tok.vocab_size), tok), single(), base, "a model")
     assert found["tasks"]["GSM8K"]["accuracy"] == 1 / 8 and batches == [4, 4]
 
 

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from nanochat.distributed.ranks import single
 from nanochat.errors import DataError
-from nanochat.evaluation.core import common_length, examples_of, read_core
-from nanochat.evaluation.runner import ask
-from nanochat.evaluation.scorer import Scorer
+from nanochat.evaluation import scorer
+from nanochat.evaluation.core import choose_examples, common_length, read_core
+from nanochat.evaluation.runner import evaluate_tasks
+from nanochat.evaluation.scorer import Scorer, Span
 from nanochat.model.gpt import GPT
 from nanochat.tokenizer.tokenizer import Tokenizer
 from tests.evaluation.bundle import BASELINES, model, rows, tokenizer, write_bundle
@@ -33,7 +34,7 @@ def test_examples_are_the_references(count: int, shots: int, data: st.DataObject
     index = data.draw(st.integers(0, count - 1))
     others = [i for i in range(count) if i != index]
     expected = random.Random(1234 + index).sample(others, min(shots, len(others)))
-    assert examples_of(index, count, shots) == expected
+    assert choose_examples(index, count, shots) == expected
 
 
 def test_prompts_are_the_references(tmp_path: Path) -> None:
@@ -92,7 +93,7 @@ def test_scores_equal_a_slow_computation(tmp_path: Path) -> None:
         with torch.no_grad():
             gpt.head.weight.copy_(torch.randn(gpt.head.weight.shape, generator=torch.Generator().manual_seed(seed)) * 0.3)
             gpt.head.weight[tok.encode(" cat")[0]] *= picky
-        found = ask("core", tasks, Scorer(gpt, tok), single(), tmp_path / str(seed), "a model")
+        found = evaluate_tasks("core", tasks, Scorer(gpt, tok), single(), tmp_path / str(seed), "a model")
         centred = []
         for task in tasks:
             golds = [row.get("gold", 0) for row in task.rows]
@@ -108,19 +109,19 @@ def test_batches_halves_and_other_ranks_change_nothing(tmp_path: Path, monkeypat
     tok = tokenizer()
     gpt = model(tok.vocab_size)
     tasks = read_core(write_bundle(tmp_path / "bundle"))
-    whole = ask("core", tasks, Scorer(gpt, tok), single(), tmp_path / "whole", "a model")
-    assert ask("core", tasks, Scorer(gpt, tok, batch_tokens=1), single(), tmp_path / "alone", "a model") == whole
+    whole = evaluate_tasks("core", tasks, Scorer(gpt, tok), single(), tmp_path / "whole", "a model")
+    assert evaluate_tasks("core", tasks, Scorer(gpt, tok, batch_tokens=1), single(), tmp_path / "alone", "a model") == whole
 
-    read, largest = Scorer._read, []
+    score_batch, largest = scorer.score_batch, []
 
-    def crowded(self: Scorer, spans):  # type: ignore[no-untyped-def]
+    def crowded(gpt: GPT, spans: list[Span], padding: int) -> list[tuple[float, bool]]:
         if len(spans) > 5:
             raise torch.OutOfMemoryError("injected")
         largest.append(len(spans))
-        return read(self, spans)
+        return score_batch(gpt, spans, padding)
 
-    monkeypatch.setattr(Scorer, "_read", crowded)
-    assert ask("core", tasks, Scorer(gpt, tok), single(), tmp_path / "crowded", "a model") == whole
+    monkeypatch.setattr(scorer, "score_batch", crowded)
+    assert evaluate_tasks("core", tasks, Scorer(gpt, tok), single(), tmp_path / "crowded", "a model") == whole
     assert max(largest) in (4, 5) and min(largest) >= 1
 
 
@@ -129,7 +130,7 @@ def test_a_text_longer_than_the_context_loses_its_beginning(tmp_path: Path) -> N
     gpt = model(tok.vocab_size, context=16)
     spans = read_core(write_bundle(tmp_path / "bundle"))[0].spans(0, tok)
     assert min(len(span.ids) for span in spans) > 16
-    for span, (nats, _) in zip(spans, Scorer(gpt, tok).spans(spans), strict=True):
+    for span, (nats, _) in zip(spans, Scorer(gpt, tok).score_spans(spans), strict=True):
         scored = span.end - span.start
         expected = [value for value, _ in nats_of(gpt, span.ids[-16:])[-scored:]]
         assert nats == pytest.approx(sum(expected) / len(expected), rel=1e-4)

@@ -10,8 +10,8 @@ from nanochat import paths
 from nanochat.distributed.ranks import single
 from nanochat.errors import DataError, UsageError
 from nanochat.evaluation import evaluate as evaluation
-from nanochat.evaluation.results import REFERENCES, result, table
-from nanochat.evaluation.scorer import Scorer
+from nanochat.evaluation import scorer
+from nanochat.evaluation.results import read_results
 from nanochat.pipeline.train import train
 from nanochat.report.collect import write_report
 from tests import tiny
@@ -45,11 +45,11 @@ def test_a_run_asks_at_its_end_and_eval_asks_again(base: Path, tmp_path: Path, c
     measured = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     bpb = [line["bpb"] for line in measured if line["stage"] == "base" and "bpb" in line][-1]
     assert found["bpb"]["validation"] == pytest.approx(bpb, rel=1e-4) and 0 < found["bpb"]["train"] < 10
-    assert evaluation.ask_tasks("tiny", "core", 6, single(), again=True) == kept["core"]
+    assert evaluation.evaluate_part("tiny", "core", 6, single(), again=True) == kept["core"]
     assert "before" not in capsys.readouterr().err
     evaluation.print_results(found)
     assert "CORE (base step 6" in capsys.readouterr().out
-    assert set(json.loads((folder / "evaluation.json").read_text())) == {"bpb", "core", "chat"}
+    assert set(read_results(folder)) == {"summary", "bpb", "core", "chat"}
 
 
 def test_no_evaluation_costs_a_run(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -58,15 +58,15 @@ def test_no_evaluation_costs_a_run(base: Path, tmp_path: Path, monkeypatch: pyte
     write_chat_sets()
     (base / "data/tasks/mmlu-test/test-00000-of-00001.parquet").write_bytes(b"broken")
 
-    def full(self: Scorer, spans: object) -> None:
+    def full(*_: object) -> None:
         raise torch.OutOfMemoryError("injected")
 
-    monkeypatch.setattr(Scorer, "_read", full)
+    monkeypatch.setattr(scorer, "score_batch", full)
     folder = trained(base, tmp_path, core_metric_max_per_task=6)
     said = capsys.readouterr().err
     assert "warning: no core scores: out of memory reading texts, with one at a time" in said
     assert "warning: no chat scores: the files in" in said
-    assert (folder / "report.json").exists() and not (folder / "evaluation.json").exists()
+    assert (folder / "report.json").exists() and set(read_results(folder)) == {"summary"}
 
 
 def test_what_is_not_there_is_said(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -83,13 +83,5 @@ def test_what_is_not_there_is_said(base: Path, tmp_path: Path, capsys: pytest.Ca
     (folder / "config.toml").unlink()  # as of a run that was imported
     with pytest.raises(DataError, match="nothing to ask"):
         evaluation.evaluate("tiny", (), None, 6, "cpu")
-    assert write_report(folder)["tasks"] == {"bpb": found["bpb"]}
-
-
-def test_scores_are_centred() -> None:
-    found = result({"guessed": (25, 100, 0.25), "known": (40, 40, 0.5), "said": (1, 4, 0.0)})
-    assert [task["centred"] for task in found["tasks"].values()] == [0.0, 1.0, 0.25]
-    assert found["score"] == pytest.approx(1.25 / 3, abs=1e-6)
-    assert found["error"] == pytest.approx((0.25 * 0.75 / 100 / 0.75**2 + 0.25 * 0.75 / 4) ** 0.5 / 3, abs=1e-6)
-    rows = table("core", found | {"stage": "base", "step": 7})
-    assert len(rows) == 4 + len(REFERENCES) and rows[3][3] == "0.4167"
+    report = write_report(folder)
+    assert report["tasks"] == {"bpb": found["bpb"]} and report["finished"]

@@ -15,9 +15,9 @@ import pytest
 
 from nanochat.distributed.ranks import join, launch, single
 from nanochat.errors import NanochatError
-from nanochat.evaluation import runner as asking
+from nanochat.evaluation import runner
 from nanochat.evaluation.core import CoreTask, read_core
-from nanochat.evaluation.runner import Answered, ask
+from nanochat.evaluation.runner import AnswerCache, evaluate_tasks
 from nanochat.evaluation.scorer import Scorer
 from tests.evaluation.bundle import model, tokenizer, write_bundle
 
@@ -27,23 +27,23 @@ ROOT = Path(__file__).resolve().parents[2]
 def worker(bundle: Path, folder: Path, seconds: float) -> None:
     """Ask the bundle's tasks, waiting `seconds` before each group; rank 0 writes what came out."""
     tok = tokenizer()
-    right = CoreTask.right
+    grade = CoreTask.grade
 
     def slowly(self, scorer, indices):  # type: ignore[no-untyped-def]
         time.sleep(seconds)
-        return right(self, scorer, indices)
+        return grade(self, scorer, indices)
 
-    CoreTask.right = slowly  # type: ignore[method-assign]
-    asking.Answered.__init__.__defaults__ = (0.0,)  # type: ignore[misc]  # keep each group at once
+    CoreTask.grade = slowly  # type: ignore[method-assign]
+    runner.SAVE_SECONDS = 0.0  # keep each group at once
     with join("cpu") as here:
-        found = ask("core", read_core(bundle), Scorer(model(tok.vocab_size), tok), here, folder, "a model")
+        found = evaluate_tasks("core", read_core(bundle), Scorer(model(tok.vocab_size), tok), here, folder, "a model")
         if here.main:
             (folder / "found.json").write_text(json.dumps(found))
 
 
 def alone(bundle: Path, folder: Path) -> dict:
     tok = tokenizer()
-    return ask("core", read_core(bundle), Scorer(model(tok.vocab_size), tok), single(), folder, "a model")
+    return evaluate_tasks("core", read_core(bundle), Scorer(model(tok.vocab_size), tok), single(), folder, "a model")
 
 
 @pytest.mark.long
@@ -75,8 +75,8 @@ def test_what_is_killed_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     assert 64 <= left < 600
 
     asked: list[int] = []
-    right = CoreTask.right
-    monkeypatch.setattr(CoreTask, "right", lambda self, scorer, indices: asked.extend(indices) or right(self, scorer, indices))
+    grade = CoreTask.grade
+    monkeypatch.setattr(CoreTask, "grade", lambda self, scorer, indices: asked.extend(indices) or grade(self, scorer, indices))
     found = alone(bundle, folder)
     assert f"{left} of 600 questions were answered before" in capsys.readouterr().err
     assert len(asked) == 600 - left
@@ -87,15 +87,15 @@ def test_what_is_killed_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 
 def test_a_fault_keeps_what_was_answered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle, calls = write_bundle(tmp_path / "bundle"), []
-    right = CoreTask.right
+    grade = CoreTask.grade
 
     def failing(self, scorer, indices):  # type: ignore[no-untyped-def]
         calls.append(indices)
         if len(calls) == 2:
             raise RuntimeError("injected")
-        return right(self, scorer, indices)
+        return grade(self, scorer, indices)
 
-    monkeypatch.setattr(CoreTask, "right", failing)
+    monkeypatch.setattr(CoreTask, "grade", failing)
     with pytest.raises(NanochatError, match="RuntimeError: injected"):
         alone(bundle, tmp_path / "answers")
     (found,) = json.loads((tmp_path / "answers" / "core_00000.json").read_text()).values()
@@ -106,8 +106,8 @@ def test_a_fault_keeps_what_was_answered(tmp_path: Path, monkeypatch: pytest.Mon
 def test_damaged_answers_are_asked_again(tmp_path: Path) -> None:
     (tmp_path / "core_00000.json").write_text('{"a": {"0": tr')
     (tmp_path / "core_00001.json").write_text('{"a": {"1": true}}')
-    answered = Answered(tmp_path, "core", single())
-    assert answered.known == {"a": {1: True}}
+    cache = AnswerCache(tmp_path, "core", single())
+    assert cache.known == {"a": {1: True}}
 
 
 def test_another_model_is_asked_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -115,7 +115,7 @@ def test_another_model_is_asked_anew(tmp_path: Path, capsys: pytest.CaptureFixtu
     alone(bundle, tmp_path)
     capsys.readouterr()
     tok = tokenizer()
-    ask("core", read_core(bundle), Scorer(model(tok.vocab_size), tok), single(), tmp_path, "another")
+    evaluate_tasks("core", read_core(bundle), Scorer(model(tok.vocab_size), tok), single(), tmp_path, "another")
     assert "before" not in capsys.readouterr().err
 
 

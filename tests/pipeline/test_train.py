@@ -17,6 +17,8 @@ import torch
 from nanochat.distributed.ranks import Ranks
 from nanochat.errors import DataError, Preempted, PreflightError, UsageError
 from nanochat.evaluation import heldout
+from nanochat.evaluation.results import read_results
+from nanochat.pipeline import score
 from nanochat.pipeline import train as run
 from nanochat.pipeline.identity import Request
 from nanochat.pipeline.prepare import prepare, prepare_tokenizer
@@ -117,6 +119,16 @@ def test_a_finished_run_says_so_and_writes_nothing(base: Path, text: Path, capfd
     assert snapshot(base) == before
     said = capfd.readouterr().err
     assert "the run 'tiny' is finished" in said and str(base / "runs/tiny/base") in said and "step 1/6" not in said
+
+
+def test_a_finished_run_of_before_there_was_one_results_file(base: Path, text: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    run.train(config(text))
+    folder = base / "runs/tiny"
+    (folder / "scores.json").write_text(json.dumps(read_results(folder)["summary"]))
+    (folder / "evaluation.json").unlink()
+    capfd.readouterr()
+    assert run.train(config(text)) == 0
+    assert "the run 'tiny' is finished" in capfd.readouterr().err
 
 
 def test_another_config_is_refused_with_the_difference(base: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,7 +246,7 @@ def test_a_run_killed_while_it_was_scored_is_scored(
     values = config(text, sft_iterations=2, chat_data=str(chat_data))
     run.train(values, ("base",))  # it leaves a report of its own
     with monkeypatch.context() as patch:
-        patch.setattr("nanochat.pipeline.finish.ask", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        patch.setattr("nanochat.pipeline.finish.answer", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
         with pytest.raises(Preempted):
             run.train(values)
     before = losses(base)
@@ -350,20 +362,6 @@ def test_an_interrupted_tokenizer_is_never_used(base: Path, text: Path, moment: 
             prepare_tokenizer(config(text))
     assert not list((base / "tokenizer").glob("*/source.json"))
     assert Tokenizer.load(prepare_tokenizer(config(text))).vocab_size == 300
-
-
-def test_the_evaluation_of_own_questions(base: Path, text: Path, chat_data: Path, tmp_path: Path) -> None:
-    run.train(config(text, sft_iterations=1, chat_data=str(chat_data)))
-    questions = tmp_path / "questions.jsonl"
-    questions.write_text('{"skill": "words", "prompt": "cat", "answer": "cat cat"}\n\n{"skill": "names", "prompt": "a", "answer": "b"}\n')
-    table = heldout.evaluate_items("tiny", questions)
-    assert table["run"] == "tiny" and table["items"] == 2 and table["by_skill"].keys() == {"words", "names"}
-    for broken in ('{"skill": "words"}\n', "no json\n", ""):
-        questions.write_text(broken)
-        with pytest.raises(DataError, match="no questions in"):
-            heldout.evaluate_items("tiny", questions)
-    with pytest.raises(DataError, match=r"heldout\.jsonl"):  # its text has none
-        heldout.evaluate_items(None, None)
 
 
 # ---- who the model is -------------------------------------------------------------------------------------------

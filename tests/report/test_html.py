@@ -10,6 +10,8 @@ import tomli_w
 
 from nanochat.config import build_config
 from nanochat.planning.rules import resolve
+from nanochat.evaluation.results import SUMMARY, write_part
+from nanochat.planning.plan import resolve
 from nanochat.report.collect import write_report
 
 pytestmark = pytest.mark.browser
@@ -29,7 +31,7 @@ def page_of_a_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
             lines.append(entry | ({"bpb": 1 + math.exp(-step / 90)} if step % 50 == 0 else {}))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     hostile = "<img src=http://192.0.2.1/x onerror=alert(1)><script>alert(1)</script>"
-    (folder / "scores.json").write_text(json.dumps({"samples": [{"prompt": hostile, "answer": hostile}], "seconds": 60.0}))
+    write_part(folder, SUMMARY, {"samples": [{"prompt": hostile, "answer": hostile}], "seconds": 60.0})
     write_report(folder)
     return folder / "report.html"
 

@@ -14,10 +14,13 @@ from hypothesis import strategies as st
 from nanochat.config import build_config
 from nanochat.errors import DataError
 from nanochat.planning.rules import resolve
+from nanochat.evaluation.results import SUMMARY, forget_summary, read_results, write_part
+from nanochat.planning.plan import resolve
 from nanochat.report import collect as report
 from nanochat.report import curves
 from nanochat.report.collect import write_report
 from nanochat.report.compare import compare, describe
+from nanochat.runs.report_schema import Report, StageReport
 
 SKILLS = {"addition": {"untrained": 0.0, "trained": 1.0, "items": 100}, "facts": {"untrained": 0.01, "trained": 0.9, "items": 200}}
 SCORES = {"untrained": 0.0067, "trained": 0.9333, "items": 300, "by_skill": SKILLS}
@@ -39,7 +42,7 @@ def run(tmp_path: Path) -> Path:
     (folder / "metrics.jsonl").write_text("".join(lines + [line("sft", step, bpb=1.5) for step in (1, 2)]))
     samples = [{"prompt": "Who are <you>?", "answer": "A | model,\n*small* & 聰明 <script>alert(1)</script>"}]
     results = {"scores": SCORES, "samples": samples, "seconds": 320.5, "flops": 5e12, "parameters": 10**6, "tokens": 4_100_000, "bpb": 1.25}
-    (folder / "scores.json").write_text(json.dumps(results))
+    write_part(folder, SUMMARY, results)
     return folder
 
 
@@ -85,6 +88,21 @@ def test_a_finished_run(run: Path) -> None:
     assert "    *small* & 聰明" in text
 
 
+def test_every_field_is_in_the_schema(run: Path) -> None:
+    made = write_report(run)
+    assert list(made) == list(Report.__annotations__)
+    assert all(list(stage) == list(StageReport.__annotations__) for stage in made["stages"].values())
+
+
+def test_an_older_runs_report_is_the_same(run: Path) -> None:
+    """Its results were in two files."""
+    write_part(run, "bpb", {"validation": 1.25})
+    made, results = write_report(run), read_results(run)
+    (run / "scores.json").write_text(json.dumps(results.pop("summary")))
+    (run / "evaluation.json").write_text(json.dumps(results))
+    assert write_report(run) == made and made["tasks"] == {"bpb": {"validation": 1.25}}
+
+
 def test_the_page_stands_alone_and_runs_nothing(run: Path) -> None:
     write_report(run)
     text = (run / "report.html").read_text()
@@ -111,7 +129,7 @@ def test_the_curve_is_thinned_and_keeps_its_mean(run: Path) -> None:
 
 
 def test_an_unfinished_run_has_a_report(run: Path) -> None:
-    (run / "scores.json").unlink()
+    forget_summary(run)
     (run / "metrics.jsonl").write_text(line("base", 1, bpb=3.5))
     made = write_report(run)
     assert (made["scores"], made["finished"], made["bpb"], made["tokens"]) == (None, False, 3.5, 4096)
@@ -131,7 +149,7 @@ def test_torn_and_odd_lines_are_left_out(run: Path) -> None:
     good = line("base", 1) + line("base", 2)
     odd = '{"stage": "base"}\n[1]\nnull\n\n' + line("base", 3, loss=float("nan")) + line("elsewhere", 4) + line("base", 5)[:40]
     (run / "metrics.jsonl").write_bytes((good + odd).encode() + b"\xff\xfe")
-    (run / "scores.json").write_text('{"scores": ')
+    (run / "evaluation.json").write_text('{"summary": {"scores": ')
     (run / "config.toml").write_text("[config")
     made = write_report(run)
     assert made["curve"]["base"]["loss"] == [[1, 6.0], [2, 3.0]]
