@@ -14,7 +14,7 @@ CRATE_FILES := $(wildcard rustbpe/*.toml rustbpe/*.pyi rustbpe/Cargo.lock) $(she
 export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test check test-slow test-containers test-browser lint bench lock clean
+.PHONY: help install quickstart test check test-slow test-containers test-browser lint docs bench lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' Makefile
@@ -53,6 +53,10 @@ lint: $(STAMP) ## ruff, mypy, clippy, the formatters' checks, hadolint, zizmor
 	.venv/bin/zizmor --offline --quiet --no-progress .github
 	cargo fmt --check $(CRATE)
 	cargo clippy --quiet --all-targets --all-features $(CRATE) -- -D warnings
+
+docs: $(STAMP) ## write the generated documents again: docs/file-map.md and docs/TROUBLESHOOTING*.md
+	$(PYTHON) -m scripts.file_map
+	$(PYTHON) -m scripts.troubleshooting
 
 bench: $(STAMP) ## the measurements of docs/BENCHMARKS.md
 	for script in bench/*.py; do $(PYTHON) $$script || exit 1; done

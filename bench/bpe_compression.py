@@ -15,8 +15,9 @@ from bpe.peers import parquet_texts, source_texts
 from bpe.worker import CL100K, O200K
 
 import rustbpe
+from nanochat.tokenizer.conversation import SPECIAL_TOKENS
 from nanochat.tokenizer.formats import read_ranks
-from nanochat.tokenizer.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN
+from nanochat.tokenizer.tokenizer import SPLIT_PATTERN
 
 PATTERNS = {"cl100k_base": CL100K, "o200k_base": O200K}
 SIZES = (4_096, 8_192, 16_384, 32_768, 49_152, 65_536)

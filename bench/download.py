@@ -18,10 +18,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from nanochat.data.hub import addresses as hub
-from nanochat.data.hub.addresses import Remote
-from nanochat.data.hub.transfer import fetch
 from nanochat.errors import DataError
+from nanochat.hub import addresses as hub
+from nanochat.hub.addresses import Remote
+from nanochat.hub.transfer import fetch
 from tests.faulty import MB, FaultyServer
 
 SIZE = 64 * MB

@@ -6,7 +6,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "config", "console", "paths", "hardware"),
     ("kernels",),
     ("model",),
-    ("tokenizer", "distributed"),
+    ("tokenizer", "distributed", "hub"),
     ("data",),
     ("generate",),
     ("runs",),

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -12,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from nanochat.console import log
+from nanochat.console import Progress, log
 from nanochat.errors import NanochatError, PreflightError
 
 TEMPORARY = ".tmp-"  # prefix of unfinished files and folders; never read, swept when stale
@@ -67,6 +68,17 @@ def fsync_file(path: Path) -> None:
     """Make the bytes of `path` durable."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
+
+
+def sha256(path: Path, progress: Progress | None = None) -> str:
+    """SHA-256 of a file as hex digits; `progress` is advanced by the bytes that are read."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+            if progress:
+                progress.advance(len(block))
+    return digest.hexdigest()
 
 
 def atomic_write(path: Path, data: bytes | str) -> None:

@@ -25,7 +25,7 @@ DOWNLOADED = ("--shards=2",)
 IMAGE = "registry.example/nanochat@sha256:" + 64 * "0"
 DONE_AS_WRITTEN = ("plan", "eval", "report", "chat", "export", "import", "identity", "tokenizer", "download")
 READ_ONLY = "read by its parser: it needs {}"  # by tests/test_readme.py, which has every command of the README
-HOUSE = ("test", "check", "test-slow", "test-containers", "test-browser", "lint", "bench", "lock", "clean")
+TARGETS = ("test", "check", "test-slow", "test-containers", "test-browser", "lint", "docs", "bench", "lock", "clean")  # not run, only read
 
 
 def value(words: Sequence[str], flag: str) -> str:
@@ -82,7 +82,7 @@ def rule(words: list[str]) -> tuple[str, list[list[str]]]:
         return "planned", [[sys.executable, "entrypoint.py", "plan", "--profile=h100x8", "--card=H100", *flags]]
     if program == "make" and rest == ["quickstart"]:
         return "done with fewer steps", [["/usr/bin/make", *rest]]  # it calls .venv/bin/python, and so this file again
-    if program == "make" and rest[:1] in (["install"], *([name] for name in HOUSE)):
+    if program == "make" and rest[:1] in (["install"], *([name] for name in TARGETS)):
         return "dry run", [["/usr/bin/make", "--dry-run", *rest]]
     if program == "docker" and rest[:1] == ["compose"]:
         if not _has_compose():

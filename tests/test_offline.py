@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from nanochat.data.hub.download import KNOWN
+from nanochat.data.published.sets import SET_BYTES, TEST_BYTES
+from nanochat.data.published.shards import KNOWN
 from nanochat.data.shards import shard_name
-from nanochat.data.source import SET_BYTES, TEST_BYTES
 from tests.evaluation.bundle import chat_rows, write_bundle
-from tests.hub import Hub, parquet
+from tests.fake_hub import Hub, parquet
 from tests.tiny import MODEL, ROOT, environment, sentences
 
 pytestmark = pytest.mark.long

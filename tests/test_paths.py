@@ -1,6 +1,7 @@
 """Files and folders appear whole or not at all, locks hold, and a refusal of the disk is an error that says what to do."""
 
 import errno
+import hashlib
 import os
 import threading
 import time
@@ -22,6 +23,12 @@ def test_where_everything_lies(base: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert paths.base_dir() == Path("/here")
     monkeypatch.delenv("NANOCHAT_BASE_DIR")
     assert paths.base_dir() == Path.home() / ".cache" / "nanochat"
+
+
+@pytest.mark.parametrize("size", [0, 10, (1 << 20) + 1])
+def test_a_files_hash(size: int, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"x" * size)
+    assert paths.sha256(tmp_path / "file") == hashlib.sha256(b"x" * size).hexdigest()
 
 
 def test_a_file_is_old_or_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from nanochat.data.hub.download import KNOWN
-from nanochat.data.hub.sets import TASKS, TESTS
+from nanochat.data.published.sets import TASKS, TESTS
+from nanochat.data.published.shards import KNOWN
 from nanochat.data.shards import shard_name
 from tests import stranger, tiny
 from tests.evaluation.bundle import chat_rows, write_bundle
-from tests.hub import Hub, parquet
+from tests.fake_hub import Hub, parquet
 from tests.test_readme import READMES, ROOT, blocks
 
 pytestmark = pytest.mark.slow

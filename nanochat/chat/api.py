@@ -14,7 +14,7 @@ from nanochat.chat.schema import ChatRequest, CompletionRequest, Message, Sample
 from nanochat.chat.stream import Call, TokenLogProb
 from nanochat.errors import DataError, NanochatError, UsageError
 from nanochat.generate.sampling import Sampling
-from nanochat.tokenizer.tokenizer import Conversation
+from nanochat.tokenizer.conversation import Conversation
 
 DEFAULT_MAX_TOKENS = 512  # of a chat's answer
 COMPLETION_MAX_TOKENS = 16  # as OpenAI's

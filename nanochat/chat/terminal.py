@@ -9,7 +9,8 @@ from nanochat.console import log
 from nanochat.errors import UsageError
 from nanochat.generate.engine import Answer, Engine
 from nanochat.generate.sampling import Sampling
-from nanochat.tokenizer.tokenizer import Conversation, Tokenizer
+from nanochat.tokenizer.conversation import Conversation
+from nanochat.tokenizer.tokenizer import Tokenizer
 
 # Control characters could move the cursor or worse: a model's words are printed without them (tab and newline stay).
 _CONTROLS = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}

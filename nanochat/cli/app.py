@@ -109,6 +109,6 @@ def _threads_may_spin() -> bool:
     """
     if {"-h", "--help"} & set(sys.argv):
         return False
-    from nanochat.hardware.machine import quiet
+    from nanochat.hardware.cpu import has_idle_cores
 
-    return quiet()
+    return has_idle_cores()

@@ -37,7 +37,7 @@ def download(
     """
     limit_rate(limit)
     if evaluation:
-        from nanochat.data.source import fetch_tasks
+        from nanochat.data.published.sets import fetch_tasks
 
         for folder in fetch_tasks(verify):
             print(folder)
@@ -50,11 +50,11 @@ def download(
         return
     named = ([f"--dataset={dataset}"] if dataset else []) + ([f"--shards={shards}"] if shards else [])
     config = run_config(profile, trial, [*named, *context.args])
-    from nanochat.data.source import fetch_for
-    from nanochat.hardware.machine import choose_hardware
-    from nanochat.planning.plan import normal, resolve
+    from nanochat.data.source import text_source
+    from nanochat.planning.hardware import choose_hardware
+    from nanochat.planning.rules import normal, resolve
 
-    print(fetch_for(resolve(normal(config), hardware=choose_hardware(config)), verify))
+    print(text_source(resolve(normal(config), hardware=choose_hardware(config))).fetch(verify))
 
 
 @module.command()
@@ -75,7 +75,7 @@ def dataset(
 
 def have_shards(dataset: str, asked: int | None, check: bool = False) -> "Dataset":
     """Have `asked` training shards of `dataset` (see `shards_wanted`), fetched where they are missing; with `check`, hash every file."""
-    from nanochat.data.hub.download import ensure_shards
+    from nanochat.data.published.shards import ensure_shards
     from nanochat.data.shards import verify
 
     found = ensure_shards(dataset, shards_wanted(dataset, asked))
@@ -86,7 +86,7 @@ def have_shards(dataset: str, asked: int | None, check: bool = False) -> "Datase
 
 def shards_wanted(dataset: str, asked: int | None) -> int:
     """How many training shards to have: `asked` (-1: all of them), else as many as the manifest lists, else DEFAULT."""
-    from nanochat.data.hub.download import KNOWN, origin
+    from nanochat.data.published.shards import KNOWN, origin
     from nanochat.data.shards import MANIFEST, read_manifest
     from nanochat.paths import dataset_dir
 
@@ -104,7 +104,7 @@ def shards_wanted(dataset: str, asked: int | None) -> int:
 def limit_rate(limit: str | None) -> None:
     """Let the downloads of this process take `limit` bytes a second together ("2M"). Raises UsageError."""
     if limit:
-        from nanochat.data.hub.transfer import LIMIT, parse_rate
+        from nanochat.hub.transfer import LIMIT, parse_rate
 
         parse_rate(limit)
         os.environ[LIMIT] = limit

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from nanochat.config import FIELDS, TEXT_RULES, Config, build_config, load_profile, parse_flags
+from nanochat.config import FIELDS, TEXT_RULES, Config, build_config, parse_flags
 from nanochat.console import log
 
 FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True}  # of a command that also takes the flags of a run's config
@@ -42,14 +42,17 @@ def run_config(profile: str, trial: bool, arguments: list[str]) -> Config:
     """The profile's values with the flags on top. With another text than the embedded one, vocabulary and length follow from that text."""
     overrides = parse_flags(arguments)
     if profile == "auto":
-        from nanochat.hardware.machine import profile_here
+        from nanochat.planning.hardware import detect_profile
 
-        profile = profile_here()
+        profile = detect_profile()
         log(f"profile: {profile}, by what this machine has")
-    values = load_profile(profile, trial)
-    if values["profile"] == "cpu" and not trial and (overrides.get("data") or overrides.get("dataset", "embedded") != "embedded"):
-        overrides = TEXT_RULES | overrides
-    return build_config(profile, trial, overrides)
+    config = build_config(profile, trial, overrides)
+    if config.profile == "cpu" and not trial:
+        from nanochat.data.source import Embedded, text_source
+
+        if not isinstance(text_source(config), Embedded):
+            config = build_config(profile, trial, TEXT_RULES | overrides)
+    return config
 
 
 def relaunch() -> list[str]:

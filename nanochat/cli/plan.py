@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -25,23 +24,20 @@ def plan(
 
     Parameters, tokens, memory, time, disk, download.
     """
-    from nanochat.hardware import gpu_specs as cards
-    from nanochat.hardware import machine as hardware
-    from nanochat.planning import autosize as budget
-    from nanochat.planning import plan as planning
+    from nanochat.data.source import text_source
+    from nanochat.hardware.gpu_specs import require_spec
+    from nanochat.planning.autosize import decide
+    from nanochat.planning.describe import describe
+    from nanochat.planning.hardware import choose_hardware, gpu_hardware
+    from nanochat.planning.rules import normal
 
-    config = planning.normal(run_config(profile, trial, context.args))
-    text_bytes = None
-    if config.data:  # its size decides the vocabulary and the length
-        from nanochat.data.text.documents import import_texts
-
-        text_bytes = import_texts(Path(config.data)).text_bytes
+    config = normal(run_config(profile, trial, context.args))
     if card:
         config = config.replace(device="cuda")
-    machine = hardware.card_hardware(cards.named(card), config.nproc_per_node) if card else hardware.choose_hardware(config)
+    machine = gpu_hardware(require_spec(card), config.nproc_per_node) if card else choose_hardware(config)
     machine = dataclasses.replace(machine, dollars=price) if price else machine
-    _, made = budget.decide(config, machine, text_bytes=text_bytes)
-    print(json.dumps(made.to_dict(), ensure_ascii=False) if as_json else planning.describe(made))
+    _, made = decide(config, machine, text_bytes=text_source(config).text_bytes())
+    print(json.dumps(made.to_dict(), ensure_ascii=False) if as_json else describe(made))
 
 
 @app.command(context_settings=FLAGS)
@@ -58,11 +54,12 @@ def doctor(
     """
     from nanochat.doctor import checks as examination
     from nanochat.hardware.machine import this_machine
-    from nanochat.planning import plan as planning
+    from nanochat.planning.plan import make_plan
+    from nanochat.planning.rules import resolve
 
     asked = run_config(profile, trial, context.args)
-    config = planning.resolve(asked)
-    findings = examination.examine(config, planning.make_plan(config, this_machine(config.device)), asked=asked.device)
+    config = resolve(asked)
+    findings = examination.examine(config, make_plan(config, this_machine(config.device)), asked=asked.device)
     if gpus:
         from nanochat.doctor.gpus import check_gpus
 

@@ -53,9 +53,9 @@ def tokenizer(context: typer.Context, profile: Profile = "auto") -> None:
     It is the one that `train` with the same options would use.
     """
     config = run_config(profile, False, context.args)
-    from nanochat.pipeline.train import tokenizer_of
+    from nanochat.pipeline.prepare import prepare_tokenizer
 
-    print(tokenizer_of(config))
+    print(prepare_tokenizer(config))
 
 
 @app.command()
@@ -68,7 +68,7 @@ def identity(
     From a TOML file (`train --identity` does the same); without one the published conversations are downloaded.
     """
     if file is None:
-        from nanochat.data.hub.sets import ensure_identity
+        from nanochat.data.published.sets import ensure_identity
 
         print(ensure_identity())
         return

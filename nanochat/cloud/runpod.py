@@ -19,13 +19,8 @@ from nanochat.cloud.runpod_api import LONGEST_PAUSE, Forbidden, NoCapacity, NotN
 from nanochat.cloud.workload import DATA, GRACE_SECONDS, Workload
 from nanochat.console import duration, log
 from nanochat.errors import NanochatError, PreflightError, UsageError
+from nanochat.hardware.gpu_specs import RENTAL_GPUS
 
-# For each profile, its card first, then others that are no slower: the estimate holds for all of them.
-CARDS = {
-    "rtx4050": ("NVIDIA GeForce RTX 3090", "NVIDIA GeForce RTX 4090"),
-    "rtx4090": ("NVIDIA GeForce RTX 4090", "NVIDIA GeForce RTX 5090"),
-    "h100x8": ("NVIDIA H100 80GB HBM3", "NVIDIA H200"),
-}
 LIVE = ("PROVISIONING", "STARTING", "RUNNING")
 IMAGE_GB = 12  # the unpacked image and what a container writes outside its volume
 LAST_SECONDS = 5.0
@@ -77,7 +72,7 @@ def candidates(api: RunPod, work: Workload, options: Options) -> list[Candidate]
         raise UsageError(
             f"the profile {work.config.profile} needs no card", "RunPod is for rtx4050, rtx4090 and h100x8; `make quickstart` runs here"
         )
-    wanted = options.gpus or CARDS[work.config.profile]
+    wanted = options.gpus or RENTAL_GPUS[work.config.profile]
     offered = {gpu["id"]: gpu for gpu in api.gpus(work.cards, options.cloud, options.min_cuda)}
     found, refused = [], []
     for identifier in wanted:

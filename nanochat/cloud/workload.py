@@ -15,10 +15,11 @@ from typing import Any
 from nanochat import config as configuration
 from nanochat.config import Config
 from nanochat.console import log
-from nanochat.data.source import published, sets_of
+from nanochat.data.source import own_files, text_source
 from nanochat.errors import LAUNCHER_FINAL_CODES, ORCHESTRATOR_RETRIED_CODES, UsageError
-from nanochat.hardware.machine import profile_hardware, this_machine
+from nanochat.hardware.machine import this_machine
 from nanochat.planning import plan as planning
+from nanochat.planning.hardware import profile_hardware
 
 DATA = "/data"  # where the volume is mounted: the image's NANOCHAT_BASE_DIR
 USER = 10001  # the image's
@@ -61,7 +62,7 @@ class Workload:
     @property
     def download(self) -> tuple[str, ...]:
         """The command that fetches all that the training needs, before a card is taken; empty where there is nothing to fetch."""
-        if not (published(self.config) or sets_of(self.config)):
+        if not text_source(self.config).downloads:
             return ()
         processes = self.config.nproc_per_node * self.nodes  # the batch, and so the number of shards, may follow from it
         return ("download", "--for", *self.options, *([f"--nproc_per_node={processes}"] if self.nodes > 1 else []))
@@ -90,7 +91,7 @@ def workload(image: str, name: str, profile: str, trial: bool, arguments: Sequen
         raise UsageError(f"{nodes} nodes are none", "--nodes 1 or more")
     overrides = configuration.parse_flags(list(arguments))
     config = configuration.build_config(profile, trial, overrides)
-    for key, path in config.own_files().items():
+    for key, path in own_files(config).items():
         instead = "without it the published identity is taught" if key == "identity" else "a published set instead: hf:OWNER/NAME"
         raise UsageError(f"{key} = {path} is a path of this machine, which no cluster can see", instead)
     if config.hours:

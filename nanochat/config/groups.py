@@ -73,11 +73,6 @@ class DataConfig(Group):
         super().__post_init__()
         self._require_positive_or_rule("shards")
 
-    def own_files(self) -> dict[str, str]:
-        """The user's files and folders among the fields' values: name -> path. A public set (hf:) is none of them."""
-        named = {name: str(getattr(self, name)) for name in ("data", "chat_data", "identity")}
-        return {name: path for name, path in named.items() if path and not path.startswith("hf:")}
-
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig(Group):

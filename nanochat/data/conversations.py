@@ -11,9 +11,11 @@ from typing import Any, TypeVar, overload
 import numpy as np
 
 from nanochat.data.embedded import identity
-from nanochat.data.hub.sets import TASKS, ensure_identity, ensure_task
-from nanochat.data.text.documents import Conversation, conversation_fault, read_conversations
+from nanochat.data.published.sets import TASKS, ensure_identity, ensure_task
+from nanochat.data.published.shards import is_hub_name
+from nanochat.data.text.documents import read_conversations
 from nanochat.errors import DataError, UsageError
+from nanochat.tokenizer.conversation import Conversation, conversation_fault
 
 # How often each set goes into one pass (karpathy/nanochat's mixture).
 MIXTURE = {"smol-smoltalk": 1, "mmlu": 3, "gsm8k": 4, "identity": 2}
@@ -108,7 +110,7 @@ class Rows(Sequence[Conversation]):
         if not -len(self) <= index < len(self):
             raise IndexError(index)
         conversation = self.read(index % len(self), self.convert)
-        if wrong := conversation_fault(conversation):
+        if wrong := conversation_fault(conversation, answered=True):
             raise self._fault(index, wrong)
         return conversation
 
@@ -157,7 +159,7 @@ def conversations(name: str) -> Sequence[Conversation]:
     """One set: a name of TASKS, identity or hf:OWNER/NAME. Fetched where it is not there. Raises UsageError for another name, DataError."""
     if name == "identity":
         return read_conversations(ensure_identity())
-    if name.startswith("hf:"):
+    if is_hub_name(name):
         return Rows(ensure_task(name), talk)
     if name not in TASKS:
         raise UsageError(f"no set {name!r} for fine-tuning", f"one of: identity, {', '.join(TASKS)}")

@@ -10,7 +10,7 @@ from typing import Any
 
 from nanochat.data.conversations import Rows, final_number, grade_school
 from nanochat.data.embedded.skills import SCORED, Arithmetic
-from nanochat.data.hub.sets import ensure_task
+from nanochat.data.published.sets import ensure_task
 
 GSM8K = ("gsm8k", "gsm8k-test")  # the sets that are learned from and measured by
 ARITHMETIC = 4000  # questions of the embedded arithmetic that are learned from

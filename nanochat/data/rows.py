@@ -26,7 +26,8 @@ from nanochat import paths
 from nanochat.console import Progress, log
 from nanochat.data.shards import Dataset, Shard, columns
 from nanochat.errors import DataError
-from nanochat.tokenizer.tokenizer import Conversation, Tokenizer
+from nanochat.tokenizer.conversation import Conversation
+from nanochat.tokenizer.tokenizer import Tokenizer
 
 PACKER_VERSION = 1
 CACHE_BYTES = 20 << 30  # of packed rows kept on disk

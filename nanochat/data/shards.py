@@ -16,13 +16,15 @@ from typing import Any
 
 from nanochat.console import Progress
 from nanochat.errors import DataError
-from nanochat.paths import atomic_folder, atomic_write_json, disk_error
+from nanochat.paths import atomic_folder, atomic_write_json, disk_error, sha256
 
 MANIFEST = "manifest.json"
 FORMAT = 1
 COLUMN = "text"
 USUAL_COLUMNS = ("content", "raw_content", "markdown", "document", "body", "article")  # where there is no `text`
 ROW_GROUP = 1000  # documents read or written at once
+SHARD_BYTES = 100_000_000  # of a shard's file, about: published ones, and those that are written here
+SHARD_TEXT_BYTES = 250_000_000  # of the text in it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,17 +173,6 @@ def verify(dataset: Dataset) -> None:
                 raise DataError(wrong, f"remove {shard.path}; then {mend(dataset.name, dataset.folder)}")
 
 
-def sha256(path: Path, progress: Progress | None = None) -> str:
-    """The file's SHA-256 as hex digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-            if progress:
-                progress.advance(len(block))
-    return digest.hexdigest()
-
-
 # --- reading
 
 
@@ -271,7 +262,7 @@ def write_dataset(
     licence: str,
     training: Iterable[str],
     validation: Iterable[str],
-    shard_bytes: int = 100_000_000,
+    shard_bytes: int = SHARD_BYTES,
 ) -> Dataset:
     """Write documents as shards of about `shard_bytes` each, and the manifest; `folder` appears whole or not at all.
 
@@ -316,7 +307,7 @@ def _write_shards(folder: Path, names: Iterator[str], documents: Iterable[str], 
 # --- shards that somebody put there
 
 
-def borrow(folder: Path, other: Path) -> int:
+def link_shards(folder: Path, other: Path) -> int:
     """Give `folder` the shards of `other`, as hard links (symbolic links across disks); returns how many. Existing names are kept."""
     count = 0
     for path in sorted(other.glob("shard_*.parquet")):

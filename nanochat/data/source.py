@@ -1,87 +1,232 @@
-"""What a run takes from the network, before it begins: what is still missing, and all of it at once (`download --for`)."""
+"""The text of a run, one object: how large it is, what of it is missing, its documents, conversations and problems.
 
+`text_source` decides which one a config asks for: the user's files, the embedded corpus, or a dataset of a hub.
+"""
+
+import functools
+import sys
+from abc import ABC, abstractmethod
 from pathlib import Path
 
 from nanochat.config import EMBEDDED, Config
-from nanochat.data.conversations import MIXTURE
 from nanochat.data.embedded import corpus
-from nanochat.data.hub import sets
-from nanochat.data.hub.download import ensure_shards, have_shards
-from nanochat.data.hub.transfer import require_space
-from nanochat.data.shards import verify
+from nanochat.data.finetuning import ConversationSource, EmbeddedConversations, PublicMixture, conversation_source
+from nanochat.data.problems import Problem, arithmetic_problems, grade_school_problems
+from nanochat.data.published import sets
+from nanochat.data.published.shards import Origin, ensure_shards, have_shards, is_hub_name, origin
+from nanochat.data.shards import SHARD_BYTES, SHARD_TEXT_BYTES, Dataset, verify
+from nanochat.data.text.documents import import_texts
+from nanochat.hub.download import require_space
 from nanochat.paths import base_dir, dataset_dir
 
-SHARD_BYTES = 100_000_000  # of a published shard's file, about
-# Of each set's files, about.
-SET_BYTES = {"smol-smoltalk": 900_000_000, "mmlu": 50_000_000, "gsm8k": 3_000_000, "identity": 2_500_000}
-OTHER_SET_BYTES = 500_000_000
-TEST_BYTES = {"arc-easy-test": 350_000, "arc-challenge-test": 210_000, "mmlu-test": 3_500_000, "gsm8k-test": 420_000}
-BUNDLE_BYTES = 170_000_000
+OWN_FILES = ("data", "chat_data", "identity")  # the fields of a config that may name a file of the user's
 
 
-def published(config: Config) -> bool:
-    """Whether the run's text has to be downloaded."""
-    return not config.data and config.dataset != EMBEDDED
+class TextSource(ABC):
+    """The text of the run of `config`, and what belongs to it. Making one looks at nothing."""
 
+    default_conversations: type[ConversationSource] = ConversationSource
 
-def sets_of(config: Config) -> list[str]:
-    """The published sets that the run is fine-tuned on; a trial needs some conversations, not a gigabyte of them."""
-    if config.chat_data.startswith("hf:"):
-        return [config.chat_data]
-    if not published(config) or config.chat_data or not config.sft_iterations:
-        return []
-    names = ["identity"] if config.trial else list(MIXTURE)
-    return [name for name in names if name != "identity"] if config.identity else names  # its own instead of the published one
+    def __init__(self, config: Config):
+        self.config = config
 
+    @property
+    def name(self) -> str:
+        """The dataset's name, or the path of the user's text."""
+        return self.config.dataset
 
-def missing(config: Config) -> dict[str, int]:
-    """What the run of a resolved config still lacks of published data, for people to read -> about how many bytes. No network."""
-    lacking: dict[str, int] = {}
-    if published(config):
-        have = len(have_shards(config.dataset))
-        if (shards := config.shards + 1 - have) > 0:
-            lacking[f"{shards} of {config.shards + 1} shards of {config.dataset}"] = shards * SHARD_BYTES
-    for name in sets_of(config):
-        if not (sets.has_identity() if name == "identity" else sets.task_files(name)):
-            lacking[f"the conversations of {name}"] = SET_BYTES.get(name, OTHER_SET_BYTES)
-    return lacking
+    @property
+    def title(self) -> str:
+        """The name for readers elsewhere: without a path of this machine."""
+        return self.name
 
+    @property
+    @abstractmethod
+    def licence(self) -> str:
+        """The text's licence, for people to read."""
 
-def fetch_for(config: Config, check: bool = False) -> Path:
-    """Bring everything that the run of a resolved config needs, its evaluation too; afterwards it needs no network.
+    @property
+    def fault(self) -> str | None:
+        """What keeps the text from being read, None where nothing does."""
+        return None
 
-    With `check` every file is hashed again. Returns the dataset's folder. Raises DataError, PreflightError.
-    """
-    tasks = published(config) and not config.trial and config.core_metric_max_per_task != 0
-    require_space("this download", sum(missing(config).values()) + (sum(missing_tasks().values()) if tasks else 0), base_dir())
-    for name in sets_of(config):
-        if name == "identity":
-            sets.ensure_identity()
-        else:
-            sets.ensure_task(name)
-            if check:
-                sets.verify_task(name)
-    if config.data:
-        return Path(config.data)
-    dataset = ensure_shards(config.dataset, config.shards) if published(config) else corpus.build()
-    if check:
-        verify(dataset)
-    if tasks:  # last: training can do without
-        fetch_tasks(check)
-    return dataset_dir(dataset.folder.name)
+    @property
+    def most_shards(self) -> int | None:
+        """Training shards that there are to download; None where the text is not downloaded."""
+        return None
 
+    @abstractmethod
+    def text_bytes(self) -> int | None:
+        """UTF-8 bytes of the training text; None where they are known only when it is downloaded. Raises DataError."""
 
-def missing_tasks() -> dict[str, int]:
-    """What is still lacking of CORE and the chat tasks -> about how many bytes. No network."""
-    bundle = {} if sets.has_bundle() else {sets.BUNDLE: BUNDLE_BYTES}
-    return bundle | {name: size for name, size in TEST_BYTES.items() if not sets.task_files(name)}
+    def estimated_bytes(self, shards: int) -> int | None:
+        """About how many bytes of text so many shards hold; None where the text is not downloaded."""
+        return None
 
+    @abstractmethod
+    def open(self, shards: int = -1) -> Dataset:
+        """The text as a dataset of `shards` training shards (-1: all of them), made or downloaded where it is not there.
 
-def fetch_tasks(check: bool = False) -> list[Path]:
-    """Bring the evaluation bundle and the chat tasks' questions; with `check` hashed again. Their folders. Raises DataError."""
-    require_space("this download", sum(missing_tasks().values()), base_dir())
-    for name in TEST_BYTES:
-        sets.ensure_task(name)
+        Raises DataError, UsageError, PreflightError.
+        """
+
+    @functools.cached_property
+    def conversations(self) -> ConversationSource:
+        """What fine-tuning learns from: what the user has chosen, else the text's own."""
+        return conversation_source(self.config, self.default_conversations)
+
+    @property
+    def downloads(self) -> bool:
+        """Whether a machine that has nothing yet needs the network for it."""
+        return self.most_shards is not None or bool(self.conversations.sets)
+
+    def missing(self) -> dict[str, int]:
+        """What is still to be downloaded, for people to read -> about how many bytes. No network. `config` must be resolved."""
+        return self.conversations.missing()
+
+    def fetch(self, check: bool = False) -> Path:
+        """Bring all that the run of a resolved config needs, its evaluation too; afterwards it needs no network.
+
+        With `check` every file is hashed again. Returns the text's path. Raises DataError, PreflightError.
+        """
+        require_space("this download", sum((self.missing() | self._missing_tasks()).values()), base_dir())
+        self.conversations.fetch(check)
+        return self._fetch_text(check)
+
+    def _fetch_text(self, check: bool) -> Path:
+        dataset = self.open(self.config.shards)
         if check:
-            sets.verify_task(name)
-    return [sets.ensure_bundle(), *map(sets.task_folder, TEST_BYTES)]
+            verify(dataset)
+        return dataset_dir(dataset.folder.name)
+
+    def _missing_tasks(self) -> dict[str, int]:
+        """What the run's evaluation still lacks."""
+        return {}
+
+    def problems(self, held_out: int) -> tuple[list[Problem], list[Problem]]:
+        """What reinforcement learning learns from, and the `held_out` problems that it is measured by. Raises DataError."""
+        return grade_school_problems(held_out)
+
+    @property
+    def has_heldout(self) -> bool:
+        """Whether there are held-out questions."""
+        return False
+
+    def heldout(self) -> list[corpus.Item]:
+        """Questions with one right answer each, of the kinds that the text teaches but not in it."""
+        return []
+
+
+class Local(TextSource):
+    """The user's files (--data)."""
+
+    licence = "your own text"
+    title = "the user's own text"
+
+    @property
+    def name(self) -> str:
+        return self.config.data
+
+    @property
+    def fault(self) -> str | None:
+        return None if Path(self.config.data).expanduser().exists() else f"{self.config.data} does not exist"
+
+    @functools.cached_property
+    def _dataset(self) -> Dataset:
+        return import_texts(Path(self.config.data))
+
+    def text_bytes(self) -> int | None:
+        return self._dataset.text_bytes
+
+    def open(self, shards: int = -1) -> Dataset:
+        return self._dataset.first(shards) if shards != -1 else self._dataset
+
+    def _fetch_text(self, check: bool) -> Path:
+        return Path(self.config.data)
+
+
+class Embedded(TextSource):
+    """The corpus that the package itself makes."""
+
+    licence = "MIT (made by this project)"
+    default_conversations = EmbeddedConversations
+
+    def text_bytes(self) -> int | None:
+        return corpus.TEXT_BYTES
+
+    def open(self, shards: int = -1) -> Dataset:
+        dataset = corpus.build()
+        return dataset.first(shards) if shards != -1 else dataset
+
+    def problems(self, held_out: int) -> tuple[list[Problem], list[Problem]]:
+        return arithmetic_problems(held_out)
+
+    @property
+    def has_heldout(self) -> bool:
+        """A model that was taught other conversations does not answer in this corpus's words."""
+        return not self.config.chat_data
+
+    def heldout(self) -> list[corpus.Item]:
+        if not self.has_heldout:
+            return []
+        return [item for item in corpus.heldout() if not self.config.identity or item.skill != corpus.IDENTITY]
+
+
+class Hub(TextSource):
+    """A dataset of a hub, in shards that are downloaded."""
+
+    default_conversations = PublicMixture
+
+    @functools.cached_property
+    def _origin(self) -> Origin:
+        return origin(self.config.dataset)
+
+    @property
+    def licence(self) -> str:
+        return self._origin.licence
+
+    @property
+    def most_shards(self) -> int:
+        return self._origin.last or sys.maxsize
+
+    def text_bytes(self) -> int | None:
+        return None
+
+    def estimated_bytes(self, shards: int) -> int | None:
+        return shards * SHARD_TEXT_BYTES
+
+    def open(self, shards: int = -1) -> Dataset:
+        return ensure_shards(self.config.dataset, shards)
+
+    def missing(self) -> dict[str, int]:
+        wanted = self.config.shards + 1  # one for validation
+        lacking = wanted - len(have_shards(self.config.dataset))
+        shards = {f"{lacking} of {wanted} shards of {self.config.dataset}": lacking * SHARD_BYTES} if lacking > 0 else {}
+        return shards | super().missing()
+
+    def _fetch_text(self, check: bool) -> Path:
+        folder = super()._fetch_text(check)
+        if self._evaluates:  # last: training can do without
+            sets.fetch_tasks(check)
+        return folder
+
+    @property
+    def _evaluates(self) -> bool:
+        """Whether the run ends with CORE and the chat tasks."""
+        return not self.config.trial and self.config.core_metric_max_per_task != 0
+
+    def _missing_tasks(self) -> dict[str, int]:
+        return sets.missing_tasks() if self._evaluates else {}
+
+
+def text_source(config: Config) -> TextSource:
+    """The text that `config` asks for."""
+    if config.data:
+        return Local(config)
+    return Embedded(config) if config.dataset == EMBEDDED else Hub(config)
+
+
+def own_files(config: Config) -> dict[str, str]:
+    """The user's files and folders among the fields' values: name -> path. A public set (hf:) is none of them."""
+    named = {name: str(getattr(config, name)) for name in OWN_FILES}
+    return {name: path for name, path in named.items() if path and not is_hub_name(path)}

@@ -1,7 +1,7 @@
-"""The device's memory: a cap on what this process takes of it, and what to do where it is not enough.
+"""The device's memory: a cap on what this process takes of it, and smaller parts of the same work where it is not enough.
 
 Over the cap is "out of memory", also where a driver would rather move what does not fit to the system's memory, as Windows' and WSL's
-do: that would be fifty times slower, and silent. Out of memory in turn is no end: the same work is done in smaller parts.
+do: that would be fifty times slower, and silent. Out of memory does not end a run: the same work is done in smaller parts.
 """
 
 import gc
@@ -62,7 +62,7 @@ class Attempt:
         return self.failed
 
 
-def in_parts(
+def map_with_oom_backoff(
     items: Sequence[Item],
     size: int,
     work: Callable[[Sequence[Item]], Sequence[Result]],

@@ -1,7 +1,7 @@
 """The one place that touches torch.distributed's set-up. One process is simply one rank.
 
-Loop, optimizer, checkpoint and evaluation receive a `Ranks`; whether it stands for one process or for many,
-over gloo on CPUs or NCCL on GPUs, is not theirs to know.
+Trainer, optimizer, checkpoint and evaluation receive a `Ranks`, and need not know whether that is one process or many, over gloo on
+CPUs or NCCL on GPUs.
 """
 
 import contextlib
@@ -16,13 +16,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from types import TracebackType
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from nanochat.distributed.liveness import LAST_WORD, START, Peers
+from nanochat.distributed.liveness import LAST_WORD, START, Liveness
 from nanochat.errors import LAUNCHER_FINAL_CODES, HungError, PreflightError, UsageError
 
 T = TypeVar("T")
@@ -36,7 +37,7 @@ WAIT = timedelta(hours=24)  # for the main rank's downloads; a collective in the
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among its fellows. Collectives are no-ops where the world is one process."""
+    """This process's rank among all. Collectives are no-ops where the world is one process."""
 
     rank: int
     local_rank: int
@@ -128,7 +129,8 @@ def join(device: str) -> Iterator[Ranks]:
         yield single(chosen)
         return
     store = _meet(rank, world_size)
-    with Peers(store.clone(), rank, world_size, end_now) as peers:  # before the group: its making waits half an hour for whom it lacks
+    # Before the group is made: that waits half an hour for a rank that it lacks.
+    with Liveness(store.clone(), rank, world_size, end_now) as liveness:
         try:
             dist.init_process_group(
                 "nccl" if device == "cuda" else "gloo",
@@ -142,7 +144,7 @@ def join(device: str) -> Iterator[Ranks]:
             if not isinstance(error, HungError | dist.DistError) and not _BROKEN.search(str(error)):
                 raise
             lost = HungError("another process of the training is gone", "its own error says why; the same command resumes")
-            code = peers.failed(LAST_WORD)
+            code = liveness.failed(LAST_WORD)
             lost.exit_code = code if code > 1 else lost.exit_code
             raise lost from error
     dist.destroy_process_group()  # not after an error: NCCL's would wait for whom it lost
@@ -242,35 +244,49 @@ def _codes(folder: str) -> list[int]:
     return [int(text) for text in texts if text]  # one may be about to be written
 
 
+class _SignalForwarder:
+    """Passes SIGINT and SIGTERM on to `process`, also one that comes before there is a process. A context manager."""
+
+    def __init__(self) -> None:
+        self.process: subprocess.Popen[bytes] | None = None
+        self.came: float | None = None  # when the first signal did
+
+    def start(self, command: list[str], environment: dict[str, str]) -> "subprocess.Popen[bytes]":
+        """Start `command` in a session of its own.
+
+        So Ctrl-C in the terminal reaches it once, through us, and not twice: the second ends it at once.
+        """
+        self.process = subprocess.Popen(command, env=environment, start_new_session=True)
+        if self.came is not None:  # before there was anybody to pass it on to
+            self.process.terminate()
+        return self.process
+
+    def _forward(self, number: int, _frame: Any) -> None:
+        if self.process is not None and not echoed(self.came):
+            self.process.send_signal(number)
+        self.came = self.came or time.monotonic()
+
+    def __enter__(self) -> "_SignalForwarder":
+        self._before = {number: signal.signal(number, self._forward) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
 def _wait(command: list[str], environment: dict[str, str], processes: int) -> tuple[int, bool]:
     """Run `command` to its end, passing SIGINT and SIGTERM on: its exit code, and whether such a signal came.
 
-    It has a session of its own, so that Ctrl-C in the terminal reaches it once, through us, and not twice: the second
-    ends it at once. Where all its `processes` workers have ended, one with an error, it has `LINGER` seconds to follow.
+    Where all its `processes` workers have ended, one with an error, it has `LINGER` seconds to follow.
     """
-    process: subprocess.Popen[bytes] | None = None
-    stopped: float | None = None
-
-    def forward(number: int, _frame: Any) -> None:
-        nonlocal stopped
-        if process is not None and not echoed(stopped):
-            process.send_signal(number)
-        stopped = stopped or time.monotonic()
-
-    before = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        process = subprocess.Popen(command, env=environment, start_new_session=True)
-        if stopped is not None:  # it came before there was anybody to pass it on to
-            process.terminate()
-        over = 0.0
+    with _SignalForwarder() as signals:
+        process, over = signals.start(command, environment), 0.0
         while True:
             try:
-                return process.wait(1.0), stopped is not None
+                return process.wait(1.0), signals.came is not None
             except subprocess.TimeoutExpired:
                 codes = _codes(environment[EXIT_CODES])
                 over = (over or time.monotonic()) if len(codes) == processes and any(codes) else 0.0
                 if over and time.monotonic() - over > LINGER:
                     process.kill()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

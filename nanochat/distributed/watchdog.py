@@ -1,4 +1,4 @@
-"""A thread that notices when nothing moves any more: it says where this rank stands, and ends it so that the launcher restarts it.
+"""A thread that notices a hang: it says what this rank was doing, and ends it so that the launcher restarts it.
 
 A rank that is lost or stuck leaves the others waiting in a collective for as long as they are let. Each rank has its own
 watchdog, so that all of them say where they stand before the first one ends.
@@ -26,7 +26,7 @@ FULL = 0.97  # part of a GPU's memory above which the driver has probably moved 
 
 
 class Watchdog:
-    """Ends the process with exit 7 where `beat` has not been called for `timeout` seconds; 0 is never. A context manager."""
+    """Ends the process with exit 7 where `heartbeat` has not been called for `timeout` seconds; 0 is never. A context manager."""
 
     def __init__(self, timeout: float, rank: int = 0, end: Callable[[int], object] = os._exit):
         self.timeout, self.rank, self.end = timeout, rank, end
@@ -34,8 +34,8 @@ class Watchdog:
         self.over = threading.Event()
         self.main = threading.get_ident()
 
-    def beat(self, where: str) -> None:
-        """Something has moved; what begins now."""
+    def heartbeat(self, where: str) -> None:
+        """This rank has made progress; `where` is what begins now."""
         self.where, self.since = where, time.monotonic()
 
     def __enter__(self) -> "Watchdog":
@@ -52,7 +52,7 @@ class Watchdog:
         while not self.over.wait(interval):
             now = time.monotonic()
             if now - looked > 2 * interval:
-                # All of the process stood still (Ctrl-Z, a paused container), before or after the last beat: that is no hang.
+                # All of the process stood still (Ctrl-Z, a paused container), before or after the last heartbeat: that is no hang.
                 self.since = min(self.since + now - looked, now)
             looked, since = now, self.since
             if now - since < self.timeout:

@@ -19,13 +19,14 @@ from typing import Any
 from nanochat import paths
 from nanochat.config import Config
 from nanochat.console import duration, log
-from nanochat.data.hub import addresses as hub
-from nanochat.data.source import missing
+from nanochat.data.source import text_source
 from nanochat.doctor.troubleshooting import explained
 from nanochat.errors import NanochatError, PreflightError
 from nanochat.hardware import nvml
-from nanochat.hardware.machine import physical_cores
-from nanochat.planning.plan import Plan, compiler, compiler_lacks, kept_checkpoints
+from nanochat.hardware.cpu import physical_cores
+from nanochat.hardware.toolchain import torch_compile_lacks, torch_compiler
+from nanochat.hub import addresses as hub
+from nanochat.planning.plan import Plan, kept_checkpoints
 
 OK, WARNING, ERROR = "ok", "warning", "error"
 DRIVER_FLOORS = {12: 525, 13: 580}  # CUDA's major version in torch's wheels -> the oldest driver
@@ -128,7 +129,7 @@ def check_torch(case: Case) -> Iterator[Finding]:
 
     cuda = torch.version.cuda or ""
     if not cuda:
-        why = f"driver {case.driver.version} and {len(case.driver.cards)} card(s) are there, but this torch was built without CUDA"
+        why = f"driver {case.driver.version} and {len(case.driver.gpus)} card(s) are there, but this torch was built without CUDA"
         fix = "make install TORCH_BACKEND=auto, or use --device=cpu"
         yield Finding(
             "torch", ERROR if case.config.device == "cuda" else WARNING, f"torch {torch.__version__} cannot use the GPU", why, fix
@@ -181,13 +182,13 @@ def check_memory(case: Case) -> Iterator[Finding]:
     if case.config.device != "cuda":
         yield Finding("memory", OK, f"{needed / 1e9:.1f} GB needed, {case.plan.memory_bytes['usable'] / 1e9:.1f} GB usable")
         return
-    cards = case.driver.cards[: case.config.nproc_per_node] if case.driver else ()
-    for index, card in enumerate(cards):
-        others = ", ".join(f"process {pid} holds {held / 1e9:.1f} GB" for pid, held in card.holders) or "no process is named"
-        what = f"GPU {index} ({card.name}): {card.free / 1e9:.1f} of {card.total / 1e9:.1f} GB are free; {others}"
-        if card.free < needed:
+    gpus = case.driver.gpus[: case.config.nproc_per_node] if case.driver else ()
+    for index, gpu in enumerate(gpus):
+        others = ", ".join(f"process {pid} holds {held / 1e9:.1f} GB" for pid, held in gpu.processes) or "no process is named"
+        what = f"GPU {index} ({gpu.name}): {gpu.free / 1e9:.1f} of {gpu.total / 1e9:.1f} GB are free; {others}"
+        if gpu.free < needed:
             yield Finding("memory", ERROR, what, f"the run needs {needed / 1e9:.1f} GB", f"end what holds the memory, or {lower}")
-        elif card.total - card.free > HELD * card.total:
+        elif gpu.total - gpu.free > HELD * gpu.total:
             why = f"the run needs {needed / 1e9:.1f} GB, and shares the card's time with them"
             yield Finding("memory", WARNING, what, why, "end what is not needed")
         else:
@@ -214,8 +215,8 @@ def check_compiler(case: Case) -> Iterator[Finding]:
             why = "training takes 1.3 to 1.6 times as long without the fused operations"
             yield Finding("compiler", WARNING, "no C compiler (cc)", why, "apt install gcc libc6-dev")
         return
-    name, found = compiler(cuda)
-    lacking = compiler_lacks(cuda)
+    name, found = torch_compiler(cuda)
+    lacking = torch_compile_lacks(cuda)
     if not lacking:
         yield Finding("compiler", OK, f"{found} for torch.compile")
         return
@@ -307,13 +308,13 @@ def check_limits(case: Case) -> Iterator[Finding]:
 
 def check_data(case: Case) -> Iterator[Finding]:
     """Whether the data is there, and where it is not, whether it can be fetched."""
-    config = case.config
-    if config.data and not Path(config.data).expanduser().exists():
-        yield Finding("data", ERROR, f"{config.data} does not exist", "the run has no text", "give --data a file or a folder of text")
+    config, source = case.config, text_source(case.config)
+    if fault := source.fault:
+        yield Finding("data", ERROR, fault, "the run has no text", "give --data a file or a folder of text")
         return
-    lacking = missing(config)
+    lacking = source.missing()
     if not lacking:
-        yield Finding("data", OK, f"the data is complete: {config.data or config.dataset}")
+        yield Finding("data", OK, f"the data is complete: {source.name}")
         return
     what = f"to be fetched: {', '.join(lacking)} ({_size(sum(lacking.values()))})"
     command = f"entrypoint.py download --for {config.profile or 'cpu'}{' --trial' if config.trial else ''} fetches it beforehand"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nanochat.console import log
-from nanochat.distributed.memory import in_parts
+from nanochat.distributed.memory import map_with_oom_backoff
 from nanochat.distributed.ranks import Ranks
 from nanochat.errors import OutOfMemoryError
 from nanochat.model.gpt import GPT
@@ -43,7 +43,7 @@ def bits_per_byte(
         return rows
 
     try:
-        in_parts(range(len(inputs)), device_batch_size, add, ranks.device, "in the evaluation")
+        map_with_oom_backoff(range(len(inputs)), device_batch_size, add, ranks.device, "in the evaluation")
     except OutOfMemoryError:
         totals[2] = 1
     nats_sum, byte_sum, failed = ranks.all_reduce_sum(totals).tolist()

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from nanochat.data.conversations import LETTERS, Rows, choices_prompt, final_number, grade_school, multiple_choice
-from nanochat.data.hub.sets import task_files
-from nanochat.data.shards import sha256
+from nanochat.data.published.sets import task_files
 from nanochat.evaluation.scorer import Scorer
 from nanochat.generate.engine import prompt_ids
+from nanochat.paths import sha256
 
 ANSWER_TOKENS = 512
 

@@ -19,9 +19,9 @@ from typing import Any
 
 import yaml
 
-from nanochat.data.shards import sha256
 from nanochat.errors import DataError
 from nanochat.evaluation.scorer import Scorer, Span
+from nanochat.paths import sha256
 from nanochat.tokenizer.tokenizer import Tokenizer
 
 ORDER_SEED = 1337  # of the rows, so that the first N are a fair sample

@@ -14,7 +14,7 @@ from typing import Any
 from nanochat import console, paths
 from nanochat.config import Config
 from nanochat.console import log
-from nanochat.data.hub import sets
+from nanochat.data.published import sets
 from nanochat.data.rows import RowCache, TextRows
 from nanochat.distributed import ranks
 from nanochat.errors import DataError, Preempted, UsageError
@@ -25,6 +25,7 @@ from nanochat.evaluation.heldout import evaluate_items, print_scores
 from nanochat.evaluation.results import RESULTS, table
 from nanochat.evaluation.runner import Task, ask
 from nanochat.evaluation.scorer import Scorer
+from nanochat.hub.assets import BUNDLE, has_bundle
 from nanochat.runs import record as runs
 from nanochat.runs.checkpoint import MANIFEST
 
@@ -37,8 +38,8 @@ FETCH = "download --evaluation brings them"
 def available() -> dict[str, str]:
     """Part that cannot be asked -> why not. No network."""
     lacking = {}
-    if not sets.has_bundle():
-        lacking["core"] = f"there is no {paths.base_dir() / sets.BUNDLE}"
+    if not has_bundle():
+        lacking["core"] = f"there is no {paths.base_dir() / BUNDLE}"
     if absent := [source for source, _, _ in CHAT_TASKS.values() if not sets.task_files(source)]:
         lacking["chat"] = f"there is no {sets.task_folder(absent[0])}"
     return lacking
@@ -46,7 +47,7 @@ def available() -> dict[str, str]:
 
 def tasks_of(part: str, most: int) -> Sequence[Task]:
     """The tasks of "core" or "chat". Raises DataError."""
-    return read_core(paths.base_dir() / sets.BUNDLE, most) if part == "core" else [read_chat_task(name, most) for name in CHAT_TASKS]
+    return read_core(paths.base_dir() / BUNDLE, most) if part == "core" else [read_chat_task(name, most) for name in CHAT_TASKS]
 
 
 def ask_tasks(run: str, part: str, most: int, here: ranks.Ranks, again: bool = False) -> dict[str, Any]:

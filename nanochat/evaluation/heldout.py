@@ -9,7 +9,7 @@ from nanochat import paths
 from nanochat.console import Progress
 from nanochat.data.embedded import corpus
 from nanochat.data.embedded.corpus import Item
-from nanochat.distributed.memory import in_parts
+from nanochat.distributed.memory import map_with_oom_backoff
 from nanochat.errors import DataError
 from nanochat.generate.engine import Engine, answer_text
 from nanochat.model.gpt import GPT
@@ -33,7 +33,7 @@ def answer_items(engine: Engine, items: Sequence[Item], what: str, *, batch: int
                 for item, prompt, ids in zip(part, prompts, answers, strict=True)
             ]
 
-        asked, _ = in_parts(items, batch, ask, next(engine.model.parameters()).device, what)
+        asked, _ = map_with_oom_backoff(items, batch, ask, next(engine.model.parameters()).device, what)
     return [right for right, _ in asked], sum(tokens for _, tokens in asked)
 
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanochat.distributed.memory import in_parts
+from nanochat.distributed.memory import map_with_oom_backoff
 from nanochat.generate.engine import Engine, answer_text
 from nanochat.model.gpt import GPT
 from nanochat.tokenizer.tokenizer import Tokenizer
@@ -85,7 +85,7 @@ class Scorer:
         """`work`'s results for `items`, in batches of items of like length. Raises OutOfMemoryError where one item does not fit."""
         order = sorted(range(len(items)), key=lambda index: -length(items[index]))  # the largest first: what fits it fits all
         ordered = [items[index] for index in order]
-        results, self.batch_tokens = in_parts(ordered, self.batch_tokens, work, self.device, "reading texts", length)
+        results, self.batch_tokens = map_with_oom_backoff(ordered, self.batch_tokens, work, self.device, "reading texts", length)
         return [result for _, result in sorted(zip(order, results, strict=True), key=lambda found: found[0])]
 
     def _hidden(self, rows: list[list[int]]) -> Tensor:

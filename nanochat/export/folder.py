@@ -17,6 +17,7 @@ from torch import Tensor
 from nanochat import paths
 from nanochat.console import log
 from nanochat.data.shards import read_manifest
+from nanochat.data.source import text_source
 from nanochat.errors import DataError, NanochatError, UsageError
 from nanochat.export import vocabulary
 from nanochat.model.attention import RMS_EPS, ROPE_BASE
@@ -151,7 +152,7 @@ def model_card(opened: TrainedModel, licence: str) -> str:
     """README.md of the folder."""
     gpt, meta = opened.model.config, opened.checkpoint.meta
     record = runs.read_record(opened.run)
-    text = (record.config.data and "the user's own text") or record.config.dataset if record else "unknown"
+    text = text_source(record.config).title if record else "unknown"
     own = not portable(gpt)
     trust = ", trust_remote_code=True" if own else ""
     engines = (

@@ -9,8 +9,9 @@ from nanochat.export.folder import foreign_weights, licence_of, portable, refuse
 from nanochat.hardware.extras import needed
 from nanochat.model.attention import RMS_EPS, ROPE_BASE
 from nanochat.runs.record import TrainedModel
+from nanochat.tokenizer.conversation import SPECIAL_TOKENS
 from nanochat.tokenizer.formats import merges, written
-from nanochat.tokenizer.tokenizer import QWEN2_PATTERN, SPECIAL_TOKENS
+from nanochat.tokenizer.tokenizer import QWEN2_PATTERN
 
 GGUF = "model.gguf"
 MODELFILE = """# ollama create NAME -f Modelfile, then ollama run NAME

@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from nanochat.errors import DataError
+from nanochat.tokenizer.conversation import SPECIAL_TOKENS
 from nanochat.tokenizer.formats import huggingface, read_huggingface
-from nanochat.tokenizer.tokenizer import SPECIAL_TOKENS, Tokenizer
+from nanochat.tokenizer.tokenizer import Tokenizer
 
 TEMPLATE = Path(__file__).with_name("chat_template.jinja")
 

@@ -7,7 +7,7 @@ from nanochat.errors import UsageError
 
 
 def needed(module: str, package: str, what: str) -> Any:
-    """An optional module. Raises UsageError, with how to install it, where it is missing."""
+    """The module of an optional `package`, for `what`. Raises UsageError, with how to install it, where it is missing."""
     try:
         return importlib.import_module(module)
     except ImportError as error:

@@ -1,29 +1,29 @@
-"""The NVIDIA driver's own library, through ctypes: the driver's version, each card's memory, and who holds it."""
+"""NVML, the NVIDIA driver's library, through ctypes: the driver's version, each GPU's memory, and the processes that hold it."""
 
 import ctypes
 import dataclasses
 import sys
 
 LIBRARY = "nvml.dll" if sys.platform == "win32" else "libnvidia-ml.so.1"
-PROCESSES = 64  # asked for at most
+MAX_PROCESSES = 64  # of one GPU that are asked for
 
 
 @dataclasses.dataclass(frozen=True)
-class Card:
-    """One card; memory in bytes. `holders` are process ids and the bytes that they hold."""
+class GPUStatus:
+    """One GPU and its memory, in bytes."""
 
     name: str
     total: int
     free: int
-    holders: tuple[tuple[int, int], ...]
+    processes: tuple[tuple[int, int], ...]  # (process id, bytes that it holds)
 
 
 @dataclasses.dataclass(frozen=True)
 class Driver:
-    """The installed driver, such as "580.65.06", and the cards that it sees, whatever CUDA_VISIBLE_DEVICES hides."""
+    """The installed driver, such as "580.65.06", and the GPUs that it sees, whatever CUDA_VISIBLE_DEVICES hides."""
 
     version: str
-    cards: tuple[Card, ...]
+    gpus: tuple[GPUStatus, ...]
 
 
 class _Memory(ctypes.Structure):
@@ -35,7 +35,7 @@ class _Process(ctypes.Structure):
 
 
 def read_driver() -> Driver | None:
-    """The driver and its cards; None where there is no NVIDIA driver, or it does not answer."""
+    """The driver and its GPUs; None where there is no NVIDIA driver, or it does not answer."""
     try:
         library = ctypes.CDLL(LIBRARY)
         if library.nvmlInit_v2():
@@ -47,19 +47,20 @@ def read_driver() -> Driver | None:
         count = ctypes.c_uint()
         if library.nvmlSystemGetDriverVersion(version, ctypes.c_uint(96)) or library.nvmlDeviceGetCount_v2(ctypes.byref(count)):
             return None
-        cards = [_card(library, index) for index in range(count.value)]
-        return Driver(version.value.decode(errors="replace"), tuple(card for card in cards if card))
+        gpus = [_read_gpu(library, index) for index in range(count.value)]
+        return Driver(version.value.decode(errors="replace"), tuple(gpu for gpu in gpus if gpu))
     finally:
         library.nvmlShutdown()
 
 
-def _card(library: ctypes.CDLL, index: int) -> Card | None:
+def _read_gpu(library: ctypes.CDLL, index: int) -> GPUStatus | None:
+    """The GPU of that index; None where the driver does not answer."""
     handle, name, memory = ctypes.c_void_p(), ctypes.create_string_buffer(96), _Memory()
     if library.nvmlDeviceGetHandleByIndex_v2(ctypes.c_uint(index), ctypes.byref(handle)):
         return None
     if library.nvmlDeviceGetName(handle, name, ctypes.c_uint(96)) or library.nvmlDeviceGetMemoryInfo(handle, ctypes.byref(memory)):
         return None
-    number, processes = ctypes.c_uint(PROCESSES), (_Process * PROCESSES)()
-    refused = library.nvmlDeviceGetComputeRunningProcesses_v3(handle, ctypes.byref(number), processes)
-    holders = [] if refused else [(each.pid, each.bytes if each.bytes < memory.total else 0) for each in processes[: number.value]]
-    return Card(name.value.decode(errors="replace"), memory.total, memory.free, tuple(holders))
+    count, found = ctypes.c_uint(MAX_PROCESSES), (_Process * MAX_PROCESSES)()
+    refused = library.nvmlDeviceGetComputeRunningProcesses_v3(handle, ctypes.byref(count), found)
+    processes = [] if refused else [(each.pid, each.bytes if each.bytes < memory.total else 0) for each in found[: count.value]]
+    return GPUStatus(name.value.decode(errors="replace"), memory.total, memory.free, tuple(processes))

@@ -153,6 +153,14 @@ def flops_per_token(gpt: GPTConfig) -> int:
 
 # ---- rules ----------------------------------------------------------------------------------------------------
 
+MAXIMUM_EPOCHS = 4  # text repeated up to four times is nearly as good as new (arXiv 2305.16264)
+BEST_RATIO = 10.5  # tokens for each scaling parameter that operations are best spent on, by published runs of some 1e18 of them
+
+
+def bytes_per_token(vocab_size: int) -> float:
+    """Bytes of English that one token stands for, about: 2.0 at a vocabulary of 512, 3.3 at 4,096, 4.6 at 32,768."""
+    return max(0.43 * math.log2(vocab_size) - 1.85, 1.0)
+
 
 def target_tokens(gpt: GPTConfig, ratio: float) -> int:
     """Tokens of a run: `ratio` for each scaling parameter."""

@@ -11,7 +11,7 @@ from nanochat.errors import NanochatError, PreflightError, UsageError
 from nanochat.runs import record as runs
 from nanochat.runs.checkpoint import Checkpoints
 from nanochat.runs.metrics import STAGES
-from nanochat.runs.mirror import RECORD, Copier, Mirror
+from nanochat.runs.mirror import RECORD, Mirror, Uploader
 
 
 def fetch(url: str, run: str) -> bool:
@@ -33,7 +33,7 @@ def fetch(url: str, run: str) -> bool:
             paths.atomic_write(paths.run_dir(run) / RECORD, data)
         came = mirror.fetch(paths.run_dir(run))
         reinforced = any(step.startswith(STAGES[-1]) for step in came)
-        if reinforced or (here and here.config.num_iterations != there.config.num_iterations):  # by its hours
+        if reinforced or (here and here.paced != there.paced):
             paths.atomic_write(paths.run_dir(run) / RECORD, data)
     except NanochatError:
         raise
@@ -53,7 +53,7 @@ def fetch(url: str, run: str) -> bool:
 
 def _require_same_run(here: runs.Record, there: runs.Record, url: str) -> None:
     """Raise UsageError where the two differ in what decides the losses."""
-    may = {"data", "chat_data", "identity", *RL_FIELDS} | ({"num_iterations"} if here.config.hours else set())
+    may = {"data", "chat_data", "identity", *RL_FIELDS, *here.paced}
     different = [name for name in differences(here.config, there.config) if name not in may]
     different += [name for name in ("shards", "tokenizer", "conversations") if getattr(here, name) != getattr(there, name)]
     if different:
@@ -63,24 +63,24 @@ def _require_same_run(here: runs.Record, there: runs.Record, url: str) -> None:
         )
 
 
-def _offer_newest(copier: Copier, config: Config) -> None:
+def _enqueue_newest(uploader: Uploader, config: Config) -> None:
     for stage in STAGES:
         for step in Checkpoints(paths.run_dir(config.run) / stage).steps()[-1:]:
-            copier.offer(step)
+            uploader.enqueue(step)
 
 
 def catch_up(config: Config) -> None:
     """Copy what the mirror lacks of a finished run."""
-    with Copier(Mirror(config.mirror, config.run), config.keep_last) as copier:
-        _offer_newest(copier, config)
+    with Uploader(Mirror(config.mirror, config.run), config.keep_last) as uploader:
+        _enqueue_newest(uploader, config)
 
 
 @contextlib.contextmanager
-def copying(config: Config, here: Ranks) -> Iterator[Copier | None]:
+def copying(config: Config, here: Ranks) -> Iterator[Uploader | None]:
     """What copies saved steps to the config's mirror, on the main rank, beginning with the newest ones; None where there is no mirror."""
     if not config.mirror or not here.main:
         yield None
         return
-    with Copier(Mirror(config.mirror, config.run), config.keep_last) as copier:
-        _offer_newest(copier, config)
-        yield copier
+    with Uploader(Mirror(config.mirror, config.run), config.keep_last) as uploader:
+        _enqueue_newest(uploader, config)
+        yield uploader

@@ -8,27 +8,19 @@ nearest to that ratio, which grows with the operations: half an hour of a laptop
 import math
 import time
 
-from nanochat.config import EMBEDDED, Config
-from nanochat.console import duration
+from nanochat.config import Config
+from nanochat.console import duration, log
 from nanochat.errors import PreflightError
 from nanochat.hardware.machine import Hardware
 from nanochat.model import scaling
 from nanochat.planning.calibrate import Measured
-from nanochat.planning.plan import (
-    LOOP_SECONDS,
-    Plan,
-    Resolved,
-    apply_rules,
-    make_plan,
-    measured_steps,
-    memory_shape,
-    plan_here,
-    seconds_left,
-)
+from nanochat.planning.plan import LOOP_SECONDS, Plan, make_plan, measured_steps, memory_shape, plan_here, seconds_left
+from nanochat.planning.rules import Resolved, apply_rules
+from nanochat.runs.record import Record, read_record
 
-# Tokens for each scaling parameter that operations are best spent on: 10.5 by published runs of some 1e18, and about 4 by runs of
+# Tokens for each scaling parameter that operations are best spent on: BEST_RATIO by published runs of some 1e18, about 4 by runs of
 # 1.5e13 and 2.6e13 on a CPU (docs/EXPERIMENTS.md); a power between the two.
-MOST_RATIO, MOST_OPERATIONS, RATIO_POWER = 10.5, 1e18, 0.09
+MOST_OPERATIONS, RATIO_POWER = 1e18, 0.09
 DEPTHS = (*range(2, 13), *range(14, 33, 2))
 ROWS = (64, 32, 16, 8, 4, 2, 1)  # of the device batches that are tried on a GPU
 LEAST_STEPS = 100
@@ -83,6 +75,31 @@ def decide(
     return resolved, plan_here(resolved.config, hardware, text_bytes=text_bytes)
 
 
+class HoursPacer:
+    """The Pacer of a run with `--hours`: how many steps of pretraining end in time, as its own steps tell better than the plan.
+
+    `began` is when the run did, by time.monotonic(), what earlier calls have trained counted in. A new number of steps is written into
+    the run's record.
+    """
+
+    def __init__(self, record: Record, began: float):
+        self.record, self.began = record, began
+
+    def steps(self, done: int, step_seconds: float) -> int:
+        """Steps of pretraining, of which `done` are trained, where one takes `step_seconds`."""
+        record = read_record(self.record.config.run) or self.record
+        config = record.config
+        left = 3600 * config.hours - (time.monotonic() - self.began)
+        steps = retimed(config, done, step_seconds, left)
+        if steps != config.num_iterations:
+            record.write_steps(steps)
+            log(
+                f"{steps:,} steps of pretraining instead of {config.num_iterations:,}, to end in {duration(left)}: "
+                f"one takes {step_seconds * 1000:.0f} ms"
+            )
+        return steps
+
+
 def retimed(config: Config, done: int, step_seconds: float, left: float) -> int:
     """Steps of pretraining with which a run ends in `left` seconds, of which it has done `done` at `step_seconds` each.
 
@@ -101,7 +118,7 @@ def retimed(config: Config, done: int, step_seconds: float, left: float) -> int:
 
 def best_ratio(operations: float) -> float:
     """Tokens for each scaling parameter that so many operations are best spent on."""
-    return MOST_RATIO * min(operations / MOST_OPERATIONS, 1) ** RATIO_POWER
+    return scaling.BEST_RATIO * min(operations / MOST_OPERATIONS, 1) ** RATIO_POWER
 
 
 def _ratio(plan: Plan) -> float:
@@ -117,10 +134,9 @@ def _distance(plan: Plan) -> float:
 def _at(config: Config, depth: int, seconds: float, hardware: Hardware, text_bytes: int | None, measured: Measured | None) -> Plan | None:
     """The plan at one depth with as many steps as `seconds` allow; None where it does not fit into memory or time."""
     shaped = config.replace(depth=depth, num_iterations=-1, sft_iterations=-1 if config.sft_iterations else 0)
-    embedded = text_bytes if config.data or config.dataset == EMBEDDED else None
     if hardware.cuda:
         shaped = shaped.replace(device_batch_size=1, total_batch_size=-1)
-        rows = next((rows for rows in ROWS if _fits(shaped.replace(device_batch_size=rows), hardware, embedded)), 0)
+        rows = next((rows for rows in ROWS if _fits(shaped.replace(device_batch_size=rows), hardware, text_bytes)), 0)
         if not rows:
             return None
         shaped = shaped.replace(device_batch_size=rows)

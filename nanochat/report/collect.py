@@ -20,7 +20,7 @@ from nanochat.model import scaling
 from nanochat.paths import atomic_write, atomic_write_json, dataset_dir
 from nanochat.report.html import page
 from nanochat.report.markdown import markdown
-from nanochat.runs.metrics import EVALUATED, SAMPLES, STAGES
+from nanochat.runs.metrics import EVALUATED, SAMPLES, STAGES, read_metrics
 
 SAMPLED = 12  # samples by step that are shown
 PLAN = "plan.json"  # in the run's folder: the plan as it was before the first step
@@ -76,24 +76,6 @@ def _collect(run_dir: Path) -> dict[str, Any]:
         "machine": _machine(str(config.get("device", "auto"))),
         "config": config,
     }
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of metrics.jsonl that have a stage, a step and a finite loss; [] where there is no file."""
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return []
-    lines = []
-    for line in text.splitlines():
-        try:
-            entry = json.loads(line)
-            good = entry["stage"] in STAGES and isinstance(entry["step"], int) and math.isfinite(entry["loss"])
-        except (ValueError, KeyError, TypeError):
-            continue
-        if good:
-            lines.append({key: value for key, value in entry.items() if not isinstance(value, float) or math.isfinite(value)})
-    return lines
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -36,12 +36,6 @@ META = "meta.json"
 BEST = "best.json"  # beside the steps: which of them had the fewest bits per byte
 
 
-def sha256(path: Path) -> str:
-    """Hex SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _seal(files: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
 
@@ -111,7 +105,7 @@ def verify(folder: Path) -> Checkpoint:
             raise DataError(f"{folder / MANIFEST} is damaged")
         for name, entry in manifest["files"].items():
             path = folder / name
-            if path.stat().st_size != entry["bytes"] or sha256(path) != entry["sha256"]:
+            if path.stat().st_size != entry["bytes"] or paths.sha256(path) != entry["sha256"]:
                 raise DataError(f"{path} is damaged")
         return Checkpoint(folder, json.loads((folder / META).read_text(encoding="utf-8")), tuple(manifest["files"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -215,7 +209,7 @@ def import_checkpoint(stage: Path, model: GPT, meta: dict[str, Any]) -> None:
 
 
 def _entry(path: Path) -> dict[str, Any]:
-    return {"bytes": path.stat().st_size, "sha256": sha256(path)}
+    return {"bytes": path.stat().st_size, "sha256": paths.sha256(path)}
 
 
 def _write_tensors(folder: Path, name: str, tensors: dict[str, Tensor]) -> tuple[str, dict[str, Any]]:

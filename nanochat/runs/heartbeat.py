@@ -1,4 +1,4 @@
-"""A training's sign of life, for the chat on the same machine: which run, on which device, how far it has to go.
+"""The heartbeat of a run in training, for the chat on the same machine: its device, the steps of its stages.
 
 runs/<run>/heartbeat.json    written every two seconds while the run is trained, removed at its end
 """
@@ -19,19 +19,19 @@ ALIVE_SECONDS = 15.0  # a file older than that was left by a process that was ki
 
 @contextlib.contextmanager
 def heartbeat(folder: Path, about: Callable[[], dict[str, Any]]) -> Iterator[None]:
-    """Write what `about` says and the time into the run's folder, again and again, until the block ends."""
+    """Write what `about` returns and the time into the run's folder, every SECONDS, until the block ends."""
     path, ended = folder / HEARTBEAT, threading.Event()
     temporary = folder / f".{HEARTBEAT}"
 
-    def beat() -> None:
+    def write() -> None:
         while True:
-            with contextlib.suppress(OSError):  # a full disk must not end a training for this
+            with contextlib.suppress(OSError):  # a full disk must not end a run for this
                 temporary.write_text(json.dumps(about() | {"pid": os.getpid(), "time": time.time()}), encoding="utf-8")
                 temporary.replace(path)
             if ended.wait(SECONDS):
                 return
 
-    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+    thread = threading.Thread(target=write, name="heartbeat", daemon=True)
     thread.start()
     try:
         yield
@@ -42,7 +42,7 @@ def heartbeat(folder: Path, about: Callable[[], dict[str, Any]]) -> Iterator[Non
 
 
 def read_heartbeat(folder: Path) -> dict[str, Any] | None:
-    """What the run's training last said of itself, None where none is under way or was killed; `alive` is whether it still speaks."""
+    """A run's last heartbeat, None where there is none; `alive` is whether it is new enough that the training has not been killed."""
     try:
         about: dict[str, Any] = json.loads((folder / HEARTBEAT).read_text(encoding="utf-8"))
         return about | {"alive": time.time() - about["time"] < ALIVE_SECONDS}

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -79,6 +80,24 @@ class Metrics:
         """Close the file."""
         with contextlib.suppress(OSError):  # every line has been flushed; what a full disk refused has been said
             self.file.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of metrics.jsonl that have a stage, a step and a finite loss; [] where there is no file."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return []
+    lines = []
+    for line in text.splitlines():
+        try:
+            entry = json.loads(line)
+            good = entry["stage"] in STAGES and isinstance(entry["step"], int) and math.isfinite(entry["loss"])
+        except (ValueError, KeyError, TypeError):
+            continue
+        if good:
+            lines.append({key: value for key, value in entry.items() if not isinstance(value, float) or math.isfinite(value)})
+    return lines
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:

@@ -1,10 +1,10 @@
-"""A run's checkpoints copied elsewhere while it trains, and fetched from there where its machine was lost.
+"""A run's checkpoints copied elsewhere while it trains, and fetched from there if its machine is lost.
 
     URL/<run>/config.toml  tokenizer/...                the run's record, and its tokenizer's folder
     URL/<run>/<stage>/step_000100/{..., manifest.json}  verified before it is copied, its manifest last; metrics.jsonl beside it
 
-Any URL that fsspec knows: file:, s3:, gs:, hf:. A thread copies; training never waits for it but at its end, for a bounded time, and a
-mirror that cannot be reached costs a warning: what is missing there is caught up when it is back.
+Any URL that fsspec knows: file:, s3:, gs:, hf:. A thread uploads; training waits for it at its end alone, for a bounded time. If the
+mirror cannot be reached, that costs a warning, and what is missing there is uploaded when it is back.
 """
 
 import contextlib
@@ -137,25 +137,25 @@ class Mirror:
                         self.fs.get_file(file, str(temporary / posixpath.basename(str(file))))
 
 
-class Copier:
-    """The thread that copies steps to a mirror: the newest one of each stage that was offered. A context manager."""
+class Uploader:
+    """The thread that uploads steps to a mirror: the newest one of each stage that was enqueued. A context manager."""
 
     def __init__(self, mirror: Mirror, keep: int, retry: float = RETRY_SECONDS):
         self.mirror, self.keep, self.retry = mirror, keep, retry
-        self.copying: Path | None = None
+        self.uploading: Path | None = None
         self._waiting: dict[str, Path] = {}  # stage -> step
         self._change = threading.Condition()
         self._over = self._gone = False
         self._thread = threading.Thread(target=self._work, name="mirror", daemon=True)
 
-    def offer(self, step: Path) -> None:
-        """`step` is saved; an older one of its stage that still waits is passed over."""
+    def enqueue(self, step: Path) -> None:
+        """Upload `step`, which is saved; an older one of its stage that still waits is dropped."""
         with self._change:
             self._waiting[step.parent.name] = step
             self._change.notify_all()
 
     def finish(self, seconds: float) -> None:
-        """Wait until all that was offered is there; after `seconds`, or where the mirror cannot be reached, say what is missing."""
+        """Wait until all that was enqueued is there; after `seconds`, or where the mirror cannot be reached, say what is missing."""
         with self._change:
             self._over = True
             self._change.notify_all()
@@ -164,7 +164,7 @@ class Copier:
         if missing:
             log(f"warning: not on the mirror {self.mirror.url} yet: {', '.join(missing)}; the same command catches up")
 
-    def __enter__(self) -> "Copier":
+    def __enter__(self) -> "Uploader":
         self._thread.start()
         return self
 
@@ -172,17 +172,17 @@ class Copier:
         self.finish(600.0 if kind is None else 60.0)
 
     def _work(self) -> None:
-        """Copy what waits, until told that no more comes; then one try more."""
+        """Upload what waits, until told that no more comes; then try once more."""
         while True:
             with self._change:
                 self._change.wait_for(lambda: self._waiting or self._over)
                 step, last = next(iter(self._waiting.values()), None), self._over
-                self.copying = step
+                self.uploading = step
             if step is None:
                 return
-            done = self._copy(step)
+            done = self._upload(step)
             with self._change:
-                self.copying = None
+                self.uploading = None
                 if done and self._waiting.get(step.parent.name) == step:
                     del self._waiting[step.parent.name]
                 if not done and last:
@@ -190,7 +190,7 @@ class Copier:
                 if not done:
                     self._change.wait_for(lambda: self._over, self.retry)
 
-    def _copy(self, step: Path) -> bool:
+    def _upload(self, step: Path) -> bool:
         began = time.monotonic()
         try:
             self.mirror.push(step, self.keep)

@@ -3,6 +3,7 @@
 runs/<run>/config.toml    the config, every auto resolved, and [frozen]: what else the losses depend on
 """
 
+import contextlib
 import dataclasses
 import tomllib
 from dataclasses import dataclass
@@ -44,6 +45,15 @@ class Record:
         except OSError as error:
             raise paths.disk_error(error, "writing the run's config") from error
 
+    @property
+    def paced(self) -> dict[str, int]:
+        """Settings that change while the run trains, by the time that its steps take: with `--hours` the steps of pretraining."""
+        return {"num_iterations": self.config.num_iterations} if self.config.hours else {}
+
+    def write_steps(self, steps: int) -> None:
+        """Write the record with another number of pretraining's steps."""
+        dataclasses.replace(self, config=self.config.replace(num_iterations=steps)).write()
+
     def with_rl(self, config: Config) -> "Record":
         """The record with `config`'s settings of reinforcement learning, which may come long after step 0; written where they are new."""
         settings = {name: getattr(config, name) for name in RL_FIELDS}
@@ -57,6 +67,14 @@ def read_record(run: str) -> Record | None:
     """The record of `run`, None where there is no such run. Raises DataError where it is damaged."""
     path = paths.run_dir(run) / RECORD
     return parse_record(path.read_bytes(), path) if path.exists() else None
+
+
+def current_steps(config: Config) -> dict[str, int]:
+    """Steps of each stage of a run in training: its record's newest, `config`'s where that cannot be read."""
+    with contextlib.suppress(DataError):  # a record that is damaged meanwhile ends neither the training nor its heartbeat
+        if record := read_record(config.run):
+            return record.config.steps
+    return config.steps
 
 
 def parse_record(data: bytes, path: Path) -> Record:

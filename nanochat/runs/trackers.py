@@ -1,4 +1,4 @@
-"""`--log_to`: the lines of metrics.jsonl handed on, live, to TensorBoard, Weights & Biases or trackio.
+"""`--log_to`: the lines of metrics.jsonl handed on, while a run trains, to TensorBoard, Weights & Biases or trackio.
 
 A thread hands them on, so that a tracker that fails, or waits for a network, costs a warning and never a step. A step's number there
 is that of its line in metrics.jsonl, over all stages: a resumed run goes on with its curve, and no step is handed on twice.
@@ -47,7 +47,7 @@ def following(config: Config, here: Ranks) -> contextlib.AbstractContextManager[
     """What hands a run's curves on while the block lasts, on the main rank: told of each stage's metrics as they are opened."""
     if config.log_to == NONE or not here.main:
         return contextlib.nullcontext(lambda metrics: None)
-    return Live(config)
+    return TrackerThread(config)
 
 
 class Tracker(Protocol):
@@ -176,26 +176,26 @@ def said(error: Exception) -> str:
     return text
 
 
-class Live:
-    """The thread between a run's metrics and its tracker. A context manager, whose value is told of each stage's metrics."""
+class TrackerThread:
+    """The thread that hands a run's metrics on to its tracker. A context manager, whose value is told of each stage's metrics."""
 
     def __init__(self, config: Config):
         self.name, self.tracker = config.log_to, TRACKERS[config.log_to](config)
         self.state = paths.run_dir(config.run) / STATE
-        self._offered = 0
+        self._enqueued = 0
         self._waiting: queue.SimpleQueue[tuple[int, dict[str, Any]]] = queue.SimpleQueue()
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="live", daemon=True)
+        self._thread = threading.Thread(target=self._work, name="tracker", daemon=True)
 
     def _follow(self, metrics: Metrics) -> None:
         """Hand on the lines that `metrics` has, and those that it will write."""
         for number, entry in enumerate(metrics.lines(), 1):
-            if number > self._offered:
-                self._offer(number, entry)
-        metrics.told = self._offer
+            if number > self._enqueued:
+                self._enqueue(number, entry)
+        metrics.told = self._enqueue
 
-    def _offer(self, number: int, entry: dict[str, Any]) -> None:
-        self._offered = number
+    def _enqueue(self, number: int, entry: dict[str, Any]) -> None:
+        self._enqueued = number
         self._waiting.put((number, entry))
 
     def __enter__(self) -> Callable[[Metrics], None]:

@@ -1,10 +1,9 @@
-"""The tokenizer: train, encode, decode in a stream, and render conversations as ids with a loss mask.
+"""The tokenizer: train, encode, decode, and render conversations as ids with a loss mask.
 
 Byte-level BPE (rustbpe) over a GPT-4-style split, with nine special tokens at the end of the vocabulary. Text never
 yields a special token, whatever it spells: only `render` and `render_prompt` place them.
 """
 
-import codecs
 import hashlib
 import json
 import shutil
@@ -18,19 +17,9 @@ import rustbpe
 from nanochat.console import log
 from nanochat.errors import DataError, UsageError
 from nanochat.paths import atomic_folder, atomic_write, atomic_write_json
+from nanochat.tokenizer.conversation import PARTS, SPECIAL_TOKENS, Conversation, merge_system, validate_conversation
 from nanochat.tokenizer.formats import parse_ranks, ranks_text
-
-SPECIAL_TOKENS = (
-    "<|bos|>",  # before every document and every conversation
-    "<|user_start|>",
-    "<|user_end|>",
-    "<|assistant_start|>",
-    "<|assistant_end|>",
-    "<|python_start|>",  # the assistant calls the calculator ...
-    "<|python_end|>",
-    "<|output_start|>",  # ... and reads what it said
-    "<|output_end|>",
-)
+from nanochat.tokenizer.stream import StreamDecoder
 
 # As GPT-4's split, but digits in groups of one or two: measured best for small vocabularies.
 SPLIT_PATTERN = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
@@ -43,68 +32,6 @@ QWEN2_PATTERN = (
 
 SMALLEST_VOCABULARY = 256 + len(SPECIAL_TOKENS)
 FORMAT = 1  # of the files that `save` writes
-
-Message = dict[str, Any]  # {"role": system|user|assistant, "content": str, or for the assistant a list of parts}
-Conversation = list[Message]
-
-# A part of an assistant's message -> (opening delimiter, closing delimiter, trained on).
-_PARTS = {
-    "text": ("", "", 1),
-    "python": ("<|python_start|>", "<|python_end|>", 1),
-    "python_output": ("<|output_start|>", "<|output_end|>", 0),
-}
-
-
-def _is_text(value: Any) -> bool:
-    """Whether `value` is a str that UTF-8 can hold (a lone surrogate cannot be encoded)."""
-    if not isinstance(value, str):
-        return False
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def validate_conversation(conversation: Any) -> None:
-    """Raise DataError, with the reason, unless `conversation` is a Conversation.
-
-    That is: an optional system message, then roles that alternate from user; contents are text, an assistant's also a
-    list of parts {"type": text|python|python_output, "text": str}. Either role may come last.
-    """
-
-    def refuse(why: str) -> DataError:
-        return DataError(f"not a conversation: {why}", "a conversation is a list of {role, content}, with roles alternating from user")
-
-    if not isinstance(conversation, list):
-        raise refuse(f"a {type(conversation).__name__}, not a list of messages")
-    for number, message in enumerate(conversation, 1):
-        if not isinstance(message, dict) or "role" not in message or "content" not in message:
-            raise refuse(f"message {number} is no object with role and content")
-    turns = conversation[1:] if conversation and conversation[0]["role"] == "system" else conversation
-    if not turns:
-        raise refuse("it has no user message")
-    first = len(conversation) - len(turns) + 1
-    for number, message in enumerate(turns, first):
-        expected = ("user", "assistant")[(number - first) % 2]
-        if message["role"] != expected:
-            raise refuse(f"message {number} has the role {message['role']!r} where {expected!r} is due")
-    for number, message in enumerate(conversation, 1):
-        content = message["content"]
-        if isinstance(content, list) and message["role"] == "assistant":
-            for part in content:
-                if not (isinstance(part, dict) and part.get("type") in tuple(_PARTS) and _is_text(part.get("text"))):
-                    raise refuse(f"message {number} has a part that is no {{type: {'|'.join(_PARTS)}, text}}")
-        elif not _is_text(content):
-            raise refuse(f"the content of message {number} is no valid text")
-
-
-def _merge_system(conversation: Conversation) -> Conversation:
-    """The conversation with its system message, if any, put before the first user turn's text and a blank line."""
-    if conversation[0]["role"] != "system":
-        return conversation
-    system, first, *rest = conversation
-    return [{**first, "content": f"{system['content']}\n\n{first['content']}"}, *rest]
 
 
 class Tokenizer:
@@ -191,7 +118,7 @@ class Tokenizer:
         """The text of `ids`: specials as their names, invalid UTF-8 as U+FFFD. Raises ValueError for an id out of range."""
         return self.encoding.decode_bytes(ids).decode("utf-8", "replace")
 
-    def stream_decoder(self) -> "StreamDecoder":
+    def stream_decoder(self) -> StreamDecoder:
         """A decoder for ids that come one at a time."""
         return StreamDecoder(self.tokens)
 
@@ -205,7 +132,7 @@ class Tokenizer:
         calculator's answers included. Raises DataError where it is no conversation.
         """
         validate_conversation(conversation)
-        ids, mask = self._render_messages(_merge_system(conversation))
+        ids, mask = self._render_messages(merge_system(conversation))
         return [self.bos, *ids][:max_tokens], [0, *mask][:max_tokens]
 
     def _render_messages(self, messages: Conversation) -> tuple[list[int], list[int]]:
@@ -221,7 +148,7 @@ class Tokenizer:
             role, content = message["role"], message["content"]
             add([self.specials[f"<|{role}_start|>"]], 0)
             for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
-                start, end, trained = _PARTS[part["type"]]
+                start, end, trained = PARTS[part["type"]]
                 between = self.encode(part["text"])
                 whole = [self.specials[start], *between, self.specials[end]] if start else between
                 add(whole, trained if role == "assistant" else 0)
@@ -244,7 +171,7 @@ class Tokenizer:
         later: list[int] = []  # ids of the turns after the one looked at; from the newest back, so that the rest is never encoded
         for first in range(len(turns) - 1, -1, -2):
             turn = turns[first : first + 2]
-            ids = [self.bos, *self._render_messages(_merge_system([*system, *turn]))[0], *later, self.special("<|assistant_start|>")]
+            ids = [self.bos, *self._render_messages(merge_system([*system, *turn]))[0], *later, self.special("<|assistant_start|>")]
             if len(ids) > max_tokens:
                 break
             fitting = ids, first // 2
@@ -294,24 +221,3 @@ class Tokenizer:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"the tokenizer in {folder} is damaged: {error}", hint) from error
         return tokenizer
-
-
-class StreamDecoder:
-    """Ids one at a time -> text, never half a code point; specials yield nothing.
-
-    Bytes that may still become a code point are held back; those that never can are U+FFFD at once.
-    """
-
-    def __init__(self, tokens: Sequence[bytes]):
-        self._tokens = tokens
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-
-    def push(self, token: int) -> str:
-        """The text that is now certain."""
-        if token >= len(self._tokens):  # a special: what came before it cannot be completed by what comes after
-            return self.flush()
-        return self._decoder.decode(self._tokens[token])
-
-    def flush(self) -> str:
-        """The rest, with U+FFFD for a code point that was never completed."""
-        return self._decoder.decode(b"", final=True)

@@ -12,12 +12,10 @@ from torch import Tensor
 from nanochat import paths
 from nanochat.config import DeviceConfig
 from nanochat.console import log
+from nanochat.hardware.gpu_specs import find_spec
 from nanochat.kernels import build as kernels
 from nanochat.model.gpt import GPT
 from nanochat.model.scaling import GPTConfig
-
-# Dense bfloat16 peaks of the vendors' data sheets, in FLOP/s, for the "model FLOPs utilisation" of the metrics.
-PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "RTX 4090": 165e12, "RTX 3090": 71e12}
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # mallopt(3)
 
@@ -93,8 +91,6 @@ def forward_of(model: GPT, config: DeviceConfig) -> Callable[[Tensor], Tensor]:
 
 
 def peak_flops(device: torch.device) -> float:
-    """Peak bf16 FLOP/s of the card, 0 where unknown."""
-    if device.type != "cuda":
-        return 0.0
-    name = torch.cuda.get_device_name(device)
-    return next((value for key, value in PEAK_FLOPS.items() if key in name), 0.0)
+    """Peak bf16 FLOP/s of the GPU, for the metrics' mfu (model FLOPs utilisation); 0 where unknown."""
+    spec = find_spec(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+    return spec.peak_flops if spec else 0.0

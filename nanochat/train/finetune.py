@@ -12,9 +12,10 @@ from nanochat.errors import UsageError
 from nanochat.model.gpt import GPT
 from nanochat.model.loss import IGNORE
 from nanochat.runs.checkpoint import Checkpoint
-from nanochat.tokenizer.tokenizer import Conversation
+from nanochat.tokenizer.conversation import Conversation
+from nanochat.train.batch import StepBatch
+from nanochat.train.schedule import Schedule
 from nanochat.train.session import Session
-from nanochat.train.trainer import Schedule, StepBatch
 
 HELD_OUT = 50  # one packed row in so many is for validation
 HELD_OUT_LIMIT = 64

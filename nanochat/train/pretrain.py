@@ -6,8 +6,9 @@ from nanochat.data.rows import RowCache, TextRows
 from nanochat.distributed.ranks import Ranks
 from nanochat.errors import DataError
 from nanochat.model.gpt import GPT
+from nanochat.train.batch import StepBatch
+from nanochat.train.schedule import Schedule
 from nanochat.train.session import Session
-from nanochat.train.trainer import Schedule, StepBatch
 
 SAMPLES = 3
 SAMPLE_PROMPT = 9  # ids of a validation row that a sample continues, BOS included
@@ -44,7 +45,7 @@ def pretrain(session: Session) -> GPT:
         source = TextBatches(TextRows(session.dataset, cache, config.seed), session.rows_per_step())
         measure = session.measure(held_out[:, :-1], held_out[:, 1:])
         prompts = [row[: min(SAMPLE_PROMPT, config.max_seq_len)].astype(np.int64).tolist() for row in held_out[:SAMPLES]]
-        return session.run("base", lambda model: source, schedule, measure, prompts, retime=session.retime)
+        return session.run("base", lambda model: source, schedule, measure, prompts, pacer=session.pacer)
     finally:
         cache.close()
 

@@ -1,10 +1,9 @@
-"""Reinforcement learning on questions whose answers can be checked: REINFORCE (Williams, 1992), each question its own baseline.
+"""Reinforcement learning with verifiable rewards: REINFORCE (Williams, 1992), the mean reward of a prompt's rollouts as the baseline.
 
-The form is karpathy/nanochat's. The model answers each question several times; an answer's advantage is its reward less the mean of
-these, and its tokens become likelier by so much. There is no reference model, no clipping (every answer comes from the weights that
-learn from it) and no division by the deviation; every token of a question's answers weighs the same, as in DAPO (Yu et al., 2025). The
-calculator's tokens are read but not learned. Unlike there, the token that ends an answer is learned too, and losses do not depend on
-the device batch.
+The form is karpathy/nanochat's. The model answers each prompt several times; a rollout's advantage is its reward less the prompt's mean
+reward. There is no reference model, no clipping (every rollout comes from the weights that learn from it) and no division by the
+standard deviation; every token of a prompt's rollouts weighs the same, as in DAPO (Yu et al., 2025). The calculator's tokens are read
+but not learned. Unlike there, the token that ends an answer is learned too, and losses do not depend on the micro-batch size.
 """
 
 import hashlib
@@ -17,24 +16,25 @@ import numpy as np
 from nanochat.config import Config, RLConfig
 from nanochat.console import log
 from nanochat.data.problems import Problem
-from nanochat.distributed.memory import in_parts
+from nanochat.distributed.memory import map_with_oom_backoff
 from nanochat.distributed.ranks import Ranks
 from nanochat.errors import OutOfMemoryError
 from nanochat.generate.engine import Engine, answer_text, prompt_ids
 from nanochat.model.gpt import GPT
 from nanochat.model.loss import IGNORE
 from nanochat.runs.checkpoint import Checkpoint
+from nanochat.train.batch import StepBatch
+from nanochat.train.schedule import Schedule
 from nanochat.train.session import Session
-from nanochat.train.trainer import Schedule, StepBatch
 
-AT_ONCE = 128  # answers that are sampled together, fewer where the memory is short
-PASSES = (1, 2, 4, 8)  # k of pass@k; so many answers as the last are asked for
+BATCH_SIZE = 128  # rollouts that are sampled together, fewer where the memory is short
+PASSES = (1, 2, 4, 8)  # k of pass@k; as many rollouts as the last are sampled
 SAMPLES = 3
 MOMENTUM = (0.95, 0.95, 0.95)
 
 
 class Rollout(NamedTuple):
-    """One answer: its ids behind the question's, which of them the model chose itself, and its reward."""
+    """A prompt's ids with one answer's behind them, which of them the model sampled itself, and the answer's reward."""
 
     ids: list[int]
     chosen: list[bool]
@@ -42,17 +42,17 @@ class Rollout(NamedTuple):
 
 
 class Sampler:
-    """Lets the model that `engine` has, as it is at the time, answer problems several times each."""
+    """Samples rollouts from the model that `engine` has, with the weights of the moment."""
 
     def __init__(self, engine: Engine, config: RLConfig):
-        self.engine, self.at_once = engine, AT_ONCE
+        self.engine, self.batch_size = engine, BATCH_SIZE
         self.max_tokens = min(config.rl_max_new_tokens, engine.context // 2)
         self.temperature, self.top_k = config.rl_temperature, config.rl_top_k
 
     def __call__(self, problems: Sequence[Problem], samples: int, seed: int) -> list[list[Rollout]]:
-        """`samples` answers to each problem, of which number i over all is sampled with seed + i. Raises OutOfMemoryError."""
-        room = self.engine.context - self.max_tokens
-        prompts = [prompt_ids(self.engine.tokenizer, problem.prompt)[-room:] for problem in problems]
+        """`samples` rollouts of each problem, of which number i over all is sampled with seed + i. Raises OutOfMemoryError."""
+        longest = self.engine.context - self.max_tokens
+        prompts = [prompt_ids(self.engine.tokenizer, problem.prompt)[-longest:] for problem in problems]
 
         def answer(part: Sequence[int]) -> list[Rollout]:
             asked = [prompts[number // samples] for number in part]
@@ -67,43 +67,43 @@ class Sampler:
             return [Rollout(*one) for one in zip(ids, chosen, rewards, strict=True)]
 
         device = next(self.engine.model.parameters()).device
-        found, self.at_once = in_parts(range(len(problems) * samples), self.at_once, answer, device, "sampling answers")
+        found, self.batch_size = map_with_oom_backoff(range(len(problems) * samples), self.batch_size, answer, device, "sampling answers")
         return [found[first : first + samples] for first in range(0, len(found), samples)]
 
 
-class Rollouts:
-    """Step k takes the next questions of an order that the seed decides, each rank its part of them, and what the model answers."""
+class RolloutBatches:
+    """Step k takes the next prompts in an order that the seed decides, each rank its part of them, and samples their rollouts."""
 
     def __init__(self, sampler: Sampler, problems: Sequence[Problem], config: Config):
         self.sampler, self.problems, self.config = sampler, problems, config
 
     def batch(self, step: int, ranks: Ranks) -> StepBatch:
-        """The answers to this rank's questions of `step` (from 0); those to a question that are all worth the same are left out."""
-        questions, samples = self.config.rl_examples_per_step, self.config.rl_num_samples
-        own = _share(range(step * questions, (step + 1) * questions), ranks)
-        answered = self.sampler(
+        """Rollouts of this rank's prompts of `step` (from 0); a prompt's are left out where all have the same reward."""
+        prompts, samples = self.config.rl_examples_per_step, self.config.rl_num_samples
+        own = _share(range(step * prompts, (step + 1) * prompts), ranks)
+        sampled = self.sampler(
             [self._problem(number) for number in own], samples, seed_of(self.config.seed, "answers") + own.start * samples
         )
         rows: list[tuple[Rollout, float]] = []  # with the advantage of each of its tokens
-        for rollouts in answered:
+        for rollouts in sampled:
             if len({one.reward for one in rollouts}) > 1:
                 mean = sum(one.reward for one in rollouts) / samples
                 tokens = sum(sum(one.chosen) for one in rollouts)
                 rows += [(one, (one.reward - mean) / tokens) for one in rollouts]
         rows.sort(key=lambda row: -len(row[0].ids))
-        every = [one for rollouts in answered for one in rollouts]
+        every = [one for rollouts in sampled for one in rollouts]
         own_sums = (sum(sum(one.chosen) for one, _ in rows), sum(one.reward for one in every), sum(len(one.ids) for one in every))
         counted, rewards, tokens = map(sum, zip(*ranks.gather_objects(own_sums), strict=True))
         inputs, targets = _padded([one for one, _ in rows], self.sampler.engine.tokenizer.bos)
-        weights = np.array([advantage * counted / questions for _, advantage in rows], dtype=np.float32)
-        facts = {"reward": round(rewards / (questions * samples), 6), "sequence_length": round(tokens / (questions * samples), 2)}
+        weights = np.array([advantage * counted / prompts for _, advantage in rows], dtype=np.float32)
+        facts = {"reward": round(rewards / (prompts * samples), 6), "sequence_length": round(tokens / (prompts * samples), 2)}
         return StepBatch(inputs, targets, counted, tokens, weights, facts)
 
     def _problem(self, number: int) -> Problem:
-        """Question `number` of all steps: one pass after the other, each in an order of its own."""
-        epoch, place = divmod(number, len(self.problems))
+        """Problem `number` over all steps: one epoch after the other, each in an order of its own."""
+        epoch, index = divmod(number, len(self.problems))
         order = np.random.default_rng((self.config.seed, epoch)).permutation(len(self.problems))
-        return self.problems[int(order[place])]
+        return self.problems[int(order[index])]
 
 
 def seed_of(seed: int, purpose: str) -> int:
@@ -118,7 +118,7 @@ def _share(numbers: range, ranks: Ranks) -> range:
 
 
 def _padded(rollouts: Sequence[Rollout], padding: int) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs and targets (n, T) of answers, T as the longest needs; a target that the model did not choose is IGNORE."""
+    """Inputs and targets (n, T) of rollouts, T as the longest needs; a target that the model did not sample is IGNORE."""
     shape = len(rollouts), max((len(one.ids) for one in rollouts), default=2) - 1
     inputs, targets = np.full(shape, padding, dtype=np.int64), np.full(shape, IGNORE, dtype=np.int64)
     for row, (ids, chosen, _) in enumerate(rollouts):
@@ -128,13 +128,13 @@ def _padded(rollouts: Sequence[Rollout], padding: int) -> tuple[np.ndarray, np.n
 
 
 def pass_at_k(sampler: Sampler, problems: Sequence[Problem], seed: int, ranks: Ranks) -> dict[str, float] | None:
-    """How likely one of k answers is right, over `problems`, for each k of PASSES: Chen et al., 2021, from as many answers as the last k.
+    """Estimated probability that one of k answers is right, over `problems`, for each k of PASSES (Chen et al., 2021).
 
-    Each rank asks its part; None on every rank where the memory of one was not enough for one answer.
+    Each rank samples its part; None on every rank where the memory of one was not enough for one rollout.
     """
     samples = PASSES[-1]
     own = _share(range(len(problems)), ranks)
-    found: list[tuple[int, int]] | None = None  # of each question the right answers, and the tokens of all
+    found: list[tuple[int, int]] | None = None  # right answers to each problem, and the tokens of all of them
     try:
         answered = sampler([problems[number] for number in own], samples, seed + own.start * samples)
         found = [(sum(one.reward == 1 for one in each), sum(len(one.ids) for one in each)) for each in answered]
@@ -174,7 +174,7 @@ def reinforce(session: Session, parent: Checkpoint, problems: Sequence[Problem],
     prompts = [prompt_ids(session.tokenizer, problem.prompt)[-config.max_seq_len // 2 :] for problem in held_out[:SAMPLES]]
     return session.run(
         "rl",
-        lambda model: Rollouts(sampler(model), problems, config),
+        lambda model: RolloutBatches(sampler(model), problems, config),
         schedule,
         lambda model, forward: pass_at_k(sampler(model), held_out, seed_of(config.seed, "evaluation"), session.ranks),
         prompts,

@@ -1,7 +1,8 @@
-"""What all stages of a run share, and how a stage finds its place: its checkpoints, its metrics, its model."""
+"""What all stages of a run share, and how each begins: its model, its optimizer, its newest checkpoint, its metrics."""
 
+import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,14 @@ from nanochat.model.optim import LearningRates, MuonAdamW
 from nanochat.model.scaling import GPTConfig, flops_per_token, gpt_config
 from nanochat.runs.checkpoint import Checkpoint, Checkpoints
 from nanochat.runs.metrics import SAMPLES, Metrics
-from nanochat.runs.mirror import Copier
+from nanochat.runs.mirror import Uploader
 from nanochat.tokenizer.tokenizer import Tokenizer
 from nanochat.train import device
-from nanochat.train.trainer import BatchSource, Schedule, Stage, StopSignal, run_stage
+from nanochat.train.batch import BatchSource
+from nanochat.train.schedule import Pacer, Schedule
+from nanochat.train.signals import StopSignal
+from nanochat.train.stage import Stage
+from nanochat.train.trainer import Trainer
 
 SAMPLE_TOKENS = 32
 Forward = Callable[[Tensor], Tensor]
@@ -32,7 +37,7 @@ Forward = Callable[[Tensor], Tensor]
 
 @dataclass
 class Session:
-    """One run in this process: the resolved config, its data, its folder, and this process's place among the ranks."""
+    """One run in this process: the resolved config, its data, its folder, and this process's rank."""
 
     config: Config
     dataset: Dataset
@@ -40,10 +45,10 @@ class Session:
     folder: Path
     ranks: Ranks
     stop: StopSignal
-    planned_rate: float = 0.0  # tokens a second, by the plan; 0 where there is none
-    copier: Copier | None = None  # to the mirror, on the main rank
+    planned_rate: float = 0.0  # tokens per second, by the plan; 0 where there is none
+    uploader: Uploader | None = None  # to the mirror, on the main rank
     follow: Callable[[Metrics], object] = lambda metrics: None  # told of each stage's metrics, on the main rank
-    retime: Callable[[int, float], int] | None = None  # the steps of pretraining, after so many at so many seconds each
+    pacer: Pacer | None = None  # decides how many steps pretraining gets, where its number may change
     gpt: GPTConfig = field(init=False)
 
     def __post_init__(self) -> None:
@@ -51,8 +56,8 @@ class Session:
 
     def checkpoints(self, stage: str) -> Checkpoints:
         """The checkpoints of "base", "sft" or "rl"."""
-        copier = self.copier
-        return Checkpoints(self.folder / stage, (lambda: copier.copying) if copier else lambda: None)
+        uploader = self.uploader
+        return Checkpoints(self.folder / stage, (lambda: uploader.uploading) if uploader else lambda: None)
 
     def new_model(self) -> GPT:
         """The model as it is before the first step."""
@@ -71,31 +76,52 @@ class Session:
         prompts: list[list[int]],
         parent: Checkpoint | None = None,
         fresh: bool = False,
-        retime: Callable[[int, float], int] | None = None,
+        pacer: Pacer | None = None,
     ) -> GPT:
         """Train stage `name` to its end from its newest checkpoint, from `parent`'s weights and optimizer, or from new weights.
 
         `source` gets the model that is trained, `evaluate` that and its forward pass; `prompts` are continued where samples are due.
         A `fresh` stage begins with a new optimizer, and its steps are of no known length: it is not compiled, nor held against the
-        plan. Returns the trained model.
+        plan. Where a `pacer` changes the number of pretraining's steps, the config follows. Returns the trained model.
         """
-        config, ranks, store = self.config, self.ranks, self.checkpoints(name)
-        model = self.new_model()
-        rates = LearningRates(config.matrix_lr, config.embedding_lr, config.value_embedding_lr, config.unembedding_lr, config.scalar_lr)
-        optimizer = MuonAdamW(model, rates, config.total_batch_size, ranks)
+        model, store = self.new_model(), self.checkpoints(name)
+        optimizer = self._optimizer(model)
         newest = store.newest()
+        self._load(model, optimizer, newest, parent, fresh)
         start = newest.step if newest else 0
-        for checkpoint in filter(None, [newest or parent]):
+        if newest:
+            schedule = replace(schedule, rescale_point=tuple(newest.meta.get("turn", schedule.rescale_point)))
+            log(f"{name}: resuming at step {start} of {schedule.steps}, from {newest.folder}")
+        forward = model if fresh else device.forward_of(model, self.config)
+        stage = self._stage(name, source(model), schedule, newest, fresh)
+        stage.evaluate, stage.sample, stage.pacer = lambda: evaluate(model, forward), self.sampler(name, model, prompts), pacer
+        with self._metrics(name, start) as metrics, Watchdog(self.config.hang_timeout, self.ranks.rank) as watchdog:
+            stage.heartbeat = watchdog.heartbeat
+            trainer = Trainer(stage, model, forward, optimizer, self.ranks, store, metrics, self.stop, start)
+            trainer.run()
+        if pacer:
+            self.config = self.config.replace(num_iterations=trainer.schedule.steps)
+        return model
+
+    def _optimizer(self, model: GPT) -> MuonAdamW:
+        """A new optimizer of `model`'s weights."""
+        config = self.config
+        rates = LearningRates(config.matrix_lr, config.embedding_lr, config.value_embedding_lr, config.unembedding_lr, config.scalar_lr)
+        return MuonAdamW(model, rates, config.total_batch_size, self.ranks)
+
+    def _load(self, model: GPT, optimizer: MuonAdamW, newest: Checkpoint | None, parent: Checkpoint | None, fresh: bool) -> None:
+        """Put into model and optimizer what a stage begins with: its newest checkpoint, else its parent (`fresh`: the weights alone)."""
+        if checkpoint := newest or parent:
             checkpoint.load_model(model)
             if newest or not fresh:
                 checkpoint.load_optimizer(optimizer)
-        if newest:
-            schedule = replace(schedule, turn=tuple(newest.meta.get("turn", schedule.turn)))
-            log(f"{name}: resuming at step {start} of {schedule.steps}, from {newest.folder}")
-        forward = model if fresh else device.forward_of(model, config)
-        stage = Stage(
+
+    def _stage(self, name: str, source: BatchSource, schedule: Schedule, newest: Checkpoint | None, fresh: bool) -> Stage:
+        """The stage as the config wants it, without its hooks for evaluations and samples."""
+        config = self.config
+        return Stage(
             name=name,
-            source=source(model),
+            source=source,
             schedule=schedule,
             device_batch_size=config.device_batch_size,
             save_every=config.save_every,
@@ -106,26 +132,24 @@ class Session:
             skip_bad_batches=config.skip_bad_batches,
             skipped=int(newest.meta.get("skipped", 0)) if newest else 0,
             flops_per_token=flops_per_token(self.gpt),
-            peak_flops=0.0 if fresh else device.peak_flops(ranks.device),
+            peak_flops=0.0 if fresh else device.peak_flops(self.ranks.device),
             planned_rate=0.0 if fresh else self.planned_rate,
-            evaluate=lambda: evaluate(model, forward),
-            sample=self.sampler(name, model, prompts),
-            retime=retime,
-            meta=self.meta(name) | {"turn": schedule.turn},
+            meta=self.meta(name),
+            saved=self.uploader.enqueue if self.uploader else lambda folder: None,
         )
-        if self.copier:
-            stage.saved = self.copier.offer
-        metrics = Metrics(self.folder / "metrics.jsonl", name, start) if ranks.main else None
-        if metrics:
-            self.follow(metrics)
+
+    @contextlib.contextmanager
+    def _metrics(self, name: str, start: int) -> Iterator[Metrics | None]:
+        """The run's metrics from step `start` of a stage on, which followers are told of; None on all ranks but the main one."""
+        if not self.ranks.main:
+            yield None
+            return
+        metrics = Metrics(self.folder / "metrics.jsonl", name, start)
+        self.follow(metrics)
         try:
-            with Watchdog(config.hang_timeout, ranks.rank) as watchdog:
-                stage.beat = watchdog.beat
-                run_stage(stage, model, forward, optimizer, ranks, store, metrics, self.stop, start)
+            yield metrics
         finally:
-            if metrics:
-                metrics.close()
-        return model
+            metrics.close()
 
     def meta(self, stage: str) -> dict[str, Any]:
         """What a checkpoint says of itself."""
@@ -148,7 +172,7 @@ class Session:
         return evaluate
 
     def sampler(self, name: str, model: GPT, prompts: list[list[int]]) -> Callable[[int], None]:
-        """A hook that shows how the model continues `prompts`, likeliest token by token, and keeps what it said."""
+        """A hook that shows how the model continues `prompts`, at temperature 0, and writes it into samples.jsonl."""
 
         def sample(step: int) -> None:
             if self.ranks.main:

@@ -14,7 +14,7 @@ import pytest
 from nanochat.chat import serve as serving_options
 from nanochat.chat.middleware import Limits
 from nanochat.chat.scheduler import Served
-from nanochat.tokenizer.tokenizer import SPECIAL_TOKENS
+from nanochat.tokenizer.conversation import SPECIAL_TOKENS
 from tests.chat.serving import KEY, TOKENIZER, Running, running, served
 
 pytestmark = pytest.mark.long

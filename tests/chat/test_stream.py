@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 from nanochat.chat.stream import AnswerStream, Call, Piece
 from nanochat.generate.batching import Row, Token
 from nanochat.generate.sampling import LogProbs, Sampling
-from nanochat.tokenizer.tokenizer import SPECIAL_TOKENS, Tokenizer
+from nanochat.tokenizer.conversation import SPECIAL_TOKENS
+from nanochat.tokenizer.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer([bytes([b]) for b in range(256)] + [b"ab", b"bc", b"abc", "你".encode()])
 END = TOKENIZER.special("<|assistant_end|>")

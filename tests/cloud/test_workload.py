@@ -6,7 +6,7 @@ from typer.testing import CliRunner
 from nanochat.cli.app import app
 from nanochat.cloud.workload import plain_environment, workload
 from nanochat.config import Config
-from nanochat.data import source as fetch
+from nanochat.data.source import TextSource, text_source
 from nanochat.errors import UsageError
 
 
@@ -30,12 +30,12 @@ def test_download_fetches_for_the_same_training() -> None:
 def test_download_is_what_the_training_will_ask_for(profile: str, nodes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The command, as the container without a GPU parses it, comes to the plan's number of shards and to the same sets."""
     asked: list[Config] = []
-    monkeypatch.setattr(fetch, "fetch_for", lambda config, check: asked.append(config) or "there")
+    monkeypatch.setattr(TextSource, "fetch", lambda source, check: asked.append(source.config) or "there")
     work = workload("i", "", profile, False, ["--depth=12"], nodes)
     done = CliRunner().invoke(app, work.download)
     assert done.exit_code == 0, done.output
     assert (asked[0].shards, asked[0].dataset) == (work.plan.config["shards"], work.config.dataset)
-    assert fetch.sets_of(asked[0]) == fetch.sets_of(work.config) != []
+    assert text_source(asked[0]).conversations.sets == text_source(work.config).conversations.sets != []
 
 
 def test_several_nodes_differ_by_environment_alone() -> None:

@@ -7,9 +7,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from nanochat.data.conversations import conversations, grade_school, mixture, multiple_choice
-from nanochat.data.text.documents import conversation_fault
 from nanochat.errors import DataError, UsageError
 from nanochat.paths import dataset_dir
+from nanochat.tokenizer.conversation import conversation_fault
 
 QUESTION = {"question": "What is red?", "choices": ["the sky", "blood", "grass", "snow"], "answer": 1, "subject": "colours"}
 SUM = {"question": "2 bags of 3?", "answer": "There are 2*3=<<2*3=6>>6 apples,\nso <<6-1=5>>5 are left.\n#### 5"}
@@ -54,7 +54,7 @@ def test_the_mixture(base):
     talks = place(base)
     mixed = mixture(seed=1)
     assert len(mixed) == 10 + 3 * 3 + 4 * 2 + 2 * 1
-    assert all(conversation_fault(conversation) is None for conversation in mixed)
+    assert all(conversation_fault(conversation, answered=True) is None for conversation in mixed)
     assert mixed[:] == mixture(seed=1)[:] != mixture(seed=2)[:]
     assert mixed[-1] == mixed[len(mixed) - 1] and mixed[2:4] == [mixed[2], mixed[3]]
     with pytest.raises(IndexError):

@@ -19,7 +19,8 @@ from nanochat.data.shards import Dataset, Shard, texts, write_dataset
 from nanochat.distributed.ranks import Ranks, single
 from nanochat.errors import DataError
 from nanochat.paths import dataset_dir
-from nanochat.tokenizer.tokenizer import Conversation, Tokenizer
+from nanochat.tokenizer.conversation import Conversation
+from nanochat.tokenizer.tokenizer import Tokenizer
 from nanochat.train.finetune import ConversationBatches
 from nanochat.train.pretrain import TextBatches
 

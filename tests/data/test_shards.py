@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from nanochat.data.shards import borrow, open_dataset, shard_name, texts, verify, write_dataset
+from nanochat.data.shards import link_shards, open_dataset, shard_name, texts, verify, write_dataset
 from nanochat.errors import DataError
 from nanochat.paths import dataset_dir
 
@@ -96,9 +96,9 @@ def test_no_manifest_names_the_command(base):
 def test_borrow_links_without_copying(tmp_path):
     put(tmp_path / "old", 2)
     put(tmp_path / "new", 1)
-    assert borrow(tmp_path / "new", tmp_path / "old") == 1
+    assert link_shards(tmp_path / "new", tmp_path / "old") == 1
     assert (tmp_path / "new" / shard_name(1)).samefile(tmp_path / "old" / shard_name(1))
-    assert borrow(tmp_path / "new", tmp_path / "nowhere") == 0
+    assert link_shards(tmp_path / "new", tmp_path / "nowhere") == 0
 
 
 def test_wrong_columns_are_listed(tmp_path):

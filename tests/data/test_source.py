@@ -1,5 +1,6 @@
-"""What a run needs from the network is known beforehand, and comes with one command."""
+"""The text of a run: which one a config asks for, what it brings along, what it needs from the network and how that comes."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -8,17 +9,16 @@ from pathlib import Path
 import pytest
 
 from nanochat.config import TEXT_RULES, build_config
-from nanochat.data import source as fetch
 from nanochat.data.conversations import conversations
-from nanochat.data.hub import addresses as hub_module
-from nanochat.data.hub.download import KNOWN
-from nanochat.data.hub.sets import TESTS
+from nanochat.data.published.sets import SET_BYTES, TESTS, fetch_tasks, missing_tasks
+from nanochat.data.published.shards import KNOWN
 from nanochat.data.shards import shard_name
-from nanochat.data.source import fetch_for, missing, sets_of
+from nanochat.data.source import own_files, text_source
 from nanochat.errors import DataError, PreflightError
 from nanochat.evaluation.evaluate import available
+from nanochat.hub import addresses as hub_module
 from tests.evaluation.bundle import chat_rows, write_bundle
-from tests.hub import Hub, parquet
+from tests.fake_hub import Hub, parquet
 
 TALK = [{"role": "user", "content": "你好"}, {"role": "assistant", "content": "嗨"}]
 
@@ -47,47 +47,48 @@ def trial(**changes: object):
 @pytest.mark.long
 def test_a_trial_needs_little(server: Hub, capsys: pytest.CaptureFixture[str]) -> None:
     config = trial()
-    assert list(missing(config)) == ["3 of 3 shards of climbmix", "the conversations of identity"]
-    assert fetch_for(config, check=True).name == "climbmix"
-    assert missing(config) == {} and not any("eval_bundle" in path for path in server.requests)
+    assert list(text_source(config).missing()) == ["3 of 3 shards of climbmix", "the conversations of identity"]
+    assert text_source(config).fetch(check=True).name == "climbmix"
+    assert text_source(config).missing() == {} and not any("eval_bundle" in path for path in server.requests)
     server.requests.clear()
-    fetch_for(config, check=True)
+    text_source(config).fetch(check=True)
     assert server.requests == []
-    (fetch_for(config) / shard_name(1)).unlink()
-    assert list(missing(config)) == ["1 of 3 shards of climbmix"]
+    (text_source(config).fetch() / shard_name(1)).unlink()
+    assert list(text_source(config).missing()) == ["1 of 3 shards of climbmix"]
 
 
 @pytest.mark.long
 def test_damage_is_found(server: Hub) -> None:
     config = trial()
-    path = fetch_for(config) / shard_name(0)
+    path = text_source(config).fetch() / shard_name(0)
     data = bytearray(path.read_bytes())
     data[100] ^= 1
     path.write_bytes(data)
     with pytest.raises(DataError, match="is corrupt"):
-        fetch_for(config, check=True)
+        text_source(config).fetch(check=True)
 
 
 @pytest.mark.long
 def test_a_public_set_of_conversations(server: Hub, capsys: pytest.CaptureFixture[str]) -> None:
     config = trial(chat_data="hf:some/Talks", dataset="embedded")
-    assert sets_of(config) == ["hf:some/Talks"] and "the conversations of hf:some/Talks" in missing(config)
-    fetch_for(config, check=True)
+    assert text_source(config).conversations.sets == ["hf:some/Talks"]
+    assert "the conversations of hf:some/Talks" in text_source(config).missing()
+    text_source(config).fetch(check=True)
     assert "licence: cc-by-nc-4.0" in capsys.readouterr().err
-    assert missing(config) == {} and list(conversations("hf:some/Talks")) == [TALK] * 3  # the test part stays out
+    assert text_source(config).missing() == {} and list(conversations("hf:some/Talks")) == [TALK] * 3  # the test part stays out
 
 
 def test_what_needs_no_network(base: Path) -> None:
-    assert missing(build_config("cpu")) == {} and sets_of(build_config("cpu")) == []
-    assert sets_of(trial(data="texts", chat_data="talks.jsonl")) == []
-    assert sets_of(trial(trial=False, identity="who.toml")) == ["smol-smoltalk", "mmlu", "gsm8k"]
+    assert text_source(build_config("cpu")).missing() == {} and not text_source(build_config("cpu")).downloads
+    assert not text_source(trial(data="texts", chat_data="talks.jsonl")).downloads
+    assert text_source(trial(trial=False, identity="who.toml")).conversations.sets == ["smol-smoltalk", "mmlu", "gsm8k"]
 
 
 def test_no_room(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nanochat.data.hub.transfer.shutil.disk_usage", lambda path: type("Usage", (), {"free": 10})())
+    monkeypatch.setattr("nanochat.hub.download.shutil.disk_usage", lambda path: type("Usage", (), {"free": 10})())
     with pytest.raises(PreflightError, match="are free"):
-        fetch_for(trial())
-    assert fetch.SET_BYTES["smol-smoltalk"] > 10
+        text_source(trial()).fetch()
+    assert SET_BYTES["smol-smoltalk"] > 10
 
 
 @pytest.mark.long
@@ -98,9 +99,64 @@ def test_the_tasks_alone(server: Hub, tmp_path: Path) -> None:
         server.files.setdefault(task.repo, {})[f"{task.prefix}00000-of-00001.parquet"] = data
     write_bundle(tmp_path / "bundle" / "eval_bundle")
     server.assets["/eval_bundle.zip"] = Path(shutil.make_archive(str(tmp_path / "b"), "zip", tmp_path / "bundle")).read_bytes()
-    assert set(available()) == {"core", "chat"} and set(fetch.missing_tasks()) == {"eval_bundle", *TESTS}
-    folders = fetch.fetch_tasks(check=True)
+    assert set(available()) == {"core", "chat"} and set(missing_tasks()) == {"eval_bundle", *TESTS}
+    folders = fetch_tasks(check=True)
     assert [folder.name for folder in folders] == ["eval_bundle", *TESTS]
-    assert available() == {} and fetch.missing_tasks() == {}
+    assert available() == {} and missing_tasks() == {}
     server.requests.clear()
-    assert fetch.fetch_tasks(check=True) == folders and server.requests == []
+    assert fetch_tasks(check=True) == folders and server.requests == []
+
+
+# --- which text it is, and what belongs to it
+
+
+def test_the_text_that_a_config_asks_for(base: Path, tmp_path: Path) -> None:
+    file = tmp_path / "text.txt"
+    file.write_text("".join(f"Sentence number {i} of a text.\n\n" for i in range(1000)))
+    named = {"embedded": trial(dataset="embedded"), "climbmix": trial(), str(file): trial(dataset="embedded", data=str(file))}
+    assert [text_source(config).name for config in named.values()] == list(named)
+    assert [text_source(config).title for config in named.values()] == ["embedded", "climbmix", "the user's own text"]
+    assert [text_source(config).downloads for config in named.values()] == [False, True, False]
+    assert len({text_source(config).licence for config in named.values()}) == 3
+    embedded, hub, own = map(text_source, named.values())
+    assert hub.text_bytes() is None and hub.most_shards == 6542 and embedded.most_shards is own.most_shards is None
+    assert own.text_bytes() == own.open().text_bytes and embedded.text_bytes() == embedded.open().text_bytes
+    assert own.fault is None and "does not exist" in str(text_source(trial(data=str(tmp_path / "none"))).fault)
+
+
+def test_only_as_many_shards_as_are_asked_for(base: Path) -> None:
+    source = text_source(trial(dataset="embedded"))
+    assert source.open(1).training == source.open(-1).training[:1]
+
+
+def test_held_out_questions_belong_to_the_embedded_conversations() -> None:
+    skills = {item.skill for item in text_source(trial(dataset="embedded")).heldout()}
+    assert "identity" in skills and text_source(trial(dataset="embedded")).has_heldout
+    assert {item.skill for item in text_source(trial(dataset="embedded", identity="who.toml")).heldout()} == skills - {"identity"}
+    for config in (trial(dataset="embedded", chat_data="talks.jsonl"), trial(dataset="embedded", data="texts"), trial()):
+        assert text_source(config).heldout() == [] and not text_source(config).has_heldout
+
+
+def test_the_users_conversations_are_looked_through(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    talks, who = tmp_path / "talks.jsonl", tmp_path / "who.toml"
+    talks.write_text(json.dumps(TALK) + "\n")
+    who.write_text('name = "Formosa"\nmaker = "Mei-hua Lin"\n')
+    own = text_source(trial(data="texts", chat_data=str(talks), identity=str(who))).conversations
+    assert own.inspect() == " ".join(hashlib.sha256(path.read_bytes()).hexdigest() for path in (talks, who))
+    said = capsys.readouterr().err
+    assert "identity: Formosa" in said and "conversations: 1, 2.0 messages each" in said
+    found = [own.load()[i] for i in range(len(own.load()))]
+    assert TALK in found and len(found) > 1000
+    assert text_source(trial(dataset="embedded")).conversations.inspect() == ""
+
+
+def test_a_text_alone_has_no_conversations() -> None:
+    assert text_source(trial(data="texts")).conversations.empty and list(text_source(trial(data="texts")).conversations.load()) == []
+    for more in ({"chat_data": "talks.jsonl"}, {"identity": "who.toml"}, {"chat_data": "hf:some/Talks"}):
+        assert not text_source(trial(data="texts", **more)).conversations.empty
+    assert not text_source(trial()).conversations.empty and not text_source(trial(dataset="embedded")).conversations.empty
+
+
+def test_the_users_files_are_named() -> None:
+    assert own_files(trial(data="a", chat_data="hf:some/Talks", identity="c")) == {"data": "a", "identity": "c"}
+    assert own_files(trial(chat_data="b")) == {"chat_data": "b"}

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-from nanochat.distributed import liveness as peers
-from nanochat.distributed.liveness import Peers
+from nanochat.distributed import liveness
+from nanochat.distributed.liveness import Liveness
 from nanochat.errors import OutOfMemoryError
 
 LOST = 0.6
@@ -17,7 +17,7 @@ LOST = 0.6
 
 @pytest.fixture
 def store(monkeypatch: pytest.MonkeyPatch) -> dist.Store:
-    monkeypatch.setattr(peers, "LAST_WORD", 0.3)
+    monkeypatch.setattr(liveness, "LAST_WORD", 0.3)
     return dist.TCPStore("127.0.0.1", 0, None, True, timedelta(seconds=10), wait_for_workers=False, multi_tenant=True)
 
 
@@ -32,8 +32,8 @@ class Ended:
         self.came.set()
 
 
-def rank(store: dist.Store, number: int, ended: Ended) -> Peers:
-    return Peers(store.clone(), number, 2, ended, LOST, LOST)
+def rank(store: dist.Store, number: int, ended: Ended) -> Liveness:
+    return Liveness(store.clone(), number, 2, ended, LOST, LOST)
 
 
 def test_ranks_that_live_or_have_left_are_let_be(store: dist.Store) -> None:
@@ -53,7 +53,7 @@ def test_a_silent_rank_is_lost(store: dist.Store, capfd: pytest.CaptureFixture[s
 
 def test_a_rank_that_was_never_heard_of_has_longer(store: dist.Store, capfd: pytest.CaptureFixture[str]) -> None:
     ended, began = Ended(), time.monotonic()
-    with Peers(store.clone(), 0, 2, ended, LOST, 4 * LOST):
+    with Liveness(store.clone(), 0, 2, ended, LOST, 4 * LOST):
         assert ended.came.wait(10) and ended.code == 7 and time.monotonic() - began > 4 * LOST
     assert "nothing was heard of rank 1 for 2 s" in capfd.readouterr().err
 
@@ -77,7 +77,7 @@ def test_a_network_that_answers_nothing_is_a_loss() -> None:
 
     ended, began = Ended(), time.monotonic()
     silent: Any = Silent()
-    peer = Peers(silent, 1, 2, ended, LOST, LOST)
+    peer = Liveness(silent, 1, 2, ended, LOST, LOST)
     peer.__enter__()
     assert ended.came.wait(4) and ended.code == 7 and time.monotonic() - began < 4
 
@@ -89,5 +89,5 @@ def test_a_store_that_has_gone_is_a_loss(store: dist.Store) -> None:
 
     ended = Ended()
     gone: Any = Gone()
-    with Peers(gone, 1, 2, ended, LOST, LOST):
+    with Liveness(gone, 1, 2, ended, LOST, LOST):
         assert ended.came.wait(4) and ended.code == 7

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from nanochat.distributed import memory
-from nanochat.distributed.memory import Attempt, cap, in_parts, is_out_of_memory
+from nanochat.distributed.memory import Attempt, cap, is_out_of_memory, map_with_oom_backoff
 from nanochat.errors import OutOfMemoryError
 from nanochat.hardware.gpu_specs import usable_bytes
 from tests.tiny import ROOT
@@ -51,7 +51,7 @@ def test_the_words_are_the_systems_own() -> None:
     assert is_out_of_memory(caught.value)
 
 
-def test_work_in_parts_halves_where_the_memory_is_short(capsys: pytest.CaptureFixture[str]) -> None:
+def test_work_map_with_oom_backoff_halves_where_the_memory_is_short(capsys: pytest.CaptureFixture[str]) -> None:
     """Items as long as they say, of which 6 together fit."""
     parts = []
 
@@ -62,11 +62,11 @@ def test_work_in_parts_halves_where_the_memory_is_short(capsys: pytest.CaptureFi
         return [10 * item for item in part]
 
     items = [3, 3, 3, 3, 2, 2, 2, 1]
-    assert in_parts(items, 12, work, CPU, "counting", cost=lambda item: item) == ([10 * item for item in items], 6)
+    assert map_with_oom_backoff(items, 12, work, CPU, "counting", cost=lambda item: item) == ([10 * item for item in items], 6)
     assert parts == [[3, 3, 3, 3], [3, 3], [3, 3], [2, 2, 2], [1]]
     assert "out of memory counting: it goes on with 2 at a time" in capsys.readouterr().err
     with pytest.raises(OutOfMemoryError, match="counting, with one at a time"):
-        in_parts([7, 1], 1, work, CPU, "counting")
+        map_with_oom_backoff([7, 1], 1, work, CPU, "counting")
 
 
 REFUSED = """

@@ -29,7 +29,11 @@ from nanochat.model.optim import LearningRates, MuonAdamW
 from nanochat.model.scaling import GPTConfig
 from nanochat.runs.checkpoint import Checkpoints
 from nanochat.runs.metrics import Metrics
-from nanochat.train.trainer import Schedule, Stage, StepBatch, StopSignal, run_stage
+from nanochat.train.batch import StepBatch
+from nanochat.train.schedule import Schedule
+from nanochat.train.signals import StopSignal
+from nanochat.train.stage import Stage
+from nanochat.train.trainer import Trainer
 from tests import tiny
 
 pytestmark = pytest.mark.long
@@ -76,7 +80,7 @@ def train(folder: Path, steps: int, here: Ranks, device_batch_size: int, source:
 
     stage = Stage("base", Rows(), schedule, device_batch_size, evaluate=evaluate, meta={"model": model.config.to_dict()})
     metrics = Metrics(folder / "metrics.jsonl", "base", 0) if here.main else None
-    run_stage(stage, model, model, optimizer, here, Checkpoints(folder), metrics, StopSignal(), start)
+    Trainer(stage, model, model, optimizer, here, Checkpoints(folder), metrics, StopSignal(), start).run()
     return model
 
 
@@ -123,11 +127,13 @@ JOINS = """
 import os, signal, sys
 from datetime import timedelta
 import torch.distributed as dist
+import entrypoint
+from nanochat.distributed import liveness, ranks
 from nanochat.cli.app import run_and_exit
 from nanochat.distributed import liveness as peers, ranks
 
 ranks.START = {start}
-ranks.Peers = lambda *arguments: peers.Peers(*arguments, lost=1.5, start={start})
+ranks.Liveness = lambda *arguments: liveness.Liveness(*arguments, lost=1.5, start={start})
 
 def training():
     with ranks.join("cpu") as here:

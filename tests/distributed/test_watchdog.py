@@ -30,7 +30,7 @@ def test_it_ends_what_does_not_move_and_says_where(ended: list[int], capfd: pyte
         over.set()
 
     with Watchdog(0.2, rank=3, end=end) as dog:
-        dog.beat("reading the rows of base step 7")
+        dog.heartbeat("reading the rows of base step 7")
         assert over.wait(10)
     said = capfd.readouterr().err
     assert ended == [7]
@@ -43,7 +43,7 @@ def test_it_lets_go_on_what_moves(ended: list[int], capfd: pytest.CaptureFixture
     with Watchdog(timeout, end=ended.append) as dog:
         for _ in range(20):
             time.sleep(0.03)
-            dog.beat("computing")
+            dog.heartbeat("computing")
     time.sleep(0.4)  # and nothing once it is over
     assert ended == [] and capfd.readouterr().err == ""
 
@@ -56,7 +56,7 @@ import time
 from nanochat.distributed.watchdog import Watchdog
 with Watchdog(1.5) as dog:
     for step in range(60):
-        dog.beat("computing")
+        dog.heartbeat("computing")
         print(step, flush=True)
         time.sleep(0.1)
 """
@@ -80,7 +80,7 @@ def test_a_pause_right_after_a_beat_has_not_hung(
     with Watchdog(2.0, end=ended.append) as dog:
         if not beats_first:
             time.sleep(0.3)
-        dog.beat("computing")
+        dog.heartbeat("computing")
         if beats_first:
             time.sleep(0.3)
         paused = 100.0
@@ -98,7 +98,7 @@ def test_what_moves_again_while_the_others_are_told_goes_on(
             time.sleep(0.05)
             said += capfd.readouterr().err
         while "moves again" not in said:
-            dog.beat("computing")
+            dog.heartbeat("computing")
             time.sleep(0.01)
             said += capfd.readouterr().err
     assert ended == []

@@ -20,8 +20,10 @@ from nanochat.doctor import gpus
 from nanochat.doctor.checks import Finding
 from nanochat.errors import PreflightError, UsageError
 from nanochat.hardware import nvml
+from nanochat.hardware.machine import Hardware
 from nanochat.pipeline import train as run
-from nanochat.planning.plan import Hardware, make_plan, resolve
+from nanochat.planning.plan import make_plan
+from nanochat.planning.rules import resolve
 from nanochat.train import device as training_device
 from tests import tiny
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import torch
 
-from nanochat.data.hub import sets
+from nanochat.data.published import sets
 from nanochat.model.gpt import GPT
 from nanochat.model.scaling import GPTConfig
 from nanochat.tokenizer.tokenizer import Tokenizer
-from tests.hub import parquet
+from tests.fake_hub import parquet
 
 WORDS = ["the", "cat", "dog", "bird", "sees", "likes", "a", "red", "old", "house", "tree", "and", "runs", "by", "12", "7"]
 CORE_YAML = """\

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from nanochat.data.conversations import multiple_choice
-from nanochat.data.hub import sets
+from nanochat.data.published import sets
 from nanochat.distributed.ranks import single
 from nanochat.evaluation.chat import CHAT_TASKS, final_number, read_chat_task
 from nanochat.evaluation.runner import ask

@@ -13,7 +13,7 @@ from nanochat.errors import DataError, UsageError
 from nanochat.export import check, folder, gguf_file
 from nanochat.model.scaling import ARCHITECTURES
 from nanochat.runs.record import TrainedModel, open_model
-from nanochat.tokenizer.tokenizer import Conversation
+from nanochat.tokenizer.conversation import Conversation
 from tests.export.random_model import random_model
 
 transformers = pytest.importorskip("transformers")

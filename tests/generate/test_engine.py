@@ -13,7 +13,8 @@ from nanochat.generate.engine import Answer, Engine, answer_text
 from nanochat.generate.sampling import Sampling, sample
 from nanochat.model.gpt import GPT
 from nanochat.model.scaling import GPTConfig
-from nanochat.tokenizer.tokenizer import SPECIAL_TOKENS, Tokenizer
+from nanochat.tokenizer.conversation import SPECIAL_TOKENS
+from nanochat.tokenizer.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.long
 

@@ -1,18 +1,26 @@
-"""The table of cards: each figure has a source, and people's and drivers' names find the right row."""
+"""The table of GPUs: each figure has a source, and people's and drivers' names find the right row."""
 
 import pytest
 
 from nanochat.errors import UsageError
-from nanochat.hardware import gpu_specs as cards
-from nanochat.hardware.gpu_specs import CARDS, known, named
+from nanochat.hardware.gpu_specs import GIB, GPU_SPECS, PROFILE_GPUS, RENTAL_GPUS, find_spec, require_spec
 
 
 def test_each_figure_has_a_source() -> None:
-    for card in CARDS:
-        assert "published" in card.source or card.source.startswith("estimate"), card
-        assert 0.1 * card.peak < card.flops < 0.9 * card.peak, card
-        assert card.memory % cards.GIB == 0
-    assert set(cards.PROFILE_CARDS.values()) <= {card.name for card in CARDS}
+    for spec in GPU_SPECS:
+        assert "published" in spec.source or spec.source.startswith("estimate"), spec
+        assert 0.1 * spec.peak_flops < spec.flops < 0.9 * spec.peak_flops, spec
+        assert spec.memory % GIB == 0
+    assert len({spec.name for spec in GPU_SPECS}) == len(GPU_SPECS)
+
+
+@pytest.mark.parametrize("profile", PROFILE_GPUS)
+def test_what_is_rented_for_a_profile_is_no_slower_than_its_own_gpu(profile: str) -> None:
+    own = require_spec(PROFILE_GPUS[profile])
+    assert own.name == PROFILE_GPUS[profile]
+    for name in RENTAL_GPUS[profile]:
+        rented = require_spec(name)
+        assert rented.name == name and rented.dollars and rented.memory >= own.memory and rented.peak_flops >= own.peak_flops
 
 
 @pytest.mark.parametrize(
@@ -30,12 +38,28 @@ def test_each_figure_has_a_source() -> None:
     ],
 )
 def test_names(name: str, found: str) -> None:
-    assert named(name).name == found
+    assert require_spec(name).name == found
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA H200", 989e12),
+        ("NVIDIA H100 NVL", 989e12),
+        ("NVIDIA GH200 480GB", 989e12),
+        ("NVIDIA A100 80GB PCIe", 312e12),
+        ("NVIDIA GeForce RTX 4090", 165e12),
+        ("NVIDIA GeForce RTX 3090 Ti", 71e12),
+    ],
+)
+def test_the_peaks_of_the_metrics_mfu(name: str, peak: float) -> None:
+    spec = find_spec(name)
+    assert spec is not None and spec.peak_flops == peak
 
 
 @pytest.mark.parametrize("name", ["GeForce GTX 1080", "nothing", "", "NVIDIA"])
 def test_unknown_names(name: str) -> None:
-    assert known(name) is None
+    assert find_spec(name) is None
     with pytest.raises(UsageError, match="no card") as raised:
-        named(name)
+        require_spec(name)
     assert "RTX 4070" in raised.value.hint

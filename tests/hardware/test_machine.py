@@ -1,33 +1,25 @@
-"""Whether a machine has cores to spare."""
+"""What this machine has."""
 
+import subprocess
+import sys
 from pathlib import Path
 
-import pytest
-
-from nanochat.hardware import machine as hardware
-
-STAT = "cpu  {user} 0 0 {idle} 0 0 0 0 0 0\ncpu0 1 2 3 4\n"
+import nanochat
+from nanochat.hardware.cpu import physical_cores
+from nanochat.hardware.machine import this_machine
 
 
-@pytest.mark.parametrize(
-    ("busy", "quiet"), [([0], True), ([3], True), ([8, 8, 8, 8, 8], False), ([20] * 5, False), ([20, 9, 0], True)], ids=str
-)
-def test_quiet(busy: list[int], quiet: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of 20 ticks of two processors, as many as others took, span after span; this process has both."""
-    texts = [text for taken in busy for text in (STAT.format(user=100, idle=1000), STAT.format(user=100 + taken, idle=1020 - taken))]
-    found = iter(texts)
-    monkeypatch.setattr(hardware, "_read", lambda _: next(found))
-    monkeypatch.setattr(hardware, "physical_cores", lambda: 2)
-    monkeypatch.setattr(hardware.os, "cpu_count", lambda: 2)
-    assert hardware.quiet(0.0) is quiet and next(found, None) is None
+def test_this_machine_has_a_cpu() -> None:
+    here = this_machine("cpu")
+    assert not here.cuda and here.here and here.count == 1
+    assert 0 < here.usable < here.memory
+    assert here.name.endswith(f"{physical_cores()} cores")
 
 
-def test_where_nothing_tells(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hardware, "_read", lambda _: "")
-    assert not hardware.quiet(0.0)
-
-
-@pytest.mark.skipif(not Path("/proc/stat").exists(), reason="only Linux tells")
-def test_the_real_ticks_go_on() -> None:
-    idle, total = hardware._processor_ticks()
-    assert 0 < idle <= total <= hardware._processor_ticks()[1]
+def test_hardware_is_looked_at_without_torch() -> None:
+    modules = sorted(Path(nanochat.__file__).with_name("hardware").glob("[!_]*.py"))
+    names = ", ".join(f"nanochat.hardware.{path.stem}" for path in modules)
+    code = f"import sys, {names}; nanochat.hardware.machine.this_machine('cpu'); assert 'torch' not in sys.modules"
+    root = Path(nanochat.__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=False)
+    assert done.returncode == 0, done.stderr

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,15 @@ import torch
 from nanochat.distributed.ranks import Ranks
 from nanochat.errors import DataError, Preempted, PreflightError, UsageError
 from nanochat.evaluation import heldout
-from nanochat.pipeline import score
 from nanochat.pipeline import train as run
+from nanochat.pipeline.identity import Request
+from nanochat.pipeline.prepare import prepare, prepare_tokenizer
 from nanochat.runs import record as runs
 from nanochat.runs.checkpoint import Checkpoints
 from nanochat.tokenizer.tokenizer import Tokenizer
+from nanochat.train.batch import StepBatch
 from nanochat.train.finetune import ConversationBatches
 from nanochat.train.pretrain import TextBatches
-from nanochat.train.trainer import StepBatch
 from tests.tiny import chats, config, losses, sentences
 
 pytestmark = pytest.mark.long
@@ -147,9 +149,9 @@ def test_what_is_left_to_the_rule_stays_as_it_was(base: Path, text: Path, monkey
     interrupted(monkeypatch, 2, by_rule)
     record = runs.read_record("tiny")
     assert record and record.config.num_iterations > 50
-    monkeypatch.setattr("nanochat.planning.plan.CPU_BUDGET", 1e6)
-    monkeypatch.setattr("nanochat.planning.plan.MAXIMUM_EPOCHS", 1)
-    prepared = run.prepare(by_rule, ("base",))
+    monkeypatch.setattr("nanochat.planning.rules.CPU_BUDGET", 1e6)
+    monkeypatch.setattr("nanochat.model.scaling.MAXIMUM_EPOCHS", 1)
+    prepared = prepare(Request(by_rule, ("base",), time.monotonic()))
     assert isinstance(prepared, runs.Record) and prepared.config == record.config
 
 
@@ -232,7 +234,7 @@ def test_a_run_killed_while_it_was_scored_is_scored(
     values = config(text, sft_iterations=2, chat_data=str(chat_data))
     run.train(values, ("base",))  # it leaves a report of its own
     with monkeypatch.context() as patch:
-        patch.setattr(score, "ask", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        patch.setattr("nanochat.pipeline.finish.ask", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
         with pytest.raises(Preempted):
             run.train(values)
     before = losses(base)
@@ -326,9 +328,9 @@ def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path, text: Path, m
 
 
 def test_a_tokenizer_is_trained_once(base: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = run.tokenizer_of(config(text))
+    folder = prepare_tokenizer(config(text))
     monkeypatch.setattr(Tokenizer, "train", None)
-    assert run.tokenizer_of(config(text)) == folder
+    assert prepare_tokenizer(config(text)) == folder
     assert folder == base / "tokenizer" / Tokenizer.load(folder).id
 
 
@@ -339,15 +341,15 @@ def test_an_interrupted_tokenizer_is_never_used(base: Path, text: Path, moment: 
 
     with monkeypatch.context() as patch:
         if moment == "training":
-            patch.setattr("nanochat.pipeline.train.texts", die)
+            patch.setattr("nanochat.data.vocabulary.texts", die)
         elif moment == "saving":
-            patch.setattr("nanochat.tokenizer.atomic_write_json", die)
+            patch.setattr("nanochat.tokenizer.tokenizer.atomic_write_json", die)
         else:
-            patch.setattr("nanochat.pipeline.train.paths.atomic_write_json", die)
+            patch.setattr("nanochat.data.vocabulary.paths.atomic_write_json", die)
         with pytest.raises(KeyboardInterrupt):
-            run.tokenizer_of(config(text))
+            prepare_tokenizer(config(text))
     assert not list((base / "tokenizer").glob("*/source.json"))
-    assert Tokenizer.load(run.tokenizer_of(config(text))).vocab_size == 300
+    assert Tokenizer.load(prepare_tokenizer(config(text))).vocab_size == 300
 
 
 def test_the_evaluation_of_own_questions(base: Path, text: Path, chat_data: Path, tmp_path: Path) -> None:

@@ -1,20 +1,23 @@
 """`--hours`: what is chosen takes the time that was given, fits, and grows with it."""
 
+import time
 from pathlib import Path
 
 import pytest
 
 from nanochat.config import Config, build_config
 from nanochat.errors import PreflightError, UsageError
-from nanochat.hardware.gpu_specs import named
-from nanochat.hardware.machine import Hardware, card_hardware
+from nanochat.hardware.gpu_specs import require_spec
+from nanochat.hardware.machine import Hardware
 from nanochat.model import scaling
 from nanochat.planning import autosize as budget
 from nanochat.planning import plan as planning
 from nanochat.planning.autosize import decide, fit
 from nanochat.planning.calibrate import Measured
+from nanochat.planning.hardware import gpu_hardware
 from nanochat.planning.plan import Plan
 from nanochat.runs import record as runs
+from nanochat.train.schedule import Pacer
 
 CPU = Hardware(name="a CPU", cuda=False, memory=16 << 30, usable=12 << 30, flops=30e9, here=False)
 TEXT = 4 * 10**8
@@ -38,7 +41,7 @@ def test_a_card_uses_its_time_and_memory(base: Path, card: str) -> None:
     before: Plan | None = None
     for hours in (1.0, 8.0, 24.0):
         config = build_config("rtx4090", overrides={"hours": hours, "device": "cuda"})
-        _, plan = decide(config, card_hardware(named(card), 1))
+        _, plan = decide(config, gpu_hardware(require_spec(card), 1))
         assert plan.fits and plan.seconds == pytest.approx(3600 * hours * budget.RESERVE, rel=0.05)
         ratio = plan.tokens / scaling.scaling_parameters(scaling.gpt_config(Config(**plan.config)))
         assert 5 < ratio < 22 or plan.config["depth"] in (budget.DEPTHS[0], budget.DEPTHS[-1]), (hours, ratio)
@@ -73,6 +76,26 @@ def test_steps_that_took_another_time_than_planned(slower: float, steps: int) ->
     left = (650 * 0.1 + 1 + planning.END_SECONDS) / budget.RETIMED_RESERVE
     found = budget.retimed(config, 350, slower * (pace + planning.LOOP_SECONDS) - planning.LOOP_SECONDS, left)
     assert found == pytest.approx(steps, rel=0.01)
+
+
+def test_the_pacer_writes_its_steps_into_the_record(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Once where they differ; what a training run's heartbeat tells follows, and a mirror's older record is of the same run."""
+    config = user_text(0.1, num_iterations=1000, total_batch_size=1024, eval_every=-1, eval_tokens=1024)
+    begun = runs.Record(config, "text", ("shard",), "tokenizer")
+    begun.write()
+    pacer: Pacer = budget.HoursPacer(begun, time.monotonic() - 240)
+    steps = pacer.steps(350, 0.1)
+    assert steps > 1000 and f"{steps:,} steps of pretraining instead of 1,000" in capsys.readouterr().err
+    written = runs.read_record(config.run)
+    assert written and written.config == config.replace(num_iterations=steps) and written.shards == begun.shards
+    assert runs.current_steps(config)["base"] == steps
+    assert written.paced == {"num_iterations": steps} != begun.paced
+    assert pacer.steps(351, 0.1) == steps and capsys.readouterr().err == ""
+
+
+def test_a_run_without_hours_has_no_paced_settings(base: Path) -> None:
+    record = runs.Record(build_config("cpu"), "text", ("shard",), "tokenizer")
+    assert record.paced == {} and runs.current_steps(record.config) == record.config.steps
 
 
 def test_too_short(base: Path) -> None:

@@ -11,7 +11,8 @@ from nanochat.kernels import build as kernels
 from nanochat.model import scaling
 from nanochat.planning import calibrate
 from nanochat.planning.calibrate import Measured, calibrated, measure, product_gain
-from nanochat.planning.plan import make_plan, resolve
+from nanochat.planning.plan import make_plan
+from nanochat.planning.rules import resolve
 
 CPU = Hardware(name="a CPU", cuda=False, memory=16 << 30, usable=12 << 30, flops=30e9)
 # Depth, width, context, rows, vocabulary. Much smaller ones find their room in what the process had freed before.

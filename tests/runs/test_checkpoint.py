@@ -40,9 +40,9 @@ def train(model: GPT, optimizer: MuonAdamW, steps: range) -> None:
         optimizer.zero_grad()
 
 
-def save(store: Checkpoints, step: int, made: tuple[GPT, MuonAdamW] | None = None, keep: int = 10) -> Path:
+def save(store: Checkpoints, step: int, made: tuple[GPT, MuonAdamW] | None = None, keep: int = 10, **more: Any) -> Path:
     model, optimizer = made or tiny()
-    meta = {"step": step, "optimizer_steps": optimizer.steps, "model": model.config.to_dict()}
+    meta = {"step": step, "optimizer_steps": optimizer.steps, "model": model.config.to_dict()} | more
     return store.save(model, optimizer, meta, single(), keep)
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanochat.errors import PreflightError
-from nanochat.runs.metrics import Metrics
+from nanochat.runs.metrics import Metrics, read_metrics
 
 
 def entry(step: int, stage: str = "base") -> dict[str, Any]:
@@ -141,3 +141,12 @@ def test_a_full_disk_is_said(path: Path) -> None:
     with pytest.raises(PreflightError, match="disk is full"):
         metrics.write(entry(1))
     metrics.close()  # says nothing more
+
+
+def test_a_reader_takes_whole_lines_with_a_finite_loss(path: Path) -> None:
+    assert read_metrics(path) == []
+    write(path, range(1, 4))
+    with path.open("a") as file:
+        file.write(json.dumps(entry(4) | {"loss": None}) + "\n" + json.dumps(entry(5) | {"stage": "other"}) + "\n")
+        file.write(json.dumps(entry(6) | {"mfu": float("nan")}) + "\n" + '{"stage": "base", "st')
+    assert read_metrics(path) == [*map(entry, range(1, 4)), entry(6)]

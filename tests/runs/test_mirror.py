@@ -9,7 +9,7 @@ import pytest
 
 from nanochat.errors import UsageError
 from nanochat.runs.checkpoint import Checkpoints, verify
-from nanochat.runs.mirror import Copier, Mirror
+from nanochat.runs.mirror import Mirror, Uploader
 from tests import tiny
 from tests.runs.test_checkpoint import damage_truncate, save
 
@@ -19,22 +19,12 @@ def run(base: Path) -> Path:
     """A run's folder with the steps 5 and 10, its record, its metrics and its tokenizer."""
     folder = base / "runs" / "one"
     for step in (5, 10):
-        path = save(Checkpoints(folder / "base"), step)
-        meta = json.loads((path / "meta.json").read_text()) | {"tokenizer": "abc"}
-        (path / "meta.json").write_text(json.dumps(meta))
-        reseal(path)
+        save(Checkpoints(folder / "base"), step, tokenizer="abc")
     (folder / "config.toml").write_text("[frozen]\n")
     (folder / "metrics.jsonl").write_text("".join(json.dumps({"stage": "base", "step": step}) + "\n" for step in range(1, 11)))
     (base / "tokenizer" / "abc").mkdir(parents=True)
     (base / "tokenizer" / "abc" / "ranks.txt").write_text("x")
     return folder
-
-
-def reseal(folder: Path) -> None:
-    from nanochat.runs import checkpoint
-
-    files = {path.name: checkpoint._entry(path) for path in folder.iterdir() if path.name != checkpoint.MANIFEST}
-    (folder / checkpoint.MANIFEST).write_text(json.dumps({"files": files, "sha256": checkpoint._seal(files)}))
 
 
 @pytest.fixture
@@ -95,8 +85,8 @@ def test_a_damaged_step_there_is_passed_over(run: Path, there: Path, capsys: pyt
 
 def test_a_damaged_step_here_is_not_copied(run: Path, there: Path, capsys: pytest.CaptureFixture[str]) -> None:
     damage_truncate(step(run, 10))
-    with Copier(mirror(there), keep=2) as copier:
-        copier.offer(step(run, 10))
+    with Uploader(mirror(there), keep=2) as uploader:
+        uploader.enqueue(step(run, 10))
     assert mirror(there).steps("base") == []
     assert "not copied to the mirror" in capsys.readouterr().err
 
@@ -112,10 +102,10 @@ def test_an_unfinished_copy_does_not_exist_and_is_done_again(run: Path, there: P
 
 def test_a_mirror_that_is_gone_is_said_once_and_caught_up(run: Path, there: Path, capsys: pytest.CaptureFixture[str]) -> None:
     there.write_text("a file where the folder should be")
-    with Copier(mirror(there), keep=2, retry=0.05) as copier:
-        copier.offer(step(run, 5))
+    with Uploader(mirror(there), keep=2, retry=0.05) as uploader:
+        uploader.enqueue(step(run, 5))
         time.sleep(0.3)
-        copier.offer(step(run, 10))
+        uploader.enqueue(step(run, 10))
         time.sleep(0.2)
         there.unlink()
         end = time.monotonic() + 10
@@ -129,8 +119,8 @@ def test_a_mirror_that_is_gone_is_said_once_and_caught_up(run: Path, there: Path
 def test_a_mirror_that_stays_away_holds_nobody_up(run: Path, there: Path, capsys: pytest.CaptureFixture[str]) -> None:
     there.write_text("a file where the folder should be")
     began = time.monotonic()
-    with Copier(mirror(there), keep=2) as copier:
-        copier.offer(step(run, 10))
+    with Uploader(mirror(there), keep=2) as uploader:
+        uploader.enqueue(step(run, 10))
     assert time.monotonic() - began < 5
     assert "not on the mirror" in capsys.readouterr().err
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from nanochat import paths
 from nanochat.config import FIELDS, RL_FIELDS, Config, build_config
 from nanochat.errors import DataError, UsageError
-from nanochat.planning.plan import resolve
+from nanochat.planning.rules import resolve
 from nanochat.runs import record as runs
 from nanochat.runs.record import Record, inherit, newest_run, open_model, read_record
 

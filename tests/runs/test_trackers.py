@@ -16,7 +16,7 @@ from nanochat.config import TRACKERS, Config
 from nanochat.distributed.ranks import Ranks
 from nanochat.errors import UsageError
 from nanochat.pipeline import train as run
-from nanochat.runs import trackers as live
+from nanochat.runs import trackers
 from nanochat.runs.metrics import Metrics
 from tests import tiny
 
@@ -77,7 +77,7 @@ def config(log_to: str, **changes: Any) -> Config:
 
 def write(base: Path, log_to: str, steps: range, stage: str = "base", bpb: int = 0) -> None:
     """A process that begins after steps.start - 1 steps of a stage, and evaluates after `bpb`."""
-    with live.following(config(log_to), ALONE) as follow:
+    with trackers.following(config(log_to), ALONE) as follow:
         metrics = Metrics(base / "runs" / "one" / "metrics.jsonl", stage, steps.start - 1)
         follow(metrics)
         for step in steps:
@@ -88,12 +88,12 @@ def write(base: Path, log_to: str, steps: range, stage: str = "base", bpb: int =
 
 
 def test_off_unless_it_is_asked_for(base: Path) -> None:
-    assert Config().log_to == "none" and {*TRACKERS} == {"none", *live.TRACKERS}
+    assert Config().log_to == "none" and {*TRACKERS} == {"none", *trackers.TRACKERS}
     write(base, "none", range(1, 4))
     assert [path.name for path in (base / "runs" / "one").iterdir()] == ["metrics.jsonl"]
 
 
-@pytest.mark.parametrize("name", live.TRACKERS)
+@pytest.mark.parametrize("name", trackers.TRACKERS)
 def test_a_missing_package_is_said_before_anything_begins(name: str, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard" if name == "tensorboard" else name, None)
     with pytest.raises(UsageError, match=f"--log_to {name} needs the package {name}") as raised:
@@ -121,7 +121,7 @@ def test_a_resumed_run_goes_on_with_its_curve(name: str, base: Path, package: Pa
 
 def test_an_evaluation_that_a_kill_put_off_reaches_the_curve(base: Path, package: Package) -> None:
     write(base, "trackio", range(1, 5))
-    with live.following(config("trackio"), ALONE) as follow:
+    with trackers.following(config("trackio"), ALONE) as follow:
         metrics = Metrics(base / "runs" / "one" / "metrics.jsonl", "base", 4)
         follow(metrics)
         metrics.amend(bpb=0.5)
@@ -184,7 +184,7 @@ def test_a_tracker_that_fails_or_hangs_ends_no_training(
     package.fail = fail
     assert run.train(tiny.config(text, run="failed", log_to="trackio")) == 0
     assert "warning: trackio failed (the database is locked): training goes on" in capsys.readouterr().err
-    monkeypatch.setattr(live, "LAST_SECONDS", 0.5)
+    monkeypatch.setattr(trackers, "LAST_SECONDS", 0.5)
     package.fail = lambda options: threading.Event().wait()
     began = time.monotonic()
     assert run.train(tiny.config(text, run="hung", log_to="trackio")) == 0

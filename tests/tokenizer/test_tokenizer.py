@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanochat.errors import DataError, UsageError
-from nanochat.tokenizer.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, Conversation, Tokenizer, validate_conversation
+from nanochat.tokenizer.conversation import SPECIAL_TOKENS, Conversation, validate_conversation
+from nanochat.tokenizer.tokenizer import SPLIT_PATTERN, Tokenizer
 
 TEXTS = ["The cat sat on the mat. " * 5, "你是誰？我是小助手。" * 5, "12 + 34 = 46\n" * 5, "naïve café 🎈🎈 don't"]
 TOKENIZER = Tokenizer.train(TEXTS, 320)

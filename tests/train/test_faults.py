@@ -1,4 +1,4 @@
-"""The fault table of docs/ARCHITECTURE.md, a test for each row: a whole run as a user starts it, a fault in its middle, and what is left.
+"""The fault table of docs/reliability.md, a test for each row: a whole run as a user starts it, a fault in its middle, and what is left.
 
 Each run is compared with one that nothing happened to: whatever the fault, the finished run has its losses.
 """
@@ -95,12 +95,12 @@ def faulty(base: Path, tmp_path: Path) -> Faulty:
 def test_out_of_memory_in_a_step_on_one_rank(faulty: Faulty) -> None:
     """Both go on with half the batch, from the same step: no rank is left waiting."""
     fault = """
-real = loop._forward_backward
+real = loop.accumulate_gradients
 def full(batch, rows, model, forward, ranks):
     if ranks.rank == 1 and rows > 2:
         raise torch.OutOfMemoryError("CUDA out of memory")
     return real(batch, rows, model, forward, ranks)
-loop._forward_backward = full
+loop.accumulate_gradients = full
 """
     done = faulty.call(fault, nproc_per_node=2)
     assert done.returncode == 0, done.stderr
@@ -112,7 +112,7 @@ def test_out_of_memory_with_one_row(faulty: Faulty) -> None:
     fault = """
 def full(batch, rows, model, forward, ranks):
     raise torch.OutOfMemoryError("CUDA out of memory")
-loop._forward_backward = full
+loop.accumulate_gradients = full
 """
     done = faulty.call(fault, nproc_per_node=2)
     assert done.returncode == 6 and "--depth" in done.stderr and "a worker was lost" not in done.stderr, done.stderr
@@ -136,7 +136,7 @@ evaluate.token_losses = full
 def test_a_bad_batch(faulty: Faulty) -> None:
     """Exit 5 before the update, nothing trained after it; the same command stops there again; with the option it goes past it."""
     fault = """
-real = loop._forward_backward
+real = loop.accumulate_gradients
 def spoilt(batch, rows, model, forward, ranks):
     sums = real(batch, rows, model, forward, ranks)
     return sums * float("nan") if now == [6] else sums
@@ -146,7 +146,7 @@ def watched(self, step, ranks):
     now[:] = [step]
     return batch(self, step, ranks)
 pretrain.TextBatches.batch = watched
-loop._forward_backward = spoilt
+loop.accumulate_gradients = spoilt
 """
     for _ in range(2):
         done = faulty.call(fault)

@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 
 from nanochat.config import Config, build_config
-from nanochat.data.hub.sets import task_folder
 from nanochat.data.problems import Problem, arithmetic_problems, grade_school_problems
+from nanochat.data.published.sets import task_folder
 from nanochat.distributed.ranks import Ranks, single
 from nanochat.errors import UsageError
 from nanochat.generate.engine import Emitted, Engine
@@ -33,9 +33,13 @@ from nanochat.runs.checkpoint import Checkpoints
 from nanochat.runs.metrics import Metrics
 from nanochat.tokenizer.tokenizer import Tokenizer
 from nanochat.train import reinforce
-from nanochat.train import trainer as loop
-from nanochat.train.reinforce import Rollout, Rollouts, Sampler, pass_at_k
-from nanochat.train.trainer import Schedule, Stage, StopSignal, run_stage
+from nanochat.train.batch import StepBatch
+from nanochat.train.gradients import accumulate_gradients
+from nanochat.train.reinforce import Rollout, RolloutBatches, Sampler, pass_at_k
+from nanochat.train.schedule import Schedule
+from nanochat.train.signals import StopSignal
+from nanochat.train.stage import Stage
+from nanochat.train.trainer import Trainer
 from tests import tiny
 
 CONFIG = Config(depth=1, rl_examples_per_step=5, rl_num_samples=4, rl_max_new_tokens=7, rl_top_k=0)
@@ -57,8 +61,8 @@ def problems(hard: int = 1) -> list[Problem]:
     return [Problem("never", "right", lambda said: "wrong")] * hard + parity
 
 
-def source(asked: Sequence[Problem], config: Config = CONFIG) -> Rollouts:
-    return Rollouts(Sampler(engine(), config), asked, config)
+def source(asked: Sequence[Problem], config: Config = CONFIG) -> RolloutBatches:
+    return RolloutBatches(Sampler(engine(), config), asked, config)
 
 
 def slow_loss(model: GPT, answered: Sequence[Sequence[Rollout]]) -> torch.Tensor:
@@ -86,7 +90,7 @@ def test_loss_and_gradient_equal_a_slow_reference(rows: int) -> None:
     gradients = {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
     model.zero_grad()
     batch = learner.batch(1, single())
-    found = loop._forward_backward(batch, rows, model, model, single())
+    found = accumulate_gradients(batch, rows, model, model, single())
     assert found[0].item() == pytest.approx(wanted.item(), rel=1e-4, abs=1e-6)
     for name, weight in model.named_parameters():
         if name in gradients:
@@ -95,7 +99,7 @@ def test_loss_and_gradient_equal_a_slow_reference(rows: int) -> None:
     assert batch.tokens == sum(len(one.ids) for rollouts in answered for one in rollouts)
 
 
-def together(batches: Sequence[loop.StepBatch]) -> list[tuple[list[int], list[int], float]]:
+def together(batches: Sequence[StepBatch]) -> list[tuple[list[int], list[int], float]]:
     """Inputs, targets and weight of each row, without the padding, in an order that does not depend on the ranks."""
     rows = []
     for batch in batches:
@@ -107,8 +111,8 @@ def together(batches: Sequence[loop.StepBatch]) -> list[tuple[list[int], list[in
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 7])
-@pytest.mark.parametrize("at_once", [3, 128])
-def test_rows_depend_on_seed_and_step_alone(world_size: int, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("batch_size", [3, 128])
+def test_rows_depend_on_seed_and_step_alone(world_size: int, batch_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many ranks there are (also more than questions), and however many answers are sampled at once."""
     whole = [source(problems()).batch(2, single())]
     ranks = [Ranks(rank, rank, world_size, torch.device("cpu")) for rank in range(world_size)]
@@ -120,7 +124,7 @@ def test_rows_depend_on_seed_and_step_alone(world_size: int, at_once: int, monke
     dealt = []
     for one in ranks:
         learner = source(problems())
-        learner.sampler.at_once = at_once
+        learner.sampler.batch_size = batch_size
         dealt.append(learner.batch(2, one))
     monkeypatch.undo()
     assert together(dealt) == together(whole) != together([source(problems()).batch(3, single())])
@@ -154,7 +158,7 @@ class Calculating(Engine):
 
 def test_the_calculators_tokens_are_not_learned() -> None:
     config = CONFIG.replace(rl_examples_per_step=1, rl_num_samples=2)
-    learner = Rollouts(Sampler(Calculating(engine().model, TOKENIZER), config), [Problem("1 + 1?", "#### 2", str.strip)], config)
+    learner = RolloutBatches(Sampler(Calculating(engine().model, TOKENIZER), config), [Problem("1 + 1?", "#### 2", str.strip)], config)
     batch = learner.batch(0, single())
     for inputs, targets in zip(batch.inputs, batch.targets, strict=True):
         learned = TOKENIZER.decode([token for token in targets if token != IGNORE])
@@ -165,7 +169,7 @@ def test_the_calculators_tokens_are_not_learned() -> None:
     assert batch.facts["reward"] == 0.5
 
 
-def stage(source: Rollouts, folder: Path, steps: int) -> tuple[Stage, GPT, MuonAdamW, Checkpoints, Metrics]:
+def stage(source: RolloutBatches, folder: Path, steps: int) -> tuple[Stage, GPT, MuonAdamW, Checkpoints, Metrics]:
     model = source.sampler.engine.model
     schedule = Schedule(steps, warmup_steps=0, warmdown_ratio=1.0, final_lr_frac=0.0, weight_decay=0.0, momentum=reinforce.MOMENTUM)
     optimizer = MuonAdamW(model, LearningRates(), 512, single())
@@ -177,14 +181,14 @@ def test_equal_rewards_teach_nothing(tmp_path: Path, capsys: pytest.CaptureFixtu
     """No row, no NaN, no update, also not by the optimizer's momentum; and it is said."""
     learner = source(problems())
     made, model, optimizer, store, metrics = stage(learner, tmp_path, 2)
-    run_stage(made, model, model, optimizer, single(), store, metrics, StopSignal(), 0)  # there is momentum now
+    Trainer(made, model, model, optimizer, single(), store, metrics, StopSignal(), 0).run()  # there is momentum now
     assert optimizer.steps == 2
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     learner.problems = problems(hard=1)[:1]
     batch = learner.batch(0, single())
     assert batch.inputs.shape[0] == batch.targets.shape[0] == batch.counted == 0 and batch.facts["reward"] == 0
     capsys.readouterr()
-    run_stage(made, model, model, optimizer, single(), store, metrics, StopSignal(), 0)
+    Trainer(made, model, model, optimizer, single(), store, metrics, StopSignal(), 0).run()
     metrics.close()
     assert all(torch.equal(weight, before[name]) for name, weight in model.named_parameters())
     assert optimizer.steps == 2 and "nothing to learn from this step, and no update" in capsys.readouterr().err
@@ -205,7 +209,7 @@ def test_out_of_memory_halves_what_is_sampled(monkeypatch: pytest.MonkeyPatch, c
     monkeypatch.setattr(Engine, "generate", generate)
     learner = source(problems())
     assert together([learner.batch(0, single())]) == together([whole])
-    assert learner.sampler.at_once == 5 and "out of memory sampling answers: it goes on with 5" in capsys.readouterr().err
+    assert learner.sampler.batch_size == 5 and "out of memory sampling answers: it goes on with 5" in capsys.readouterr().err
 
 
 def test_pass_at_k_is_the_mean_over_choices(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,10 +2,6 @@
 
 import json
 import math
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -14,8 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from nanochat.distributed.ranks import Ranks, single
 from nanochat.errors import NonFiniteError, OutOfMemoryError, Preempted
@@ -25,7 +19,11 @@ from nanochat.model.optim import LearningRates, MuonAdamW
 from nanochat.model.scaling import GPTConfig
 from nanochat.runs.checkpoint import Checkpoints
 from nanochat.runs.metrics import Metrics
-from nanochat.train.trainer import Schedule, Stage, StepBatch, StopSignal, due, run_stage
+from nanochat.train.batch import StepBatch
+from nanochat.train.schedule import Schedule
+from nanochat.train.signals import StopSignal
+from nanochat.train.stage import Stage, due
+from nanochat.train.trainer import Trainer
 
 STEPS = 6
 
@@ -70,7 +68,7 @@ class Run:
         start = newest.step if newest else 0
         metrics = Metrics(self.folder / "metrics.jsonl", "base", start)
         try:
-            run_stage(self.stage, self.model, self.forward, self.optimizer, single(), self.store, metrics, self.stop, start)
+            Trainer(self.stage, self.model, self.forward, self.optimizer, single(), self.store, metrics, self.stop, start).run()
         finally:
             metrics.close()
         return self.lines()
@@ -95,52 +93,6 @@ def scatter(model: GPT) -> None:
     with torch.no_grad():
         for weight in model.parameters():
             weight.copy_(torch.randn(weight.shape, generator=generator) * 0.3)
-
-
-# ---- schedules ------------------------------------------------------------------------------------------------
-
-
-def test_the_learning_rate_warms_up_stays_and_falls() -> None:
-    schedule = Schedule(1000, warmup_steps=40, warmdown_ratio=0.65, final_lr_frac=0.05, weight_decay=0.2)
-    lr = [schedule.lr(step) for step in range(1000)]
-    assert lr[0] == 1 / 40 and lr[19] == 0.5 and lr[39] == 1
-    assert set(lr[39:351]) == {1.0}
-    assert lr[350 + 325] == pytest.approx(0.05 + 0.95 * 0.5)
-    assert lr[-1] == pytest.approx(0.05 + 0.95 / 650)
-    assert all(one > other for one, other in pairwise(lr[350:]))
-
-
-def test_muons_momentum_rises_and_falls() -> None:
-    schedule = Schedule(2000, warmup_steps=0, warmdown_ratio=0.65, final_lr_frac=0.05, weight_decay=0.2)
-    assert schedule.beta(0) == 0.85
-    assert schedule.beta(200) == pytest.approx(0.91)
-    assert schedule.beta(400) == schedule.beta(700) == pytest.approx(0.97)
-    assert schedule.beta(700 + 650) == pytest.approx(0.935)
-    assert schedule.beta(1999) == pytest.approx(0.90, abs=1e-3)
-    short = Schedule(528, warmup_steps=40, warmdown_ratio=0.65, final_lr_frac=0.05, weight_decay=0.2)
-    assert short.beta(528 - 343) == pytest.approx(0.97)  # a short run reaches the peak before its warm-down
-
-
-def test_weight_decay_is_a_cosine_to_zero() -> None:
-    schedule = Schedule(100, warmup_steps=0, warmdown_ratio=0.65, final_lr_frac=0.05, weight_decay=0.2)
-    assert schedule.decay(0) == 0.2
-    assert schedule.decay(50) == pytest.approx(0.1)
-    assert schedule.decay(99) == pytest.approx(0, abs=1e-3)
-
-
-@given(
-    steps=st.integers(1, 3000),
-    warmup=st.integers(0, 60),
-    ratio=st.floats(0, 1),
-    final=st.floats(0, 1),
-    place=st.floats(0, 1, exclude_max=True),
-)
-def test_any_schedule_stays_in_bounds(steps: int, warmup: int, ratio: float, final: float, place: float) -> None:
-    schedule = Schedule(steps, warmup, ratio, final, weight_decay=0.3, peak=0.8)
-    step = int(place * steps)
-    assert 0 < schedule.lr(step) <= 0.8 + 1e-9
-    assert 0.85 - 1e-9 <= schedule.beta(step) <= 0.97 + 1e-9
-    assert 0 <= schedule.decay(step) <= 0.3
 
 
 def test_due() -> None:
@@ -197,16 +149,17 @@ def test_metrics_of_a_step(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("steps", [60, 100, 52])
-def test_a_stage_may_take_other_steps_in_its_warm_down(steps: int, tmp_path: Path) -> None:
-    """What is left of the schedule is stretched over the steps that are left, and asked about again."""
+def test_a_pacer_may_change_the_steps_in_the_cooldown(steps: int, tmp_path: Path) -> None:
+    """What is left of the schedule is stretched over the steps that are left, and the pacer is asked again."""
     asked: list[tuple[int, float]] = []
 
-    def retime(done: int, seconds: float) -> int:
-        asked.append((done, seconds))
-        return steps
+    class Asked:
+        def steps(self, done: int, step_seconds: float) -> int:
+            asked.append((done, step_seconds))
+            return steps
 
     schedule = Schedule(60, warmup_steps=2, warmdown_ratio=0.5, final_lr_frac=0.1, weight_decay=0.1)
-    run = Run(tmp_path, schedule=schedule, retime=retime, meta={"steps": 60})
+    run = Run(tmp_path, schedule=schedule, pacer=Asked(), meta={"steps": 60})
     lines = run.go()
     assert [line["step"] for line in lines] == list(range(1, steps + 1)) and run.saved()[-1] == steps
     lr = [line["lr"] for line in lines]
@@ -214,19 +167,6 @@ def test_a_stage_may_take_other_steps_in_its_warm_down(steps: int, tmp_path: Pat
     assert [one - other for one, other in pairwise(lr[30:])] == pytest.approx([0.9 / (steps - 30)] * (steps - 31))
     assert run.store.newest().meta["steps"] == steps  # type: ignore[union-attr]
     assert asked[0][0] == 30 and len(asked) >= 8 and all(0 < seconds < 1 for _, seconds in asked)
-
-
-@given(st.integers(40, 400), st.lists(st.tuples(st.floats(0.2, 0.95), st.floats(0.3, 4.0)), max_size=6))
-def test_a_schedule_that_turns_never_jumps(steps: int, turns: list[tuple[float, float]]) -> None:
-    schedule, step = Schedule(steps, warmup_steps=0, warmdown_ratio=0.65, final_lr_frac=0.05, weight_decay=0.1), 0
-    for place, factor in turns:
-        step += int((schedule.steps - step) * place)
-        new = step + max(int((schedule.steps - step) * factor), 1)
-        before, schedule = schedule, schedule.turned(step, new)
-        assert schedule.lr(step) == pytest.approx(before.lr(step), abs=0.1) and schedule.decay(step) == pytest.approx(before.decay(step))
-        assert schedule.place(schedule.steps) == pytest.approx(schedule.steps)
-    lr = [schedule.lr(at) for at in range(step, schedule.steps)]
-    assert all(one >= other - 1e-9 for one, other in pairwise(lr)) and all(0.05 <= value <= 1 for value in lr)
 
 
 def test_sampling_is_due_as_asked(tmp_path: Path) -> None:
@@ -501,33 +441,3 @@ def test_saves_are_due_by_time_too(tmp_path: Path) -> None:
     run = Run(tmp_path, save_seconds=0.0, keep_last=100)
     run.go()
     assert run.saved() == list(range(1, STEPS + 1))
-
-
-# ---- signals --------------------------------------------------------------------------------------------------
-
-
-def test_a_signal_before_the_loop_ends_the_command() -> None:
-    with StopSignal().installed(), pytest.raises(Preempted, match="before the first step"):
-        os.kill(os.getpid(), signal.SIGTERM)
-
-
-def test_a_signal_in_the_loop_sets_the_flag(capsys: pytest.CaptureFixture[str]) -> None:
-    before = signal.getsignal(signal.SIGINT)
-    with StopSignal().installed() as stop:
-        stop.in_loop = True
-        assert not stop.set
-        os.kill(os.getpid(), signal.SIGINT)
-        assert stop.set
-    assert signal.getsignal(signal.SIGINT) is before
-    assert "saving" in capsys.readouterr().err
-
-
-def test_a_second_signal_ends_at_once() -> None:
-    script = (
-        "import os, signal\nfrom nanochat.train.trainer import StopSignal\n"
-        "with StopSignal().installed() as stop:\n    stop.in_loop = True\n"
-        "    for _ in range(2):\n        os.kill(os.getpid(), signal.SIGTERM)\n"
-        "    print('still here')\n"
-    )
-    done = subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=60)
-    assert done.returncode == -signal.SIGTERM and "still here" not in done.stdout

@@ -19,6 +19,7 @@ from nanochat.data.text.summary import Summary
 from nanochat.data.text.textfile import BLOCK, detect_encoding, open_text
 from nanochat.errors import DataError
 from nanochat.paths import dataset_dir
+from nanochat.tokenizer.conversation import Conversation, conversation_fault, json_type
 
 PACKER = 1  # raise it when the same files would give other documents
 CUT = 8000  # characters of a document at most
@@ -30,8 +31,6 @@ HELD_OUT_MOST = 0.1  # ... but not more than about this part
 _KINDS = {".parquet": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl", ".txt": "text", ".text": "text", ".md": "text"}
 _COMPRESSED = (".gz", ".zst")
 _FORMATS = "parquet (column text), jsonl (field text), .txt or .md, plain or .gz or .zst"
-
-Conversation = list[dict[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,13 +178,13 @@ def _cut_at(text: str, low: int, high: int) -> int:
 def _jsonl_texts(source: _Source) -> Iterator[str]:
     for where, value in _jsonl(source.path, source.encoding):
         if not isinstance(value, dict):
-            raise DataError(f"{where}: a {_json_type(value)} instead of an object", 'each line is an object such as {"text": "..."}')
+            raise DataError(f"{where}: a {json_type(value)} instead of an object", 'each line is an object such as {"text": "..."}')
         if COLUMN not in value:
             raise DataError(
                 f'{where} has no field "{COLUMN}"; its fields are: {", ".join(value) or "none"}', f'rename the field of text to "{COLUMN}"'
             )
         if not isinstance(value[COLUMN], str):
-            raise DataError(f'{where}: "{COLUMN}" is a {_json_type(value[COLUMN])}, not a string', "write the text as a JSON string")
+            raise DataError(f'{where}: "{COLUMN}" is a {json_type(value[COLUMN])}, not a string', "write the text as a JSON string")
         yield value[COLUMN]
 
 
@@ -199,10 +198,6 @@ def _jsonl(path: Path, encoding: str) -> Iterator[tuple[str, Any]]:
                 yield f"{path}:{number}", json.loads(line)
             except (ValueError, RecursionError) as error:
                 raise DataError(f"{path}:{number} is not JSON: {error}", "each line is one JSON value") from error
-
-
-def _json_type(value: Any) -> str:
-    return {dict: "object", list: "list", str: "string", bool: "boolean", type(None): "null"}.get(type(value), "number")
 
 
 # --- validation
@@ -274,36 +269,10 @@ def read_conversations(path: Path) -> list[Conversation]:
     conversations: list[Conversation] = []
     for where, value in _jsonl(path, detect_encoding(path)):
         messages: Any = value.get("messages") if isinstance(value, dict) else value
-        if wrong := conversation_fault(messages):
+        listed = isinstance(messages, list) and messages
+        if wrong := conversation_fault(messages, answered=True) if listed else "no list of messages":
             raise DataError(f"{where}: {wrong}", 'a line is [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]')
         conversations.append(messages)
     if not conversations:
         raise DataError(f"{path} holds no conversation", "put one on each line, as JSON")
     return conversations
-
-
-def conversation_fault(messages: Any) -> str | None:
-    """What is wrong with a conversation: an optional system message, then user and assistant in turn, ending with the assistant."""
-    if not isinstance(messages, list) or not messages:
-        return "no list of messages"
-    for index, message in enumerate(messages, 1):
-        if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
-            return f"message {index} is no object with role and content"
-        content = message["content"]
-        if isinstance(content, list) and message["role"] == "assistant":
-            if not all(
-                isinstance(part, dict) and part.get("type") in ("text", "python", "python_output") and isinstance(part.get("text"), str)
-                for part in content
-            ):
-                return f"message {index} has a part that is not {{type: text|python|python_output, text}}"
-        elif not isinstance(content, str):
-            return f"the content of message {index} is a {_json_type(content)}, not a string"
-    turns = [message["role"] for message in messages]
-    first = turns[0] == "system"
-    for index, role in enumerate(turns[first:]):
-        expected = ("user", "assistant")[index % 2]
-        if role != expected:
-            return f"message {index + 1 + first} has the role {role!r} where {expected!r} should be"
-    if turns[-1] != "assistant":
-        return "it has no answer of the assistant's at its end"
-    return None

@@ -5,19 +5,17 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from nanochat.config import Config
 from nanochat.console import quantity
-from nanochat.model.scaling import round_up
+from nanochat.model.scaling import BEST_RATIO, MAXIMUM_EPOCHS, bytes_per_token, gpt_config
 
 SAMPLE = 400  # characters of a document whose script is looked at, ...
 FIRST, EVERY = 2000, 50  # ... of the first documents, and of each so-manieth after that
 REMEMBERED = 5_000_000  # documents whose duplicates are looked for
 REPEATS = 0.1  # part of the documents that may be duplicates without a word
-EPOCHS = 4  # text read up to four times is nearly as good as new
-RATIO = 10.5  # tokens that a parameter wants
-ASPECT, STEP = 64, 128  # a model's width is depth x 64, in steps of a head
 DEPTHS = range(1, 33)
-# Bytes of a token, about, at the vocabulary that the rules choose; a character of these scripts has three bytes.
-LATIN_BYTES, WIDE_BYTES = 3.3, 3.0
+# Bytes of a token, about, at a vocabulary that the rules choose; a character of the wide scripts has three bytes.
+LATIN_BYTES, WIDE_BYTES = round(bytes_per_token(4096), 1), 3.0
 
 # First code point of each block that is told apart, and its script ("" is none: digits, marks, blanks).
 _BLOCKS = (
@@ -87,10 +85,10 @@ class Summary:
         if not depth:
             found.append(
                 "warning: this is little text: a model of any depth will repeat it more than it understands it; "
-                f"depth 1 wants about {quantity(wanted(1) / EPOCHS)} tokens of it"
+                f"depth 1 wants about {quantity(wanted(1) / MAXIMUM_EPOCHS)} tokens of it"
             )
         else:
-            found.append(f"text: enough for a depth of {depth} (read {EPOCHS} times); a deeper model would learn it by heart")
+            found.append(f"text: enough for a depth of {depth} (read {MAXIMUM_EPOCHS} times); a deeper model would learn it by heart")
         return found
 
     def _name(self, script: str) -> str:
@@ -101,13 +99,13 @@ class Summary:
 
 def wanted(depth: int) -> float:
     """Tokens that a model of `depth` wants to read."""
-    width = round_up(ASPECT * depth, STEP)
-    return RATIO * 12 * depth * width**2
+    shape = gpt_config(Config(depth=depth, vocab_size=4096))
+    return BEST_RATIO * 12 * depth * shape.dim**2
 
 
 def suits(tokens: int) -> int:
-    """The deepest model that `tokens`, read EPOCHS times, are enough for; 0 where they are too few for any."""
-    return max((depth for depth in DEPTHS if wanted(depth) <= EPOCHS * tokens), default=0)
+    """The deepest model that `tokens`, read MAXIMUM_EPOCHS times, are enough for; 0 where they are too few for any."""
+    return max((depth for depth in DEPTHS if wanted(depth) <= MAXIMUM_EPOCHS * tokens), default=0)
 
 
 def conversations_line(conversations: Sequence[list[dict[str, Any]]]) -> str:

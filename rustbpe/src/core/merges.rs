@@ -1,4 +1,5 @@
-//! Which two neighbouring tokens merge, and into which.
+//! Which two neighbouring tokens merge, and into which: the merge table of a vocabulary. The rank of a merge, which decides what
+//! merges first, is the id of the token that it makes.
 
 use std::collections::BTreeSet;
 
@@ -8,27 +9,27 @@ use super::{memory, pieces};
 
 /// No merge.
 pub const NONE: u32 = u32::MAX;
+/// Bits of an id.
+pub const ID_BITS: u32 = 21;
 /// Of tokens of more bytes, every way to put them together is kept.
 const LONGEST: usize = 128;
 
-/// The id of two neighbouring tokens' bytes put together, where merging does so: open addressing, at most half full.
+/// Token ids of single bytes, and of two neighbours put together.
 pub struct Merges {
-    /// Left id, right id and theirs together, 21 bits each: eight to a line of the processor's caches. FREE where there is none.
-    slots: Vec<u64>,
-    /// Eight bits for each slot, one of them set for each pair: what most pairs that are no token are told by, from far less memory.
-    bits: Vec<u64>,
+    bytes: [u32; 256],
+    /// The id of two bytes put together, by first << 8 | second; NONE where that is no token.
+    byte_pairs: Vec<u32>,
+    pairs: PairTable,
 }
 
-/// Bits of an id.
-pub const ID_BITS: u32 = 21;
-const FREE: u64 = u64::MAX;
-
 impl Merges {
-    /// The pair of tokens that each token comes from when it is merged alone: from another it never comes, since nothing has
-    /// reached over its ends where it does come, so that all until then went as it goes alone.
-    pub fn new(tokens: &[Vec<u8>], bytes: &[u32; 256], ids: &FxHashMap<&[u8], u32>) -> Self {
-        let all = Self::all(tokens, ids);
-        let table = Self::table(&all);
+    /// `bytes` and `ids` have the ids of single bytes and of all tokens.
+    ///
+    /// Kept is the pair of tokens that each token comes from when it is merged alone: from another it never comes, since nothing
+    /// has reached over its ends where it does come, so that all until then went as it goes alone.
+    pub fn new(tokens: &[Vec<u8>], bytes: [u32; 256], ids: &FxHashMap<&[u8], u32>) -> Self {
+        let all = all_pairs(tokens, ids);
+        let table = PairTable::new(&all);
         let alone = |ways: &[(u64, u64)]| {
             let token = &tokens[ways[0].1 as usize];
             if ways.len() == 1 || token.len() > LONGEST {
@@ -36,54 +37,92 @@ impl Merges {
             }
             let mut ids: Vec<u32> = token.iter().map(|&byte| bytes[usize::from(byte)]).collect();
             while ids.len() > 2 && table.merge_lowest(&mut ids).is_some() {}
-            let pair = (ids.len() == 2).then(|| Self::pair(ids[0], ids[1]));
+            let pair = (ids.len() == 2).then(|| pair_of(ids[0], ids[1]));
             ways.iter().copied().filter(|way| Some(way.0) == pair).collect()
         };
-        Self::table(&all.chunk_by(|one, next| one.1 == next.1).flat_map(alone).collect::<Vec<_>>())
+        let pairs = PairTable::new(&all.chunk_by(|one, next| one.1 == next.1).flat_map(alone).collect::<Vec<_>>());
+        let mut byte_pairs = vec![NONE; 1 << 16];
+        for (&token, &id) in ids {
+            if let &[first, second] = token {
+                byte_pairs[usize::from(first) << 8 | usize::from(second)] = id;
+            }
+        }
+        Merges { bytes, byte_pairs, pairs }
     }
 
-    /// Every way to put a token together from two others, by id. Only lengths that occur are tried, so that a token of
-    /// a million bytes is no trouble.
-    fn all(tokens: &[Vec<u8>], ids: &FxHashMap<&[u8], u32>) -> Vec<(u64, u64)> {
-        let lengths: BTreeSet<usize> = tokens.iter().map(Vec::len).collect();
-        let mut found = Vec::new();
-        for (id, token) in tokens.iter().enumerate() {
-            for &length in lengths.range(..token.len()) {
-                if lengths.contains(&(token.len() - length)) {
-                    let (left, right) = token.split_at(length);
-                    if let (Some(&left), Some(&right)) = (ids.get(left), ids.get(right)) {
-                        found.push((Self::pair(left, right), id as u64));
-                    }
+    /// The id of a single byte.
+    #[inline]
+    pub fn byte(&self, byte: u8) -> u32 {
+        self.bytes[usize::from(byte)]
+    }
+
+    /// The id of two bytes put together; NONE where that is no token.
+    #[inline]
+    pub fn byte_pair(&self, pair: &[u8]) -> u32 {
+        self.byte_pairs[usize::from(pair[0]) << 8 | usize::from(pair[1])]
+    }
+
+    /// The id that two tokens merge into; NONE where they do not merge.
+    #[inline]
+    pub fn get(&self, left: u32, right: u32) -> u32 {
+        self.pairs.get(left, right)
+    }
+}
+
+/// Every way to put a token together from two others, by id. Only lengths that occur are tried, so that a token of
+/// a million bytes is no trouble.
+fn all_pairs(tokens: &[Vec<u8>], ids: &FxHashMap<&[u8], u32>) -> Vec<(u64, u64)> {
+    let lengths: BTreeSet<usize> = tokens.iter().map(Vec::len).collect();
+    let mut found = Vec::new();
+    for (id, token) in tokens.iter().enumerate() {
+        for &length in lengths.range(..token.len()) {
+            if lengths.contains(&(token.len() - length)) {
+                let (left, right) = token.split_at(length);
+                if let (Some(&left), Some(&right)) = (ids.get(left), ids.get(right)) {
+                    found.push((pair_of(left, right), id as u64));
                 }
             }
         }
-        found
     }
+    found
+}
 
-    fn table(found: &[(u64, u64)]) -> Self {
+/// Two ids as one number.
+#[inline]
+fn pair_of(left: u32, right: u32) -> u64 {
+    u64::from(left) << ID_BITS | u64::from(right)
+}
+
+/// Pairs of ids, each with the id that it merges into: open addressing, at most half full.
+struct PairTable {
+    /// Left id, right id and theirs together, 21 bits each: eight to a line of the processor's caches. FREE where there is none.
+    slots: Vec<u64>,
+    /// Eight bits for each slot, one of them set for each pair: what most pairs that are no token are told by, from far less memory.
+    bits: Vec<u64>,
+}
+
+const FREE: u64 = u64::MAX;
+
+impl PairTable {
+    fn new(found: &[(u64, u64)]) -> Self {
         let size = (2 * found.len()).next_power_of_two().max(2);
-        let mut merges = Merges { slots: memory::filled(size, FREE), bits: vec![0; size.div_ceil(8)] };
+        let mut table = PairTable { slots: memory::filled(size, FREE), bits: vec![0; size.div_ceil(8)] };
         for &(pair, id) in found {
             let hash = pieces::hash(pair.into());
-            let (word, bit) = merges.bit(hash);
-            merges.bits[word] |= bit;
-            let at = merges.place(pair, hash);
-            merges.slots[at] = pair << ID_BITS | id;
+            let (word, bit) = table.bit(hash);
+            table.bits[word] |= bit;
+            let at = table.place(pair, hash);
+            table.slots[at] = pair << ID_BITS | id;
         }
-        merges
+        table
     }
 
     /// Merges the two neighbours of lowest rank, of several the leftmost, and returns that rank; None where nothing merges.
-    pub fn merge_lowest(&self, ids: &mut Vec<u32>) -> Option<u32> {
+    fn merge_lowest(&self, ids: &mut Vec<u32>) -> Option<u32> {
         let ranks = ids.windows(2).zip(0..).map(|(pair, at)| (self.get(pair[0], pair[1]), at));
         let (rank, at) = ranks.min().filter(|&(rank, _)| rank != NONE)?;
         ids.splice(at..at + 2, [rank]);
         Some(rank)
-    }
-
-    #[inline]
-    fn pair(left: u32, right: u32) -> u64 {
-        u64::from(left) << ID_BITS | u64::from(right)
     }
 
     /// The word and the bit of `bits` that stand for a hash.
@@ -102,10 +141,10 @@ impl Merges {
         at
     }
 
-    /// NONE where they do not merge.
+    /// The id that two tokens merge into; NONE where they do not merge.
     #[inline]
-    pub fn get(&self, left: u32, right: u32) -> u32 {
-        let pair = Self::pair(left, right);
+    fn get(&self, left: u32, right: u32) -> u32 {
+        let pair = pair_of(left, right);
         let hash = pieces::hash(pair.into());
         let (word, bit) = self.bit(hash);
         if self.bits[word] & bit == 0 {
@@ -118,48 +157,26 @@ impl Merges {
     }
 }
 
-/// Vocabularies for tests.
-#[cfg(test)]
-pub mod samples {
-    use super::*;
-
-    pub fn alphabet() -> Vec<Vec<u8>> {
-        (0..=255).map(|byte| vec![byte]).collect()
-    }
-
-    /// The alphabet and parts of a text, characters cut or not, by where each starts and its length.
-    pub fn with_parts(corpus: &str, parts: Vec<(usize, usize)>) -> Vec<Vec<u8>> {
-        let mut tokens = alphabet();
-        for (start, length) in parts {
-            let part = &corpus.as_bytes()[start % corpus.len()..];
-            let part = part[..length.min(part.len())].to_vec();
-            if !tokens.contains(&part) {
-                tokens.push(part);
-            }
-        }
-        tokens
-    }
-
-    /// What tokens that begin with the alphabet merge by, and the ids of its bytes.
-    pub fn merges(tokens: &[Vec<u8>]) -> (Merges, [u32; 256]) {
-        let bytes = std::array::from_fn(|byte| byte as u32);
-        let ids = tokens.iter().map(Vec::as_slice).zip(0..).collect();
-        (Merges::new(tokens, &bytes, &ids), bytes)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::samples::alphabet;
     use proptest::prelude::*;
+
+    /// The merges of tokens that begin with the alphabet.
+    fn merges(tokens: &[Vec<u8>]) -> Merges {
+        let bytes = std::array::from_fn(|byte| byte as u32);
+        let ids = tokens.iter().map(Vec::as_slice).zip(0..).collect();
+        Merges::new(tokens, bytes, &ids)
+    }
 
     proptest! {
         #[test]
         fn a_token_comes_from_the_pair_that_merging_it_alone_ends_with(more in prop::collection::hash_set("[abc]{2,6}", 0..30)) {
-            let mut tokens = samples::alphabet();
+            let mut tokens = alphabet();
             tokens.extend(more.into_iter().map(String::into_bytes)); // in any order
             let ids: FxHashMap<&[u8], u32> = tokens.iter().map(Vec::as_slice).zip(0..).collect();
-            let (merges, _) = samples::merges(&tokens);
+            let merges = merges(&tokens);
             for (token, id) in tokens.iter().zip(0..).skip(256) {
                 let mut parts: Vec<&[u8]> = token.chunks(1).collect();
                 let mut last = None;

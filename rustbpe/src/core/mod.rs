@@ -1,197 +1,29 @@
-//! The work itself, without Python: split text into pieces, learn merges, encode, pack.
+//! Byte-level BPE without Python. A text passes through these modules in this order, which is also the order to read them in:
+//!
+//! 1. [`text`]: texts as Python stores them, and their UTF-8.
+//! 2. [`split`]: a text into pieces (pre-tokens), which no merge crosses.
+//! 3. [`pieces`]: short pieces as 128-bit numbers, hashed.
+//! 4. [`train`]: counts of pieces into the tokens of a vocabulary.
+//! 5. `merges`: the table of a vocabulary's merges, and `boundaries`: between which characters it never merges.
+//! 6. [`encode`]: pieces into token ids, and ids into bytes.
+//! 7. [`pack`]: documents of ids into rows of one length.
+//!
+//! Below them: [`error`], [`parallel`], [`id`], `unicode`, `bits`, and [`memory`], which has all of the core's `unsafe`.
+//! A module uses only those above it in this list and these, except that `split` cuts at `boundaries`.
 
-mod characters;
+mod bits;
+mod boundaries;
 pub mod encode;
+pub mod error;
+pub mod id;
 pub mod memory;
 mod merges;
 pub mod pack;
+pub mod parallel;
 pub mod pieces;
+#[cfg(test)]
+mod samples;
 pub mod split;
 pub mod text;
 pub mod train;
-mod window;
-
-use std::fmt;
-use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::mpsc::{RecvTimeoutError, channel};
-use std::thread;
-use std::time::Duration;
-
-use text::Text;
-
-/// What can go wrong. Nothing in this crate panics on bad input.
-#[derive(Debug)]
-pub enum Error {
-    /// The caller's input cannot be used; the text says why.
-    Invalid(String),
-    /// Text number `text` has no UTF-8: code point `at` of it is half of a surrogate pair.
-    Surrogate {
-        text: usize,
-        at: usize,
-        value: u32,
-    },
-    Io(std::io::Error),
-    /// The `Check` callback asked to stop.
-    Stopped,
-}
-
-impl fmt::Display for Error {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Error::Invalid(message) => f.write_str(message),
-            Error::Surrogate { text, at, value } => {
-                write!(f, "text {text} has no UTF-8: it holds a lone surrogate, '\\u{value:04x}' at character {at}")
-            }
-            Error::Io(error) => error.fmt(f),
-            Error::Stopped => f.write_str("stopped"),
-        }
-    }
-}
-
-impl std::error::Error for Error {}
-
-impl Error {
-    /// The same where there are `texts` more before those that it counts.
-    pub fn behind(self, texts: usize) -> Self {
-        match self {
-            Error::Surrogate { text, at, value } => Error::Surrogate { text: texts + text, at, value },
-            error => error,
-        }
-    }
-}
-
-impl From<std::io::Error> for Error {
-    fn from(error: std::io::Error) -> Self {
-        Error::Io(error)
-    }
-}
-
-pub type Result<T> = std::result::Result<T, Error>;
-
-/// Called now and then on the caller's own thread during long work; an error ends the work.
-pub type Check<'a> = dyn FnMut() -> Result<()> + Send + 'a;
-
-/// The number of threads to use; 0 asks for every core.
-pub fn thread_count(threads: usize) -> usize {
-    match threads {
-        0 => thread::available_parallelism().map_or(1, |n| n.get()),
-        n => n.min(1024),
-    }
-}
-
-/// Ranges of neighbouring parts of texts of about `length` each: large enough to be worth handing to a thread.
-pub fn group_by_length(parts: &[(Text, bool)], length: usize) -> Vec<Range<usize>> {
-    let mut groups = Vec::new();
-    let (mut start, mut size) = (0, 0);
-    for (i, (part, _)) in parts.iter().enumerate() {
-        size += part.length() + 1;
-        if size >= length {
-            groups.push(start..i + 1);
-            (start, size) = (i + 1, 0);
-        }
-    }
-    if start < parts.len() {
-        groups.push(start..parts.len());
-    }
-    groups
-}
-
-/// `work(state, job)` for each job in `0..jobs`, one thread for each state; results in the order of the jobs.
-///
-/// The calling thread only waits and calls `check`, because Python delivers signals to its main thread alone.
-/// After the first error no further job is started.
-pub fn parallel<S: Send, T: Send>(
-    states: &mut [S],
-    jobs: usize,
-    check: &mut Check,
-    work: impl Fn(&mut S, usize) -> Result<T> + Sync,
-) -> Result<Vec<T>> {
-    let alone = states.len() == 1 || jobs <= 1;
-    if let (Some(state), true) = (states.first_mut(), alone) {
-        let mut results = Vec::with_capacity(jobs);
-        for job in 0..jobs {
-            check()?;
-            results.push(work(state, job)?);
-        }
-        return Ok(results);
-    }
-    let next = AtomicUsize::new(0);
-    let stop = AtomicBool::new(false);
-    let mut results: Vec<Option<T>> = (0..jobs).map(|_| None).collect();
-    thread::scope(|scope| {
-        let (sender, receiver) = channel();
-        let mut failure = None;
-        for state in states.iter_mut().take(jobs) {
-            let (sender, next, stop, work) = (sender.clone(), &next, &stop, &work);
-            let worker = move || {
-                while !stop.load(Ordering::Relaxed) {
-                    let job = next.fetch_add(1, Ordering::Relaxed);
-                    if job >= jobs || sender.send((job, work(state, job))).is_err() {
-                        break;
-                    }
-                }
-            };
-            if let Err(error) = thread::Builder::new().spawn_scoped(scope, worker) {
-                failure = Some(Error::Io(error));
-                break;
-            }
-        }
-        drop(sender);
-        loop {
-            match receiver.recv_timeout(Duration::from_millis(50)) {
-                Ok((job, Ok(result))) => results[job] = Some(result),
-                Ok((_, Err(error))) => failure = failure.or(Some(error)),
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => break,
-            }
-            if failure.is_none() {
-                failure = check().err();
-            }
-            if failure.is_some() {
-                stop.store(true, Ordering::Relaxed);
-            }
-        }
-        failure.map_or(Ok(()), Err)
-    })?;
-    Ok(results.into_iter().flatten().collect())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn results_keep_the_order_of_the_jobs() {
-        for threads in [1, 2, 5] {
-            let mut states = vec![(); threads];
-            let squares = parallel(&mut states, 100, &mut || Ok(()), |_, job| Ok(job * job)).unwrap();
-            assert_eq!(squares, (0..100).map(|job| job * job).collect::<Vec<_>>());
-        }
-        assert!(parallel(&mut [(); 2], 0, &mut || Ok(()), |_, _| Ok(())).unwrap().is_empty());
-    }
-
-    #[test]
-    fn an_error_or_the_check_ends_the_work() {
-        for threads in [1, 3] {
-            let mut states = vec![(); threads];
-            let fail = |_: &mut (), job| {
-                if job == 7 { Err(Error::Invalid("seven".into())) } else { Ok(()) }
-            };
-            let error = parallel(&mut states, 1000, &mut || Ok(()), fail).unwrap_err();
-            assert_eq!(error.to_string(), "seven");
-            let stopped = parallel(&mut states, 1000, &mut || Err(Error::Stopped), |_, _| Ok(()));
-            assert!(matches!(stopped, Err(Error::Stopped)));
-        }
-    }
-
-    #[test]
-    fn groups_cover_every_text_once() {
-        let texts = ["", "abc", "", "defgh", "i"].map(|text| (text.into(), true));
-        for length in [1, 4, 1000] {
-            let groups = group_by_length(&texts, length);
-            assert_eq!(groups.into_iter().flatten().collect::<Vec<_>>(), vec![0, 1, 2, 3, 4]);
-        }
-        assert!(group_by_length(&[], 10).is_empty());
-    }
-}
+mod unicode;

@@ -1,5 +1,7 @@
 """The embedded corpus: its tables, its determinism, and that what is held out is nowhere in what is trained on."""
 
+import dataclasses
+import hashlib
 import re
 from collections import Counter
 from itertools import islice
@@ -9,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanochat.data.embedded import corpus, skills, tables
+from nanochat.data.shards import texts, write_manifest
 from nanochat.generate.tools import calculate
-from nanochat.tokenizer.tokenizer import validate_conversation
+from nanochat.tokenizer.conversation import validate_conversation
 
 
 @pytest.fixture(scope="module")
@@ -192,3 +195,32 @@ def test_build_writes_the_dataset_once(base):
     assert sum(shard.documents for shard in dataset.training) == corpus.DOCUMENTS
     assert dataset.validation.documents > 500
     assert dataset.validation not in dataset.training
+
+
+def test_the_version_stands_for_this_text(base):
+    """Whoever changes the text must raise VERSION, so that it is made anew where an older one lies, and then both figures here."""
+    dataset = corpus.build()
+    digest = hashlib.sha256()
+    for shard in (*dataset.training, dataset.validation):
+        for batch in texts(shard):
+            digest.update("".join(f"{text}\0" for text in batch).encode())
+    assert (corpus.VERSION, digest.hexdigest()) == (1, "de1239352e44f7c27d0a7144e7311f13d9df8dfae2bf3f68a5ea7140779a8e84")
+    assert dataset.text_bytes == corpus.TEXT_BYTES
+
+
+@pytest.mark.parametrize(
+    ("source", "kept"),
+    [
+        ("nanochat/data/corpus.py, version 54c9809e, seed 0", True),  # the first releases named the same text so
+        ("nanochat/data/corpus.py, version 00000000, seed 0", False),
+    ],
+)
+def test_a_text_of_an_earlier_release(base, source, kept):
+    made = corpus.build()
+    write_manifest(dataclasses.replace(made, source=source))
+    inode = made.training[0].path.stat().st_ino
+    stamp = made.training[0].path.stat().st_mtime_ns
+    found = corpus.build()
+    same = (found.training[0].path.stat().st_ino, found.training[0].path.stat().st_mtime_ns) == (inode, stamp)
+    assert same == kept and found.source == (source if kept else made.source)
+    assert found.training == made.training and found.validation == made.validation

@@ -6,8 +6,9 @@ import pytest
 
 from nanochat.data.embedded import identity
 from nanochat.data.embedded.identity import conversations, read_identity, write_conversations
-from nanochat.data.text.documents import conversation_fault, read_conversations
+from nanochat.data.text.documents import read_conversations
 from nanochat.errors import DataError
+from nanochat.tokenizer.conversation import conversation_fault
 
 FULL = """
 name = {en = "Formosa", zh-TW = "福爾摩沙"}
@@ -26,7 +27,7 @@ def written(tmp_path: Path, text: str) -> Path:
 def test_conversations_in_both_languages(tmp_path: Path) -> None:
     talks = conversations(read_identity(written(tmp_path, FULL)))
     assert len(talks) == identity.COUNT == len({str(talk) for talk in talks})
-    assert all(conversation_fault(talk) is None for talk in talks)
+    assert all(conversation_fault(talk, answered=True) is None for talk in talks)
     said = " ".join(message["content"] for talk in talks for message in talk)
     for words in ("I am Formosa", "林美華 made me", "我是福爾摩沙", "是林美華訓練我的", "patient and curious", "有耐心和好奇", "繁體中文"):
         assert words in said, words

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from nanochat.data.text import summary
 from nanochat.data.text.documents import import_texts
 from nanochat.data.text.summary import Summary, conversations_line, script_of, suits, wanted
-from nanochat.model.scaling import GPTConfig, count_parameters
+from nanochat.model.scaling import BEST_RATIO, MAXIMUM_EPOCHS, GPTConfig, count_parameters
 
 
 def of(*texts: str) -> Summary:
@@ -49,8 +48,8 @@ def test_the_depth_that_a_text_suits() -> None:
     assert suits(1000) == 0 and suits(10**7) >= 2 and suits(10**10) > 12
     for depth in (2, 6, 12):
         matrices = count_parameters(GPTConfig(depth, 64 * depth, depth // 2 or 1, depth // 2 or 1, 128, 512, 256))["matrices"]
-        assert wanted(depth) == pytest.approx(summary.RATIO * matrices, rel=0.01)
-        assert suits(int(wanted(depth) / summary.EPOCHS) + 1) == depth
+        assert wanted(depth) == pytest.approx(BEST_RATIO * matrices, rel=0.01)
+        assert suits(int(wanted(depth) / MAXIMUM_EPOCHS) + 1) == depth
 
 
 def test_it_is_said_before_anything_else(base: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,127 @@
+"""The conversations of a run's fine-tuning: the user's, those of public sets, or the embedded ones; and the user's identity."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from nanochat.config import Config
+from nanochat.console import log
+from nanochat.data import conversations
+from nanochat.data.embedded import corpus, identity
+from nanochat.data.published import sets
+from nanochat.data.published.shards import is_hub_name
+from nanochat.data.shards import sha256
+from nanochat.data.text.documents import read_conversations
+from nanochat.data.text.summary import conversations_line
+from nanochat.errors import DataError
+from nanochat.tokenizer.conversation import Conversation
+
+
+class ConversationSource:
+    """Where the conversations come from; this one has none but those about the user's identity, where there is one."""
+
+    sets: Sequence[str] = ()  # the published sets that it needs
+
+    def __init__(self, config: Config):
+        self.seed = config.seed
+        self.identity = Path(config.identity) if config.identity else None
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to fine-tune on."""
+        return self.identity is None
+
+    def missing(self) -> dict[str, int]:
+        """What is still to be downloaded, for people to read -> about how many bytes. No network."""
+        return {f"the conversations of {name}": sets.set_bytes(name) for name in self.sets if not sets.has_set(name)}
+
+    def fetch(self, check: bool = False) -> None:
+        """Download what is missing; with `check` every file of a set is hashed again. Raises DataError."""
+        for name in self.sets:
+            sets.ensure_set(name, check)
+
+    def inspect(self) -> str:
+        """Read what the user has chosen and say what it is; returns its hash, "" where all is by default. Raises DataError."""
+        if self.identity:
+            who = identity.read_identity(self.identity)
+            log(f"identity: {' / '.join(dict.fromkeys(who.name.values()))}, in {', '.join(who.languages)}")
+        return " ".join(sha256(path) for path in (*self._chosen(), *filter(None, [self.identity])))
+
+    def load(self) -> Sequence[Conversation]:
+        """All conversations; what is missing is downloaded. Raises DataError."""
+        found = self._read()
+        return conversations.with_identity(found, self.identity, self.seed) if self.identity else found
+
+    def _chosen(self) -> list[Path]:
+        """The files of conversations that the user has chosen, looked through."""
+        return []
+
+    def _read(self) -> Sequence[Conversation]:
+        """All but the user's identity."""
+        return []
+
+
+class UserFile(ConversationSource):
+    """--chat-data FILE"""
+
+    empty = False
+
+    def __init__(self, config: Config):
+        super().__init__(config)
+        self.path = Path(config.chat_data)
+
+    def _chosen(self) -> list[Path]:
+        log(conversations_line(self._read()))
+        return [self.path]
+
+    def _read(self) -> Sequence[Conversation]:
+        return read_conversations(self.path)
+
+
+class PublicSet(ConversationSource):
+    """--chat-data hf:OWNER/NAME"""
+
+    empty = False
+
+    def __init__(self, config: Config):
+        super().__init__(config)
+        self.sets = [config.chat_data]
+
+    def _chosen(self) -> list[Path]:
+        return sets.ensure_task(self.sets[0])
+
+    def _read(self) -> Sequence[Conversation]:
+        return conversations.conversations(self.sets[0])
+
+
+class PublicMixture(ConversationSource):
+    """karpathy/nanochat's mixture; a trial needs some conversations, not a gigabyte of them."""
+
+    empty = False
+
+    def __init__(self, config: Config):
+        super().__init__(config)
+        names = ["identity"] if config.trial else list(conversations.MIXTURE)
+        names = [name for name in names if not (name == "identity" and self.identity)]  # the user's instead of the published one
+        self.sets = names if config.sft_iterations else []
+
+    def _read(self) -> Sequence[Conversation]:
+        try:
+            return conversations.mixture(self.sets, self.seed)
+        except DataError as error:
+            raise DataError(error.message, f"{error.hint}; or pretrain alone: --stage=base") from error
+
+
+class EmbeddedConversations(ConversationSource):
+    """The embedded corpus's, without those about its own identity where the user has another."""
+
+    empty = False
+
+    def _read(self) -> Sequence[Conversation]:
+        return corpus.conversations(identity=self.identity is None)
+
+
+def conversation_source(config: Config, default: type[ConversationSource]) -> ConversationSource:
+    """The conversations that `config` asks for, `default` (the text's own) where the user has named none."""
+    if not config.chat_data:
+        return default(config)
+    return PublicSet(config) if is_hub_name(config.chat_data) else UserFile(config)

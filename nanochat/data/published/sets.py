@@ -1,0 +1,187 @@
+"""What a run needs beside its text: the sets for fine-tuning and for evaluation, the identity conversations.
+
+What is already there, put by this module or by hand, is not fetched again.
+"""
+
+import contextlib
+import dataclasses
+import json
+from pathlib import Path
+
+from nanochat.console import log
+from nanochat.data.published.shards import origin
+from nanochat.data.text.documents import read_conversations
+from nanochat.errors import DataError
+from nanochat.hub import addresses as hub
+from nanochat.hub.addresses import Remote, list_files
+from nanochat.hub.assets import BUNDLE, BUNDLE_BYTES, asset_url, ensure_bundle, has_bundle
+from nanochat.hub.download import fetch_all, require_space
+from nanochat.hub.transfer import fetch
+from nanochat.paths import atomic_write_json, base_dir, dataset_dir, locked, sha256
+
+IDENTITY = "identity_conversations.jsonl"
+SEE_CARD = "see the dataset's card"
+INDEX = "files.json"  # in a set's folder: what is there, from where, under which licence
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A set for fine-tuning or evaluation: the files of `repo` whose path begins with `prefix`."""
+
+    repo: str
+    prefix: str
+    licence: str = SEE_CARD
+
+
+TASKS = {
+    "smol-smoltalk": Task("HuggingFaceTB/smol-smoltalk", "data/train-", "Apache 2.0"),
+    "mmlu": Task("cais/mmlu", "auxiliary_train/", "MIT"),
+    "gsm8k": Task("openai/gsm8k", "main/train-", "MIT"),
+}
+TESTS = {  # nothing is ever trained on these
+    "arc-easy-test": Task("allenai/ai2_arc", "ARC-Easy/test-", "CC BY-SA 4.0"),
+    "arc-challenge-test": Task("allenai/ai2_arc", "ARC-Challenge/test-", "CC BY-SA 4.0"),
+    "mmlu-test": Task("cais/mmlu", "all/test-", "MIT"),
+    "gsm8k-test": Task("openai/gsm8k", "main/test-", "MIT"),
+}
+# Of each set's files, about.
+SET_BYTES = {"smol-smoltalk": 900_000_000, "mmlu": 50_000_000, "gsm8k": 3_000_000, "identity": 2_500_000}
+OTHER_SET_BYTES = 500_000_000
+TEST_BYTES = {"arc-easy-test": 350_000, "arc-challenge-test": 210_000, "mmlu-test": 3_500_000, "gsm8k-test": 420_000}
+
+
+def task_of(name: str) -> Task:
+    """The set `name`: one of TASKS or TESTS, or hf:OWNER/NAME, a public set of conversations (its parquet files, column `messages`)."""
+    known = TASKS | TESTS
+    if name in known:
+        return known[name]
+    return Task(origin(name).repo, "")
+
+
+def task_folder(name: str) -> Path:
+    """Where a set's files lie."""
+    return dataset_dir("tasks") / name.replace(":", "--").replace("/", "--")
+
+
+def identity_path() -> Path:
+    """Where the identity conversations lie, or will."""
+    return base_dir() / IDENTITY
+
+
+def has_identity() -> bool:
+    """Whether the identity conversations are there."""
+    return identity_path().is_file() and identity_path().stat().st_size > 0
+
+
+def ensure_identity() -> Path:
+    """The identity conversations: identity_conversations.jsonl in the data directory, fetched where it is not there. Raises DataError."""
+    path = identity_path()
+    if has_identity():
+        return path
+    url = asset_url(IDENTITY)
+    log(f"fetching {url}")
+    log("warning: no hash is published for it: it is checked by size alone")
+    try:
+        with locked(dataset_dir("tasks") / ".lock", "another download"):
+            if not has_identity():
+                fetch(Remote(url, IDENTITY), path.parent)
+        read_conversations(path)
+    except DataError as error:
+        path.unlink(missing_ok=True)
+        raise DataError(error.message, error.hint or f"run again, or put the file at {path} (NANOCHAT_ASSET_URL names a mirror)") from error
+    return path
+
+
+def task_files(name: str) -> list[Path]:
+    """The parquet files of a set that are there and whole, by its index or put there by hand; [] where it has to be fetched."""
+    folder = task_folder(name)
+    index = folder / INDEX
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        sizes = {folder / file: entry["bytes"] for file, entry in json.loads(index.read_text(encoding="utf-8"))["files"].items()}
+        if sizes and all(path.stat().st_size == size for path, size in sizes.items()):
+            return sorted(sizes)
+    return [] if index.exists() else sorted(folder.glob("*.parquet"))
+
+
+def ensure_task(name: str) -> list[Path]:
+    """The parquet files of a set, in data/tasks/<name>/: fetched, or used as somebody put them there. Raises DataError."""
+    task, folder = task_of(name), task_folder(name)
+    if found := task_files(name):
+        if not (folder / INDEX).exists():
+            log(f"{name}: using the {len(found)} file(s) found in {folder}")
+        return found
+    try:
+        with locked(folder / ".lock", "another download"):
+            if not task_files(name):
+                _fetch_task(name, task, folder)
+    except DataError as error:
+        raise DataError(
+            error.message, error.hint or f"run again, or put its parquet files into {folder} (HF_ENDPOINT names a mirror)"
+        ) from error
+    return task_files(name)
+
+
+def _fetch_task(name: str, task: Task, folder: Path) -> None:
+    def listed() -> dict[str, Remote]:
+        prefix = task.prefix.replace("/", "__")
+        found = [remote for remote in list_files(task.repo) if remote.name.startswith(prefix) and remote.name.endswith(".parquet")]
+        if not task.prefix:  # a set that marks its parts is not to be learned with its test part
+            found = [remote for remote in found if "train" in remote.name] or found
+        return {remote.name: remote for remote in found}
+
+    files = listed()
+    known = hub.licence(task.repo) if task.licence == SEE_CARD else task.licence
+    log(f"{name}: fetching {len(files)} file(s) (licence: {known})")
+    if not files:
+        raise DataError(f"{task.repo} has no parquet file whose name begins with {task.prefix}")
+    found: dict[Path, str] = {}
+    fetch_all(f"downloading {name}", list(files.values()), folder, found.__setitem__, lambda remote: listed().get(remote.name, remote))
+    entries = {path.name: {"bytes": path.stat().st_size, "sha256": digest} for path, digest in sorted(found.items())}
+    atomic_write_json(folder / INDEX, {"source": f"{task.repo} (Hugging Face)", "licence": known, "files": entries})
+
+
+def verify_task(name: str) -> None:
+    """Hash a set's files again. Raises DataError where one is not what was fetched; nothing where it was put there by hand."""
+    folder = task_folder(name)
+    if not (folder / INDEX).exists():
+        return
+    for file, entry in json.loads((folder / INDEX).read_text(encoding="utf-8"))["files"].items():
+        if sha256(folder / file) != entry["sha256"]:
+            raise DataError(f"{folder / file} is corrupt: its hash is not the one in {INDEX}", f"remove {folder} and run again")
+
+
+# --- for a plan, and before it runs
+
+
+def set_bytes(name: str) -> int:
+    """About how many bytes a set for fine-tuning has."""
+    return SET_BYTES.get(name, OTHER_SET_BYTES)
+
+
+def has_set(name: str) -> bool:
+    """Whether a set for fine-tuning, or the identity conversations, are there. No network."""
+    return has_identity() if name == "identity" else bool(task_files(name))
+
+
+def ensure_set(name: str, check: bool = False) -> None:
+    """Fetch a set for fine-tuning, or the identity conversations, where it is not there; with `check` hashed again. Raises DataError."""
+    if name == "identity":
+        ensure_identity()
+        return
+    ensure_task(name)
+    if check:
+        verify_task(name)
+
+
+def missing_tasks() -> dict[str, int]:
+    """What is still lacking of CORE and the chat tasks -> about how many bytes. No network."""
+    bundle = {} if has_bundle() else {BUNDLE: BUNDLE_BYTES}
+    return bundle | {name: size for name, size in TEST_BYTES.items() if not task_files(name)}
+
+
+def fetch_tasks(check: bool = False) -> list[Path]:
+    """Bring the evaluation bundle and the chat tasks' questions; with `check` hashed again. Their folders. Raises DataError."""
+    require_space("this download", sum(missing_tasks().values()), base_dir())
+    for name in TEST_BYTES:
+        ensure_set(name, check)
+    return [ensure_bundle(), *map(task_folder, TEST_BYTES)]

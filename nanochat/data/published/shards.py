@@ -1,0 +1,236 @@
+"""Pretraining shards from a hub: which are there, which are missing, and the manifest that names them.
+
+What is already there, put by this module or by hand, is not fetched again. How a file is fetched is transfer.py's.
+"""
+
+import contextlib
+import dataclasses
+import re
+from pathlib import Path
+
+from nanochat.console import Progress, log
+from nanochat.data.shards import COLUMN, MANIFEST, Dataset, Shard, damage, inspect, link_shards, read_manifest, shard_name, write_manifest
+from nanochat.errors import DataError, UsageError
+from nanochat.hub import addresses as hub
+from nanochat.hub.addresses import NotListed, Remote, endpoint, list_files
+from nanochat.hub.download import fetch_all
+from nanochat.paths import base_dir, dataset_dir, disk_error, locked
+
+NON_COMMERCIAL = "CC BY-NC 4.0 (not for commercial use)"
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """Where a dataset comes from. `last` is the index of its validation shard where its files are shard_00000.parquet and so on."""
+
+    name: str
+    repo: str
+    folder: str  # under data/
+    licence: str
+    last: int | None = None
+    upstream: str = ""  # the folder of the data directory where karpathy/nanochat keeps the same shards
+    column: str = ""  # that holds the text; "": found
+
+
+KNOWN = {
+    "climbmix": Origin("climbmix", "karpathy/climbmix-400b-shuffle", "climbmix", NON_COMMERCIAL, 6542, "base_data_climbmix"),
+    "fineweb-edu": Origin("fineweb-edu", "karpathy/fineweb-edu-100b-shuffle", "fineweb-edu", "ODC-By 1.0", 1822, "base_data"),
+}
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether `name` is hf:OWNER/NAME, a repository of the hub, and no path and no name of ours."""
+    return name.startswith("hf:")
+
+
+def origin(dataset: str) -> Origin:
+    """The origin of climbmix, fineweb-edu, hf:OWNER/NAME or hf:OWNER/NAME:COLUMN. Raises UsageError for another name."""
+    if dataset in KNOWN:
+        return KNOWN[dataset]
+    if found := re.fullmatch(r"hf:([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?::([\w.-]+))?", dataset):
+        repo, column = found[1], found[2] or ""
+        return Origin(dataset, repo, dataset.replace(":", "--").replace("/", "--"), hub.UNKNOWN_LICENCE, column=column)
+    raise UsageError(f"no dataset {dataset!r} can be downloaded", f"one of: {', '.join(KNOWN)}, hf:OWNER/NAME, hf:OWNER/NAME:COLUMN")
+
+
+def have_shards(dataset: str) -> list[str]:
+    """Names of the shards of a published dataset that lie in its folder, whole by their size where the manifest names it; no network."""
+    folder = dataset_dir(origin(dataset).folder)
+    listed: dict[str, Shard] = {}
+    with contextlib.suppress(DataError):
+        manifest = read_manifest(folder)
+        listed = {shard.path.name: shard for shard in (*manifest.training, manifest.validation)}
+    return sorted(path.name for path in folder.glob("*.parquet") if path.name not in listed or not damage(listed[path.name]))
+
+
+# --- shards
+
+
+def ensure_shards(dataset: str, training: int) -> Dataset:
+    """`dataset` with its first `training` training shards and its validation shard, fetched where they are not there.
+
+    Needs no network when enough is there; shards put there by hand are adopted. Raises UsageError for an unknown
+    dataset or more shards than there are, DataError where the download fails for good, PreflightError for the disk.
+    """
+    if training < 1:
+        raise UsageError(f"{training} training shards are not possible", "ask for one at least")
+    where = origin(dataset)
+    if where.last is not None and training > where.last:
+        raise UsageError(f"{dataset} has {where.last} training shards, not {training}", f"ask for {where.last} at most")
+    folder = dataset_dir(where.folder)
+    have, validation = _on_disk(where, folder, training)
+    if validation not in have or len(have) <= training:
+        with locked(folder / ".lock", f"another download of {dataset}"):
+            have, validation = _on_disk(where, folder, training)  # the other may have brought it all
+            validation = _complete(where, folder, training, have, validation)
+    assert validation is not None
+    return _manifest_of(where, folder, have, validation).first(training)
+
+
+def _complete(where: Origin, folder: Path, training: int, have: dict[str, Shard], validation: str | None) -> str:
+    """Fetch what is missing into `have`; returns the validation shard's name."""
+    listing = _Listing(where)
+    try:
+        validation = validation or listing.validation()
+        missing = [name for name in (validation,) if name not in have]
+        lacking = training - sum(name != validation for name in have)
+        if lacking > 0:
+            missing += listing.next_training(lacking, {*have, validation})
+        if missing:
+            _fetch_shards(where, folder, listing, missing, have, validation)
+        return validation
+    except DataError as error:
+        spare = f"; with the {len(have)} shards that are there, --shards {len(have) - 1} needs no network" if len(have) > 1 else ""
+        command = f"python -m nanochat.dataset --dataset {where.name} -n {training}"
+        raise DataError(error.message, error.hint or f"run again: {command} (HF_ENDPOINT names a mirror){spare}") from error
+
+
+def _on_disk(where: Origin, folder: Path, training: int) -> tuple[dict[str, Shard], str | None]:
+    """The good shards in `folder` by name, and the validation shard's name if that is settled. New ones are hashed."""
+    if where.upstream and not any(folder.glob("*.parquet")) and (count := link_shards(folder, base_dir() / where.upstream)):
+        log(f"{where.name}: {count} shards adopted from {base_dir() / where.upstream}")
+    listed: dict[str, Shard] = {}
+    validation = None
+    if (folder / MANIFEST).exists():
+        try:
+            manifest = read_manifest(folder)
+            listed = {shard.path.name: shard for shard in (*manifest.training, manifest.validation)}
+            validation = manifest.validation.path.name
+        except DataError as error:
+            log(f"{error.message}: it is written anew")
+    have, changed = {}, False
+    for name, shard in listed.items():
+        if wrong := damage(shard):
+            log(f"{wrong}: it is fetched again")
+            changed = True
+        else:
+            have[name] = shard
+    strangers = sorted(path for path in folder.glob("*.parquet") if path.name not in listed)
+    if strangers:
+        with Progress(
+            f"hashing {len(strangers)} shards found in {folder}", sum(path.stat().st_size for path in strangers), "B"
+        ) as progress:
+            for path in strangers:
+                try:
+                    have[path.name] = inspect(path, progress=progress, column=where.column)
+                    changed = True
+                except DataError as error:
+                    log(f"{error.message}: not used")
+    official = shard_name(where.last) if where.last is not None else None
+    if validation is None and official in have:
+        validation = official
+    elif validation is None and len(have) > training:
+        validation = max(have)
+        log(f"{folder}: {validation} is kept for validation and not trained on" + (f" ({official} is not there)" if official else ""))
+    validation = validation or official
+    if changed and validation in have and len(have) > 1:
+        _manifest_of(where, folder, have, validation)
+    return have, validation
+
+
+def _manifest_of(where: Origin, folder: Path, have: dict[str, Shard], validation: str) -> Dataset:
+    """Write the manifest of `have` where it says something new, and return its dataset: training shards in the order of their names."""
+    training = tuple(have[name] for name in sorted(have) if name != validation)
+    licence = where.licence
+    with contextlib.suppress(DataError):
+        licence = read_manifest(folder).licence if licence == hub.UNKNOWN_LICENCE else licence
+    dataset = Dataset(where.name, folder, f"{where.repo} (Hugging Face)", licence, training, have[validation])
+    with contextlib.suppress(DataError):
+        if read_manifest(folder) == dataset:
+            return dataset
+    try:
+        write_manifest(dataset)
+    except OSError as error:
+        raise disk_error(error, f"writing the manifest of {where.name}") from error
+    return dataset
+
+
+class _Listing:
+    """The files of an origin, listed by the hub when first needed."""
+
+    def __init__(self, where: Origin):
+        self.where = where
+        self._files: dict[str, Remote] | None = None
+
+    def files(self) -> dict[str, Remote]:
+        """Name -> Remote of every parquet file, in order. A known dataset can do without the hub's list, but then has no hashes."""
+        if self._files is None:
+            try:
+                found = list_files(self.where.repo, recursive=self.where.last is None)
+                names = {remote.name: remote for remote in sorted(found, key=lambda found: found.name) if remote.name.endswith(".parquet")}
+                # A set that marks its parts is not to be trained on its test part.
+                self._files = {name: remote for name, remote in names.items() if "train" in name} or names
+            except NotListed as error:
+                if self.where.last is None:
+                    raise
+                log(f"{self.where.name}: the list of files is not to be had ({error.message}); files are checked by size only")
+                self._files = {}
+        return self._files
+
+    def validation(self) -> str:
+        names = list(self.files())
+        if len(names) < 2:
+            raise DataError(
+                f"{self.where.repo} holds {len(names)} parquet file(s): one to train on and one for validation are needed",
+                "choose another dataset, or download that file and give it as --data",
+            )
+        log(f"{self.where.name}: {names[-1]}, its last file, is kept for validation and not trained on")
+        return names[-1]
+
+    def next_training(self, count: int, taken: set[str]) -> list[str]:
+        """The first `count` names that are not `taken`. Raises UsageError where there are not so many."""
+        names = list(self.files()) if self.where.last is None else [shard_name(index) for index in range(self.where.last)]
+        free = [name for name in names if name not in taken]
+        if len(free) < count:
+            most = len(set(names) | taken) - 1
+            raise UsageError(f"{self.where.name} has {most} training shards", f"ask for {most} at most")
+        return free[:count]
+
+    def file(self, name: str) -> Remote:
+        return self.files().get(name) or hub.remote(self.where.repo, name)
+
+    def again(self, remote: Remote) -> Remote:
+        """The file as the hub lists it by now."""
+        self._files = None
+        return self.file(remote.name)
+
+
+def _fetch_shards(where: Origin, folder: Path, listing: _Listing, names: list[str], have: dict[str, Shard], validation: str) -> None:
+    """Fetch files, several at once, into `have`; the manifest grows with each. Raises the first failure when all have stopped."""
+    files = [listing.file(name) for name in names]
+    if where.licence == hub.UNKNOWN_LICENCE:
+        where = dataclasses.replace(where, licence=hub.licence(where.repo))
+    log(f"{where.name}: fetching {len(files)} shard(s) from {endpoint()} (licence: {where.licence})")
+    unhashed = [remote.name for remote in files if not remote.sha256]
+    if unhashed:
+        log(f"warning: no hash is published for {len(unhashed)} of them (such as {unhashed[0]}): they are checked by size alone")
+
+    def done(path: Path, digest: str) -> None:
+        shard = inspect(path, digest, column=where.column)
+        if not where.column and shard.column != COLUMN:
+            log(f"{path.name}: the text is taken from its column {shard.column!r}")
+        have[path.name] = shard
+        if validation in have and len(have) > 1:
+            _manifest_of(where, folder, have, validation)
+
+    fetch_all(f"downloading {where.name}", files, folder, done, listing.again)

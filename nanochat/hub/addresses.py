@@ -1,0 +1,245 @@
+"""A Hugging Face hub or a plain web server: its addresses and mirrors, what it lists, and one request with its retries.
+
+HF_ENDPOINT names the hub, NANOCHAT_MIRRORS further ones (with commas) that are asked where it fails, HF_TOKEN a token for
+what is private. Proxies are those of the environment (HTTPS_PROXY and the like).
+"""
+
+import dataclasses
+import email.utils
+import os
+import random
+import re
+import time
+import urllib.parse
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from nanochat.console import log
+from nanochat.errors import DataError
+
+ENDPOINT = "https://huggingface.co"  # HF_ENDPOINT replaces it
+ATTEMPTS = 6  # in a row that bring nothing, for each file and each page
+FIRST_WAIT = 1.0  # seconds before the second attempt; doubled for each further one ...
+LONGEST_BACKOFF = 60.0  # ... up to this
+LONGEST_WAIT = 300.0  # seconds that a server's Retry-After is honoured
+TIMEOUT = (15.0, 60.0)  # seconds to connect, and without a byte
+UNKNOWN_LICENCE = "unknown: see the dataset's card"
+
+Result = TypeVar("Result")
+
+
+@dataclasses.dataclass(frozen=True)
+class Remote:
+    """A file to fetch; size in bytes and SHA-256 where they are published. `name` is its plain name here; `mirrors` have it too."""
+
+    url: str
+    name: str
+    size: int | None = None
+    sha256: str | None = None
+    mirrors: tuple[str, ...] = ()
+
+
+class NotListed(DataError):
+    """The server has no list of the dataset's files, or none that can be understood."""
+
+
+class TransientError(Exception):
+    """A failure that may pass; `wait` is what the server asked for, in seconds."""
+
+    def __init__(self, why: str, wait: float | None = None):
+        super().__init__(why)
+        self.wait = wait
+
+
+# --- addresses and lists
+
+
+def endpoint() -> str:
+    """The hub's address: HF_ENDPOINT, else the public one."""
+    return (os.environ.get("HF_ENDPOINT") or ENDPOINT).rstrip("/")
+
+
+def mirrors() -> list[str]:
+    """The hub and its mirrors, in the order in which they are asked."""
+    further = [address.strip().rstrip("/") for address in os.environ.get("NANOCHAT_MIRRORS", "").split(",")]
+    return list(dict.fromkeys([endpoint(), *filter(None, further)]))
+
+
+def remote(repo: str, path: str, size: int | None = None, sha256: str | None = None) -> Remote:
+    """A dataset's file, at the hub and at each mirror; a/b.parquet gets the plain name a__b.parquet."""
+    addresses = [f"{place}/datasets/{repo}/resolve/main/{urllib.parse.quote(path)}" for place in mirrors()]
+    return Remote(addresses[0], path.replace("/", "__"), size, sha256, tuple(addresses[1:]))
+
+
+def list_files(repo: str, recursive: bool = True) -> list[Remote]:
+    """Every file of a dataset, from all pages of the hub's tree; a mirror's where the hub has none.
+
+    Raises NotListed where the servers refuse or answer nonsense, DataError where none can be reached or a name is unsafe.
+    """
+    query = f"/api/datasets/{repo}/tree/main" + ("?recursive=true" if recursive else "")
+    return _first_that_answers(query, lambda url, attempts: _tree(repo, url, attempts))
+
+
+def licence(repo: str) -> str:
+    """The licence that a dataset's card names, for people to read; UNKNOWN_LICENCE where it names none."""
+    try:
+        card = _first_that_answers(f"/api/datasets/{repo}", lambda url, attempts: retry(url, lambda: _json(url), attempts))
+    except DataError:
+        return UNKNOWN_LICENCE
+    data = card.get("cardData") if isinstance(card, dict) else None
+    named = data.get("license") if isinstance(data, dict) else None
+    text = ", ".join(map(str, named)) if isinstance(named, list) else named
+    return text if isinstance(text, str) and text.isprintable() and 0 < len(text) < 200 else UNKNOWN_LICENCE
+
+
+def _first_that_answers(query: str, ask: Callable[[str, int], Result]) -> Result:
+    """The answer of the first place to give one; the hub's own error where none does."""
+    places = mirrors()
+    first: DataError | None = None
+    for place in places:
+        try:
+            return ask(place + query, ATTEMPTS if place == places[-1] else 2)
+        except DataError as error:
+            if place != places[-1]:
+                log(f"{error.message}: asking the next mirror")
+            first = first or error
+    assert first is not None
+    raise first
+
+
+def _tree(repo: str, url: str, attempts: int) -> list[Remote]:
+    found: list[Remote] = []
+    seen: set[str] = set()
+    while url and url not in seen:
+        seen.add(url)
+        entries, following = retry(url, lambda url=url: _page(url), attempts)  # type: ignore[misc]
+        found += [_listed(repo, entry) for entry in entries if entry.get("type") == "file"]
+        url = urllib.parse.urljoin(url, following) if following else ""
+    return found
+
+
+def _page(url: str) -> tuple[list[dict[str, Any]], str]:
+    """One page of the tree: its entries, and the address of the next page or ""."""
+    links: dict[str, Any] = {}
+    entries = _json(url, links)
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) and isinstance(entry.get("path"), str) for entry in entries):
+        raise NotListed(f"{url} does not answer as the hub does: no list of files")
+    return entries, links.get("next", {}).get("url", "")
+
+
+def _json(url: str, links: dict[str, Any] | None = None) -> Any:
+    """The JSON at `url`; its Link headers are put into `links`."""
+    import requests
+
+    try:
+        with get(url) as response:
+            if links is not None:
+                links |= response.links
+            return response.json()
+    except requests.exceptions.JSONDecodeError as error:
+        raise NotListed(f"{url} does not answer as the hub does: no JSON") from error
+    except requests.RequestException as error:
+        raise TransientError(reason(error)) from error
+    except DataError as error:
+        raise NotListed(error.message, error.hint) from error
+
+
+def _listed(repo: str, entry: dict[str, Any]) -> Remote:
+    """The file that an entry of the tree describes. Raises DataError for a path that would lead out of the folder."""
+    path = entry["path"]
+    parts = path.split("/")
+    if not path.isprintable() or "\\" in path or ":" in path or any(part in ("", ".", "..") for part in parts):
+        raise DataError(f"{repo} lists a file with the unsafe name {path!r}", "do not use this dataset")
+    lfs: dict[str, Any] = entry["lfs"] if isinstance(entry.get("lfs"), dict) else {}
+    size = lfs.get("size", entry.get("size"))
+    return remote(repo, path, size if isinstance(size, int) else None, digest_of(lfs.get("oid")))
+
+
+def digest_of(text: Any) -> str | None:
+    """`text` as 64 hex digits where it is a SHA-256, else None."""
+    digest = str(text).removeprefix("sha256:").lower()
+    return digest if re.fullmatch(r"[0-9a-f]{64}", digest) else None
+
+
+# --- one request
+
+
+def retry_after(value: str | None) -> float | None:
+    """Seconds to wait by a Retry-After header, which holds seconds or an HTTP date; None where it is absent or nonsense."""
+    if not value:
+        return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
+        except ValueError:
+            return None
+    return min(max(seconds, 0.0), LONGEST_WAIT) if seconds == seconds else None
+
+
+def pause(error: TransientError, failures: int) -> float:
+    """Seconds before the next attempt: what the server asked for, else longer each time; the random part spreads many clients."""
+    backoff = min(FIRST_WAIT * 2 ** (failures - 1), LONGEST_BACKOFF)
+    return backoff * random.uniform(0.5, 1.0) if error.wait is None else error.wait + FIRST_WAIT * random.uniform(0.0, 0.5)
+
+
+def retry(label: str, action: Callable[[], Result], attempts: int = ATTEMPTS) -> Result:
+    """`action`'s result, tried `attempts` times. Raises DataError."""
+    for attempt in range(1, attempts + 1):
+        try:
+            return action()
+        except TransientError as error:
+            if attempt == attempts:
+                raise DataError(f"{label}: {error} ({attempt} attempts)") from error
+            log(f"{label}: {error}; trying again")
+            time.sleep(pause(error, attempt))
+    raise AssertionError("unreachable")
+
+
+def get(url: str, headers: dict[str, str] | None = None) -> Any:
+    """One GET, streamed: a response of status 200, 206 or 416. Raises TransientError for what may pass, DataError for what will not."""
+    import requests
+
+    sent = {"Accept-Encoding": "identity", "User-Agent": "nanochat"} | (headers or {})
+    try:
+        response = requests.get(url, stream=True, timeout=TIMEOUT, headers=sent, auth=_token(url))
+    except (requests.exceptions.InvalidURL, requests.exceptions.MissingSchema, requests.exceptions.InvalidSchema) as error:
+        hint = "set HF_ENDPOINT or NANOCHAT_ASSET_URL to an address such as https://mirror.example"
+        raise DataError(f"{url} is no address: {error}", hint) from error
+    except requests.RequestException as error:
+        raise TransientError(reason(error)) from error
+    status = response.status_code
+    if status in (200, 206, 416):
+        return response
+    wait = retry_after(response.headers.get("Retry-After"))
+    response.close()
+    if status in (408, 425, 429) or status >= 500:
+        raise TransientError(f"the server answered {status}", wait)
+    private = "it is private or gated: HF_TOKEN must hold the token of an account that may read it"
+    hint = {401: private, 403: private, 404: "check its name and HF_ENDPOINT"}.get(status, "")
+    raise DataError(f"{url}: the server answered {status}", hint)
+
+
+def _token(url: str) -> Callable[[Any], Any] | None:
+    """What adds HF_TOKEN to a request: only to the hub itself, never to a mirror, nor readable on the way.
+
+    A redirect to another host loses it (requests sees to that).
+    """
+    token, hub = os.environ.get("HF_TOKEN"), urllib.parse.urlsplit(endpoint())
+    private = hub.scheme == "https" or hub.hostname in ("localhost", "127.0.0.1", "::1")
+    if not token or not private or not url.startswith(endpoint() + "/"):
+        return None
+
+    def add(request: Any) -> Any:
+        request.headers["Authorization"] = f"Bearer {token}"
+        return request
+
+    return add
+
+
+def reason(error: BaseException) -> str:
+    """The innermost cause of a network error, in a few words."""
+    while inner := error.__cause__ or error.__context__:
+        error = inner
+    return f"{type(error).__name__}: {error}"[:200]

@@ -1,0 +1,98 @@
+"""Several files at once: how many bytes are missing, whether the disk can hold them, and one report at the end."""
+
+import contextlib
+import queue
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from nanochat.console import Progress, log, quantity
+from nanochat.errors import NanochatError, PreflightError
+from nanochat.hub.addresses import Remote
+from nanochat.hub.transfer import PART, Meter, fetch
+
+PARALLEL = 4  # downloads at once
+ABANDONED = 30 * 86400  # seconds after which a part that nobody went on with is removed
+
+
+def held(remote: Remote, folder: Path) -> int:
+    """Bytes of a file that an earlier call has left in `folder`."""
+    path = folder / f"{PART}{remote.name}"
+    return path.stat().st_size if path.exists() else 0
+
+
+def fetch_all(
+    what: str,
+    files: list[Remote],
+    folder: Path,
+    done: Callable[[Path, str], object],
+    relist: Callable[[Remote], Remote] | None = None,
+) -> None:
+    """Fetch `files`, PARALLEL at once; `done(path, sha256)` is called in this thread as each arrives.
+
+    The first failure stops the others, and is raised when they have stopped. Raises PreflightError where there is no room.
+    """
+    _sweep(folder)
+    known = all(remote.size for remote in files)
+    missing = sum(max((remote.size or 0) - held(remote, folder), 0) for remote in files) if known else 0
+    require_space(what, missing, folder)
+    stop, todo, finished = threading.Event(), queue.SimpleQueue[Remote](), queue.SimpleQueue[tuple[Remote, str | NanochatError]]()
+    for remote in files:
+        todo.put(remote)
+    failure: NanochatError | None = None
+    with Progress(what, missing, "bytes") as progress:
+        meter = Meter(progress)
+
+        def work() -> None:
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    remote = todo.get_nowait()
+                    try:
+                        finished.put((remote, fetch(remote, folder, meter, stop, relist)))
+                    except NanochatError as error:
+                        stop.set()
+                        finished.put((remote, error))
+                    except Exception as error:  # a fault of ours: the caller must not wait for ever
+                        stop.set()
+                        finished.put((remote, NanochatError(f"{remote.name}: {type(error).__name__}: {error}")))
+
+        # Daemons, because a thread that waits for a silent server would keep an interrupted process alive for a minute.
+        for _ in range(min(PARALLEL, len(files))):
+            threading.Thread(target=work, daemon=True).start()
+        try:
+            for _ in files:
+                remote, result = finished.get()
+                if isinstance(result, NanochatError):
+                    failure = failure or result
+                elif not failure:
+                    done(folder / remote.name, result)
+        finally:
+            stop.set()
+        if failure:
+            raise failure
+    _report(len(files), meter)
+
+
+def _report(count: int, meter: Meter) -> None:
+    """What the download was like, in a line."""
+    faults = f"; {meter.retries} fault(s) survived, {quantity(meter.discarded)}B fetched twice" if meter.retries else ""
+    log(f"{count} file(s) fetched and checked{faults}")
+
+
+def require_space(what: str, needed: int, folder: Path) -> None:
+    """Raise PreflightError unless `needed` bytes are free where `folder` is or will be."""
+    free = shutil.disk_usage(next(parent for parent in (folder, *folder.parents) if parent.exists())).free
+    if needed > free:
+        hint = "free some space, point NANOCHAT_BASE_DIR to a larger disk, or ask for fewer shards"
+        raise PreflightError(f"{what} needs {quantity(needed)}B, and {quantity(free)}B are free in {folder}", hint)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove parts of files that have come since, or that nobody went on with for a month."""
+    for path in folder.glob(f"{PART}*"):
+        with contextlib.suppress(OSError):
+            whole = path.name.removeprefix(PART).removesuffix(".json")
+            if (folder / whole).exists() or time.time() - path.stat().st_mtime > ABANDONED:
+                path.unlink()

@@ -1,0 +1,75 @@
+"""The end of a run: CORE and the chat tasks, the held-out questions, three sample answers, the report, and the result on the terminal."""
+
+import json
+import time
+from typing import Any
+
+from nanochat import paths
+from nanochat.config import RunConfig
+from nanochat.console import duration, log, style
+from nanochat.data.source import text_source
+from nanochat.evaluation import evaluate as evaluation
+from nanochat.evaluation.heldout import answer_items, ask, print_scores, scores
+from nanochat.generate.engine import Engine
+from nanochat.model import scaling
+from nanochat.report.collect import write_report
+from nanochat.runs import record as runs
+from nanochat.runs.metrics import read_metrics
+from nanochat.train.session import Session
+
+SAMPLE_PROMPTS = ("What is 12 + 34?", "Who are you?", "你是誰？")
+
+
+def finish(session: Session, began: float) -> None:
+    """Evaluate the finished model on all ranks; the main one scores it and writes its report."""
+    evaluation.at_the_end(session.config, session.ranks)
+    if session.ranks.main:
+        score_run(session, began)
+
+
+def score_run(session: Session, began: float) -> None:
+    """Ask the held-out questions where the text has some, and write the report."""
+    config, folder, tokenizer = session.config, session.folder, session.tokenizer
+    lines = read_metrics(folder / "metrics.jsonl")
+    per_token = scaling.flops_per_token(session.gpt)
+    trained_tokens = lines[-1]["tokens"] if lines else 0
+    read_tokens = sum(line.get("eval_tokens", 0) for line in lines)
+    measured = [line["bpb"] for line in lines if line["stage"] == "base" and "bpb" in line]
+    results: dict[str, Any] = {
+        "bpb": measured[-1] if measured else None,
+        "tokens": trained_tokens,
+        "parameters": scaling.count_parameters(session.gpt)["total"],
+        "samples": [],
+    }
+    opened = runs.open_model(config.run, str(session.ranks.device))
+    engine = Engine(opened.model, tokenizer)
+    if opened.chats and (items := text_source(config).heldout()):
+        lines_out = [json.dumps({"skill": item.skill, "prompt": item.prompt, "answer": item.answer}, ensure_ascii=False) for item in items]
+        paths.atomic_write(folder / "heldout.jsonl", "\n".join(lines_out) + "\n")
+        untrained, some = answer_items(Engine(session.new_model(), tokenizer), items, "asking the untrained model")
+        trained, more = answer_items(engine, items, "asking the trained model")
+        read_tokens += some + more
+        results["scores"] = scores(items, untrained, trained)
+    if opened.chats:
+        results["samples"] = [{"prompt": prompt, "answer": ask(engine, prompt)} for prompt in SAMPLE_PROMPTS]
+    results["flops"] = float(per_token * trained_tokens + per_token / 3 * read_tokens)  # a forward pass is a third of a training step
+    results["seconds"] = round(time.monotonic() - began, 1)
+    paths.atomic_write_json(folder / "scores.json", results)
+    write_report(folder)
+
+
+def show_result(config: RunConfig) -> None:
+    """Print the finished run's score and answers on stdout; on stderr the path of its report and the next commands."""
+    folder = paths.run_dir(config.run)
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    if report["scores"]:
+        print_scores(report["scores"])
+    for sample in report["samples"]:
+        print(f"\n> {sample['prompt']}\n{sample['answer']}")
+    print(flush=True)
+    log(f"{duration(report['seconds'])}, {report['tokens']:,} tokens, {report['flops']:.1e} floating-point operations")
+    log(f"report: {folder / 'report.html'}")
+    if config.trial:
+        log(f"this was a trial: its model has learned next to nothing. The real run: entrypoint.py train --profile {config.profile}")
+    log(style(f"chat:   python entrypoint.py chat --run {config.run}"))
+    log(style(f"page:   python entrypoint.py serve --run {config.run}, then open http://127.0.0.1:8000/ in a browser"))

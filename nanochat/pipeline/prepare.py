@@ -1,0 +1,122 @@
+"""Everything before the first step: the plan, the preflight checks, the text and the tokenizer, so that a mistake costs no training."""
+
+import dataclasses
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from nanochat import paths
+from nanochat.config import Config
+from nanochat.console import log
+from nanochat.data.shards import Dataset
+from nanochat.data.source import TextSource, text_source
+from nanochat.data.vocabulary import ensure_tokenizer
+from nanochat.doctor import checks as doctor
+from nanochat.errors import UsageError
+from nanochat.hardware.machine import this_machine
+from nanochat.pipeline.identity import BASE, RL, SFT, Identity, Request, identify
+from nanochat.planning.autosize import decide
+from nanochat.planning.describe import brief
+from nanochat.planning.plan import Plan
+from nanochat.planning.rules import normal, resolve
+from nanochat.report.collect import PLAN
+from nanochat.runs import trackers
+from nanochat.runs.record import Record, require_same
+
+
+def prepare(request: Request) -> Record | str:
+    """The run's record, written where the run is new; a line where it is finished.
+
+    Raises UsageError, PreflightError, DataError.
+    """
+    trackers.require(request.config)
+    run = identify(request)
+    if run.finished:
+        return run.finished
+    source = text_source(run.config)
+    conversations = source.conversations.inspect() if run.config.sft_iterations else ""
+    config, plan = _resolve(request, run, source.text_bytes())
+    dataset = source.open(config.shards)
+    if SFT in request.stages and config.sft_iterations:
+        source.conversations.load()  # fetched and looked through now: a fault in them must not wait for the end of pretraining
+    if RL in request.stages:
+        config = _with_problems(config, source)
+    if run.record:
+        return _resumed(run.record, config, dataset, conversations)
+    return _new(config, plan, dataset, conversations)
+
+
+def prepare_tokenizer(config: Config) -> Path:
+    """The folder of the tokenizer that a run of `config` uses, trained if it is not there."""
+    source = text_source(normal(config))
+    config = resolve(normal(config), text_bytes=source.text_bytes())
+    return paths.tokenizer_dir(ensure_tokenizer(source.open(config.shards), config.vocab_size, config.architecture).id)
+
+
+def _resolve(request: Request, run: Identity, text_bytes: int | None) -> tuple[Config, Plan]:
+    """Resolve the config, print its plan and the rules, and refuse what cannot run here; the resolved config and its plan."""
+    hardware, spent = this_machine(run.config.device), time.monotonic() - request.began
+    resolved, plan = decide(run.config, hardware, text_bytes=text_bytes, spent=spent, begun=run.record is not None)
+    log(brief(plan))
+    for line in resolved.rules:
+        log(f"by rule: {line}")
+    for line in _skipped(resolved.config, request.stages):
+        log(f"skipped: {line}")
+    doctor.require(resolved.config, plan, run.config.device)
+    return resolved.config, plan
+
+
+def _skipped(config: Config, stages: tuple[str, ...]) -> Iterator[str]:
+    """What a reader might expect of the run and does not get, each with its reason."""
+    if BASE in stages and SFT not in stages:
+        yield "fine-tuning: this command pretrains only (entrypoint.py train does both)"
+    elif text_source(config).conversations.empty:
+        yield "fine-tuning: there are no conversations (--chat-data FILE brings some); the model will continue texts, not converse"
+    if RL not in stages and SFT in stages and config.sft_iterations:
+        yield "reinforcement learning: --stage=rl adds it to the finished run, --rl_iterations=N to this one"
+    if config.eval_every > config.num_iterations:
+        yield f"evaluation every {config.eval_every} steps: the run ends before; once at the end"
+    if config.save_every == -1:
+        yield f"checkpoints by step: one every {config.save_minutes:g} minutes and one at the end"
+    if config.compile == "off":
+        yield "torch.compile: off for this run"
+        if config.activation_memory_budget < 1:
+            yield "activation_memory_budget: only a compiled step (--compile=on) can compute its activations twice"
+    if config.device == "cpu":
+        yield f"{'' if config.dtype == 'bfloat16' else 'bfloat16, '}CUDA kernels and mfu: there is no GPU in this run"
+
+
+def _with_problems(config: Config, source: TextSource) -> Config:
+    """Find the problems of reinforcement learning now; the config with its number of steps. Raises UsageError, DataError."""
+    if not config.sft_iterations:
+        raise UsageError(
+            "reinforcement learning begins from a model that answers, and this run has no fine-tuning", "give it some: --chat-data FILE"
+        )
+    questions, _ = source.problems(config.rl_eval_examples)
+    if config.rl_iterations == -1:
+        config = config.replace(rl_iterations=max(len(questions) // config.rl_examples_per_step, 1))
+        log(f"by rule: rl_iterations = {config.rl_iterations}: one pass over {len(questions):,} questions")
+    return config
+
+
+def _resumed(record: Record, config: Config, dataset: Dataset, conversations: str) -> Record:
+    """The record with this call's config. Raises UsageError where the text, the tokenizer or the conversations are others."""
+    if conversations:
+        require_same("conversations file", record.conversations, conversations, config.run)
+    require_same("text", (record.dataset, record.shards), (dataset.folder.name, _names(dataset)), config.run)
+    tokenizer = ensure_tokenizer(dataset, config.vocab_size, config.architecture)
+    require_same("tokenizer", record.tokenizer, tokenizer.id, config.run)
+    return dataclasses.replace(record.with_rl(config), config=config)
+
+
+def _new(config: Config, plan: Plan, dataset: Dataset, conversations: str) -> Record:
+    """The record of a new run and its plan, written."""
+    tokenizer = ensure_tokenizer(dataset, config.vocab_size, config.architecture)
+    record = Record(config, dataset.folder.name, _names(dataset), tokenizer.id, conversations)
+    record.write()
+    paths.atomic_write_json(paths.run_dir(config.run) / PLAN, plan.to_dict())
+    return record
+
+
+def _names(dataset: Dataset) -> tuple[str, ...]:
+    return tuple(shard.path.name for shard in dataset.training)

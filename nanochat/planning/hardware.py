@@ -1,0 +1,44 @@
+"""What a run is planned for: this machine, a profile's GPU, or a GPU that the user names."""
+
+from nanochat.config import Config
+from nanochat.hardware.gpu_specs import GIB, PROFILE_GPUS, GPUSpec, require_spec, usable_bytes
+from nanochat.hardware.machine import Hardware, this_machine
+
+
+def gpu_hardware(spec: GPUSpec, count: int) -> Hardware:
+    """`count` GPUs of the table, which are not in this machine."""
+    return Hardware(
+        name=spec.name,
+        cuda=True,
+        memory=spec.memory,
+        usable=usable_bytes(spec.memory),
+        flops=spec.flops,
+        count=count,
+        bf16=spec.bf16,
+        dollars=spec.dollars,
+        here=False,
+        source=spec.source,
+    )
+
+
+def profile_hardware(config: Config) -> Hardware | None:
+    """The GPUs that the config's profile is made for, from the table; None for the profile cpu and without a profile."""
+    if config.profile not in PROFILE_GPUS or config.device == "cpu":
+        return None
+    return gpu_hardware(require_spec(PROFILE_GPUS[config.profile]), config.nproc_per_node)
+
+
+def choose_hardware(config: Config) -> Hardware:
+    """What to plan for: this machine's GPUs where it has some, else the profile's, else this machine's CPU."""
+    here = this_machine(config.device)
+    return here if here.cuda else profile_hardware(config) or here
+
+
+def detect_profile() -> str:
+    """The profile for this machine, by the number and memory of its GPUs; cpu without any."""
+    here = this_machine()
+    if not here.cuda:
+        return "cpu"
+    if here.count >= 8 and here.memory >= 70 * GIB:
+        return "h100x8"
+    return "rtx4090" if here.memory >= 20 * GIB else "rtx4050"

@@ -1,0 +1,44 @@
+"""The gradient of one step's loss, accumulated in micro-batches."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nanochat.distributed.ranks import Ranks
+from nanochat.model.gpt import GPT
+from nanochat.model.loss import IGNORE, cross_entropy_sum
+from nanochat.train.batch import StepBatch
+
+
+def accumulate_gradients(batch: StepBatch, rows: int, model: GPT, forward: Callable[[Tensor], Tensor], ranks: Ranks) -> Tensor:
+    """Accumulate the gradient of the batch's mean loss in micro-batches of `rows`: this rank's part of that loss, its gradient's norm (2,).
+
+    Micro-batches without a target are skipped, and the mean is over the targets of all ranks: nothing divides by zero.
+    """
+    total = torch.zeros((), device=ranks.device)
+    counted = max(batch.counted, 1)
+    for first in range(0, len(batch.inputs), rows):
+        targets = batch.targets[first : first + rows]
+        if not (targets != IGNORE).any():
+            continue
+        inputs, weights = batch.inputs[first : first + rows], None
+        if batch.weights is not None:  # without the padding that all these rows share
+            inputs, targets = (part[:, : np.flatnonzero((targets != IGNORE).any(axis=0))[-1] + 1] for part in (inputs, targets))
+            weights = torch.from_numpy(batch.weights[first : first + rows]).to(ranks.device)
+        hidden = forward(_to_device(inputs, ranks.device))
+        loss = cross_entropy_sum(model, hidden, _to_device(targets, ranks.device), weights) / counted
+        total += loss.detach()
+        (loss * ranks.world_size).backward()  # the optimizer takes the mean over the ranks
+    return torch.stack((total, _gradient_norm(model, ranks.device)))
+
+
+def _gradient_norm(model: GPT, device: torch.device) -> Tensor:
+    """The norm of this rank's gradient, a scalar; not finite where any part of it is not."""
+    return torch.nn.utils.get_total_norm([weight.grad for weight in model.parameters() if weight.grad is not None]).to(device)
+
+
+def _to_device(rows: np.ndarray, device: torch.device) -> Tensor:
+    tensor = torch.from_numpy(rows.astype(np.int64))
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

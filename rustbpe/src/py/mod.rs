@@ -1,0 +1,26 @@
+//! The Python module `rustbpe`. It holds the interpreter to fetch texts and to build results; all work runs without it.
+//!
+//! What Python calls: `training`, `encoding`, `packing`. What they are made of: `text`, `column` and `batch` (texts in), `numbers` (numbers in),
+//! `arrays` (numpy arrays out), `detached` and `pipeline` (work without the interpreter), `errors` (exceptions).
+
+mod arrays;
+mod batch;
+mod column;
+mod detached;
+mod encoding;
+mod errors;
+mod numbers;
+mod packing;
+mod pipeline;
+mod text;
+mod training;
+
+use pyo3::prelude::*;
+
+#[pymodule]
+fn rustbpe(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    module.add_function(wrap_pyfunction!(training::train, module)?)?;
+    module.add_function(wrap_pyfunction!(packing::plan_rows, module)?)?;
+    module.add_class::<encoding::Encoding>()
+}

@@ -1,0 +1,160 @@
+"""The repository: links, make targets, the lock, the profiles and the image agree with the files and the code."""
+
+import os
+import re
+import resource
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from nanochat.config import PROFILE_NAMES, build_config, load_profile
+
+ROOT = Path(__file__).resolve().parent.parent
+READMES = ("README.md", "README.zh-TW.md")
+DOCUMENTS = [str(path.relative_to(ROOT)) for path in sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])]
+# Package registries, and directories that only one machine has. The dots and the group keep these lines from matching themselves.
+REGISTRIES = r"pypi\.org|pythonhosted\.org|static\.crates\.io|deb\.debian\.org|npmjs\.|download\.pytorch"
+MACHINES = r"/(?:(?:root|work|Users)/|opt/wheels)"
+
+
+def read(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def files() -> list[str]:
+    """Every file that git tracks, or would."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    return sorted(name for name in listed if (ROOT / name).is_file())
+
+
+def test_tests_mirror_the_package(files: list[str]) -> None:
+    folders = {str(Path(name).parent.relative_to("tests")) for name in files if name.startswith("tests/") and name.endswith(".py")}
+    assert [folder for folder in folders - {"containers"} if not (ROOT / "nanochat" / folder).is_dir()] == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_lead_somewhere(document: str) -> None:
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", read(document)):
+        assert "://" in target or (ROOT / document).parent.joinpath(target).exists(), target
+
+
+@pytest.mark.parametrize("readme", READMES)
+def test_make_targets(readme: str) -> None:
+    targets = set(re.findall(r"^([a-z-]+):", read("Makefile"), re.M))
+    assert targets >= {"install", "quickstart", "test", "check", "test-slow", "test-containers", "lint", "docs", "bench", "lock", "clean"}
+    named = set(re.findall(r"(?:^|`)make ([a-z-]+)", read(readme), re.M))
+    assert targets - {"help"} <= named <= targets
+
+
+def locked() -> dict[str, str]:
+    """Requirement (name==version ; marker) -> the lines below it in requirements.lock."""
+    blocks = re.split(r"^(?=[a-z0-9])", "".join(line for line in read("requirements.lock").splitlines(True) if line[0] != "#"), flags=re.M)
+    return {block.splitlines()[0].rstrip(" \\"): block for block in blocks if block.strip()}
+
+
+def test_lock_has_hashes_and_no_index() -> None:
+    for requirement, block in locked().items():
+        assert re.match(r"[a-z0-9-]+==\S+", requirement)
+        assert "--hash=sha256:" in block, requirement
+    assert not re.search(r"^\s*--(index|extra|find)|://| @ ", read("requirements.lock"), re.M)
+    assert "nanochat-rustbpe==" not in read("requirements.lock")
+
+
+def test_pyproject_pins_what_the_lock_pins() -> None:
+    project = tomllib.loads(read("pyproject.toml"))
+    torch = [requirement for requirement in project["project"]["dependencies"] if requirement.startswith("torch")]
+    assert torch and torch[0] in locked()
+    assert project["tool"]["uv"]["constraint-dependencies"] == list(locked()), "run make lock"
+
+
+@pytest.mark.slow
+def test_every_extra_can_stand_beside_the_lock(tmp_path: Path) -> None:
+    """`uv sync --extra gpu` looks for versions of all extras; asks the registry."""
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
+    shutil.copytree(ROOT / "rustbpe", tmp_path / "rustbpe", ignore=shutil.ignore_patterns("target"))
+    command = [sys.executable, "-m", "uv", "lock", "--dry-run"]
+    found = subprocess.run(command, cwd=tmp_path, env=os.environ | {"UV_SYSTEM_CERTS": "1"}, capture_output=True, text=True, timeout=300)
+    assert found.returncode == 0, found.stderr[-2000:]
+
+
+def test_no_registry_and_no_machine_is_named(files: list[str]) -> None:
+    for name in files:
+        if name != "rustbpe/Cargo.lock":  # Cargo itself writes its index there
+            text = (ROOT / name).read_bytes().decode("utf-8", "replace")
+            assert re.findall(f"{REGISTRIES}|{MACHINES}", text) == [], name
+
+
+def test_line_endings_and_modes(files: list[str]) -> None:
+    for name in files:
+        data = (ROOT / name).read_bytes()
+        if b"\0" in data[:8000]:
+            continue
+        assert b"\r\n" not in data, f"{name}: CRLF"
+        assert not data or data.endswith(b"\n"), f"{name}: no newline at the end"
+        if data.startswith(b"#!"):
+            assert os.access(ROOT / name, os.X_OK), f"{name}: not executable"
+
+
+@pytest.mark.parametrize("name", PROFILE_NAMES)
+def test_profiles_parse(name: str) -> None:
+    assert {path.stem for path in (ROOT / "profiles").glob("*.toml")} == set(PROFILE_NAMES)
+    for trial in (False, True):
+        assert load_profile(name, trial)["profile"] == name
+        assert build_config(name, trial).run == name + ("-trial" if trial else "")
+
+
+KEYS = (
+    *("depth", "device_batch_size", "max_seq_len", "total_batch_size", "num_iterations"),
+    *("sample_every", "compile", "shards", "nproc_per_node"),
+)
+GUIDE = {
+    "rtx4050": (4, 1, 256, 512, 100, 20, "off", 2, 1),
+    "rtx4090": (12, 4, 512, 4096, 100, 50, "auto", 2, 1),
+    "3090": (12, 4, 512, 4096, 100, 50, "auto", 2, 1),
+    "h100x8": (32, 8, 2048, -1, 100, -1, "auto", 8, 8),
+}
+
+
+@pytest.mark.parametrize("name", GUIDE)
+def test_trials_are_the_guides_plans(name: str) -> None:
+    config = build_config(name, trial=True)
+    assert tuple(getattr(config, key) for key in KEYS) == GUIDE[name]
+
+
+def test_help_is_fast_and_leaves_torch_alone() -> None:
+    command = [str(ROOT / "entrypoint.py"), "--help"]
+    first = subprocess.run([sys.executable, "-X", "importtime", *command], capture_output=True, text=True, check=True)
+    assert "quickstart" in first.stdout
+    assert not re.search(r"\| +(torch|pyarrow|numpy)$", first.stderr, re.M)
+    seconds = []
+    for _ in range(3):  # processor time, because other tests keep the cores busy meanwhile
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, *command], capture_output=True, check=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    print(f"--help: {min(seconds):.2f} s of processor time")
+    assert min(seconds) < 0.5
+
+
+def test_the_image_installs_what_runs(tmp_path: Path) -> None:
+    """scripts/image_layers.py deals out the lock: the project's dependencies and what they need, once each, with their hashes."""
+    subprocess.run([sys.executable, str(ROOT / "scripts/image_layers.py"), str(tmp_path)], cwd=ROOT, check=True)
+    layers = {path.stem: path.read_text(encoding="utf-8") for path in tmp_path.iterdir()}
+    assert set(layers) == {"uv", "build", "cuda", "torch", "others"}
+    assert all(block in read("requirements.lock") for text in layers.values() for block in re.split(r"^(?=[a-z0-9])", text, flags=re.M))
+    names = {layer: re.findall(r"^([a-z0-9-]+)==", text, re.M) for layer, text in layers.items()}
+    runs = names["cuda"] + names["torch"] + names["others"]
+    asked = {re.split("[>=]", need)[0] for need in tomllib.loads(read("pyproject.toml"))["project"]["dependencies"]} - {"nanochat-rustbpe"}
+    assert len(runs) == len(set(runs)) and asked <= set(runs)
+    assert {"pydantic-core", "nvidia-cublas", "triton", "sympy"} <= set(runs)
+    assert not {"pytest", "ruff", "mypy", "openai", "httpx", "hypothesis", "maturin", "uv"} & set(runs)
+    assert names["uv"] == ["uv"] and {"maturin", "hatchling", "pluggy"} <= set(names["build"])
