@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nanochat.cli.options import FLAGS
+from nanochat.cli.options import FLAGS, Trial
 from nanochat.console import log
 from nanochat.errors import UsageError
 
@@ -18,7 +18,6 @@ app = typer.Typer(help="Train on Kubernetes or RunPod; follow, stop and delete w
 
 Image = Annotated[str, typer.Option(help="the appliance's image, where the cluster can pull it")]
 Named = Annotated[str, typer.Option(help="name of the job; without it nanochat-RUN")]
-Trial = Annotated[bool, typer.Option("--trial", help="the guide's plan for the card")]
 Env = Annotated[list[str] | None, typer.Option("--env", help="KEY=VALUE for the training; no secrets")]
 MaxHours = Annotated[float, typer.Option("--max-hours", "--max_hours", help="ends it then; 0: twice the estimate and an hour")]
 Name = Annotated[str, typer.Argument(help="the job's name")]

@@ -78,7 +78,7 @@ class DataConfig(Group):
 class ModelConfig(Group):
     """The model's shape."""
 
-    vocab_size: int = field(-1, "tokens in the vocabulary, the nine specials included; -1: from the size of the text")
+    vocab_size: int = field(-1, "tokens in the vocabulary, the nine specials included; -1: from the size of the text, 32768 if unknown")
     architecture: str = field(
         "nanochat", "nanochat, or portable (a Qwen3, for other engines; 8% more bits per byte)", "nanochat", "portable"
     )
