@@ -341,7 +341,7 @@ def test_an_interrupted_tokenizer_is_never_used(base: Path, text: Path, moment: 
         if moment == "training":
             patch.setattr("nanochat.pipeline.train.texts", die)
         elif moment == "saving":
-            patch.setattr("nanochat.tokenizer.atomic_write_json", die)
+            patch.setattr("nanochat.tokenizer.tokenizer.atomic_write_json", die)
         else:
             patch.setattr("nanochat.pipeline.train.paths.atomic_write_json", die)
         with pytest.raises(KeyboardInterrupt):
