@@ -21,7 +21,7 @@ from nanochat.console import log
 from nanochat.errors import NanochatError
 from nanochat.generate.batching import Batch, Row, Token
 from nanochat.generate.sampling import Sampling
-from nanochat.model.gpt import GPT
+from nanochat.model.transformer import Transformer
 from nanochat.tokenizer.tokenizer import Tokenizer
 
 ONE_THREAD_PARAMETERS = 2_000_000  # of the matrices: docs/EXPERIMENTS.md
@@ -38,7 +38,7 @@ class Served:
     name: str
     stage: str
     step: int
-    model: GPT
+    model: Transformer
     tokenizer: Tokenizer
     chats: bool  # it was taught to converse; else it continues text
     trial: bool

@@ -12,7 +12,7 @@ from nanochat.data.embedded.corpus import Item
 from nanochat.distributed.memory import in_parts
 from nanochat.errors import DataError
 from nanochat.generate.engine import Engine, answer_text
-from nanochat.model.gpt import GPT
+from nanochat.model.build import build_model
 from nanochat.runs import record as runs
 
 CALCULATOR_TOKENS = 24  # room for a call of the calculator and its output, beside the answer itself
@@ -64,7 +64,7 @@ def evaluate_items(run: str | None, items: Path | None) -> dict[str, Any]:
         raise DataError(f"no questions in {path}: {error}", "one JSON object a line: skill, prompt, answer") from error
     if not questions:
         raise DataError(f"no questions in {path}", "one JSON object a line: skill, prompt, answer")
-    untrained_model = GPT.build(opened.model.config)
+    untrained_model = build_model(opened.model.config)
     untrained, _ = answer_items(Engine(untrained_model, opened.tokenizer), questions, "asking the untrained model")
     trained, _ = answer_items(Engine(opened.model, opened.tokenizer), questions, "asking the trained model")
     return {"run": opened.run} | scores(questions, untrained, trained)

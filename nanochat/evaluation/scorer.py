@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nanochat.distributed.memory import in_parts
 from nanochat.generate.engine import Engine, answer_text
-from nanochat.model.gpt import GPT
+from nanochat.model.transformer import Transformer
 from nanochat.tokenizer.tokenizer import Tokenizer
 
 BATCH_TOKENS = 16_384  # padding included, that one forward pass reads
@@ -44,7 +44,7 @@ class Scorer:
     What a text gets does not depend on its batch, but for the last digits of the arithmetic.
     """
 
-    def __init__(self, model: GPT, tokenizer: Tokenizer, batch_tokens: int = BATCH_TOKENS):
+    def __init__(self, model: Transformer, tokenizer: Tokenizer, batch_tokens: int = BATCH_TOKENS):
         self.model, self.tokenizer, self.batch_tokens = model, tokenizer, batch_tokens
         self.engine = Engine(model, tokenizer)
         self.context = model.config.max_seq_len

@@ -13,8 +13,9 @@ from nanochat import paths
 from nanochat.config import Config
 from nanochat.console import log
 from nanochat.kernels import build as kernels
-from nanochat.model.gpt import GPT
+from nanochat.model.build import build_model
 from nanochat.model.scaling import GPTConfig
+from nanochat.model.transformer import Transformer
 
 # Dense bfloat16 peaks of the vendors' data sheets, in FLOP/s, for the "model FLOPs utilisation" of the metrics.
 PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "RTX 4090": 165e12, "RTX 3090": 71e12}
@@ -75,21 +76,22 @@ def _keep_freed_memory() -> None:
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def new_model(gpt: GPTConfig, device: torch.device, config: Config) -> GPT:
+def new_model(gpt: GPTConfig, device: torch.device, config: Config) -> Transformer:
     """A model with initial weights, in the precision of a resolved `config`."""
-    model = GPT.build(gpt, device, config.seed)
-    model.compute_dtype = activations(config.dtype)
+    model = build_model(gpt, device, config.seed)
+    model.use(activations(config.dtype))
     return model
 
 
-def forward_of(model: GPT, config: Config) -> Callable[[Tensor], Tensor]:
+def forward_of(model: Transformer, config: Config) -> Callable[[Tensor], Tensor]:
     """The model's forward pass, compiled where the config says so, and the loss with it."""
-    model.compiled = config.compile == "on"
-    if model.compiled:
+    compiled = config.compile == "on"
+    model.use(model.compute_dtype, compiled=compiled)
+    if compiled:
         expected = "about a minute" if config.device == "cuda" else "20 s to 2 minutes"
         log(f"torch.compile: the first step takes {expected} longer, and the first evaluation too")
         torch._functorch.config.activation_memory_budget = config.activation_memory_budget
-    return torch.compile(model, dynamic=False) if model.compiled else model
+    return torch.compile(model, dynamic=False) if compiled else model
 
 
 def peak_flops(device: torch.device) -> float:

@@ -23,9 +23,9 @@ from nanochat.distributed.memory import Attempt, is_out_of_memory
 from nanochat.distributed.ranks import Ranks, echoed
 from nanochat.distributed.watchdog import slow
 from nanochat.errors import NonFiniteError, OutOfMemoryError, Preempted
-from nanochat.model.gpt import GPT
 from nanochat.model.loss import IGNORE, cross_entropy_sum
 from nanochat.model.optim import MuonAdamW
+from nanochat.model.transformer import Transformer
 from nanochat.runs.checkpoint import Checkpoints
 from nanochat.runs.metrics import EVALUATED, Metrics
 from nanochat.train.nonfinite import write_down
@@ -192,7 +192,7 @@ def due(step: int, every: int, steps: int) -> bool:
 
 def run_stage(
     stage: Stage,
-    model: GPT,
+    model: Transformer,
     forward: Callable[[Tensor], Tensor],
     optimizer: MuonAdamW,
     ranks: Ranks,
@@ -348,7 +348,9 @@ def run_stage(
     stop.in_loop = False
 
 
-def _forward_backward(batch: StepBatch, device_batch_size: int, model: GPT, forward: Callable[[Tensor], Tensor], ranks: Ranks) -> Tensor:
+def _forward_backward(
+    batch: StepBatch, device_batch_size: int, model: Transformer, forward: Callable[[Tensor], Tensor], ranks: Ranks
+) -> Tensor:
     """Accumulate the gradient of the batch's mean loss in micro-batches: this rank's part of that loss, and its gradient's length (2,).
 
     Micro-batches without a target are skipped, and the mean is over the targets of all ranks: nothing divides by zero.
@@ -370,7 +372,7 @@ def _forward_backward(batch: StepBatch, device_batch_size: int, model: GPT, forw
     return torch.stack((total, _gradient_norm(model, ranks.device)))
 
 
-def _gradient_norm(model: GPT, device: torch.device) -> Tensor:
+def _gradient_norm(model: Transformer, device: torch.device) -> Tensor:
     """The length of this rank's gradient, a scalar; not finite where any part of it is not."""
     return torch.nn.utils.get_total_norm([weight.grad for weight in model.parameters() if weight.grad is not None]).to(device)
 

@@ -14,8 +14,9 @@ from nanochat.chat.metrics import Meters
 from nanochat.chat.middleware import Limits
 from nanochat.chat.scheduler import Scheduler, Served
 from nanochat.chat.serve import http_server
-from nanochat.model.gpt import GPT
+from nanochat.model.build import build_model
 from nanochat.model.scaling import GPTConfig
+from nanochat.model.transformer import Transformer
 from nanochat.tokenizer.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer([bytes([b]) for b in range(256)])
@@ -23,10 +24,10 @@ CONTEXT = 512
 KEY = "correct horse battery staple"
 
 
-def random_model(seed: int = 0, context: int = CONTEXT) -> GPT:
+def random_model(seed: int = 0, context: int = CONTEXT) -> Transformer:
     """Every weight random, so that answers depend on all of the prompt; the head small, so that they do not end too soon."""
     shape: dict[str, Any] = {"depth": 2, "dim": 64, "n_head": 2, "n_kv_head": 1, "head_dim": 32}
-    model = GPT.build(GPTConfig(vocab_size=TOKENIZER.vocab_size, max_seq_len=context, **shape), seed=seed)
+    model = build_model(GPTConfig(vocab_size=TOKENIZER.vocab_size, max_seq_len=context, **shape), seed=seed)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from nanochat.errors import UsageError
 from nanochat.generate.engine import Answer, Engine, answer_text
 from nanochat.generate.sampling import Sampling, sample
+from nanochat.model.build import build_model
 from nanochat.model.gpt import GPT
 from nanochat.model.scaling import GPTConfig
+from nanochat.model.transformer import Transformer
 from nanochat.tokenizer.tokenizer import SPECIAL_TOKENS, Tokenizer
 
 pytestmark = pytest.mark.long
@@ -27,10 +29,10 @@ def config(**changes: Any) -> GPTConfig:
     return GPTConfig(**shape | changes)
 
 
-def random_model(seed: int = 0) -> GPT:
-    """A tiny GPT whose every weight is random, so that each part of it moves the logits."""
+def random_model(seed: int = 0) -> Transformer:
+    """A tiny model whose every weight is random, so that each part of it moves the logits."""
     torch.set_num_threads(1)
-    model = GPT.build(config(), seed=seed)
+    model = build_model(config(), seed=seed)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
