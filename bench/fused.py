@@ -16,10 +16,11 @@ from pathlib import Path
 import torch
 
 from nanochat.config import Config
-from nanochat.kernels import fused
-from nanochat.model.gpt import GPT
+from nanochat.kernels import selection
+from nanochat.model.build import build_model
 from nanochat.model.loss import cross_entropy_sum
 from nanochat.model.scaling import GPTConfig
+from nanochat.model.transformer import Transformer
 from nanochat.train import device
 
 SHAPES = {  # depth, width, head, context, vocabulary, rows
@@ -30,13 +31,13 @@ SHAPES = {  # depth, width, head, context, vocabulary, rows
 ROUNDS = 15
 
 
-def build(shape: tuple[int, ...], dtype: torch.dtype) -> GPT:
+def build(shape: tuple[int, ...], dtype: torch.dtype) -> Transformer:
     """A model whose weights are no longer those of a new one, which are partly zeros."""
     depth, dim, head, context, vocabulary, _ = shape
     heads = dim // head
     config = GPTConfig(depth=depth, dim=dim, n_head=heads, n_kv_head=heads, head_dim=head, vocab_size=vocabulary, max_seq_len=context)
-    model = GPT.build(config)
-    model.compute_dtype = dtype
+    model = build_model(config)
+    model.use(dtype)
     with torch.no_grad():
         for weight in model.parameters():
             weight.add_(torch.randn_like(weight) * 0.02)
@@ -55,7 +56,7 @@ def main() -> None:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
         began = time.perf_counter()
         device.set_up(Config(device="cpu", threads=options.threads, dtype=options.dtype))
-        if not fused.loaded(dtype):
+        if not selection.loaded(dtype):
             raise SystemExit("no fused operations here")
         took = time.perf_counter() - began
         print(f"torch {torch.__version__}, {options.threads} threads, {options.dtype}; compiled in {took:.1f} s")
@@ -66,11 +67,13 @@ def main() -> None:
 def measure(name: str, shape: tuple[int, ...], kind: str, folder: Path, compiled: bool) -> None:
     """One shape: a line of milliseconds and ratios."""
     dtype = device.activations(kind)
-    model, plain = build(shape, dtype), build(shape, dtype)
+    model = build(shape, dtype)
+    selection.forget()
+    plain = build(shape, dtype)
     ids = torch.randint(0, shape[4], (shape[5], shape[3]))
 
-    def micro_batch(model: GPT, forward: Callable[[torch.Tensor], torch.Tensor], ours: bool) -> float:
-        fused.forget()
+    def micro_batch(model: Transformer, forward: Callable[[torch.Tensor], torch.Tensor], ours: bool) -> float:
+        selection.forget()  # the products too, which the models share
         if ours:
             device.load_kernels(kind, folder)
         began = time.perf_counter()
@@ -83,7 +86,7 @@ def measure(name: str, shape: tuple[int, ...], kind: str, folder: Path, compiled
     }
     if compiled:
         joined = build(shape, dtype)
-        joined.compiled = True
+        joined.use(dtype, compiled=True)
         forward = torch.compile(joined, dynamic=False)
         ways["compiled"] = lambda: micro_batch(joined, forward, False)
     firsts = {way: run() for way, run in ways.items()}

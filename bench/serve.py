@@ -22,7 +22,7 @@ from nanochat.chat.loading import LoadedModel
 from nanochat.chat.metrics import ServerMetrics
 from nanochat.chat.scheduler import Delta, GenerationRequest, Scheduler
 from nanochat.generate.sampling import Sampling
-from nanochat.model.gpt import GPT
+from nanochat.model.build import build_model
 from nanochat.model.scaling import GPTConfig, count_parameters
 from nanochat.tokenizer.tokenizer import Tokenizer
 
@@ -85,8 +85,8 @@ def peer_python() -> Path:
 
 def loaded_model(shape: dict[str, Any], device: str, streams: int = 64) -> LoadedModel:
     """A model with random weights that never says a special token."""
-    model = GPT.build(GPTConfig(**shape), device)
-    model.compute_dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    model = build_model(GPTConfig(**shape), device)
+    model.use(torch.bfloat16 if device == "cuda" else torch.float32)
     tokenizer = Tokenizer([bytes([b]) for b in range(256)] + [i.to_bytes(3, "big") for i in range(shape["vocab_size"] - 265)])
     with torch.no_grad():
         model.head.weight.normal_(0, 0.05)

@@ -24,8 +24,8 @@ def as_before_training() -> Iterator[None]:
     yield
     if "torch" in sys.modules:
         sys.modules["torch"].set_flush_denormal(False)
-    if "nanochat.kernels.fused" in sys.modules:
-        sys.modules["nanochat.kernels.fused"].forget()
+    if "nanochat.kernels.selection" in sys.modules:
+        sys.modules["nanochat.kernels.selection"].forget()
 
 
 @pytest.fixture

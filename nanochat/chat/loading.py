@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 
 from nanochat.generate.batching import Batch
-from nanochat.model.gpt import GPT
 from nanochat.model.scaling import GPTConfig, count_parameters
+from nanochat.model.transformer import Transformer
 from nanochat.runs import record as runs
 from nanochat.runs.checkpoint import verify
 from nanochat.tokenizer.tokenizer import Tokenizer
@@ -27,7 +27,7 @@ class LoadedModel:
     name: str
     stage: str
     step: int
-    model: GPT
+    model: Transformer
     tokenizer: Tokenizer
     chats: bool  # it was taught to converse; else it continues text
     trial: bool

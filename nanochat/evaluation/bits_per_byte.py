@@ -11,13 +11,13 @@ from nanochat.console import log
 from nanochat.distributed.memory import map_with_oom_backoff
 from nanochat.distributed.ranks import Ranks
 from nanochat.errors import OutOfMemoryError
-from nanochat.model.gpt import GPT
 from nanochat.model.loss import IGNORE, token_losses
+from nanochat.model.transformer import Transformer
 
 
 @torch.inference_mode()
 def bits_per_byte(
-    model: GPT,
+    model: Transformer,
     forward: Callable[[Tensor], Tensor],
     inputs: np.ndarray,
     targets: np.ndarray,

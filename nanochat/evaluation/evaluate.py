@@ -24,8 +24,8 @@ from nanochat.evaluation.heldout import HELDOUT, evaluate_items, print_scores
 from nanochat.evaluation.results import write_part
 from nanochat.evaluation.runner import EvaluationTask, evaluate_tasks
 from nanochat.evaluation.scorer import Scorer
-from nanochat.hub.assets import BUNDLE, has_bundle
 from nanochat.evaluation.scores import score_table
+from nanochat.hub.assets import BUNDLE, has_bundle
 from nanochat.runs import record as runs
 from nanochat.runs.checkpoint import MANIFEST
 

@@ -11,7 +11,7 @@ from nanochat.data.embedded.corpus import Item
 from nanochat.distributed.memory import map_with_oom_backoff
 from nanochat.errors import DataError
 from nanochat.generate.engine import Engine, answer_text
-from nanochat.model.gpt import GPT
+from nanochat.model.build import build_model
 from nanochat.runs import record as runs
 
 HELDOUT = "heldout.jsonl"  # in a run's folder: the questions that were held out of its text, so that anyone can ask them again
@@ -41,7 +41,7 @@ def evaluate_items(run: str | None, path: Path | None) -> dict[str, Any]:
     opened = runs.open_model(run)
     runs.describe(opened)
     items = read_items(path or paths.run_dir(opened.run) / HELDOUT)
-    untrained_model = GPT.build(opened.model.config)
+    untrained_model = build_model(opened.model.config)
     untrained, _ = grade_items(Engine(untrained_model, opened.tokenizer), items, "asking the untrained model")
     trained, _ = grade_items(Engine(opened.model, opened.tokenizer), items, "asking the trained model")
     return {"run": opened.run} | score_by_skill(items, untrained, trained)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nanochat.distributed.memory import map_with_oom_backoff
 from nanochat.generate.engine import Engine, answer_text
-from nanochat.model.gpt import GPT
+from nanochat.model.transformer import Transformer
 from nanochat.tokenizer.tokenizer import Tokenizer
 
 BATCH_TOKENS = 16_384  # padding included, that one forward pass reads
@@ -44,7 +44,7 @@ class Scorer:
     The result of a text does not depend on its batch, but for the last digits of the arithmetic.
     """
 
-    def __init__(self, model: GPT, tokenizer: Tokenizer, batch_tokens: int = BATCH_TOKENS):
+    def __init__(self, model: Transformer, tokenizer: Tokenizer, batch_tokens: int = BATCH_TOKENS):
         self.model, self.tokenizer, self.batch_tokens = model, tokenizer, batch_tokens
         self.engine = Engine(model, tokenizer)
         self.context = model.config.max_seq_len
@@ -98,7 +98,7 @@ class Scorer:
 
 
 @torch.inference_mode()
-def score_batch(model: GPT, spans: Sequence[Span], padding: int) -> list[tuple[float, bool]]:
+def score_batch(model: Transformer, spans: Sequence[Span], padding: int) -> list[tuple[float, bool]]:
     """(mean nats of the scored ids, whether each was the likeliest) of every span, by one forward pass."""
     hidden = _hidden_states(model, [span.ids for span in spans], padding)
     before = [hidden[row, span.start - 1 : span.end - 1] for row, span in enumerate(spans)]  # each predicts the id after it
@@ -116,7 +116,7 @@ def score_batch(model: GPT, spans: Sequence[Span], padding: int) -> list[tuple[f
 
 
 @torch.inference_mode()
-def choose_batch(model: GPT, items: Sequence[tuple[list[int], list[int]]], padding: int) -> list[int]:
+def choose_batch(model: Transformer, items: Sequence[tuple[list[int], list[int]]], padding: int) -> list[int]:
     """Of (prompt, candidate ids), the index of the candidate that is likeliest right after the prompt, by one forward pass."""
     hidden = _hidden_states(model, [prompt for prompt, _ in items], padding)
     last = torch.tensor([len(prompt) - 1 for prompt, _ in items], device=hidden.device)
@@ -124,7 +124,7 @@ def choose_batch(model: GPT, items: Sequence[tuple[list[int], list[int]]], paddi
     return [int(row[candidates].argmax()) for row, (_, candidates) in zip(logits, items, strict=True)]
 
 
-def _hidden_states(model: GPT, rows: list[list[int]], padding: int) -> Tensor:
+def _hidden_states(model: Transformer, rows: list[list[int]], padding: int) -> Tensor:
     """Hidden states (B, T, D) of rows padded on the right, which what comes before the padding cannot see."""
     longest = max(map(len, rows))
     padded = torch.tensor([row + [padding] * (longest - len(row)) for row in rows])

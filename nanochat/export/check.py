@@ -9,13 +9,13 @@ from torch import Tensor
 from nanochat.console import log
 from nanochat.data.embedded.corpus import heldout
 from nanochat.errors import NanochatError
-from nanochat.export.folder import foreign_weights, portable
+from nanochat.export.folder import foreign_weights, plain_qwen3
 from nanochat.export.gguf_file import GGUF
 from nanochat.generate.engine import prompt_ids
 from nanochat.hardware.extras import needed
 from nanochat.model.attention import KVCache
-from nanochat.model.decode import Decoder
-from nanochat.model.gpt import GPT
+from nanochat.model.decode import decoder_for
+from nanochat.model.transformer import Transformer
 from nanochat.runs.record import TrainedModel
 from nanochat.tokenizer.tokenizer import Tokenizer
 
@@ -40,11 +40,12 @@ def prompts(tokenizer: Tokenizer, context: int, count: int) -> list[list[int]]:
 
 
 @torch.inference_mode()
-def greedy(model: GPT, rows: list[list[int]], count: int) -> list[list[int]]:
+def greedy(model: Transformer, rows: list[list[int]], count: int) -> list[list[int]]:
     """The `count` likeliest tokens after each of `rows`, which are of one length, by the cache; nothing is forced and nothing ends them."""
     length = len(rows[0])
     cache = KVCache(model.config, len(rows), length + count, next(model.parameters()).device, model.compute_dtype)
-    decode = Decoder(model)
+    decode = decoder_for(model)
+    assert decode is not None
     logits = model.logits(model(torch.tensor(rows, device=cache.lengths.device), cache=cache)[:, -1])
     new: list[list[int]] = []
     for held in range(length, length + count):
@@ -53,17 +54,17 @@ def greedy(model: GPT, rows: list[list[int]], count: int) -> list[list[int]]:
     return [list(row) for row in zip(*new, strict=True)]
 
 
-def load_folder(folder: Path, gpt_is_portable: bool) -> Any:
+def load_folder(folder: Path, is_qwen3: bool) -> Any:
     """The exported model in float32, by transformers."""
     transformers = needed("transformers", "transformers", "--check of a Hugging Face folder")
-    found = transformers.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=not gpt_is_portable, dtype=torch.float32)
+    found = transformers.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=not is_qwen3, dtype=torch.float32)
     return found.eval()
 
 
 @torch.inference_mode()
 def _check_folder(opened: TrainedModel, out: Path) -> None:
     model, tokenizer = opened.model, opened.tokenizer
-    theirs = load_folder(out, portable(model.config))
+    theirs = load_folder(out, plain_qwen3(model.config))
     asked = prompts(tokenizer, model.config.max_seq_len, PROMPTS)
     worst = 0.0
     for ids in asked:

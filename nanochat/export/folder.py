@@ -20,9 +20,11 @@ from nanochat.data.shards import read_manifest
 from nanochat.data.source import text_source
 from nanochat.errors import DataError, NanochatError, UsageError
 from nanochat.export import vocabulary
-from nanochat.model.attention import RMS_EPS, ROPE_BASE
-from nanochat.model.gpt import GPT
-from nanochat.model.scaling import GPTConfig, count_parameters
+from nanochat.kernels.operations import RMS_EPS
+from nanochat.model.build import build_model
+from nanochat.model.layers import ROPE_BASE
+from nanochat.model.scaling import ARCHITECTURES, GPTConfig, count_parameters
+from nanochat.model.transformer import Transformer
 from nanochat.runs import record as runs
 from nanochat.runs.checkpoint import import_checkpoint
 from nanochat.runs.record import TrainedModel
@@ -60,10 +62,9 @@ _VOCABULARY = re.compile(r"(embed|head|value_embeds\.\d+)\.weight")  # whose row
 _ROTATED = re.compile(r"blocks\.\d+\.attn\.(q|k)(\.weight|_norm\.gain)")
 
 
-def portable(gpt: GPTConfig) -> bool:
-    """Whether the model is a Qwen3 and nothing more."""
-    extras = gpt.value_embeddings or gpt.residual_scalars or gpt.smear or gpt.backout or gpt.softcap
-    return gpt.qwen3 and not extras and all(gpt.window(layer) == gpt.max_seq_len for layer in range(gpt.depth))
+def plain_qwen3(gpt: GPTConfig) -> bool:
+    """Whether the model is a Qwen3 whose every layer sees the whole context, which other engines run as it is."""
+    return gpt.architecture == "qwen3" and all(gpt.window(layer) == gpt.max_seq_len for layer in range(gpt.depth))
 
 
 def _foreign_name(name: str) -> str:
@@ -73,12 +74,12 @@ def _foreign_name(name: str) -> str:
 
 def _other_rotation(name: str, weight: Tensor, gpt: GPTConfig) -> Tensor:
     """A Qwen3 turns its heads the other way round: with the halves of each head exchanged, both compute the same."""
-    if not (gpt.qwen3 and _ROTATED.fullmatch(name)):
+    if not (gpt.architecture == "qwen3" and _ROTATED.fullmatch(name)):
         return weight
     return weight.unflatten(0, (-1, 2, gpt.head_dim // 2)).flip(1).flatten(0, 2)
 
 
-def foreign_weights(model: GPT) -> dict[str, Tensor]:
+def foreign_weights(model: Transformer) -> dict[str, Tensor]:
     """The model's weights in float32 under Hugging Face's names, the vocabulary without its padding."""
     found = {}
     for name, weight in model.named_parameters():
@@ -105,7 +106,7 @@ def config_json(gpt: GPTConfig, tokenizer: Tokenizer) -> dict[str, Any]:
         "pad_token_id": tokenizer.bos,
         "use_cache": True,
     }
-    if portable(gpt):
+    if plain_qwen3(gpt):
         return common | {
             "architectures": ["Qwen3ForCausalLM"],
             "model_type": "qwen3",
@@ -133,7 +134,7 @@ def config_json(gpt: GPTConfig, tokenizer: Tokenizer) -> dict[str, Any]:
         "sliding_window": min(windows) if min(windows) < gpt.max_seq_len else None,
         "layer_types": ["sliding_attention" if window < gpt.max_seq_len else "full_attention" for window in windows],
         "value_embedding_layers": [layer for layer in range(gpt.depth) if gpt.has_value_embedding(layer)],
-        **{name: getattr(gpt, name) for name in ("residual_scalars", "smear", "backout", "softcap")},
+        **{name: ARCHITECTURES[gpt.architecture][name] for name in ("residual_scalars", "smear", "backout", "softcap")},
     }
 
 
@@ -153,7 +154,7 @@ def model_card(opened: TrainedModel, licence: str) -> str:
     gpt, meta = opened.model.config, opened.checkpoint.meta
     record = runs.read_record(opened.run)
     text = text_source(record.config).title if record else "unknown"
-    own = not portable(gpt)
+    own = not plain_qwen3(gpt)
     trust = ", trust_remote_code=True" if own else ""
     engines = (
         "The model has parts that other engines do not know (value embeddings, a smear of the previous token), hence the modelling code\n"
@@ -217,7 +218,7 @@ def write_folder(opened: TrainedModel, out: Path) -> None:
             shutil.copyfile(vocabulary.TEMPLATE, folder / vocabulary.TEMPLATE.name)
             paths.atomic_write(folder / "README.md", model_card(opened, licence))
             paths.atomic_write_json(folder / ABOUT, about)
-            if not portable(gpt):
+            if not plain_qwen3(gpt):
                 shutil.copyfile(MODELLING, folder / MODELLING.name)
     except (OSError, SafetensorError) as error:
         raise paths.disk_error(error if isinstance(error, OSError) else OSError(str(error)), f"writing {out}") from error
@@ -253,10 +254,10 @@ def import_folder(folder: Path, run: str | None = None) -> str:
     return name
 
 
-def _read_model(path: Path, gpt: GPTConfig) -> GPT:
-    """A GPT with the weights of an exported file. Raises ValueError where one is missing, left over or of another shape."""
+def _read_model(path: Path, gpt: GPTConfig) -> Transformer:
+    """A model with the weights of an exported file. Raises ValueError where one is missing, left over or of another shape."""
     saved = load_file(path)
-    model = GPT.build(gpt)
+    model = build_model(gpt)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             value = _other_rotation(name, saved.pop(_foreign_name(name)), gpt)

@@ -5,9 +5,10 @@ from pathlib import Path
 from nanochat import paths
 from nanochat.errors import UsageError
 from nanochat.export import vocabulary
-from nanochat.export.folder import foreign_weights, licence_of, portable, refuse_existing
+from nanochat.export.folder import foreign_weights, licence_of, plain_qwen3, refuse_existing
 from nanochat.hardware.extras import needed
-from nanochat.model.attention import RMS_EPS, ROPE_BASE
+from nanochat.kernels.operations import RMS_EPS
+from nanochat.model.layers import ROPE_BASE
 from nanochat.runs.record import TrainedModel
 from nanochat.tokenizer.conversation import SPECIAL_TOKENS
 from nanochat.tokenizer.formats import merges, written
@@ -32,7 +33,7 @@ def write_gguf(opened: TrainedModel, out: Path) -> None:
     Raises UsageError for a model that llama.cpp cannot express, where `out` exists, and where the package gguf is missing.
     """
     gpt, tokenizer = opened.model.config, opened.tokenizer
-    if not portable(gpt) or tokenizer.pattern != QWEN2_PATTERN:
+    if not plain_qwen3(gpt) or tokenizer.pattern != QWEN2_PATTERN:
         raise UsageError(
             "llama.cpp cannot run this model: its architecture has parts, or its tokenizer a split, that GGUF has no name for",
             "train one with --architecture portable, or use --to hf",

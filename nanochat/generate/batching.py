@@ -13,8 +13,8 @@ from torch import Tensor
 from nanochat.generate.sampling import LogProbs, Sampling, log_probs, sample
 from nanochat.generate.tools import calculate
 from nanochat.model.attention import KVCache
-from nanochat.model.decode import Decoder
-from nanochat.model.gpt import GPT
+from nanochat.model.decode import decoder_for
+from nanochat.model.transformer import Transformer
 from nanochat.tokenizer.tokenizer import Tokenizer
 
 PROMPT_TOKENS = 512  # of prompts, padding included, that one step reads: running answers wait no longer than that
@@ -91,7 +91,7 @@ class Batch:
     needs the slot: a conversation's next turn then finds its earlier turns already read.
     """
 
-    def __init__(self, model: GPT, tokenizer: Tokenizer, slots: int, length: int | None = None, prompt_tokens: int = PROMPT_TOKENS):
+    def __init__(self, model: Transformer, tokenizer: Tokenizer, slots: int, length: int | None = None, prompt_tokens: int = PROMPT_TOKENS):
         self.model, self.tokenizer, self.slots = model, tokenizer, slots
         self.device = next(model.parameters()).device
         self.context = model.config.max_seq_len
@@ -99,8 +99,7 @@ class Batch:
         self._decoding = 0  # so many of `sequences`, from the first on, have their prompt read
         self._prompt_tokens = prompt_tokens
         self._cache = KVCache(model.config, slots, min(length or self.context, self.context), self.device, model.compute_dtype)
-        # A model with a forward pass of its own is asked through that.
-        self._decoder = Decoder(model) if type(model) is GPT else None
+        self._decoder = decoder_for(model)  # a model with a forward pass of its own has none, and is asked through that
         self._held: list[list[int]] = [[] for _ in range(slots)]  # the ids that each slot of the cache holds
         self._used = [0] * slots  # when each slot was last left, to forget the oldest first
         self._clock = 0

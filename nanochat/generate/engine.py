@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from nanochat.errors import UsageError
 from nanochat.generate.batching import Batch, SequenceState
 from nanochat.generate.sampling import Sampling
-from nanochat.model.gpt import GPT
+from nanochat.model.transformer import Transformer
 from nanochat.tokenizer.tokenizer import Tokenizer
 
 PROMPT_TOKENS = 16_384  # that one step reads where nobody waits for a running answer
@@ -26,7 +26,7 @@ class Emitted(NamedTuple):
 class Engine:
     """Generates with a model and its tokenizer, on the model's device."""
 
-    def __init__(self, model: GPT, tokenizer: Tokenizer):
+    def __init__(self, model: Transformer, tokenizer: Tokenizer):
         self.model, self.tokenizer = model, tokenizer
         self.context = model.config.max_seq_len
 

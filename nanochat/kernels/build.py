@@ -11,9 +11,10 @@ from pathlib import Path
 
 import torch
 
-from nanochat.kernels import fused, products
+from nanochat.kernels import products, selection
+from nanochat.kernels.library import BLOCK
 
-FUSED, PRODUCTS = (Path(str(module.__file__)).with_suffix(".c") for module in (fused, products))
+FUSED, PRODUCTS = (Path(__file__).with_name(name) for name in ("fused.c", "products.c"))
 # No flag that lets NaN be forgotten. Not linked to an OpenMP: the one that torch has loaded is used, whose threads are there already.
 FLAGS: tuple[str, ...] = (
     "-std=c11",
@@ -23,7 +24,7 @@ FLAGS: tuple[str, ...] = (
     "-fPIC",
     "-fno-math-errno",
     "-fno-trapping-math",
-    f"-DBLOCK={fused.BLOCK}",
+    f"-DBLOCK={BLOCK}",
 )
 if platform.machine() == "x86_64":
     FLAGS += ("-mprefer-vector-width=512",)  # GCC takes half of the longest vectors, else
@@ -31,8 +32,8 @@ TYPES: dict[torch.dtype, tuple[str, ...]] = {torch.float32: (), torch.bfloat16: 
 
 
 def load(dtype: torch.dtype, folder: Path) -> str:
-    """Have fused.c compiled into `folder`, unless it was, and used for tensors of `dtype`. Returns why not, or nothing."""
-    return "" if fused.loaded(dtype) else _load(FUSED, TYPES[dtype], folder, lambda path: fused.use(dtype, path))
+    """Have fused.c compiled into `folder`, unless it was, and used by models of `dtype` built from now on. Returns why not, or nothing."""
+    return "" if selection.loaded(dtype) else _load(FUSED, TYPES[dtype], folder, lambda path: selection.use(dtype, path))
 
 
 def load_products(kind: str, folder: Path) -> str:
@@ -56,7 +57,8 @@ def _load(source: Path, flags: tuple[str, ...], folder: Path, use: Callable[[str
     found = compiler()
     if not found:
         return "no C compiler (cc)"
-    key = (source.read_bytes(), *FLAGS, *flags, found, os.stat(found).st_mtime, _processor())
+    parts = sorted(source.parent.glob(f"{source.stem}*.[ch]"))
+    key = (*(part.read_bytes() for part in parts), *FLAGS, *flags, found, os.stat(found).st_mtime, _processor())
     path = folder / f"{source.stem}-{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}.so"
     try:
         if not path.exists():

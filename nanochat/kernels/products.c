@@ -4,10 +4,7 @@
 // itself, and tiles of 6 x 16 are summed in registers. Threads take tasks as they get free, so that one which is held up by other work
 // holds up no other. What is summed, and in which order, depends on the shapes alone: equal results with any number of threads.
 //
-// With -DINT16 what is multiplied are 16-bit integers, two in the place of a float32: block floating point (Drumond et al., 2018, Training
-// DNNs with Hybrid Block Floating Point). DEPTH terms of a row, or of a column, have one scale, such that their norm is ROOT: no sum of
-// products leaves 32 bits (Cauchy-Schwarz), and what is rounded away is 1e-4 of the norm, a tenth of what bfloat16 loses.
-//
+// How terms are packed and multiplied is in products_float32.h, or with -DINT16 in products_int16.h: WORDS, tile and pack.
 // Strides are in elements. Compiled at the first start for this machine's processor (nanochat/kernels/build.py).
 
 #include <immintrin.h>
@@ -33,15 +30,8 @@ typedef struct { // x[row][column] is at x[row * down + column * right]
 #define DEPTH 256       // terms of a sum that are packed at once: WIDE of them fill half of the first cache
 #define TASK 16         // tiles' heights that a thread packs at once, a multiple of 4: a fifth of the second cache
 #define GROUP 16        // tiles' widths that are packed by one thread
-#define LINES 16        // terms of rows that lie far apart which are copied at once
 #define COLUMNS 256     // of the right matrix that are packed at once at least
 #define SHARED (1 << 20) // elements of it, if these are more
-#ifdef INT16
-#define WORDS(depth) (PARTS(depth, 2) + 1) // of 32 bits that pack `depth` terms of a row: pairs, and its scale
-#define ROOT 46000.0f                      // its square fits in 32 bits, with room for what is rounded up
-#else
-#define WORDS(depth) (depth)
-#endif
 #define MIN(a, b) ((a) < (b) ? (a) : (b))
 #define MAX(a, b) ((a) > (b) ? (a) : (b))
 #define PARTS(n, of) (((n) + (of) - 1) / (of))
@@ -74,71 +64,6 @@ static inline void store(const target *to, size row, size column, __m256 sum) {
     _mm256_storeu_ps(to->c + row * to->c_down + column, sum);
 }
 
-#ifdef INT16
-// Of a row of a tile: its pair of terms with two times eight columns' pairs, added to two times eight sums.
-#define ADD(i)                                                          \
-    "vpbroadcastd 4*" #i "(%[a]), %%ymm2\n\t"                           \
-    "vpmaddwd %%ymm0, %%ymm2, %%ymm3\n\t"                               \
-    "vpmaddwd %%ymm1, %%ymm2, %%ymm2\n\t"                               \
-    "vpaddd %%ymm3, %[left" #i "], %[left" #i "]\n\t"                   \
-    "vpaddd %%ymm2, %[right" #i "], %[right" #i "]\n\t"
-#define SUMS(i) [left##i] "+x"(sums[i][0]), [right##i] "+x"(sums[i][1])
-
-// A sum over packed a (words, TALL) and b (words, WIDE), whose last words are the scales. GCC would have the sums wait in memory.
-static __attribute__((noinline)) void tile(size depth, const float *a, const float *b, const target *to) {
-    __m256i sums[TALL][2] = {0};
-    size pairs = PARTS(depth, 2);
-    prefetch(to);
-    __asm__ volatile("1:\n\t"
-                     "vmovdqa (%[b]), %%ymm0\n\t"
-                     "vmovdqa 32(%[b]), %%ymm1\n\t" ADD(0) ADD(1) ADD(2) ADD(3) ADD(4) ADD(5) "add $24, %[a]\n\t"
-                     "add $64, %[b]\n\t"
-                     "dec %[pairs]\n\t"
-                     "jnz 1b"
-                     : [a] "+r"(a), [b] "+r"(b), [pairs] "+r"(pairs), SUMS(0), SUMS(1), SUMS(2), SUMS(3), SUMS(4), SUMS(5)
-                     :
-                     : "xmm0", "xmm1", "xmm2", "xmm3", "memory", "cc");
-    __m256 left = _mm256_load_ps(b), right = _mm256_load_ps(b + 8);
-#pragma GCC unroll 6
-    for (int i = 0; i < TALL; i++) {
-        __m256 scale = _mm256_set1_ps(a[i]);
-        store(to, i, 0, _mm256_mul_ps(_mm256_mul_ps(scale, left), _mm256_cvtepi32_ps(sums[i][0])));
-        store(to, i, 8, _mm256_mul_ps(_mm256_mul_ps(scale, right), _mm256_cvtepi32_ps(sums[i][1])));
-    }
-}
-#else
-// A sum over packed a (depth, TALL) and b (depth, WIDE). No part of another function: what the loop does not need waits in memory, not in
-// the registers that it fills.
-static __attribute__((noinline)) void tile(size depth, const float *a, const float *b, const target *to) {
-    __m256 sums[TALL][2];
-    for (int i = 0; i < TALL; i++) sums[i][0] = sums[i][1] = _mm256_setzero_ps();
-    prefetch(to);
-    for (size p = 0; p < depth; p++) {
-        __m256 left = _mm256_load_ps(b + p * WIDE), right = _mm256_load_ps(b + p * WIDE + 8);
-#pragma GCC unroll 6
-        for (int i = 0; i < TALL; i++) {
-            __m256 x = _mm256_broadcast_ss(a + p * TALL + i);
-            sums[i][0] = _mm256_fmadd_ps(x, left, sums[i][0]);
-            sums[i][1] = _mm256_fmadd_ps(x, right, sums[i][1]);
-        }
-    }
-#pragma GCC unroll 6
-    for (int i = 0; i < TALL; i++) {
-        store(to, i, 0, sums[i][0]);
-        store(to, i, 8, sums[i][1]);
-    }
-}
-#endif
-
-// The same for the first `rows` and `columns` of a tile.
-static void part_of_tile(size rows, size columns, size depth, const float *a, const float *b, const target *to) {
-    float out[TALL * WIDE] __attribute__((aligned(32)));
-    tile(depth, a, b, &(target){to->alpha, 0, out, WIDE, NULL, 0});
-    for (size i = 0; i < rows; i++)
-        for (size j = 0; j < columns; j++)
-            to->c[i * to->c_down + j] = out[i * WIDE + j] + (to->old ? to->beta * to->old[i * to->old_down + j] : 0);
-}
-
 // Eight rows of eight become its columns.
 static inline void transpose(__m256 rows[8]) {
     __m256 pairs[8], fours[8];
@@ -164,101 +89,19 @@ static inline void columns_of(size height, size first, const float *x, size down
 }
 
 #ifdef INT16
-// A row's terms as integers, and its scale: x (depth) -> out (DEPTH), zeros at the end.
-static inline float quantize(size depth, const float *x, int16_t *out) {
-    __m256 squares = _mm256_setzero_ps(), highest = squares, sign = _mm256_set1_ps(-0.0f);
-    float sum = 0, high = 0;
-    size p = 0;
-    for (; p + 8 <= depth; p += 8) {
-        __m256 v = _mm256_loadu_ps(x + p);
-        squares = _mm256_fmadd_ps(v, v, squares);
-        highest = _mm256_max_ps(_mm256_andnot_ps(sign, v), highest);
-    }
-    for (int i = 0; i < 8; i++) sum += squares[i], high = MAX(high, highest[i]);
-    for (; p < depth; p++) sum += x[p] * x[p], high = MAX(high, fabsf(x[p]));
-    float scale = sum < 1e-32f ? 0 : MAX(sqrtf(sum) / ROOT, high / 32767); // of less the squares are no longer exact
-    float inverse = scale ? 1 / scale : 0;
-    __m256 by = _mm256_set1_ps(inverse);
-    for (p = 0; p + 16 <= depth; p += 16) {
-        __m256i low = _mm256_cvtps_epi32(_mm256_mul_ps(by, _mm256_loadu_ps(x + p)));
-        __m256i up = _mm256_cvtps_epi32(_mm256_mul_ps(by, _mm256_loadu_ps(x + p + 8)));
-        _mm256_store_si256((__m256i *)(out + p), _mm256_permute4x64_epi64(_mm256_packs_epi32(low, up), 0xd8));
-    }
-    for (; p < DEPTH; p++) out[p] = p < depth ? (int16_t)lrintf(x[p] * inverse) : 0;
-    return isfinite(sum) ? scale : NAN; // what is not finite must not get lost
-}
-
-#define CHUNK 48 // rows that are read side by side where they lie next to one another: three panels of WIDE, eight of TALL
-#define APART (DEPTH + 8) // of their terms: rows of a power of two would share a cache's lines
-
-// Terms of `rows` <= CHUNK rows of x, a row after the other: out (rows, APART).
-static void gather(size rows, size depth, matrix x, float *out) {
-    size p = 0, eights = x.down == 1 ? rows / 8 * 8 : 0;
-    for (; p + 8 <= depth; p += 8)
-        for (size row = 0; row < eights; row += 8) {
-            __m256 block[8];
-            columns_of(8, 0, at(x, row, p).x, x.right, block);
-            for (size i = 0; i < 8; i++) _mm256_storeu_ps(out + (row + i) * APART + p, block[i]);
-        }
-    for (size row = 0; row < rows; row++)
-        for (size q = row < eights ? p : 0; q < depth; q++) out[row * APART + q] = *at(x, row, q).x;
-}
-
-// Pack x (rows, depth) in panels of `height` rows, the last one filled with zeros: out (panels, words, height).
-static inline __attribute__((always_inline)) void pack(const size height, size rows, size depth, matrix x, float *out) {
-    float gathered[CHUNK * APART];
-    int16_t integers[WIDE][DEPTH] __attribute__((aligned(32)));
-    size pairs = PARTS(depth, 2);
-    for (size row = 0; row < rows; row += height, out += WORDS(depth) * height) {
-        size there = MIN(height, rows - row);
-        matrix terms = at(x, row, 0);
-        if (x.right != 1) {
-            if (row % CHUNK == 0) gather(MIN(CHUNK, rows - row), depth, terms, gathered);
-            terms = (matrix){gathered + row % CHUNK * APART, APART, 1};
-        }
-        for (size i = 0; i < height; i++)
-            if (i < there) out[pairs * height + i] = quantize(depth, at(terms, i, 0).x, integers[i]);
-            else out[pairs * height + i] = 0, memset(integers[i], 0, sizeof integers[i]);
-        size p = 0;
-        for (; p + 8 < pairs; p += 8) // the last ones go one by one: the eighth row reaches over the end of a panel of six
-            for (size first = 0; first < height; first += 8) {
-                __m256 block[8];
-                columns_of(height, first, (const float *)integers + p, DEPTH / 2, block);
-                for (size i = 0; i < 8; i++) _mm256_storeu_ps(out + (p + i) * height + first, block[i]);
-            }
-        for (; p < pairs; p++)
-            for (size i = 0; i < height; i++) memcpy(out + p * height + i, &integers[i][2 * p], sizeof *out);
-    }
-}
+#include "products_int16.h"
 #else
-// Pack x (rows, depth) in panels of `height` rows, the last one filled with zeros: out (panels, depth, height).
-static inline __attribute__((always_inline)) void pack(const size height, size rows, size depth, matrix x, float *out) {
-    size whole = rows / height * height;
-    if (x.down == 1) { // a panel after the other would come back to each cache line from afar
-        for (size p = 0; p < depth; p += LINES)
-            for (size row = 0; row < whole; row += height)
-                for (size q = p; q < MIN(p + LINES, depth); q++)
-                    memcpy(out + row * depth + q * height, at(x, row, q).x, height * sizeof *out);
-    } else {
-        for (size row = 0; row < whole; row += height) {
-            float *to = out + row * depth;
-            size p = 0;
-            if (x.right == 1)
-                for (; p + 8 < depth; p += 8) // the last terms go one by one: the eighth row reaches over the end of a panel of six
-                    for (size first = 0; first < height; first += 8) {
-                        __m256 block[8];
-                        columns_of(height, first, at(x, row, p).x, x.down, block);
-                        for (size i = 0; i < 8; i++) _mm256_storeu_ps(to + (p + i) * height + first, block[i]);
-                    }
-            for (; p < depth; p++)
-                for (size i = 0; i < height; i++) to[p * height + i] = *at(x, row + i, p).x;
-        }
-    }
-    if (whole < rows)
-        for (size p = 0; p < depth; p++)
-            for (size i = 0; i < height; i++) out[whole * depth + p * height + i] = whole + i < rows ? *at(x, whole + i, p).x : 0;
-}
+#include "products_float32.h"
 #endif
+
+// A tile's sum of which only the first `rows` and `columns` are stored.
+static void part_of_tile(size rows, size columns, size depth, const float *a, const float *b, const target *to) {
+    float out[TALL * WIDE] __attribute__((aligned(32)));
+    tile(depth, a, b, &(target){to->alpha, 0, out, WIDE, NULL, 0});
+    for (size i = 0; i < rows; i++)
+        for (size j = 0; j < columns; j++)
+            to->c[i * to->c_down + j] = out[i * WIDE + j] + (to->old ? to->beta * to->old[i * to->old_down + j] : 0);
+}
 
 typedef struct { // c = alpha * a b + beta * old, for one pair of matrices
     int half;

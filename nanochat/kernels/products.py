@@ -43,16 +43,16 @@ def product(
     beta: float = 1.0,
     out: Tensor | None = None,
     half: str = "",
-    rough: bool = False,
+    low_precision: bool = False,
 ) -> Tensor:
     """alpha * a b + beta * add: a (M, K) and b (K, N) -> (M, N), or (C, M, K) and (C, K, N) -> (C, M, N); written to `out` if given.
 
     `add` may be `out`. `half` says what need not be computed of square matrices: the result is known to be "symmetric"; of the "lower
     result" what is above the diagonal is left undefined; of a, in "lower left" what is above it, in "upper left" what is below it is zero.
-    A `rough` product may be of 16-bit integers, where such are loaded: 1e-4 of the factors' norms is lost.
+    A `low_precision` product may be of 16-bit integers, where such are loaded: 1e-4 of the factors' norms is lost.
     No gradients. Raises MemoryError where the packed matrices find no room.
     """
-    library = _chosen(a, b, add, out, half, rough)
+    library = _chosen(a, b, add, out, half, low_precision)
     if library is None:
         if add is not None:
             return (torch.addmm if a.dim() == 2 else torch.baddbmm)(add, a, b, beta=beta, alpha=alpha, out=out)
@@ -72,7 +72,7 @@ def _described(x: Tensor | None) -> tuple[int | None, ...]:
     return (None, 0, 0, 0) if x is None else (x.data_ptr(), *(0,) * (3 - x.dim()), *x.stride())
 
 
-def _chosen(a: Tensor, b: Tensor, add: Tensor | None, out: Tensor | None, half: str, rough: bool) -> ctypes.CDLL | None:
+def _chosen(a: Tensor, b: Tensor, add: Tensor | None, out: Tensor | None, half: str, low_precision: bool) -> ctypes.CDLL | None:
     """The library for such a product, or None for torch."""
     if not _libraries or torch.compiler.is_compiling() or min(*a.shape[-2:], b.size(-1)) < SMALLEST:
         return None
@@ -80,6 +80,6 @@ def _chosen(a: Tensor, b: Tensor, add: Tensor | None, out: Tensor | None, half: 
     known = all(x.dtype == torch.float32 and x.device.type == "cpu" for x in (a, b, *written))
     if not known or any(x.stride(-1) != 1 for x in written):
         return None
-    if rough and half not in ("lower left", "upper left") and "int16" in _libraries:
+    if low_precision and half not in ("lower left", "upper left") and "int16" in _libraries:
         return _libraries["int16"]
     return _libraries.get("float32") if half or b.size(-1) >= WIDE else None

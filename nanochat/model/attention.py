@@ -1,62 +1,15 @@
-"""Causal self-attention: rotary positions, QK norm, value embeddings, optional windows, and the KV cache.
+"""Causal self-attention, whole rows at once or with the KV cache: what the architectures share of it.
 
 Shapes: B rows, T positions, S cached positions, H query heads, G key/value heads, K width of a head, D model width.
 """
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from nanochat.kernels import fused
-from nanochat.model.scaling import PRODUCTS_LENGTH, VALUE_GATE_CHANNELS, GPTConfig
-
-ROPE_BASE = 100_000.0
-QK_SCALE = 1.2  # sharpens attention after the QK norm, on q and on k
-
-
-class Linear(nn.Linear):
-    """A bias-free linear layer whose fp32 master weight is cast to the activations' type at use."""
-
-    def __init__(self, in_features: int, out_features: int):
-        super().__init__(in_features, out_features, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:  # (..., in) -> (..., out)
-        return fused.linear(x, self.weight)[0] if fused.usable(x) else F.linear(x, self.weight.to(x.dtype))
-
-
-RMS_EPS = torch.finfo(torch.float32).eps
-
-
-def rms_norm(x: Tensor) -> Tensor:
-    """RMSNorm over the last axis, without learned gains (Zhang & Sennrich, 2019)."""
-    if fused.usable(x):
-        return fused.rms_norm(x, RMS_EPS)
-    return F.rms_norm(x, (x.size(-1),))
-
-
-class RMSNorm(nn.Module):
-    """RMSNorm with a learned gain for each channel."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.gain = nn.Parameter(torch.empty(width))
-
-    def forward(self, x: Tensor) -> Tensor:  # (..., width) -> (..., width)
-        return rms_norm(x) * self.gain.to(x.dtype)
-
-
-def rotary_table(length: int, head_dim: int, device: torch.device | str | None = None) -> tuple[Tensor, Tensor]:
-    """cos and sin of the rotary angles (Su et al., 2021), each (length, head_dim / 2), float32."""
-    frequencies = ROPE_BASE ** (-torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim)
-    angles = torch.arange(length, device=device, dtype=torch.float32)[:, None] * frequencies
-    return angles.cos(), angles.sin()
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the halves of each head: x (B, T, H, K), cos and sin (T, K/2) or (B, T, K/2) -> (B, T, H, K)."""
-    cos, sin = cos.unsqueeze(-2).to(x.dtype), sin.unsqueeze(-2).to(x.dtype)
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat((first * cos + second * sin, second * cos - first * sin), dim=-1)
+from nanochat.kernels.operations import Operations
+from nanochat.model.layers import Layer, Linear
+from nanochat.model.scaling import GPTConfig
 
 
 class KVCache:
@@ -126,19 +79,17 @@ class Append:
         return out.transpose(1, 2)
 
 
-def causal_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
+def causal_attention(operations: Operations, q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
     """Causal attention over the last `window` positions: q (B, T, H, K), k and v (B, T, G, K) -> (B, T, H, K).
 
     A window shorter than the row is cut into blocks of `window` queries that see their own block of keys and
     the one before it: exact, and unlike a dense mask it skips the work outside.
     """
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H, T, K)
-    gqa = q.size(1) != k.size(1)
     length = q.size(2)
     if window >= length:
-        if length <= PRODUCTS_LENGTH and not gqa and fused.usable(q):
-            return fused.causal_attention(q, k, v).transpose(1, 2)
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=gqa).transpose(1, 2)
+        return operations.causal_attention(q, k, v).transpose(1, 2)
+    gqa = q.size(1) != k.size(1)
     blocks = -(-length // window)
     padding = blocks * window - length
     q = F.pad(q, (0, 0, 0, padding)).unflatten(2, (blocks, window)).transpose(1, 2).flatten(0, 1)  # (B * blocks, H, W, K)
@@ -153,8 +104,8 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
     return out.unflatten(0, (-1, blocks)).transpose(1, 2).flatten(2, 3)[:, :, :length].transpose(1, 2)
 
 
-class Attention(nn.Module):
-    """Multi-head causal attention with rotary positions, QK norm (with gains in a Qwen3), and a gated value embedding on some layers."""
+class Attention(Layer):
+    """The projections of multi-head attention and what lies between them; how q and k are normalised is the architecture's."""
 
     def __init__(self, config: GPTConfig, layer: int):
         super().__init__()
@@ -165,23 +116,18 @@ class Attention(nn.Module):
         self.k = Linear(config.dim, kv_width)
         self.v = Linear(config.dim, kv_width)
         self.o = Linear(width, config.dim)
-        self.ve_gate = Linear(VALUE_GATE_CHANNELS, config.n_kv_head) if config.has_value_embedding(layer) else None
-        self.q_norm = RMSNorm(config.head_dim) if config.qwen3 else None
-        self.k_norm = RMSNorm(config.head_dim) if config.qwen3 else None
 
-    def forward(self, x: Tensor, ve: Tensor | None, cos: Tensor, sin: Tensor, append: Append | None) -> Tensor:
-        """x (B, T, D), ve (B, T, G * K) or None, cos and sin of the positions -> (B, T, D)."""
-        layers = (self.q, self.k, self.v)
-        wide = fused.linear(x, *(f.weight for f in layers)) if fused.usable(x) else [f(x) for f in layers]
-        q, k, v = (y.unflatten(-1, (-1, self.head_dim)) for y in wide)  # (B, T, H or G, K)
-        if self.ve_gate is not None and ve is not None:
-            gate, ve = self.ve_gate(x[..., :VALUE_GATE_CHANNELS]), ve.unflatten(-1, (-1, self.head_dim))  # (B, T, G), (B, T, G, K)
-            v = fused.add_gated(v, gate, ve) if fused.usable(v) else v + (3 * torch.sigmoid(gate)).unsqueeze(-1) * ve
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin)
-        elif fused.usable(q) and cos.dim() == 2:
-            q, k = (fused.rotary_norm(y, cos, sin, QK_SCALE, RMS_EPS) for y in (q, k))
-        else:
-            q, k = (rms_norm(rotate(y, cos, sin)) * QK_SCALE for y in (q, k))
-        out = causal_attention(q, k, v, self.window) if append is None else append.attend(self.layer, q, k, v, self.window)
-        return self.o(out.flatten(2))
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x (B, T, D) -> q (B, T, H, K), k and v (B, T, G, K)."""
+        q, k, v = self.operations.linear(x, self.q.weight, self.k.weight, self.v.weight)
+        return self.heads(q), self.heads(k), self.heads(v)
+
+    def heads(self, x: Tensor) -> Tensor:
+        """x (B, T, H * K) -> (B, T, H, K)."""
+        return x.unflatten(-1, (-1, self.head_dim))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, append: Append | None) -> Tensor:
+        """q (B, T, H, K), k and v (B, T, G, K), which join the cache where there is one -> (B, T, D)."""
+        if append is not None:
+            return self.o(append.attend(self.layer, q, k, v, self.window).flatten(2))
+        return self.o(causal_attention(self.operations, q, k, v, self.window).flatten(2))

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 from nanochat.kernels.products import product
-from nanochat.model.gpt import GPT
 from nanochat.model.scaling import batch_lr_scale, width_lr_scale
+from nanochat.model.transformer import Transformer
 
 # Polar Express (Amsel et al., 2025, arXiv 2505.16932): five steps, safety 2e-2, cushion 2.
 POLAR_EXPRESS = (
@@ -80,9 +80,9 @@ def orthogonalize(updates: Tensor, dtype: torch.dtype = torch.float32) -> Tensor
         x = x.mT
     x = x / (x.norm(dim=(-2, -1), keepdim=True) * 1.01 + 1e-6)
     for a, b, c in POLAR_EXPRESS:
-        gram = product(x, x.mT, half="symmetric", rough=True)
+        gram = product(x, x.mT, half="symmetric", low_precision=True)
         # a x + (b gram + c gram^2) x; the products add the other terms before they round, so that bfloat16 errs a third as much.
-        x = product(product(gram, gram, gram, beta=b, alpha=c, half="symmetric", rough=True), x, x, beta=a, rough=True)
+        x = product(product(gram, gram, gram, beta=b, alpha=c, half="symmetric", low_precision=True), x, x, beta=a, low_precision=True)
     if not wide:
         x = x.mT
     x = x.float()
@@ -209,9 +209,9 @@ def _gradient(weight: Tensor) -> Tensor:
 
 
 class MuonAdamW:
-    """The optimizer of a `GPT`. `batch` is the step's tokens, by which every learning rate is scaled: sqrt(batch / 2^19)."""
+    """The optimizer of a model. `batch` is the step's tokens, by which every learning rate is scaled: sqrt(batch / 2^19)."""
 
-    def __init__(self, model: GPT, rates: LearningRates, batch: int, ranks: Communicator):
+    def __init__(self, model: Transformer, rates: LearningRates, batch: int, ranks: Communicator):
         self.model = model
         self.steps = 0
         scale = batch_lr_scale(batch)
@@ -232,11 +232,11 @@ class MuonAdamW:
         self.tensors: list[_TensorGroup] = []
         parameters = dict(model.named_parameters())
         for name, weight in parameters.items():
-            room = "gains" if name.endswith(".gain") else name.split(".")[0]
-            if room == "blocks":
+            group = "gains" if name.endswith(".gain") else name.split(".")[0]
+            if group == "blocks":
                 shapes.setdefault(weight.shape, []).append(name)
             else:
-                self.tensors.append(_TensorGroup(name, weight, ranks, *adam[room]))
+                self.tensors.append(_TensorGroup(name, weight, ranks, *adam[group]))
         self.matrices = [_MatrixGroup(names, [parameters[name] for name in names], ranks, model.compute_dtype) for names in shapes.values()]
 
     @torch.no_grad()

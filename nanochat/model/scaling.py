@@ -11,10 +11,20 @@ from typing import Any
 
 from nanochat.config import ModelConfig
 
-# What each architecture switches on. "portable" is a Qwen3 to the last operation, which other engines run as it is.
+SOFTCAP = 15.0  # of nanochat's logits
+
+# The parts of each architecture, as a checkpoint's JSON names them. qwen3: norms with gains (before the rotation, none after the
+# embedding) and SwiGLU; a Qwen3 to the last operation, which other engines run as it is.
 ARCHITECTURES: dict[str, dict[str, Any]] = {
-    "nanochat": {"value_embeddings": True, "residual_scalars": True, "smear": True, "backout": True, "softcap": 15.0},
-    "portable": {
+    "nanochat": {
+        "value_embeddings": True,
+        "residual_scalars": True,
+        "smear": True,
+        "backout": True,
+        "softcap": SOFTCAP,
+        "qwen3": False,
+    },
+    "qwen3": {
         "value_embeddings": False,
         "residual_scalars": False,
         "smear": False,
@@ -47,16 +57,12 @@ class GPTConfig:
     vocab_size: int  # ids that the tokenizer can give
     max_seq_len: int
     window_pattern: str = "L"
-    value_embeddings: bool = True
-    residual_scalars: bool = True
-    smear: bool = True
-    backout: bool = True
-    softcap: float = 15.0
-    qwen3: bool = False  # norms with gains (before the rotation, none after the embedding) and SwiGLU
+    architecture: str = "nanochat"  # a key of ARCHITECTURES
 
     def __post_init__(self) -> None:
         assert self.dim == self.n_head * self.head_dim, (self.dim, self.n_head, self.head_dim)
         assert self.n_head % self.n_kv_head == 0, (self.n_head, self.n_kv_head)
+        assert self.architecture in ARCHITECTURES, self.architecture
         assert self.window_pattern
         assert not set(self.window_pattern) - set("SL"), self.window_pattern
 
@@ -68,7 +74,7 @@ class GPTConfig:
     @property
     def mlp_dim(self) -> int:
         """Width inside the MLP: SwiGLU's three matrices have about the parameters of the other's two."""
-        return round_up(8 * self.dim // 3, 64) if self.qwen3 else 4 * self.dim
+        return round_up(8 * self.dim // 3, 64) if self.architecture == "qwen3" else 4 * self.dim
 
     @property
     def kv_dim(self) -> int:
@@ -81,17 +87,27 @@ class GPTConfig:
         return min(round_up(math.ceil(self.max_seq_len / 4), 128), self.max_seq_len) if short else self.max_seq_len
 
     def has_value_embedding(self, layer: int) -> bool:
-        """Whether `layer` adds a value embedding: every other layer, always including the last."""
-        return self.value_embeddings and (self.depth - 1 - layer) % 2 == 0
+        """Whether `layer` adds a value embedding: in nanochat's models every other layer, always including the last."""
+        return self.architecture == "nanochat" and (self.depth - 1 - layer) % 2 == 0
 
     def to_dict(self) -> dict[str, Any]:
-        """Field name -> value, for a checkpoint's JSON."""
-        return dataclasses.asdict(self)
+        """The shape, and the architecture's parts, for a checkpoint's JSON."""
+        shape = dataclasses.asdict(self)
+        parts = ARCHITECTURES[shape.pop("architecture")]
+        return shape | parts
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "GPTConfig":
-        """The inverse of `to_dict`. Raises TypeError where a field is missing or unknown."""
-        return cls(**values)
+        """The inverse of `to_dict`; a part that is not named is nanochat's.
+
+        Raises TypeError where a field is missing or unknown, ValueError where no architecture has these parts.
+        """
+        shape = dict(values)
+        parts = {name: shape.pop(name, default) for name, default in ARCHITECTURES["nanochat"].items()}
+        for architecture, known in ARCHITECTURES.items():
+            if parts == known:
+                return cls(**shape, architecture=architecture)
+        raise ValueError(f"no architecture has {parts}")
 
 
 def round_up(value: int, multiple: int) -> int:
@@ -103,6 +119,7 @@ def gpt_config(config: ModelConfig) -> GPTConfig:
     """The shape that `config` asks for; config.vocab_size must be resolved (not -1). A portable model sees its whole context."""
     assert config.vocab_size > 0, "vocab_size is still to be resolved (ops/plan.py)"
     dim = round_up(config.aspect_ratio * config.depth, config.head_dim)
+    portable = config.architecture == "portable"  # what users call a Qwen3
     return GPTConfig(
         depth=config.depth,
         dim=dim,
@@ -111,8 +128,8 @@ def gpt_config(config: ModelConfig) -> GPTConfig:
         head_dim=config.head_dim,
         vocab_size=config.vocab_size,
         max_seq_len=config.max_seq_len,
-        window_pattern="L" if config.architecture == "portable" else config.window_pattern.upper(),
-        **ARCHITECTURES[config.architecture],
+        window_pattern="L" if portable else config.window_pattern.upper(),
+        architecture="qwen3" if portable else "nanochat",
     )
 
 
@@ -122,16 +139,18 @@ def count_parameters(gpt: GPTConfig) -> dict[str, int]:
     `matrices` are the blocks' (12 x depth x dim^2 where n_kv_head = n_head, and the tiny value gates): Muon's share. `scalars`
     are the residual's and the norms' gains.
     """
+    qwen3 = gpt.architecture == "qwen3"
     tables = sum(gpt.has_value_embedding(layer) for layer in range(gpt.depth))
-    mlp = (3 if gpt.qwen3 else 2) * gpt.dim * gpt.mlp_dim
+    mlp = (3 if qwen3 else 2) * gpt.dim * gpt.mlp_dim
     block = 2 * gpt.dim * gpt.dim + 2 * gpt.dim * gpt.kv_dim + mlp  # q and o, k and v, the MLP's
     gains = (2 * gpt.dim + 2 * gpt.head_dim) * gpt.depth + gpt.dim
+    residual = 2 * gpt.depth + SMEAR_GATE_CHANNELS + 1 + 1  # two a layer, the smear's gate and factor, the backout's
     parts = {
         "embedding": gpt.padded_vocab * gpt.dim,
         "head": gpt.padded_vocab * gpt.dim,
         "value_embeddings": tables * gpt.padded_vocab * gpt.kv_dim,
         "matrices": gpt.depth * block + tables * VALUE_GATE_CHANNELS * gpt.n_kv_head,
-        "scalars": 2 * gpt.depth * gpt.residual_scalars + (SMEAR_GATE_CHANNELS + 1) * gpt.smear + 1 * gpt.backout + gains * gpt.qwen3,
+        "scalars": gains if qwen3 else residual,
     }
     return parts | {"total": sum(parts.values())}
 
@@ -218,7 +237,6 @@ LOSS_CHUNK = {"cpu": 2 * 2**20, "cpu, fused": 8 * 2**20, "cuda": 16 * 2**20}
 LOSS_PARTS = 16  # a GPU is not kept busy by less than this part of its tokens
 LOSS_ROWS = 256  # tokens of a chunk at least
 LOSS_BYTES = {"plain": (12, 8), "compiled": (6, 4)}  # for each of them and each of the head's parameters; compiled: bfloat16, on a GPU
-PRODUCTS_LENGTH = 512  # positions of fused attention that goes backward by whole products: of more, the scores leave a CPU's cache
 SAMPLE_SLOTS = 8  # conversations that a sample or an evaluation decodes side by side
 
 

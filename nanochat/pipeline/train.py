@@ -15,10 +15,6 @@ from nanochat.config import Config
 from nanochat.console import log
 from nanochat.distributed import memory, ranks
 from nanochat.errors import Preempted
-from nanochat.doctor import checks as doctor
-from nanochat.errors import DataError, Preempted, UsageError
-from nanochat.evaluation import evaluate as evaluation
-from nanochat.evaluation.results import SUMMARY, forget_summary, read_results
 from nanochat.hardware.machine import this_machine
 from nanochat.pipeline import mirrored
 from nanochat.pipeline.finish import finish, show_result
@@ -33,10 +29,6 @@ from nanochat.runs.metrics import Metrics, read_metrics
 from nanochat.runs.mirror import Uploader
 from nanochat.runs.record import Record, current_steps, open_text
 from nanochat.tokenizer.tokenizer import Tokenizer
-from nanochat.runs.metrics import EVALUATED, STAGES, Metrics
-from nanochat.runs.mirror import Copier
-from nanochat.runs.report_schema import REPORT
-from nanochat.tokenizer.tokenizer import QWEN2_PATTERN, SPLIT_PATTERN, Conversation, Tokenizer
 from nanochat.train import device
 from nanochat.train.session import Session
 from nanochat.train.signals import StopSignal

@@ -196,7 +196,7 @@ def compare_products(kind: str) -> float:
         raise OSError(why)
     exact = torch.ones(1024, 256), torch.ones(256, 1024)
     cast = exact if kind == "int16" else (exact[0].bfloat16(), exact[1].bfloat16())
-    ways = (lambda: exact[0] @ exact[1]), (lambda: product(*cast, rough=True))
+    ways = (lambda: exact[0] @ exact[1]), (lambda: product(*cast, low_precision=True))
     best = [math.inf, math.inf]
     for _ in range(10):
         for i, way in enumerate(ways):

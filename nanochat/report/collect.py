@@ -21,7 +21,6 @@ from nanochat.paths import atomic_write, atomic_write_json, dataset_dir
 from nanochat.report.html import page
 from nanochat.report.markdown import markdown
 from nanochat.runs.metrics import EVALUATED, SAMPLES, STAGES, read_metrics
-from nanochat.runs.metrics import EVALUATED, SAMPLES, STAGES
 from nanochat.runs.report_schema import REPORT, Comparison, Curve, Report, StageReport, StepSample
 
 SAMPLED = 12  # samples by step that are shown

@@ -26,9 +26,10 @@ from nanochat import paths
 from nanochat.console import log
 from nanochat.distributed.ranks import Ranks
 from nanochat.errors import DataError, UsageError
-from nanochat.model.gpt import GPT
+from nanochat.model.build import allocate_model
 from nanochat.model.optim import MuonAdamW
 from nanochat.model.scaling import GPTConfig
+from nanochat.model.transformer import Transformer
 
 MANIFEST = "manifest.json"
 MODEL = "model.safetensors"
@@ -53,17 +54,13 @@ class Checkpoint:
         """Steps of the stage that were done when it was saved."""
         return int(self.meta["step"])
 
-    def read_model(self, device: torch.device | str = "cpu") -> GPT:
+    def read_model(self, device: torch.device | str = "cpu") -> Transformer:
         """A model with the saved weights on `device`."""
-        config = GPTConfig.from_dict(self.meta["model"])
-        with torch.device("meta"):
-            model = GPT(config)
-        model.to_empty(device=device)
-        model.init_buffers()
+        model = allocate_model(GPTConfig.from_dict(self.meta["model"]), device)
         self.load_model(model)
         return model
 
-    def load_model(self, model: GPT) -> None:
+    def load_model(self, model: Transformer) -> None:
         """Put the saved weights into `model`. Raises UsageError where it is another model's checkpoint."""
         expected = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
         with safe_open(self.folder / MODEL, "pt") as file:
@@ -153,7 +150,7 @@ class Checkpoints:
             except OSError as error:
                 log(f"warning: that step {step} is the best so far could not be written down: {error}")
 
-    def save(self, model: GPT, optimizer: MuonAdamW, meta: dict[str, Any], ranks: Ranks, keep: int) -> Path:
+    def save(self, model: Transformer, optimizer: MuonAdamW, meta: dict[str, Any], ranks: Ranks, keep: int) -> Path:
         """Write a step (every rank calls this), then remove all but the newest `keep` and the best.
 
         Raises PreflightError where the disk is full or cannot be written; older steps stay as they are.
@@ -194,7 +191,7 @@ class Checkpoints:
                 path.unlink(missing_ok=True)
 
 
-def import_checkpoint(stage: Path, model: GPT, meta: dict[str, Any]) -> None:
+def import_checkpoint(stage: Path, model: Transformer, meta: dict[str, Any]) -> None:
     """A finished step in the folder `stage` from weights alone; it answers, but is not trained on: there is no optimizer's state."""
     folder = stage / f"step_{meta['step']:06d}"
     try:

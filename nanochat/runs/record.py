@@ -17,7 +17,7 @@ from nanochat.config import FIELDS, RL_FIELDS, Config, convert, differences
 from nanochat.console import log
 from nanochat.data.shards import Dataset, open_dataset
 from nanochat.errors import DataError, UsageError
-from nanochat.model.gpt import GPT
+from nanochat.model.transformer import Transformer
 from nanochat.runs.checkpoint import Checkpoint, Checkpoints
 from nanochat.runs.metrics import STAGES
 from nanochat.tokenizer.tokenizer import Tokenizer
@@ -160,7 +160,7 @@ class TrainedModel:
 
     run: str
     checkpoint: Checkpoint
-    model: GPT
+    model: Transformer
     tokenizer: Tokenizer
 
     @property
@@ -210,7 +210,7 @@ def open_checkpoint(run: str, checkpoint: Checkpoint, device: str = "cpu") -> Tr
         raise DataError(f"{checkpoint.folder} was not trained with its tokenizer {tokenizer.id}", "start a new run with --run NEW")
     model = checkpoint.read_model(device)
     if torch.device(device).type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
-        model.compute_dtype = torch.bfloat16
+        model.use(torch.bfloat16)
     return TrainedModel(run, checkpoint, model, tokenizer)
 
 

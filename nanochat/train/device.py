@@ -14,8 +14,9 @@ from nanochat.config import DeviceConfig
 from nanochat.console import log
 from nanochat.hardware.gpu_specs import find_spec
 from nanochat.kernels import build as kernels
-from nanochat.model.gpt import GPT
+from nanochat.model.build import build_model
 from nanochat.model.scaling import GPTConfig
+from nanochat.model.transformer import Transformer
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # mallopt(3)
 
@@ -73,21 +74,22 @@ def _keep_freed_memory() -> None:
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def new_model(gpt: GPTConfig, device: torch.device, config: DeviceConfig) -> GPT:
+def new_model(gpt: GPTConfig, device: torch.device, config: DeviceConfig) -> Transformer:
     """A model with initial weights, in the precision of a resolved `config`."""
-    model = GPT.build(gpt, device, config.seed)
-    model.compute_dtype = activations(config.dtype)
+    model = build_model(gpt, device, config.seed)
+    model.use(activations(config.dtype))
     return model
 
 
-def forward_of(model: GPT, config: DeviceConfig) -> Callable[[Tensor], Tensor]:
+def forward_of(model: Transformer, config: DeviceConfig) -> Callable[[Tensor], Tensor]:
     """The model's forward pass, compiled where the config says so, and the loss with it."""
-    model.compiled = config.compile == "on"
-    if model.compiled:
+    compiled = config.compile == "on"
+    model.use(model.compute_dtype, compiled=compiled)
+    if compiled:
         expected = "about a minute" if config.device == "cuda" else "20 s to 2 minutes"
         log(f"torch.compile: the first step takes {expected} longer, and the first evaluation too")
         torch._functorch.config.activation_memory_budget = config.activation_memory_budget
-    return torch.compile(model, dynamic=False) if model.compiled else model
+    return torch.compile(model, dynamic=False) if compiled else model
 
 
 def peak_flops(device: torch.device) -> float:

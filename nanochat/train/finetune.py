@@ -9,8 +9,8 @@ from nanochat.console import log
 from nanochat.data.rows import ConversationRows
 from nanochat.distributed.ranks import Ranks
 from nanochat.errors import UsageError
-from nanochat.model.gpt import GPT
 from nanochat.model.loss import IGNORE
+from nanochat.model.transformer import Transformer
 from nanochat.runs.checkpoint import Checkpoint
 from nanochat.tokenizer.conversation import Conversation
 from nanochat.train.batch import StepBatch
@@ -46,7 +46,7 @@ def masked(ids: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return ids[:, :-1], np.where(mask[:, 1:], ids[:, 1:], IGNORE)
 
 
-def finetune(session: Session, base: Checkpoint, conversations: Sequence[Conversation]) -> GPT:
+def finetune(session: Session, base: Checkpoint, conversations: Sequence[Conversation]) -> Transformer:
     """Train the sft stage of the run to its end, from the weights and the optimizer of `base`."""
     config, tokenizer = session.config, session.tokenizer
     rows = ConversationRows(conversations, tokenizer, config.max_seq_len, config.seed)

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from nanochat.distributed.ranks import Ranks
-from nanochat.model.gpt import GPT
 from nanochat.model.loss import IGNORE, cross_entropy_sum
+from nanochat.model.transformer import Transformer
 from nanochat.train.batch import StepBatch
 
 
-def accumulate_gradients(batch: StepBatch, rows: int, model: GPT, forward: Callable[[Tensor], Tensor], ranks: Ranks) -> Tensor:
+def accumulate_gradients(batch: StepBatch, rows: int, model: Transformer, forward: Callable[[Tensor], Tensor], ranks: Ranks) -> Tensor:
     """Accumulate the gradient of the batch's mean loss in micro-batches of `rows`: this rank's part of that loss, its gradient's norm (2,).
 
     Micro-batches without a target are skipped, and the mean is over the targets of all ranks: nothing divides by zero.
@@ -34,7 +34,7 @@ def accumulate_gradients(batch: StepBatch, rows: int, model: GPT, forward: Calla
     return torch.stack((total, _gradient_norm(model, ranks.device)))
 
 
-def _gradient_norm(model: GPT, device: torch.device) -> Tensor:
+def _gradient_norm(model: Transformer, device: torch.device) -> Tensor:
     """The norm of this rank's gradient, a scalar; not finite where any part of it is not."""
     return torch.nn.utils.get_total_norm([weight.grad for weight in model.parameters() if weight.grad is not None]).to(device)
 

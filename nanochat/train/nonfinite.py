@@ -16,14 +16,16 @@ from torch import Tensor
 
 from nanochat import paths
 from nanochat.console import log
-from nanochat.model.gpt import GPT
 from nanochat.model.loss import IGNORE, token_losses
+from nanochat.model.transformer import Transformer
 
 LINES = 50  # of metrics.jsonl that are kept
 LARGEST = 10  # gradients that are listed beside those that are not finite
 
 
-def write_down(folder: Path, rank: int, facts: dict[str, Any], inputs: np.ndarray, targets: np.ndarray, model: GPT, metrics: Path) -> None:
+def write_down(
+    folder: Path, rank: int, facts: dict[str, Any], inputs: np.ndarray, targets: np.ndarray, model: Transformer, metrics: Path
+) -> None:
     """Write this rank's part of the step into `folder`, with `facts`; a disk that refuses is said, for the real error matters more.
 
     `model` holds the gradients and still the weights that made them; inputs and targets (n, T).
@@ -54,7 +56,7 @@ def _norm(tensor: Tensor) -> float:
 
 
 @torch.no_grad()
-def _row_losses(model: GPT, inputs: np.ndarray, targets: np.ndarray) -> list[float]:
+def _row_losses(model: Transformer, inputs: np.ndarray, targets: np.ndarray) -> list[float]:
     """The mean loss of each row's targets, computed anew one by one; 0 where it has none."""
     device = next(model.parameters()).device
     losses = []

@@ -5,7 +5,7 @@ import numpy as np
 from nanochat.data.rows import RowCache, TextRows
 from nanochat.distributed.ranks import Ranks
 from nanochat.errors import DataError
-from nanochat.model.gpt import GPT
+from nanochat.model.transformer import Transformer
 from nanochat.train.batch import StepBatch
 from nanochat.train.schedule import Schedule
 from nanochat.train.session import Session
@@ -29,7 +29,7 @@ class TextBatches:
         return StepBatch(ids[:, :-1], ids[:, 1:], counted=tokens, tokens=tokens)
 
 
-def pretrain(session: Session) -> GPT:
+def pretrain(session: Session) -> Transformer:
     """Train the base stage of the run to its end. Raises DataError where the text gives no row."""
     config = session.config
     # On a CPU the cores would be the training's own: a step then takes ten times as long, and packing five times.

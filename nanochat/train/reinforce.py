@@ -20,8 +20,8 @@ from nanochat.distributed.memory import map_with_oom_backoff
 from nanochat.distributed.ranks import Ranks
 from nanochat.errors import OutOfMemoryError
 from nanochat.generate.engine import Engine, answer_text, prompt_ids
-from nanochat.model.gpt import GPT
 from nanochat.model.loss import IGNORE
+from nanochat.model.transformer import Transformer
 from nanochat.runs.checkpoint import Checkpoint
 from nanochat.train.batch import StepBatch
 from nanochat.train.schedule import Schedule
@@ -150,7 +150,7 @@ def pass_at_k(sampler: Sampler, problems: Sequence[Problem], seed: int, ranks: R
     return {f"pass@{k}": round(value, 6) for k, value in passed.items()} | {"eval_tokens": tokens}
 
 
-def reinforce(session: Session, parent: Checkpoint, problems: Sequence[Problem], held_out: Sequence[Problem]) -> GPT:
+def reinforce(session: Session, parent: Checkpoint, problems: Sequence[Problem], held_out: Sequence[Problem]) -> Transformer:
     """Train the rl stage of the run to its end, from the weights of `parent` and with a new optimizer."""
     config = session.config
     schedule = Schedule(
@@ -168,7 +168,7 @@ def reinforce(session: Session, parent: Checkpoint, problems: Sequence[Problem],
     if config.compile == "on":
         log("skipped: torch.compile: the answers' lengths change from step to step")
 
-    def sampler(model: GPT) -> Sampler:
+    def sampler(model: Transformer) -> Sampler:
         return Sampler(Engine(model, session.tokenizer), config)
 
     prompts = [prompt_ids(session.tokenizer, problem.prompt)[-config.max_seq_len // 2 :] for problem in held_out[:SAMPLES]]

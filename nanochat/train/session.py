@@ -17,9 +17,9 @@ from nanochat.distributed.ranks import Ranks
 from nanochat.distributed.watchdog import Watchdog
 from nanochat.evaluation.bits_per_byte import bits_per_byte
 from nanochat.generate.engine import Engine, answer_text
-from nanochat.model.gpt import GPT
 from nanochat.model.optim import LearningRates, MuonAdamW
 from nanochat.model.scaling import GPTConfig, flops_per_token, gpt_config
+from nanochat.model.transformer import Transformer
 from nanochat.runs.checkpoint import Checkpoint, Checkpoints
 from nanochat.runs.metrics import SAMPLES, Metrics
 from nanochat.runs.mirror import Uploader
@@ -59,7 +59,7 @@ class Session:
         uploader = self.uploader
         return Checkpoints(self.folder / stage, (lambda: uploader.uploading) if uploader else lambda: None)
 
-    def new_model(self) -> GPT:
+    def new_model(self) -> Transformer:
         """The model as it is before the first step."""
         return device.new_model(self.gpt, self.ranks.device, self.config)
 
@@ -70,14 +70,14 @@ class Session:
     def run(
         self,
         name: str,
-        source: Callable[[GPT], BatchSource],
+        source: Callable[[Transformer], BatchSource],
         schedule: Schedule,
-        evaluate: Callable[[GPT, Forward], dict[str, float] | None],
+        evaluate: Callable[[Transformer, Forward], dict[str, float] | None],
         prompts: list[list[int]],
         parent: Checkpoint | None = None,
         fresh: bool = False,
         pacer: Pacer | None = None,
-    ) -> GPT:
+    ) -> Transformer:
         """Train stage `name` to its end from its newest checkpoint, from `parent`'s weights and optimizer, or from new weights.
 
         `source` gets the model that is trained, `evaluate` that and its forward pass; `prompts` are continued where samples are due.
@@ -103,13 +103,13 @@ class Session:
             self.config = self.config.replace(num_iterations=trainer.schedule.steps)
         return model
 
-    def _optimizer(self, model: GPT) -> MuonAdamW:
+    def _optimizer(self, model: Transformer) -> MuonAdamW:
         """A new optimizer of `model`'s weights."""
         config = self.config
         rates = LearningRates(config.matrix_lr, config.embedding_lr, config.value_embedding_lr, config.unembedding_lr, config.scalar_lr)
         return MuonAdamW(model, rates, config.total_batch_size, self.ranks)
 
-    def _load(self, model: GPT, optimizer: MuonAdamW, newest: Checkpoint | None, parent: Checkpoint | None, fresh: bool) -> None:
+    def _load(self, model: Transformer, optimizer: MuonAdamW, newest: Checkpoint | None, parent: Checkpoint | None, fresh: bool) -> None:
         """Put into model and optimizer what a stage begins with: its newest checkpoint, else its parent (`fresh`: the weights alone)."""
         if checkpoint := newest or parent:
             checkpoint.load_model(model)
@@ -162,16 +162,16 @@ class Session:
             "steps": self.config.steps[stage],
         }
 
-    def measure(self, inputs: np.ndarray, targets: np.ndarray) -> Callable[[GPT, Forward], dict[str, float] | None]:
+    def measure(self, inputs: np.ndarray, targets: np.ndarray) -> Callable[[Transformer, Forward], dict[str, float] | None]:
         """An evaluation in bits per byte of held-out inputs and targets (n, T)."""
 
-        def evaluate(model: GPT, forward: Forward) -> dict[str, float] | None:
+        def evaluate(model: Transformer, forward: Forward) -> dict[str, float] | None:
             bpb = bits_per_byte(model, forward, inputs, targets, self.tokenizer.token_bytes(), self.config.device_batch_size, self.ranks)
             return None if bpb is None else {"bpb": bpb, "eval_tokens": inputs.size}
 
         return evaluate
 
-    def sampler(self, name: str, model: GPT, prompts: list[list[int]]) -> Callable[[int], None]:
+    def sampler(self, name: str, model: Transformer, prompts: list[list[int]]) -> Callable[[int], None]:
         """A hook that shows how the model continues `prompts`, at temperature 0, and writes it into samples.jsonl."""
 
         def sample(step: int) -> None:

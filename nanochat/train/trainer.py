@@ -12,8 +12,8 @@ from nanochat.console import log
 from nanochat.distributed.memory import Attempt, is_out_of_memory
 from nanochat.distributed.ranks import Ranks
 from nanochat.errors import NonFiniteError, OutOfMemoryError, Preempted
-from nanochat.model.gpt import GPT
 from nanochat.model.optim import MuonAdamW
+from nanochat.model.transformer import Transformer
 from nanochat.runs.checkpoint import Checkpoints
 from nanochat.runs.metrics import EVALUATED, Metrics
 from nanochat.train.batch import StepBatch
@@ -37,7 +37,7 @@ class Trainer:
     def __init__(
         self,
         stage: Stage,
-        model: GPT,
+        model: Transformer,
         forward: Callable[[Tensor], Tensor],
         optimizer: MuonAdamW,
         ranks: Ranks,

@@ -13,7 +13,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 from nanochat.chat.loading import LoadedModel
-from nanochat.model.gpt import GPT
+from nanochat.model.build import build_model
 from nanochat.model.scaling import GPTConfig
 from nanochat.tokenizer.tokenizer import Tokenizer
 
@@ -96,7 +96,7 @@ def parrot(*phrases: str, context: int = 512) -> LoadedModel:
     tokens = [bytes([b]) for b in range(256)] + [phrase.encode() + b" %d " % copy for copy in range(12) for phrase in phrases]
     tokenizer = Tokenizer(tokens)
     shape: dict[str, Any] = {"depth": 1, "dim": 64, "n_head": 2, "n_kv_head": 1, "head_dim": 32}
-    model = GPT.build(GPTConfig(vocab_size=tokenizer.vocab_size, max_seq_len=context, **shape))
+    model = build_model(GPTConfig(vocab_size=tokenizer.vocab_size, max_seq_len=context, **shape))
     with torch.no_grad():
         model.head.weight.zero_()
         model.head.weight[256 : len(tokens)].normal_(generator=torch.Generator().manual_seed(1))

@@ -16,7 +16,7 @@ from nanochat.chat.loading import LoadedModel
 from nanochat.chat.metrics import ServerMetrics
 from nanochat.chat.middleware import Limits
 from nanochat.chat.scheduler import Scheduler
-from nanochat.model.gpt import GPT
+from nanochat.model.transformer import Transformer
 from tests.generate import models
 from tests.generate.models import TOKENIZER
 
@@ -25,7 +25,7 @@ KEY = "correct horse battery staple"
 PATH = "/v1/chat/completions"
 
 
-def random_model(seed: int = 0, context: int = CONTEXT) -> GPT:
+def random_model(seed: int = 0, context: int = CONTEXT) -> Transformer:
     """Every weight random, so that answers depend on all of the prompt; the head small, so that they do not end too soon."""
     model = models.random_model(seed, depth=2, max_seq_len=context)
     with torch.no_grad():

@@ -10,7 +10,7 @@ import torch
 from nanochat.chat import terminal
 from nanochat.errors import UsageError
 from nanochat.generate.engine import Emitted, Engine
-from nanochat.model.gpt import GPT
+from nanochat.model.build import build_model
 from nanochat.model.scaling import GPTConfig
 from nanochat.tokenizer.tokenizer import Tokenizer
 
@@ -173,7 +173,7 @@ def test_typing_at_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: p
 
 def test_with_a_real_model(capsys: pytest.CaptureFixture[str]) -> None:
     torch.set_num_threads(1)
-    model = GPT.build(GPTConfig(2, 32, 1, 1, 32, TOKENIZER.vocab_size, 64))
+    model = build_model(GPTConfig(2, 32, 1, 1, 32, TOKENIZER.vocab_size, 64))
     answers = []
     for _ in range(2):
         terminal.chat(Engine(model, TOKENIZER), TOKENIZER, prompt="hi", seed=1, max_tokens=20)

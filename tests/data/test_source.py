@@ -15,9 +15,8 @@ from nanochat.data.published.shards import KNOWN
 from nanochat.data.shards import shard_name
 from nanochat.data.source import own_files, text_source
 from nanochat.errors import DataError, PreflightError
-from nanochat.evaluation.evaluate import available
-from nanochat.hub import addresses as hub_module
 from nanochat.evaluation.evaluate import missing_parts
+from nanochat.hub import addresses as hub_module
 from tests.evaluation.bundle import chat_rows, write_bundle
 from tests.fake_hub import Hub, parquet
 

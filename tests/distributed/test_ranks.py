@@ -23,10 +23,11 @@ from nanochat.distributed import ranks
 from nanochat.distributed.ranks import Ranks, join, launch, record_exit, single
 from nanochat.errors import HungError
 from nanochat.evaluation.bits_per_byte import bits_per_byte
-from nanochat.model.gpt import GPT
+from nanochat.model.build import build_model
 from nanochat.model.loss import IGNORE
 from nanochat.model.optim import LearningRates, MuonAdamW
 from nanochat.model.scaling import GPTConfig
+from nanochat.model.transformer import Transformer
 from nanochat.runs.checkpoint import Checkpoints
 from nanochat.runs.metrics import Metrics
 from nanochat.train.batch import StepBatch
@@ -53,12 +54,12 @@ class Rows:
         return StepBatch(ids[own, :-1], targets[own], counted=int((targets != IGNORE).sum()), tokens=64)
 
 
-def train(folder: Path, steps: int, here: Ranks, device_batch_size: int, source: Path | None = None) -> GPT:
+def train(folder: Path, steps: int, here: Ranks, device_batch_size: int, source: Path | None = None) -> Transformer:
     """Train to `steps` from the newest checkpoint of `source`, else from random weights; the checkpoint goes to `folder`."""
     torch.set_num_threads(1)
     # 3 layers do not deal evenly to 2 ranks, nor do the smear's single row and the scalars
     shape = {"depth": 3, "dim": 32, "n_head": 2, "n_kv_head": 1, "head_dim": 16, "vocab_size": VOCAB, "max_seq_len": 16}
-    model = GPT.build(GPTConfig(**shape))
+    model = build_model(GPTConfig(**shape))
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for weight in model.parameters():

@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 
 from nanochat.data.published import sets
-from nanochat.model.gpt import GPT
+from nanochat.model.build import build_model
 from nanochat.model.scaling import GPTConfig
+from nanochat.model.transformer import Transformer
 from nanochat.tokenizer.tokenizer import Tokenizer
 from tests.fake_hub import parquet
 
@@ -101,11 +102,11 @@ def tokenizer() -> Tokenizer:
     return Tokenizer.train([" ".join(WORDS) for _ in range(50)], 300)
 
 
-def model(vocab_size: int, context: int = 256) -> GPT:
+def model(vocab_size: int, context: int = 256) -> Transformer:
     """A model of random weights, far enough from zero to have opinions."""
     torch.set_num_threads(1)
     shape = {"depth": 2, "dim": 32, "n_head": 2, "n_kv_head": 2, "head_dim": 16, "vocab_size": vocab_size, "max_seq_len": context}
-    made = GPT.build(GPTConfig(**shape))
+    made = build_model(GPTConfig(**shape))
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for weight in made.parameters():

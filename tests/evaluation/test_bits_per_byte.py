@@ -9,18 +9,19 @@ import torch.nn.functional as F
 
 from nanochat.distributed.ranks import Ranks, single
 from nanochat.evaluation.bits_per_byte import bits_per_byte
-from nanochat.model.gpt import GPT
+from nanochat.model.build import build_model
 from nanochat.model.loss import IGNORE
 from nanochat.model.scaling import GPTConfig
+from nanochat.model.transformer import Transformer
 
 VOCAB = 40
 TOKEN_BYTES = np.array([0, 0, 0, *([1] * 20), *([3] * 17)], dtype=np.int64)  # the first three are specials
 
 
 @pytest.fixture
-def model() -> GPT:
+def model() -> Transformer:
     torch.set_num_threads(1)
-    model = GPT.build(GPTConfig(depth=1, dim=32, n_head=2, n_kv_head=2, head_dim=16, vocab_size=VOCAB, max_seq_len=16))
+    model = build_model(GPTConfig(depth=1, dim=32, n_head=2, n_kv_head=2, head_dim=16, vocab_size=VOCAB, max_seq_len=16))
     with torch.no_grad():
         model.head.weight.normal_(0, 0.5, generator=torch.Generator().manual_seed(0))
     return model
@@ -32,7 +33,7 @@ def rows(dtype: str = "<u2") -> tuple[np.ndarray, np.ndarray]:
 
 
 @torch.no_grad()
-def slow_bits_per_byte(model: GPT, inputs: np.ndarray, targets: np.ndarray) -> float:
+def slow_bits_per_byte(model: Transformer, inputs: np.ndarray, targets: np.ndarray) -> float:
     nats, size = 0.0, 0
     for row, wanted in zip(inputs.tolist(), targets.tolist(), strict=True):
         logp = F.log_softmax(model.logits(model(torch.tensor([row])))[0].double(), dim=-1)
@@ -44,13 +45,13 @@ def slow_bits_per_byte(model: GPT, inputs: np.ndarray, targets: np.ndarray) -> f
 
 
 @pytest.mark.parametrize("device_batch_size", [1, 3, 100])
-def test_bits_per_byte_equal_a_slow_reference(device_batch_size: int, model: GPT) -> None:
+def test_bits_per_byte_equal_a_slow_reference(device_batch_size: int, model: Transformer) -> None:
     inputs, targets = rows()
     found = bits_per_byte(model, model, inputs, targets, TOKEN_BYTES, device_batch_size, single())
     assert found == pytest.approx(slow_bits_per_byte(model, inputs, targets), rel=1e-5)
 
 
-def test_ignored_targets_do_not_count(model: GPT) -> None:
+def test_ignored_targets_do_not_count(model: Transformer) -> None:
     inputs, targets = (part.copy() for part in rows("<i4"))
     targets[:, ::3] = IGNORE
     targets[2] = IGNORE
@@ -60,7 +61,7 @@ def test_ignored_targets_do_not_count(model: GPT) -> None:
     assert bits_per_byte(model, model, inputs, targets, TOKEN_BYTES, 2, single()) == 0
 
 
-def test_ranks_share_the_rows(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_share_the_rows(model: Transformer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three ranks of unequal shares add up to one; what each would send to the others is caught on its way."""
     inputs, targets = rows()
     sent = []
@@ -71,7 +72,7 @@ def test_ranks_share_the_rows(model: GPT, monkeypatch: pytest.MonkeyPatch) -> No
     assert nats / (math.log(2) * size) == pytest.approx(slow_bits_per_byte(model, inputs, targets), rel=1e-5)
 
 
-def test_out_of_memory_halves_the_evaluations_batch(model: GPT, capsys: pytest.CaptureFixture[str]) -> None:
+def test_out_of_memory_halves_the_evaluations_batch(model: Transformer, capsys: pytest.CaptureFixture[str]) -> None:
     inputs, targets = rows()
     calls = []
 
@@ -87,7 +88,7 @@ def test_out_of_memory_halves_the_evaluations_batch(model: GPT, capsys: pytest.C
     assert "goes on with 2 at a time" in capsys.readouterr().err
 
 
-def test_an_evaluation_that_cannot_be_is_left_out(model: GPT, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_evaluation_that_cannot_be_is_left_out(model: Transformer, capsys: pytest.CaptureFixture[str]) -> None:
     def full(ids: torch.Tensor) -> torch.Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
@@ -95,7 +96,7 @@ def test_an_evaluation_that_cannot_be_is_left_out(model: GPT, capsys: pytest.Cap
     assert "no evaluation" in capsys.readouterr().err
 
 
-def test_one_rank_without_memory_leaves_it_out_on_all(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_rank_without_memory_leaves_it_out_on_all(model: Transformer, monkeypatch: pytest.MonkeyPatch) -> None:
     def with_a_failed_fellow(self: Ranks, tensor: torch.Tensor) -> torch.Tensor:
         tensor[2] += 1
         return tensor
@@ -104,7 +105,7 @@ def test_one_rank_without_memory_leaves_it_out_on_all(model: GPT, monkeypatch: p
     assert bits_per_byte(model, model, *rows(), TOKEN_BYTES, 5, Ranks(1, 1, 2, torch.device("cpu"))) is None
 
 
-def test_a_new_model_needs_the_bits_of_a_fair_guess(model: GPT) -> None:
+def test_a_new_model_needs_the_bits_of_a_fair_guess(model: Transformer) -> None:
     with torch.no_grad():
         model.head.weight.zero_()
     inputs, targets = rows()

@@ -17,7 +17,7 @@ from nanochat.evaluation import scorer
 from nanochat.evaluation.core import choose_examples, common_length, read_core
 from nanochat.evaluation.runner import evaluate_tasks
 from nanochat.evaluation.scorer import Scorer, Span
-from nanochat.model.gpt import GPT
+from nanochat.model.transformer import Transformer
 from nanochat.tokenizer.tokenizer import Tokenizer
 from tests.evaluation.bundle import BASELINES, model, rows, tokenizer, write_bundle
 
@@ -55,7 +55,7 @@ def test_a_prompt_by_hand(tmp_path: Path) -> None:
     assert before == before.strip() and whole == f"{before} {saying.rows[0]['continuation']}"
 
 
-def nats_of(gpt: GPT, ids: list[int]) -> list[tuple[float, bool]]:
+def nats_of(gpt: Transformer, ids: list[int]) -> list[tuple[float, bool]]:
     """(nats, whether it was the likeliest) of every id but the first, read alone."""
     with torch.no_grad():
         logits = gpt.logits(gpt(torch.tensor([ids])))[0, :-1].double()
@@ -63,7 +63,7 @@ def nats_of(gpt: GPT, ids: list[int]) -> list[tuple[float, bool]]:
     return [(-found[place, id].item(), int(logits[place].argmax()) == id) for place, id in enumerate(ids[1:])]
 
 
-def slow_accuracy(gpt: GPT, tok: Tokenizer, kind: str, prompts: list[list[str]], golds: list[int]) -> float:
+def slow_accuracy(gpt: Transformer, tok: Tokenizer, kind: str, prompts: list[list[str]], golds: list[int]) -> float:
     right = 0
     for texts, gold in zip(prompts, golds, strict=True):
         ids = [[tok.bos, *tok.encode(text)] for text in texts]
@@ -114,7 +114,7 @@ def test_batches_halves_and_other_ranks_change_nothing(tmp_path: Path, monkeypat
 
     score_batch, largest = scorer.score_batch, []
 
-    def crowded(gpt: GPT, spans: list[Span], padding: int) -> list[tuple[float, bool]]:
+    def crowded(gpt: Transformer, spans: list[Span], padding: int) -> list[tuple[float, bool]]:
         if len(spans) > 5:
             raise torch.OutOfMemoryError("injected")
         largest.append(len(spans))

@@ -11,8 +11,9 @@ from nanochat.data.embedded.corpus import Item
 from nanochat.errors import DataError
 from nanochat.evaluation.heldout import HELDOUT, answer, evaluate_items, grade_items, read_items, score_by_skill, write_items
 from nanochat.generate.engine import Engine
-from nanochat.model.gpt import GPT
+from nanochat.model.build import build_model
 from nanochat.model.scaling import GPTConfig
+from nanochat.model.transformer import Transformer
 from nanochat.runs.checkpoint import import_checkpoint
 from nanochat.tokenizer.tokenizer import Tokenizer
 
@@ -41,13 +42,13 @@ def tokenizer() -> Tokenizer:
 
 
 @pytest.fixture
-def model(tokenizer: Tokenizer) -> GPT:
+def model(tokenizer: Tokenizer) -> Transformer:
     torch.set_num_threads(1)
-    return GPT.build(GPTConfig(depth=1, dim=32, n_head=2, n_kv_head=2, head_dim=16, vocab_size=tokenizer.vocab_size, max_seq_len=64))
+    return build_model(GPTConfig(depth=1, dim=32, n_head=2, n_kv_head=2, head_dim=16, vocab_size=tokenizer.vocab_size, max_seq_len=64))
 
 
 @pytest.fixture
-def run(base: Path, model: GPT, tokenizer: Tokenizer) -> Path:
+def run(base: Path, model: Transformer, tokenizer: Tokenizer) -> Path:
     """A run's folder with a model that chats."""
     tokenizer.save(paths.tokenizer_dir(tokenizer.id))
     folder = paths.run_dir("tiny")
@@ -67,13 +68,13 @@ def test_scores_by_skill() -> None:
 
 
 @pytest.mark.parametrize(("engine", "batch"), [(Parrot, 2), (Tight, 4)])
-def test_answers_are_compared_whole(engine: type[Engine], batch: int, model: GPT, tokenizer: Tokenizer) -> None:
+def test_answers_are_compared_whole(engine: type[Engine], batch: int, model: Transformer, tokenizer: Tokenizer) -> None:
     correct, tokens = grade_items(engine(model, tokenizer), ITEMS, "asking", batch=batch)
     assert correct == [True, False, False]
     assert tokens > 3 * 5
 
 
-def test_one_answer(model: GPT, tokenizer: Tokenizer) -> None:
+def test_one_answer(model: Transformer, tokenizer: Tokenizer) -> None:
     assert answer(Parrot(model, tokenizer), "6 + 6?") == " 12 "
 
 

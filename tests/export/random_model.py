@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from nanochat.model.gpt import GPT
-from nanochat.model.scaling import ARCHITECTURES, GPTConfig
+from nanochat.model.build import build_model
+from nanochat.model.scaling import GPTConfig
 from nanochat.runs.checkpoint import Checkpoint
 from nanochat.runs.record import TrainedModel
 from nanochat.tokenizer.tokenizer import QWEN2_PATTERN, SPLIT_PATTERN, Tokenizer
@@ -21,11 +21,12 @@ TEXT = [
 
 def random_model(architecture: str, depth: int = 4, run: str = "tiny", **changes: Any) -> TrainedModel:
     """A model with random weights, so that each part of it moves the logits; windows shorter than its context."""
-    tokenizer = Tokenizer.train(TEXT, 400, pattern=QWEN2_PATTERN if architecture == "portable" else SPLIT_PATTERN)
+    tokenizer = Tokenizer.train(TEXT, 400, pattern=QWEN2_PATTERN if architecture == "qwen3" else SPLIT_PATTERN)
     shape: dict[str, Any] = {"depth": depth, "dim": 64, "n_head": 4, "n_kv_head": 4, "head_dim": 16, "max_seq_len": 576}
-    pattern = "L" if architecture == "portable" else "SSSL"
-    gpt = GPTConfig(**shape | {"vocab_size": tokenizer.vocab_size, "window_pattern": pattern} | ARCHITECTURES[architecture] | changes)
-    model = GPT.build(gpt)
+    pattern = "L" if architecture == "qwen3" else "SSSL"
+    shape |= {"vocab_size": tokenizer.vocab_size, "window_pattern": pattern, "architecture": architecture}
+    gpt = GPTConfig(**shape | changes)
+    model = build_model(gpt)
     generator = torch.Generator().manual_seed(depth)
     with torch.no_grad():
         for name, weight in model.named_parameters():

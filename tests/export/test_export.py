@@ -11,7 +11,6 @@ from nanochat import paths
 from nanochat.data.embedded import corpus
 from nanochat.errors import DataError, UsageError
 from nanochat.export import check, folder, gguf_file
-from nanochat.model.scaling import ARCHITECTURES
 from nanochat.runs.record import TrainedModel, open_model
 from nanochat.tokenizer.conversation import Conversation
 from tests.export.random_model import random_model
@@ -57,7 +56,7 @@ def conversation(rng: random.Random) -> Conversation:
     return found
 
 
-@pytest.fixture(scope="module", params=[("nanochat", 4), ("nanochat", 8), ("portable", 4), ("portable", 8)], ids=str)
+@pytest.fixture(scope="module", params=[("nanochat", 4), ("nanochat", 8), ("qwen3", 4), ("qwen3", 8)], ids=str)
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainedModel, Path, Any, Any]:
     architecture, depth = request.param
     ours, out = random_model(architecture, depth), tmp_path_factory.mktemp("export") / "folder"
@@ -69,7 +68,7 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return (
         ours,
         out,
-        check.load_folder(out, architecture == "portable"),
+        check.load_folder(out, architecture == "qwen3"),
         transformers.AutoTokenizer.from_pretrained(out, trust_remote_code=architecture == "nanochat"),
     )
 
@@ -164,7 +163,7 @@ def test_a_folder_comes_back_as_a_run(exported: Exported, base: Path) -> None:
 
 def test_damage_is_refused(base: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    ours = random_model("portable", 1)
+    ours = random_model("qwen3", 1)
     folder.write_folder(ours, out)
     with pytest.raises(UsageError, match="exists"):
         folder.write_folder(ours, out)
@@ -177,7 +176,7 @@ def test_damage_is_refused(base: Path, tmp_path: Path) -> None:
 
 
 def test_check_proves_parity_and_finds_a_difference(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for architecture in ARCHITECTURES:
+    for architecture in ("nanochat", "qwen3"):
         ours, out = random_model(architecture, 2), tmp_path / architecture
         folder.write_folder(ours, out)
         check.check(ours, "hf", out)
@@ -190,7 +189,7 @@ def test_check_proves_parity_and_finds_a_difference(base: Path, tmp_path: Path, 
 
 def test_gguf_holds_the_model_and_its_vocabulary(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     gguf = pytest.importorskip("gguf")
-    ours, out = random_model("portable", 2), tmp_path / "gguf"
+    ours, out = random_model("qwen3", 2), tmp_path / "gguf"
     gguf_file.write_gguf(ours, out)
     check.check(ours, "gguf", out)
     assert "bit for bit" in capsys.readouterr().err

@@ -72,7 +72,7 @@ def rendered(ours: TrainedModel, text: str) -> list[int]:
 def test_llama_cpp_answers_as_we_do(request: pytest.FixtureRequest, base: Path, tmp_path: Path) -> None:
     """The portable model's GGUF: ids of 20 prompts, 48 greedy tokens after each, and chat answers by its own template, in float32."""
     python = environment(request.config.cache, "llama", "llama-cpp-python")
-    ours, out = random_model("portable", 4), tmp_path / "gguf"
+    ours, out = random_model("qwen3", 4), tmp_path / "gguf"
     gguf_file.write_gguf(ours, out)
     ids = [rendered(ours, text) for text in ASKED]
     texts = [f"<|bos|><|user_start|>{text}<|user_end|><|assistant_start|>" for text in ASKED]
@@ -121,7 +121,7 @@ def likelihoods(ours: TrainedModel, question: str, choices: list[str]) -> list[f
     return found
 
 
-@pytest.mark.parametrize("architecture", ["nanochat", "portable"])
+@pytest.mark.parametrize("architecture", ["nanochat", "qwen3"])
 def test_the_harness_scores_as_we_do(architecture: str, request: pytest.FixtureRequest, base: Path, tmp_path: Path) -> None:
     """A local multiple-choice task, offline: the log-likelihood of each choice and the accuracy equal ours."""
     python = environment(request.config.cache, "harness", "lm_eval[hf]", "--constraint", str(ROOT / "requirements.lock"))

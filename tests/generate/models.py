@@ -4,9 +4,12 @@ from typing import Any
 
 import torch
 
+from nanochat.model.build import build_model
 from nanochat.model.gpt import GPT
 from nanochat.model.scaling import GPTConfig
-from nanochat.tokenizer.tokenizer import SPECIAL_TOKENS, Tokenizer
+from nanochat.model.transformer import Transformer
+from nanochat.tokenizer.conversation import SPECIAL_TOKENS
+from nanochat.tokenizer.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer([bytes([b]) for b in range(256)])
 V = TOKENIZER.vocab_size
@@ -19,10 +22,10 @@ def config(**changes: Any) -> GPTConfig:
     return GPTConfig(**shape | changes)
 
 
-def random_model(seed: int = 0, **changes: Any) -> GPT:
+def random_model(seed: int = 0, **changes: Any) -> Transformer:
     """A tiny GPT whose every weight is random, so that each part of it moves the logits."""
     torch.set_num_threads(1)
-    model = GPT.build(config(**changes), seed=seed)
+    model = build_model(config(**changes), seed=seed)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():

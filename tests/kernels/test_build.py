@@ -9,14 +9,13 @@ import pytest
 import torch
 
 from nanochat.kernels import build as kernels
-from nanochat.kernels import fused, products
+from nanochat.kernels import products, selection
 
 LOAD = """
 import sys, torch
 from pathlib import Path
-from nanochat.kernels import fused
-from nanochat.kernels import build as kernels
-print(kernels.load(torch.bfloat16, Path(sys.argv[1])) or "loaded", fused.usable(torch.ones(1, dtype=torch.bfloat16)))
+from nanochat.kernels import build as kernels, selection
+print(kernels.load(torch.bfloat16, Path(sys.argv[1])) or "loaded", selection.loaded(torch.bfloat16))
 """
 
 
@@ -44,7 +43,7 @@ def test_why_they_cannot_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         assert "no-such-flag" in kernels.load(torch.float32, tmp_path)
     (tmp_path / "file").write_text("")
     assert kernels.load(torch.float32, tmp_path / "file") != ""
-    assert not fused.usable(torch.ones(1))
+    assert not selection.loaded(torch.float32)
 
 
 @pytest.mark.parametrize("kind", ["float32", "int16"])

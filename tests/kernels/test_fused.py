@@ -10,16 +10,25 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from nanochat.distributed.ranks import single
-from nanochat.kernels import fused
-from nanochat.model.attention import rotary_table, rotate
-from nanochat.model.gpt import GPT
+from nanochat.kernels import fused, selection
+from nanochat.kernels.fused import FusedOperations
+from nanochat.kernels.operations import RMS_EPS, Operations, rotate
+from nanochat.model.build import build_model
+from nanochat.model.layers import Layer, rotary_table
 from nanochat.model.loss import cross_entropy_sum
 from nanochat.model.optim import LearningRates, MuonAdamW
 from nanochat.model.scaling import GPTConfig
+from nanochat.model.transformer import Transformer
 
 pytestmark = pytest.mark.usefixtures("fused_operations")
 KINDS = pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 2e-6), (torch.bfloat16, 6e-3)], ids=["float32", "bfloat16"])
-EPS = 1e-7
+
+
+def ours(dtype: torch.dtype) -> FusedOperations:
+    """The operations under test."""
+    found = selection.operations_for(torch.device("cpu"), dtype)
+    assert isinstance(found, FusedOperations)
+    return found
 
 
 def random(*shape: int, seed: int, dtype: torch.dtype) -> Tensor:
@@ -43,14 +52,14 @@ def compare(fast: Callable[..., Tensor], slow: Callable[..., Tensor], inputs: li
 @pytest.mark.parametrize("shape", [(3, 64), (2, 5, 7), (300, 100)])
 def test_rms_norm(dtype: torch.dtype, error: float, shape: tuple[int, ...]) -> None:
     def slow(x: Tensor) -> Tensor:
-        return x / (x.square().mean(-1, keepdim=True) + EPS).sqrt()
+        return x / (x.square().mean(-1, keepdim=True) + RMS_EPS).sqrt()
 
-    compare(lambda x: fused.rms_norm(x, EPS), slow, [random(*shape, seed=1, dtype=dtype)], dtype, error)
+    compare(ours(dtype).rms_norm, slow, [random(*shape, seed=1, dtype=dtype)], dtype, error)
 
 
 @KINDS
 def test_a_row_of_zeros_stays_one(dtype: torch.dtype, error: float) -> None:
-    assert not fused.rms_norm(torch.zeros(2, 8, dtype=dtype), EPS).any()
+    assert not ours(dtype).rms_norm(torch.zeros(2, 8, dtype=dtype)).any()
 
 
 @KINDS
@@ -65,9 +74,9 @@ def test_rotary_norm(dtype: torch.dtype, error: float, transposed: bool) -> None
 
     def slow(x: Tensor) -> Tensor:
         turned = rotate(view(x), cos.double(), sin.double())
-        return 1.2 * turned / (turned.square().mean(-1, keepdim=True) + EPS).sqrt()
+        return 1.2 * turned / (turned.square().mean(-1, keepdim=True) + RMS_EPS).sqrt()
 
-    compare(lambda x: fused.rotary_norm(view(x), cos, sin, 1.2, EPS), slow, [x], dtype, error)
+    compare(lambda x: ours(dtype).rotary_norm(view(x), cos, sin, 1.2), slow, [x], dtype, error)
 
 
 @KINDS
@@ -77,9 +86,9 @@ def test_rotary_norm_of_gradients_with_other_strides(dtype: torch.dtype, error: 
 
     def slow(x: Tensor) -> Tensor:
         turned = rotate(x, cos.double(), sin.double())
-        return (turned / (turned.square().mean(-1, keepdim=True) + EPS).sqrt()).transpose(1, 2).contiguous()
+        return (turned / (turned.square().mean(-1, keepdim=True) + RMS_EPS).sqrt()).transpose(1, 2).contiguous()
 
-    compare(lambda x: fused.rotary_norm(x, cos, sin, 1.0, EPS).transpose(1, 2).contiguous(), slow, [x], dtype, error)
+    compare(lambda x: ours(dtype).rotary_norm(x, cos, sin, 1.0).transpose(1, 2).contiguous(), slow, [x], dtype, error)
 
 
 @KINDS
@@ -88,18 +97,18 @@ def test_mix(dtype: torch.dtype, error: float, rows: int) -> None:
     inputs = [torch.tensor(value, dtype=torch.float64, requires_grad=True) for value in (0.75, -0.25)]
     x, first = random(rows, 40, seed=1, dtype=dtype), random(rows, 40, seed=2, dtype=dtype)
     inputs = [inputs[0], x, inputs[1], first]
-    compare(fused.mix, lambda a, x, b, first: a * x + b * first, inputs, dtype, error)
+    compare(ours(dtype).mix, lambda a, x, b, first: a * x + b * first, inputs, dtype, error)
 
 
 @KINDS
 def test_relu_square(dtype: torch.dtype, error: float) -> None:
-    compare(fused.relu_square, lambda x: F.relu(x).square(), [random(3, 5, 70, seed=1, dtype=dtype)], dtype, error)
+    compare(ours(dtype).relu_square, lambda x: F.relu(x).square(), [random(3, 5, 70, seed=1, dtype=dtype)], dtype, error)
 
 
 @KINDS
 def test_add_gated(dtype: torch.dtype, error: float) -> None:
     inputs = [random(2, 5, 3, 16, seed=1, dtype=dtype), random(2, 5, 3, seed=2, dtype=dtype), random(2, 5, 3, 16, seed=3, dtype=dtype)]
-    compare(fused.add_gated, lambda v, gate, e: v + 3 * gate.sigmoid().unsqueeze(-1) * e, inputs, dtype, error)
+    compare(ours(dtype).add_gated, lambda v, gate, e: v + 3 * gate.sigmoid().unsqueeze(-1) * e, inputs, dtype, error)
 
 
 @KINDS
@@ -110,7 +119,7 @@ def test_attention(dtype: torch.dtype, error: float, length: int) -> None:
         return scores.masked_fill(~torch.ones(length, length, dtype=torch.bool).tril(), -torch.inf).softmax(-1) @ v
 
     inputs = [random(2, 3, length, 16, seed=seed, dtype=dtype) for seed in (1, 2, 3)]
-    compare(fused.causal_attention, slow, inputs, dtype, 3 * error)
+    compare(ours(dtype).causal_attention, slow, inputs, dtype, 3 * error)
 
 
 @KINDS
@@ -122,8 +131,8 @@ def test_linear_and_embed(dtype: torch.dtype, error: float, again: bool) -> None
     table, ids = random(50, 24, seed=3, dtype=torch.float32), torch.randint(0, 50, (2, 30), generator=torch.Generator().manual_seed(4))
     rough, flat = x.detach().to(dtype).requires_grad_(), [w.detach().float().requires_grad_() for w in (*weights, table)]
     for _ in range(1 + again):
-        rows = fused.embed(ids, flat[2], dtype)
-        first, second = fused.linear(rough * rows, *flat[:2])
+        rows = ours(dtype).embed(ids, flat[2])
+        first, second = ours(dtype).linear(rough * rows, *flat[:2])
         (first.sum() + second.float().square().sum()).backward()
     found = [rough.grad, *(w.grad for w in flat)]
     product = x * table.to(dtype)[ids] if dtype == torch.float32 else x * table[ids]
@@ -143,7 +152,7 @@ def test_cross_entropy(vocabulary: int, rows: int, cap: float, size: float) -> N
     exact = raw.double().requires_grad_()
     wanted = F.cross_entropy(cap * torch.tanh(exact / cap) if cap else exact, targets.clamp(min=0), reduction="none") * counts
     wanted.sum().backward()
-    found = fused.cross_entropy(raw, targets, counts, cap)
+    found = fused.cross_entropy(ours(torch.float32).library, raw, targets, counts, cap)
     torch.testing.assert_close(found, wanted.float(), rtol=2e-6, atol=1e-5)
     assert exact.grad is not None
     torch.testing.assert_close(raw, exact.grad.float(), rtol=1e-4, atol=2e-6)
@@ -155,20 +164,21 @@ def test_what_is_not_finite_is_not_hidden(dtype: torch.dtype, error: float, valu
     """The loop stops before an update where a loss or a gradient is not finite: none may come out as a number."""
     x = torch.ones(2, 40, dtype=dtype)
     x[1, 7] = value
-    for found in (fused.rms_norm(x, EPS), fused.relu_square(x), fused.mix(torch.tensor(1.0), x, torch.tensor(1.0), x)):
+    fast = ours(dtype)
+    for found in (fast.rms_norm(x), fast.relu_square(x), fast.mix(torch.tensor(1.0), x, torch.tensor(1.0), x)):
         assert found[0].isfinite().all() and not found[1].isfinite().all()
     if value != value:
-        assert fused.cross_entropy(x.clone(), torch.tensor([1, 1]), torch.ones(2), 15.0).isnan().tolist() == [False, True]
+        assert fused.cross_entropy(fast.library, x.clone(), torch.tensor([1, 1]), torch.ones(2), 15.0).isnan().tolist() == [False, True]
 
 
 def shape(depth: int = 3) -> GPTConfig:
     return GPTConfig(depth=depth, dim=64, n_head=2, n_kv_head=2, head_dim=32, vocab_size=200, max_seq_len=48)
 
 
-def train(dtype: torch.dtype, steps: int = 6) -> tuple[list[float], GPT]:
+def train(dtype: torch.dtype, steps: int = 6) -> tuple[list[float], Transformer]:
     """Losses of some steps of two micro-batches each, and the model."""
-    model = GPT.build(shape())
-    model.compute_dtype = dtype
+    model = build_model(shape())
+    model.use(dtype)
     optimizer = MuonAdamW(model, LearningRates(), 2**14, single("cpu"))
     generator, losses = torch.Generator().manual_seed(5), []
     batches = torch.randint(0, 200, (2, 2, 49), generator=generator)
@@ -186,7 +196,7 @@ def train(dtype: torch.dtype, steps: int = 6) -> tuple[list[float], GPT]:
 def test_a_model_learns_as_without_them(dtype: torch.dtype, error: float) -> None:
     """Also: what was kept of the weights in another type is made anew when they change, which the losses would show."""
     found, _ = train(dtype)
-    fused.forget()
+    selection.forget()
     wanted, _ = train(dtype)
     assert found[-1] < 0.9 * found[0]
     torch.testing.assert_close(found, wanted, rtol=50 * error, atol=0.0)
@@ -195,7 +205,7 @@ def test_a_model_learns_as_without_them(dtype: torch.dtype, error: float) -> Non
 def test_gradients_do_not_depend_on_the_threads() -> None:
     def gradients(threads: int) -> list[Tensor | None]:
         torch.set_num_threads(threads)
-        model = GPT.build(shape())
+        model = build_model(shape())
         torch.manual_seed(1)
         with torch.no_grad():
             for weight in model.parameters():
@@ -216,17 +226,33 @@ def test_gradients_do_not_depend_on_the_threads() -> None:
 
 
 def test_an_index_that_points_nowhere_is_an_error() -> None:
+    fast = ours(torch.float32)
     for bad in (-1, 50):
         with pytest.raises(IndexError, match="50 rows"):
-            fused.embed(torch.tensor([1, bad]), torch.ones(50, 4), torch.float32)
+            fast.embed(torch.tensor([1, bad]), torch.ones(50, 4))
         with pytest.raises(IndexError, match="50 logits"):
-            fused.cross_entropy(torch.ones(2, 50), torch.tensor([1, bad]), torch.ones(2), 15.0)
-    assert fused.cross_entropy(torch.ones(2, 50), torch.tensor([1, -1]), torch.tensor([1.0, 0.0]), 15.0)[1] == 0  # it does not count
+            fused.cross_entropy(fast.library, torch.ones(2, 50), torch.tensor([1, bad]), torch.ones(2), 15.0)
+    nats = fused.cross_entropy(fast.library, torch.ones(2, 50), torch.tensor([1, -1]), torch.tensor([1.0, 0.0]), 15.0)
+    assert nats[1] == 0  # it does not count
 
 
-def test_other_tensors_are_left_to_torch() -> None:
-    x = torch.ones(4, 6)
-    assert fused.usable(x) and fused.usable(x[:, :3])
-    assert not fused.usable(x.double()) and not fused.usable(x.T) and not fused.usable(x.to("meta"))
-    assert fused.usable(x, torch.bfloat16)  # a weight
-    assert not fused.usable(x.double(), torch.float32) and not fused.usable(x.bfloat16(), torch.bfloat16)
+def test_other_models_are_left_to_torch() -> None:
+    cpu = torch.device("cpu")
+    assert ours(torch.float32).dtype == torch.float32 and ours(torch.bfloat16).dtype == torch.bfloat16
+    for device, dtype in [(torch.device("meta"), torch.float32), (torch.device("cuda"), torch.bfloat16), (cpu, torch.float64)]:
+        assert type(selection.operations_for(device, dtype)) is Operations
+    selection.forget()
+    assert type(selection.operations_for(cpu, torch.float32)) is Operations
+
+
+def test_a_model_is_built_with_what_is_loaded() -> None:
+    """All of its layers; what is to be compiled by torch has torch's operations, but for the head and the loss, which are not."""
+    model = build_model(shape())
+    layers = [part for part in model.modules() if isinstance(part, Layer)]
+    assert {part.operations for part in layers} == {ours(torch.float32)}
+    model.use(torch.bfloat16)
+    assert {part.operations for part in layers} == {ours(torch.bfloat16)} and model.compute_dtype == torch.bfloat16
+    model.use(torch.float32, compiled=True)
+    assert model.head.operations is ours(torch.float32)
+    assert {type(part.operations) for part in layers if part is not model.head} == {Operations}
+    assert model(torch.zeros(1, 4, dtype=torch.int64)).dtype == torch.float32

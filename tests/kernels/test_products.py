@@ -13,9 +13,9 @@ from torch import Tensor
 
 from nanochat.distributed.ranks import single
 from nanochat.kernels import build as kernels
-from nanochat.kernels import fused, products
+from nanochat.kernels import products, selection
 from nanochat.kernels.products import HALVES, SMALLEST, product
-from nanochat.model.gpt import GPT
+from nanochat.model.build import build_model
 from nanochat.model.loss import cross_entropy_sum
 from nanochat.model.optim import LearningRates, MuonAdamW, orthogonalize
 from nanochat.model.scaling import GPTConfig
@@ -83,12 +83,12 @@ def test_halves(half: str, size: int) -> None:
     assert half != "symmetric" or torch.equal(found, found.mT)
 
 
-def equal_products(a: Tensor, b: Tensor, rough: bool = False) -> Tensor:
+def equal_products(a: Tensor, b: Tensor, low_precision: bool = False) -> Tensor:
     """What 1, 2 and 5 threads make of them, which must be the same."""
     made = []
     for threads in (1, 2, 5):
         torch.set_num_threads(threads)
-        made.append(product(a, b, rough=rough))
+        made.append(product(a, b, low_precision=low_precision))
     assert all(torch.equal(made[0], each) for each in made)
     return made[0]
 
@@ -150,7 +150,7 @@ def test_16_bit_integers(m: int, n: int, k: int, left: str, right: str, size: fl
     a, b = (torch.randn(shape, generator=generator) for shape in ((m, k), (k, n)))
     a *= torch.logspace(-3, 3, m)[:, None] * size
     exact = a.double() @ b.double()
-    found = product(laid_out(a, left), laid_out(b, right), rough=True)
+    found = product(laid_out(a, left), laid_out(b, right), low_precision=True)
     assert not torch.equal(found, product(a, b)), "they were not used"
     assert ((found.double() - exact).norm(dim=1) < 4e-4 * exact.norm(dim=1)).all()
 
@@ -159,25 +159,25 @@ def test_16_bit_integers_hold_what_is_hardest_for_them() -> None:
     """Sums at the edge of 32 bits, a term that outweighs all others, zeros, numbers that are too small or not finite."""
     assert kernels.load_products("int16", FOLDER) == ""
     a, b = torch.ones(40, 512), torch.ones(512, 48)
-    assert (product(a, b, rough=True) - 512).abs().max() < 0.05  # each block's sum is the largest that there can be
-    assert (product(a, -b, rough=True) + 512).abs().max() < 0.05
+    assert (product(a, b, low_precision=True) - 512).abs().max() < 0.05  # each block's sum is the largest that there can be
+    assert (product(a, -b, low_precision=True) + 512).abs().max() < 0.05
     alternating = torch.tensor([1.0, -1.0]).repeat(256)
-    assert product(a * alternating, b, rough=True).abs().max() < 0.05
+    assert product(a * alternating, b, low_precision=True).abs().max() < 0.05
     a[:, 3] = 1e4
-    assert (product(a, b, rough=True) - 10511).abs().max() < 10511 * 5e-3  # the ones beside it are kept to a tenth
+    assert (product(a, b, low_precision=True) - 10511).abs().max() < 10511 * 5e-3  # the ones beside it are kept to a tenth
     a[:, 3] = 1.0
     a[0], a[1], a[2, 5], a[3, 6] = 0.0, 1e-30, torch.nan, torch.inf
-    found = product(a, b, rough=True)
+    found = product(a, b, low_precision=True)
     assert not found[:2].any()
     assert found[2].isnan().all() and not found[3].isfinite().any()
     assert (found[4:] - 512).abs().max() < 0.05
-    assert not product(torch.zeros(40, 64), torch.zeros(64, 40), rough=True).any()
+    assert not product(torch.zeros(40, 64), torch.zeros(64, 40), low_precision=True).any()
 
 
 def test_16_bit_integers_are_equal_with_any_number_of_threads() -> None:
     assert kernels.load_products("int16", FOLDER) == ""
     a, b = torch.randn(100, 600).T, torch.randn(100, 700)
-    equal_products(a, b, rough=True)
+    equal_products(a, b, low_precision=True)
 
 
 def test_orthogonalize() -> None:
@@ -197,7 +197,7 @@ def test_three_steps_of_training() -> None:
     ids = torch.randint(0, 300, (3, 64), generator=torch.Generator().manual_seed(1))
 
     def train() -> tuple[list[float], Tensor]:
-        model = GPT.build(config)
+        model = build_model(config)
         optimizer, losses = MuonAdamW(model, LearningRates(), 192, single()), []
         for _ in range(3):
             for row in (ids[:2], ids[2:]):  # the second adds to gradients that are there
@@ -211,7 +211,7 @@ def test_three_steps_of_training() -> None:
     assert products.loaded("float32")
     losses, weights = train()
     products.forget()
-    assert fused.loaded(torch.float32)
+    assert selection.loaded(torch.float32)
     expected, other = train()
     torch.testing.assert_close(losses, expected, rtol=1e-5, atol=0)
     assert (weights - other).norm() < 1e-4 * other.norm()

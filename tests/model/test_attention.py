@@ -6,10 +6,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from nanochat.model.attention import Append, KVCache, causal_attention, rms_norm, rotary_table, rotate
+from nanochat.kernels.operations import Operations, rotate
+from nanochat.model.attention import Append, KVCache, causal_attention
+from nanochat.model.layers import rotary_table
 from nanochat.model.scaling import GPTConfig
 
 torch.set_num_threads(1)
+OPERATIONS = Operations(torch.float32)
 
 
 def dense_attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
@@ -38,7 +41,7 @@ def test_windows_equal_a_dense_mask(length: int, window: int, heads: tuple[int, 
     """Forward and backward; where the window is no shorter than the row it is plain causal attention."""
     q = random(rows, length, heads[0], 4, seed=1)
     k, v = random(rows, length, heads[1], 4, seed=2), random(rows, length, heads[1], 4, seed=3)
-    fast, slow = causal_attention(q, k, v, window), dense_attention(q, k, v, window)
+    fast, slow = causal_attention(OPERATIONS, q, k, v, window), dense_attention(q, k, v, window)
     torch.testing.assert_close(fast, slow)
     upstream = torch.randn(fast.shape, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
     for one, other in zip(torch.autograd.grad(fast, (q, k, v), upstream), torch.autograd.grad(slow, (q, k, v), upstream), strict=True):
@@ -50,7 +53,7 @@ def test_the_compiled_backward_pass_in_bfloat16() -> None:
     """It has products of its own there: as near to the definition as bfloat16's 8 bits let it."""
     q, k, v = (random(2, 40, 3, 16, seed=seed) for seed in (1, 2, 3))
     wanted, rough = dense_attention(q, k, v, 40), [x.detach().bfloat16().requires_grad_() for x in (q, k, v)]
-    found = torch.compile(causal_attention, dynamic=False)(*rough, 40)
+    found = torch.compile(causal_attention, dynamic=False)(OPERATIONS, *rough, 40)
     upstream = random(*wanted.shape, seed=4).detach()
     pairs = zip(torch.autograd.grad(found, rough, upstream.bfloat16()), torch.autograd.grad(wanted, (q, k, v), upstream), strict=True)
     for one, other in [(found, wanted), *pairs]:
@@ -71,15 +74,15 @@ def test_rotation_keeps_lengths_and_sees_distances_alone() -> None:
 
 def test_rms_norm() -> None:
     x = torch.randn(3, 64)
-    torch.testing.assert_close(rms_norm(x), x / x.square().mean(-1, keepdim=True).sqrt())
-    assert torch.equal(rms_norm(torch.zeros(2, 8)), torch.zeros(2, 8))
+    torch.testing.assert_close(OPERATIONS.rms_norm(x), x / x.square().mean(-1, keepdim=True).sqrt())
+    assert torch.equal(OPERATIONS.rms_norm(torch.zeros(2, 8)), torch.zeros(2, 8))
 
 
 @pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 1e-6), (torch.bfloat16, 0.005)])
 def test_the_gradient_of_rms_norm(dtype: torch.dtype, error: float) -> None:
     exact, upstream = random(3, 64, seed=1), random(3, 64, seed=2).detach().to(dtype)
     x = exact.detach().to(dtype).requires_grad_()
-    (found,) = torch.autograd.grad(rms_norm(x), x, upstream)
+    (found,) = torch.autograd.grad(OPERATIONS.rms_norm(x), x, upstream)
     wanted = torch.autograd.grad(exact / exact.square().mean(-1, keepdim=True).sqrt(), exact, upstream.double())[0]
     assert found.dtype == dtype
     assert (found.double() - wanted).norm() < error * wanted.norm()

@@ -11,25 +11,22 @@ from torch import Tensor
 
 from nanochat.config import Config
 from nanochat.model.attention import KVCache
-from nanochat.model.gpt import GPT
+from nanochat.model.build import allocate_model, build_model
 from nanochat.model.loss import cross_entropy_sum
-from nanochat.model.scaling import ARCHITECTURES, GPTConfig, gpt_config
+from nanochat.model.scaling import GPTConfig, gpt_config
+from nanochat.model.transformer import Transformer
 
 VOCAB = 70
 CONTEXT = 288  # the smallest round context whose short window (128) is shorter than itself by more than one block
 
 SHAPES: dict[str, dict[str, Any]] = {
     "nanochat": {},
-    "portable": ARCHITECTURES["portable"],
+    "qwen3": {"architecture": "qwen3"},
     "windows": {"window_pattern": "SSSL"},
-    "portable windows": ARCHITECTURES["portable"] | {"window_pattern": "SL"},
+    "qwen3 windows": {"architecture": "qwen3", "window_pattern": "SL"},
+    "qwen3 gqa": {"architecture": "qwen3", "n_kv_head": 1},
     "gqa": {"n_kv_head": 1},
     "gqa windows": {"n_kv_head": 2, "n_head": 4, "head_dim": 8, "window_pattern": "SSSL"},
-    "no value embeddings": {"value_embeddings": False},
-    "no residual scalars": {"residual_scalars": False},
-    "no smear": {"smear": False},
-    "no backout": {"backout": False},
-    "no softcap": {"softcap": 0.0},
     "one layer": {"depth": 1},
 }
 
@@ -44,9 +41,9 @@ def config(**changes: Any) -> GPTConfig:
     return GPTConfig(**shape | changes)
 
 
-def random_model(**changes: Any) -> GPT:
-    """A tiny GPT whose every weight is random, so that each part of it moves the logits."""
-    model = GPT.build(config(**changes))
+def random_model(**changes: Any) -> Transformer:
+    """A tiny model whose every weight is random, so that each part of it moves the logits."""
+    model = build_model(config(**changes))
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for weight in model.parameters():
@@ -59,7 +56,7 @@ def tokens(rows: int, length: int, seed: int = 0) -> Tensor:
 
 
 @torch.inference_mode()
-def full(model: GPT, ids: Tensor) -> Tensor:
+def full(model: Transformer, ids: Tensor) -> Tensor:
     """The reference: the logits (B, T, V) of one pass over everything."""
     return model.logits(model(ids))
 
@@ -70,8 +67,7 @@ def full(model: GPT, ids: Tensor) -> Tensor:
 )
 def test_parameters_of_the_depth_dial(depth: int, total: float, scaled: float) -> None:
     """Millions of parameters, all of them and those that decide the token count, against the published figures."""
-    with torch.device("meta"):
-        model = GPT(gpt_config(Config(depth=depth, vocab_size=32768)))
+    model = allocate_model(gpt_config(Config(depth=depth, vocab_size=32768)), "meta")
     sizes = {name: weight.numel() / 1e6 for name, weight in model.named_parameters()}
     assert sum(sizes.values()) == pytest.approx(total, rel=2e-3)
     assert sum(size for name, size in sizes.items() if name.startswith(("blocks", "head"))) == pytest.approx(scaled, rel=3e-3)
@@ -79,20 +75,20 @@ def test_parameters_of_the_depth_dial(depth: int, total: float, scaled: float) -
 
 def test_the_first_loss_is_ln_v() -> None:
     for vocab in (VOCAB, 128, 4000):  # also where the head has padded rows
-        model = GPT.build(config(vocab_size=vocab, max_seq_len=64))
+        model = build_model(config(vocab_size=vocab, max_seq_len=64))
         ids = torch.randint(0, vocab, (4, 65), generator=torch.Generator().manual_seed(3))
         loss = cross_entropy_sum(model, model(ids[:, :-1]), ids[:, 1:]) / ids[:, 1:].numel()
         assert loss.item() == pytest.approx(math.log(vocab), abs=2e-3)
 
 
 def test_weights_follow_the_seed_alone() -> None:
-    first, again, other = (GPT.build(config(), seed=seed).state_dict() for seed in (5, 5, 6))
+    first, again, other = (build_model(config(), seed=seed).state_dict() for seed in (5, 5, 6))
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["embed.weight"], other["embed.weight"])
 
 
 def test_new_weights_have_the_recipes_spread() -> None:
-    model = GPT.build(config(dim=256, n_head=2, n_kv_head=2, head_dim=128, vocab_size=512))
+    model = build_model(config(dim=256, n_head=2, n_kv_head=2, head_dim=128, vocab_size=512))
     spread = {name: weight.std().item() for name, weight in model.named_parameters() if weight.dim() == 2}
     assert spread["embed.weight"] == pytest.approx(0.8, rel=0.02)
     assert spread["head.weight"] == pytest.approx(0.001, rel=0.02)
@@ -117,8 +113,8 @@ def test_a_later_token_never_changes_an_earlier_logit(shape: str) -> None:
 
 def test_a_short_window_forgets() -> None:
     """One layer that is not the last sees 128 tokens; with the smear and the last layer's whole context taken away, no more."""
-    model = random_model(depth=2, window_pattern="SL", smear=False)
-    model.config = config(depth=2, window_pattern="SS", smear=False)
+    model = random_model(depth=2, window_pattern="SL")
+    model.get_parameter("smear_lambda").data.zero_()
     for block in model.blocks:
         block.attn.window = 128  # type: ignore[union-attr]
     ids = tokens(1, CONTEXT)
@@ -205,7 +201,7 @@ def test_bfloat16_stays_close() -> None:
     model = random_model()
     ids = tokens(2, 64)
     exact = full(model, ids)
-    model.compute_dtype = torch.bfloat16
+    model.use(torch.bfloat16)
     rough = full(model, ids)
     assert rough.dtype == torch.float32
     assert (rough - exact).abs().mean() < 0.1 * exact.abs().mean()

@@ -6,9 +6,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nanochat.model import scaling
-from nanochat.model.gpt import GPT
+from nanochat.model.build import build_model
 from nanochat.model.loss import IGNORE, cross_entropy_sum, token_losses
 from nanochat.model.scaling import GPTConfig
+from nanochat.model.transformer import Transformer
 
 VOCAB = 70  # the head has 128 rows
 
@@ -20,11 +21,11 @@ def operations(request: pytest.FixtureRequest) -> None:
         request.getfixturevalue("fused_operations")
 
 
-@pytest.fixture(params=[15.0, 0.0], ids=["softcap", "no softcap"])
-def model(request: pytest.FixtureRequest) -> GPT:
+@pytest.fixture(params=["nanochat", "qwen3"], ids=["softcap", "no softcap"])
+def model(request: pytest.FixtureRequest) -> Transformer:
     torch.set_num_threads(1)
-    shape = GPTConfig(depth=1, dim=32, n_head=1, n_kv_head=1, head_dim=32, vocab_size=VOCAB, max_seq_len=300, softcap=request.param)
-    model = GPT.build(shape)
+    shape = GPTConfig(1, dim=32, n_head=1, n_kv_head=1, head_dim=32, vocab_size=VOCAB, max_seq_len=300, architecture=request.param)
+    model = build_model(shape)
     with torch.no_grad():
         model.head.weight.normal_(0, 1.5, generator=torch.Generator().manual_seed(0))
     return model
@@ -45,13 +46,13 @@ def cut(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(scaling.LOSS_CHUNK, where, chunk)
 
 
-def plain(model: GPT, hidden: Tensor, targets: Tensor) -> Tensor:
+def plain(model: Transformer, hidden: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(model.logits(hidden).flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="sum")
 
 
 @pytest.mark.parametrize("chunk", [16 << 20, 1, VOCAB * 300], ids=["one chunk", "chunks of 256", "chunks of 300"])
 @pytest.mark.parametrize("ignored", [0.0, 0.6, 1.0])
-def test_value_and_gradients(model: GPT, ignored: float, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_value_and_gradients(model: Transformer, ignored: float, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     cut(chunk, monkeypatch)
     hidden, targets = example(ignored)
     scale = 0.37  # the loop divides by the count of targets
@@ -67,13 +68,13 @@ def test_value_and_gradients(model: GPT, ignored: float, chunk: int, monkeypatch
 
 
 @pytest.mark.long
-def test_compiled(model: GPT) -> None:
+def test_compiled(model: Transformer) -> None:
     """One kernel for all of a chunk's pointwise work gives what the separate operations give."""
     hidden, targets = example(0.3)
     parts = (hidden, model.head.weight)
     eager = cross_entropy_sum(model, hidden, targets)
     wanted = torch.autograd.grad(eager, parts)
-    model.compiled = True
+    model.use(torch.float32, compiled=True)
     value = cross_entropy_sum(model, hidden, targets)
     torch.testing.assert_close(value, eager, rtol=1e-5, atol=1e-5)
     for one, other in zip(torch.autograd.grad(value, parts), wanted, strict=True):
@@ -81,7 +82,7 @@ def test_compiled(model: GPT) -> None:
 
 
 @pytest.mark.parametrize("chunk", [16 << 20, 1])
-def test_weights_of_rows(model: GPT, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_of_rows(model: Transformer, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     cut(chunk, monkeypatch)
     hidden, targets = example(0.4)
     weights = torch.tensor([1.7, -0.3])
@@ -95,7 +96,7 @@ def test_weights_of_rows(model: GPT, chunk: int, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("chunk", [16 << 20, 1])
-def test_losses_of_single_tokens(model: GPT, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_losses_of_single_tokens(model: Transformer, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     cut(chunk, monkeypatch)
     hidden, targets = example(0.5)
     nats = token_losses(model, hidden, targets)
@@ -105,7 +106,7 @@ def test_losses_of_single_tokens(model: GPT, chunk: int, monkeypatch: pytest.Mon
     torch.testing.assert_close(nats.sum(), cross_entropy_sum(model, hidden, targets), rtol=1e-5, atol=1e-5)
 
 
-def test_large_logits_do_not_overflow(model: GPT) -> None:
+def test_large_logits_do_not_overflow(model: Transformer) -> None:
     hidden, targets = example(0.1)
     hidden = (hidden * 1e4).detach().requires_grad_()
     value = cross_entropy_sum(model, hidden, targets)
@@ -113,11 +114,13 @@ def test_large_logits_do_not_overflow(model: GPT) -> None:
     assert value.isfinite() and gradient.isfinite().all()
 
 
-def test_bfloat16_hidden_states(model: GPT) -> None:
+def test_bfloat16_hidden_states(model: Transformer) -> None:
     hidden, targets = example(0.3)
     rough = hidden.detach().bfloat16().requires_grad_()
     (exact,) = torch.autograd.grad(plain(model, hidden, targets), model.head.weight)
+    model.use(torch.bfloat16)
     value = cross_entropy_sum(model, rough, targets)
+    model.use(torch.float32)
     value.backward()
     assert value.dtype == torch.float32 and rough.grad is not None and rough.grad.dtype == torch.bfloat16
     assert value.item() == pytest.approx(plain(model, hidden, targets).item(), rel=0.02)

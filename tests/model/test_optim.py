@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from nanochat.distributed.ranks import single
-from nanochat.model.gpt import GPT
+from nanochat.model.build import build_model
 from nanochat.model.loss import cross_entropy_sum
 from nanochat.model.optim import POLAR_EXPRESS, LearningRates, MuonAdamW, orthogonalize
 from nanochat.model.scaling import GPTConfig
+from nanochat.model.transformer import Transformer
 
 BATCH = 2**17  # half of every learning rate
 ROOT = math.sqrt(BATCH / 2**19)
@@ -22,10 +23,10 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def tiny_model(**changes: Any) -> GPT:
+def tiny_model(**changes: Any) -> Transformer:
     """Every shape of matrix: square, tall (the MLP's fc), wide (its proj and, with one KV head, k and v), and the tiny gates."""
     shape = {"depth": 3, "dim": 32, "n_head": 2, "n_kv_head": 1, "head_dim": 16, "vocab_size": 70, "max_seq_len": 32}
-    model = GPT.build(GPTConfig(**shape | changes))
+    model = build_model(GPTConfig(**shape | changes))
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for weight in model.parameters():
@@ -33,7 +34,7 @@ def tiny_model(**changes: Any) -> GPT:
     return model
 
 
-def backward(model: GPT, step: int) -> None:
+def backward(model: Transformer, step: int) -> None:
     ids = torch.randint(0, 70, (2, 33), generator=torch.Generator().manual_seed(step))
     (cross_entropy_sum(model, model(ids[:, :-1]), ids[:, 1:]) / 64).backward()
 
@@ -139,7 +140,7 @@ def test_adamw_equals_torchs() -> None:
 
 def test_rounding_does_not_move_a_new_models_scalars() -> None:
     """Its blocks add nothing yet and the norm undoes any scale, so these gradients are rounding: other device batches, other signs."""
-    model = GPT.build(tiny_model().config)
+    model = build_model(tiny_model().config)
     optimizer = MuonAdamW(model, LearningRates(), 2**19, single())
     backward(model, 0)
     scalars = {name: weight for name, weight in model.named_parameters() if name in ("resid_lambdas", "x0_lambdas", "backout_lambda")}
@@ -207,7 +208,7 @@ def test_zero_gradients_change_nothing_and_break_nothing() -> None:
 
 
 def test_a_saved_state_goes_on_exactly() -> None:
-    def train(model: GPT, optimizer: MuonAdamW, steps: range) -> None:
+    def train(model: Transformer, optimizer: MuonAdamW, steps: range) -> None:
         for step in steps:
             backward(model, step)
             optimizer.step(weight_decay=0.1)

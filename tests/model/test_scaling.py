@@ -1,5 +1,6 @@
 """The depth dial against the published table, and its arithmetic against the model itself."""
 
+import dataclasses
 import math
 
 import pytest
@@ -44,15 +45,14 @@ def test_the_published_table_is_reproduced(row: tuple[float, ...]) -> None:
     assert scaling.weight_decay_rule(chosen, wanted) == pytest.approx(decay, rel=0.05)
 
 
-@pytest.mark.parametrize("architecture", scaling.ARCHITECTURES)
+@pytest.mark.parametrize("architecture", ["nanochat", "portable"])
 @pytest.mark.parametrize("depth", [1, 4, 5])
 def test_counts_equal_the_models(architecture: str, depth: int) -> None:
-    torch = pytest.importorskip("torch")
-    from nanochat.model.gpt import GPT
+    pytest.importorskip("torch")
+    from nanochat.model.build import allocate_model
 
     gpt = gpt_config(Config(depth=depth, aspect_ratio=32, head_dim=32, vocab_size=300, architecture=architecture))
-    with torch.device("meta"):
-        model = GPT(gpt)
+    model = allocate_model(gpt, "meta")
     parts = scaling.count_parameters(gpt)
     gains = sum(weight.numel() for name, weight in model.named_parameters() if name.startswith("blocks.") and name.endswith(".gain"))
 
@@ -79,10 +79,26 @@ def test_width_is_whole_heads_and_vocabulary_is_padded() -> None:
 
 
 def test_a_shape_survives_its_dictionary() -> None:
-    gpt = shape(4, "SSSL", architecture="portable")
-    assert GPTConfig.from_dict(gpt.to_dict()) == gpt
+    for architecture in ("nanochat", "portable"):
+        gpt = shape(4, "SSSL", architecture=architecture)
+        assert GPTConfig.from_dict(gpt.to_dict()) == gpt
     with pytest.raises(TypeError):
         GPTConfig.from_dict(gpt.to_dict() | {"colour": "red"})
+    with pytest.raises(ValueError, match="no architecture"):
+        GPTConfig.from_dict(gpt.to_dict() | {"smear": True})
+
+
+def test_a_checkpoints_names_of_the_parts() -> None:
+    """They are on users' disks; the oldest checkpoints do not name qwen3."""
+    written = shape(4).to_dict()
+    assert list(written)[8:] == ["value_embeddings", "residual_scalars", "smear", "backout", "softcap", "qwen3"]
+    assert (written["smear"], written["softcap"], written["qwen3"]) == (True, 15.0, False)
+    assert GPTConfig.from_dict({name: value for name, value in written.items() if name != "qwen3"}) == shape(4)
+    assert shape(4, architecture="portable").to_dict() == written | {
+        **dict.fromkeys(("value_embeddings", "residual_scalars", "smear", "backout"), False),
+        "softcap": 0.0,
+        "qwen3": True,
+    }
 
 
 def test_learning_rate_scales_are_one_at_the_reference() -> None:
@@ -125,7 +141,7 @@ def test_memory_of_known_runs() -> None:
     gpt = shape(12)
     one, two = scaling.memory_bytes(gpt, 8), scaling.memory_bytes(gpt, 16)
     assert (two["activations"] - one["activations"]) / 8 == pytest.approx(0.70e9, rel=0.15)
-    matrices_only = GPTConfig(**(gpt.to_dict() | {"vocab_size": 1, "value_embeddings": False}))
+    matrices_only = dataclasses.replace(gpt, vocab_size=1)
     parts = scaling.memory_bytes(matrices_only, 1, bf16=False)
     static = parts["weights"] + parts["gradients"] + parts["optimizer"]
     assert static / scaling.count_parameters(matrices_only)["total"] == pytest.approx(12, rel=0.01)

@@ -16,9 +16,7 @@ import torch
 
 from nanochat.distributed.ranks import Ranks
 from nanochat.errors import DataError, Preempted, PreflightError, UsageError
-from nanochat.evaluation import heldout
 from nanochat.evaluation.results import read_results
-from nanochat.pipeline import score
 from nanochat.pipeline import train as run
 from nanochat.pipeline.identity import Request
 from nanochat.pipeline.prepare import prepare, prepare_tokenizer

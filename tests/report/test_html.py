@@ -9,9 +9,8 @@ import pytest
 import tomli_w
 
 from nanochat.config import build_config
-from nanochat.planning.rules import resolve
 from nanochat.evaluation.results import SUMMARY, write_part
-from nanochat.planning.plan import resolve
+from nanochat.planning.rules import resolve
 from nanochat.report.collect import write_report
 
 pytestmark = pytest.mark.browser

@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 
 from nanochat.config import build_config
 from nanochat.errors import DataError
-from nanochat.planning.rules import resolve
 from nanochat.evaluation.results import SUMMARY, forget_summary, read_results, write_part
-from nanochat.planning.plan import resolve
+from nanochat.planning.rules import resolve
 from nanochat.report import collect as report
 from nanochat.report import curves
 from nanochat.report.collect import write_report

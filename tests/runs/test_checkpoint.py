@@ -15,24 +15,25 @@ from safetensors import SafetensorError
 from nanochat import paths
 from nanochat.distributed.ranks import single
 from nanochat.errors import DataError, PreflightError, UsageError
-from nanochat.model.gpt import GPT
+from nanochat.model.build import build_model
 from nanochat.model.loss import cross_entropy_sum
 from nanochat.model.optim import LearningRates, MuonAdamW
 from nanochat.model.scaling import GPTConfig
+from nanochat.model.transformer import Transformer
 from nanochat.runs import checkpoint
 from nanochat.runs.checkpoint import Checkpoints, verify
 
 FILES = ("model.safetensors", "optimizer_00000.safetensors", "meta.json", "manifest.json")
 
 
-def tiny(seed: int = 0, **changes: Any) -> tuple[GPT, MuonAdamW]:
+def tiny(seed: int = 0, **changes: Any) -> tuple[Transformer, MuonAdamW]:
     torch.set_num_threads(1)
     shape = {"depth": 2, "dim": 32, "n_head": 2, "n_kv_head": 2, "head_dim": 16, "vocab_size": 40, "max_seq_len": 16}
-    model = GPT.build(GPTConfig(**shape | changes), seed=seed)
+    model = build_model(GPTConfig(**shape | changes), seed=seed)
     return model, MuonAdamW(model, LearningRates(), 1024, single())
 
 
-def train(model: GPT, optimizer: MuonAdamW, steps: range) -> None:
+def train(model: Transformer, optimizer: MuonAdamW, steps: range) -> None:
     for step in steps:
         ids = torch.randint(0, 40, (2, 17), generator=torch.Generator().manual_seed(step))
         cross_entropy_sum(model, model(ids[:, :-1]), ids[:, 1:]).backward()
@@ -40,7 +41,7 @@ def train(model: GPT, optimizer: MuonAdamW, steps: range) -> None:
         optimizer.zero_grad()
 
 
-def save(store: Checkpoints, step: int, made: tuple[GPT, MuonAdamW] | None = None, keep: int = 10, **more: Any) -> Path:
+def save(store: Checkpoints, step: int, made: tuple[Transformer, MuonAdamW] | None = None, keep: int = 10, **more: Any) -> Path:
     model, optimizer = made or tiny()
     meta = {"step": step, "optimizer_steps": optimizer.steps, "model": model.config.to_dict()} | more
     return store.save(model, optimizer, meta, single(), keep)

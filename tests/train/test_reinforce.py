@@ -24,10 +24,11 @@ from nanochat.data.published.sets import task_folder
 from nanochat.distributed.ranks import Ranks, single
 from nanochat.errors import UsageError
 from nanochat.generate.engine import Emitted, Engine
-from nanochat.model.gpt import GPT
+from nanochat.model.build import build_model
 from nanochat.model.loss import IGNORE
 from nanochat.model.optim import LearningRates, MuonAdamW
 from nanochat.model.scaling import GPTConfig
+from nanochat.model.transformer import Transformer
 from nanochat.pipeline import train as run
 from nanochat.pipeline.identity import Request
 from nanochat.pipeline.prepare import prepare
@@ -52,7 +53,7 @@ TOKENIZER = Tokenizer([bytes([b]) for b in range(256)])
 def engine() -> Engine:
     torch.set_num_threads(1)
     shape = GPTConfig(depth=1, dim=32, n_head=2, n_kv_head=2, head_dim=16, vocab_size=TOKENIZER.vocab_size, max_seq_len=40)
-    model = GPT.build(shape)
+    model = build_model(shape)
     with torch.no_grad():
         model.head.weight.normal_(0, 0.3, generator=torch.Generator().manual_seed(0))
     return Engine(model, TOKENIZER)
@@ -68,7 +69,7 @@ def source(asked: Sequence[Problem], config: Config = CONFIG) -> RolloutBatches:
     return RolloutBatches(Sampler(engine(), config), asked, config)
 
 
-def slow_loss(model: GPT, answered: Sequence[Sequence[Rollout]]) -> torch.Tensor:
+def slow_loss(model: Transformer, answered: Sequence[Sequence[Rollout]]) -> torch.Tensor:
     """The definition, token by token: over questions the mean of sum (reward - mean) * -log p / tokens of the question's answers."""
     total = torch.zeros(())
     for rollouts in answered:
@@ -172,7 +173,7 @@ def test_the_calculators_tokens_are_not_learned() -> None:
     assert batch.facts["reward"] == 0.5
 
 
-def stage(source: RolloutBatches, folder: Path, steps: int) -> tuple[Stage, GPT, MuonAdamW, Checkpoints, Metrics]:
+def stage(source: RolloutBatches, folder: Path, steps: int) -> tuple[Stage, Transformer, MuonAdamW, Checkpoints, Metrics]:
     model = source.sampler.engine.model
     schedule = Schedule(steps, warmup_steps=0, warmdown_ratio=1.0, final_lr_frac=0.0, weight_decay=0.0, momentum=reinforce.MOMENTUM)
     optimizer = MuonAdamW(model, LearningRates(), 512, single())

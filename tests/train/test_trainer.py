@@ -13,10 +13,11 @@ import torch
 
 from nanochat.distributed.ranks import Ranks, single
 from nanochat.errors import NonFiniteError, OutOfMemoryError, Preempted
-from nanochat.model.gpt import GPT
+from nanochat.model.build import build_model
 from nanochat.model.loss import IGNORE
 from nanochat.model.optim import LearningRates, MuonAdamW
 from nanochat.model.scaling import GPTConfig
+from nanochat.model.transformer import Transformer
 from nanochat.runs.checkpoint import Checkpoints
 from nanochat.runs.metrics import Metrics
 from nanochat.train.batch import StepBatch
@@ -50,7 +51,7 @@ class Run:
     def __init__(self, folder: Path, **stage: Any):
         torch.set_num_threads(1)
         shape = GPTConfig(depth=2, dim=32, n_head=2, n_kv_head=2, head_dim=16, vocab_size=40, max_seq_len=16)
-        self.folder, self.model = folder, GPT.build(shape)
+        self.folder, self.model = folder, build_model(shape)
         self.optimizer = MuonAdamW(self.model, LearningRates(), 64, single())
         self.store = Checkpoints(folder / "base")
         self.stop = StopSignal()
@@ -87,7 +88,7 @@ def losses(lines: list[dict[str, Any]]) -> list[float]:
     return [line["loss"] for line in lines]
 
 
-def scatter(model: GPT) -> None:
+def scatter(model: Transformer) -> None:
     """Random weights everywhere. In a new model some gradients are zero but for rounding, and Adam would blow that up."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -178,7 +179,7 @@ def test_sampling_is_due_as_asked(tmp_path: Path) -> None:
 # ---- what goes wrong ------------------------------------------------------------------------------------------
 
 
-def poison(model: GPT, weight: float) -> None:
+def poison(model: Transformer, weight: float) -> None:
     with torch.no_grad():
         model.blocks[0].mlp.fc.weight[0, 0] = weight  # type: ignore[union-attr]
         model.blocks[0].mlp.proj.weight.fill_(0.1)  # type: ignore[union-attr]

@@ -1,0 +1,142 @@
+"""What a model computes between its products of matrices, by torch's own operations, on any device and under torch.compile.
+
+A model holds one such object for all of its layers (nanochat/kernels/selection.py chooses it): this one, or a CPU's fused operations
+(fused.py), which has the same methods.
+Shapes: N rows of any kind, D width, B rows of tokens, T positions, H query heads, G key/value heads, K width of a head, V vocabulary.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+RMS_EPS = torch.finfo(torch.float32).eps
+Chunk = Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
+
+
+class Operations:
+    """torch's own operations for activations of `dtype`; with `compiled` the loss, which is no part of the forward pass, is compiled."""
+
+    fused = False
+
+    def __init__(self, dtype: torch.dtype, *, compiled: bool = False):
+        self.dtype = dtype
+        self._compiled = compiled
+
+    def embed(self, ids: Tensor, table: Tensor) -> Tensor:
+        """Rows of a float32 table (V, D) in the activations' type: ids (...) int64 -> (..., D)."""
+        return F.embedding(ids, table).to(self.dtype)
+
+    def linear(self, x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+        """x (..., in) times each float32 weight (out, in), cast to x's type -> (..., out) each."""
+        return tuple(F.linear(x, weight.to(x.dtype)) for weight in weights)
+
+    def rms_norm(self, x: Tensor) -> Tensor:
+        """x / sqrt(mean(x^2) + eps) over the last axis, without learned gains (Zhang & Sennrich, 2019): (..., D) -> (..., D)."""
+        return F.rms_norm(x, (x.size(-1),))
+
+    def rotary_norm(self, x: Tensor, cos: Tensor, sin: Tensor, gain: float) -> Tensor:
+        """`gain` times the norm of the rotated heads: x (B, T, H, K), cos and sin (T, K/2) or (B, T, K/2) float32 -> (B, T, H, K)."""
+        return self.rms_norm(rotate(x, cos, sin)) * gain
+
+    def mix(self, a: Tensor, x: Tensor, b: Tensor, first: Tensor) -> Tensor:
+        """a * x + b * first, with a and b float32 scalars: x and first (..., D) -> (..., D)."""
+        return a.to(x.dtype) * x + b.to(x.dtype) * first
+
+    def relu_square(self, x: Tensor) -> Tensor:
+        """max(x, 0)^2 (So et al., 2021), of any shape."""
+        return F.relu(x).square()
+
+    def add_gated(self, v: Tensor, gate: Tensor, embedding: Tensor) -> Tensor:
+        """v + 3 sigmoid(gate) * embedding: v and embedding (..., K), gate (...) -> (..., K)."""
+        return v + (3 * torch.sigmoid(gate)).unsqueeze(-1) * embedding
+
+    def causal_attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Causal attention: q (B, H, T, K), k and v (B, G, T, K) -> (B, H, T, K)."""
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.size(1) != k.size(1))
+
+    def cross_entropy_sum(
+        self, hidden: Tensor, weight: Tensor, targets: Tensor, counts: Tensor, *, vocab: int, cap: float, rows: int
+    ) -> Tensor:
+        """Sum of nats of softcapped logits, of which `rows` tokens' exist at once -> scalar, float32, differentiable.
+
+        hidden (N, D), weight (at least `vocab`, D) float32, targets (N,), of a count of 0 any, counts (N,) of each target in the sum;
+        `cap` is the softcap, 0 for none.
+        """
+        chunk = _compiled_chunk() if self._compiled else _chunk
+        return _CrossEntropySum.apply(hidden, weight, targets, counts, vocab, cap, rows, chunk)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the halves of each head (Su et al., 2021): x (B, T, H, K), cos and sin (T, K/2) or (B, T, K/2) -> (B, T, H, K)."""
+    cos, sin = cos.unsqueeze(-2).to(x.dtype), sin.unsqueeze(-2).to(x.dtype)
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * cos + second * sin, second * cos - first * sin), dim=-1)
+
+
+def _chunk(raw: Tensor, targets: Tensor, counts: Tensor, cap: float) -> tuple[Tensor, Tensor]:
+    """Raw logits (n, V), overwritten where they are float32, targets and counts (n,) -> sum of nats, its gradient in the logits (n, V).
+
+    The gradient has the logits' type; all between is float32.
+    """
+    kind, raw = raw.dtype, raw.float()
+    index, counts = targets.clamp(min=0)[:, None], counts[:, None].float()
+    if cap:
+        # cap * tanh(x / cap) = 2 cap * half, half = sigmoid(2x / cap) - 1/2: one exponential, a third of tanh's time. It is within
+        # 1e-6 of the capped logit, which the logarithm of the sum rounds to anyway.
+        half = raw.mul_(2 / cap).sigmoid_().sub_(0.5)
+        weights = torch.mul(half, 2 * cap).exp_()  # nothing overflows between +-cap, so that no maximum need be looked for
+        wanted = 2 * cap * half.gather(1, index)
+    else:
+        raw.sub_(raw.amax(dim=-1, keepdim=True))
+        weights, wanted = raw.exp(), raw.gather(1, index)
+    sums = weights.sum(dim=-1, keepdim=True)
+    nats = ((sums.log() - wanted) * counts).sum()
+    grad = weights.mul_(counts / sums)
+    if torch.compiler.is_compiling():  # a scatter would end the kernel and write the logits once more
+        grad = torch.where(torch.arange(raw.size(-1), device=raw.device) == index, grad - counts, grad)
+    else:
+        grad.scatter_add_(1, index, -counts)
+    return nats, (grad.mul_(half.square_().mul_(-4).add_(1)) if cap else grad).to(kind)
+
+
+@functools.cache
+def _compiled_chunk() -> Chunk:
+    return torch.compile(_chunk, dynamic=False)
+
+
+class _CrossEntropySum(torch.autograd.Function):
+    """The gradient is made chunk by chunk in the forward pass, while the chunk's logits are there."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, counts: Tensor, vocab: int, cap: float, rows: int, chunk: Chunk
+    ) -> Tensor:
+        cast = weight[:vocab].to(hidden.dtype)
+        total = hidden.new_zeros((), dtype=torch.float32)
+        grad_hidden = torch.empty_like(hidden)
+        all_rows = torch.zeros_like(weight, dtype=torch.float32)
+        grad_weight = all_rows[:vocab]
+        for start in range(0, len(hidden), rows):
+            chosen = slice(start, start + rows)
+            part = hidden[chosen]
+            nats, grad = chunk(part @ cast.T, targets[chosen], counts[chosen], cap)
+            total += nats
+            torch.mm(grad, cast, out=grad_hidden[chosen])
+            if hidden.dtype == torch.float32:
+                grad_weight.addmm_(grad.T, part)
+            elif hidden.is_cuda:  # bfloat16 in, float32 out, added in the product's own epilogue
+                torch.addmm(grad_weight, grad.T, part, out_dtype=torch.float32, out=grad_weight)
+            else:
+                grad_weight += grad.T @ part
+        ctx.save_for_backward(grad_hidden, all_rows)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Scale the stored gradients, in place: both are linear in the incoming one."""
+        grad_hidden, grad_weight = ctx.saved_tensors
+        return grad_hidden.mul_(grads[0].to(grad_hidden.dtype)), grad_weight.mul_(grads[0]), *[None] * 6

@@ -1,0 +1,27 @@
+"""Makes the model that a config describes."""
+
+import torch
+
+from nanochat.model.gpt import GPT
+from nanochat.model.qwen3 import Qwen3
+from nanochat.model.scaling import GPTConfig
+from nanochat.model.transformer import Transformer
+
+_MODELS: dict[str, type[GPT] | type[Qwen3]] = {"nanochat": GPT, "qwen3": Qwen3}
+
+
+def build_model(config: GPTConfig, device: torch.device | str = "cpu", seed: int = 42) -> Transformer:
+    """A float32 model with initial weights on `device`; the same seed gives the same weights everywhere."""
+    model = allocate_model(config, device)
+    model.init_weights(seed)
+    return model
+
+
+def allocate_model(config: GPTConfig, device: torch.device | str = "cpu") -> Transformer:
+    """A float32 model on `device`, allocated once, whose weights are yet to be filled."""
+    with torch.device("meta"):
+        model = _MODELS[config.architecture](config)
+    model.to_empty(device=device)
+    model.init_buffers()
+    model.use(torch.float32)
+    return model

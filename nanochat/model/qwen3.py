@@ -1,0 +1,100 @@
+"""Qwen3's architecture, which other engines run as it is (`--architecture portable`): what it computes, and how its weights begin.
+
+A transformer whose norms have learned gains, of q and k too, before they are rotated, with SwiGLU and plain logits.
+Shapes: B rows, T positions, D width.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nanochat.kernels.operations import rotate
+from nanochat.model.attention import Append, Attention, KVCache
+from nanochat.model.layers import Initializer, Layer, Linear, RMSNorm
+from nanochat.model.scaling import GPTConfig
+from nanochat.model.transformer import Transformer
+
+QK_GAIN = 1.2  # with which the gains of the QK norm begin: it sharpens attention
+
+
+class Qwen3Attention(Attention):
+    """Attention with rotary positions and a norm of q and k with gains."""
+
+    def __init__(self, config: GPTConfig, layer: int):
+        super().__init__(config, layer)
+        self.q_norm = RMSNorm(config.head_dim)
+        self.k_norm = RMSNorm(config.head_dim)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, append: Append | None) -> Tensor:
+        """x (B, T, D), cos and sin of the positions -> (B, T, D)."""
+        q, k, v = self.project(x)
+        q, k = rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin)
+        return self.attend(q, k, v, append)
+
+
+class SwiGLU(Layer):
+    """Two projections, one the other's gate (Shazeer, 2020)."""
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.gate = Linear(config.dim, config.mlp_dim)
+        self.up = Linear(config.dim, config.mlp_dim)
+        self.down = Linear(config.mlp_dim, config.dim)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, T, D) -> (B, T, D)
+        return self.down(F.silu(self.gate(x)) * self.up(x))
+
+
+class Qwen3Block(Layer):
+    """Attention, then the MLP, each reading the normalised stream and adding to it."""
+
+    def __init__(self, config: GPTConfig, layer: int):
+        super().__init__()
+        self.attn = Qwen3Attention(config, layer)
+        self.mlp = SwiGLU(config)
+        self.attn_norm, self.mlp_norm = RMSNorm(config.dim), RMSNorm(config.dim)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, append: Append | None) -> Tensor:
+        """x (B, T, D) -> (B, T, D)."""
+        x = x + self.attn(self.attn_norm(x), cos, sin, append)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class Qwen3(Transformer):
+    """A Qwen3."""
+
+    def __init__(self, config: GPTConfig):
+        super().__init__(config, Qwen3Block)
+        self.norm = RMSNorm(config.dim)
+
+    def forward(self, ids: Tensor, cache: KVCache | None = None, counts: Tensor | None = None) -> Tensor:
+        """Hidden states before the head, as `Transformer.forward`."""
+        cos, sin, append = self.positions(ids, cache)
+        x = self.embedded(ids)
+        for block in self.blocks:
+            x = block(x, cos, sin, append)
+        if cache is not None:
+            cache.lengths += ids.size(1) if counts is None else counts
+        return self.norm(x)
+
+    def embedded(self, ids: Tensor) -> Tensor:
+        """What the first layer's input begins as: ids (...) -> (..., D)."""
+        return self.operations.embed(ids, self.embed.weight)
+
+    @torch.no_grad()
+    def init_weights(self, seed: int) -> None:
+        """Fill every weight. The head begins near zero, so the first loss is ln V; every block begins as identity."""
+        draw = Initializer(seed, self.config.dim)
+        draw.normal(self.embed.weight, 0.8)
+        draw.normal(self.head.weight, 0.001)
+        for block in self.blocks:
+            assert isinstance(block, Qwen3Block)
+            for layer in (block.attn.q, block.attn.k, block.attn.v, block.mlp.gate, block.mlp.up):
+                draw.projection(layer.weight)
+            for layer in (block.attn.o, block.mlp.down):
+                layer.weight.zero_()
+            for norm in (block.attn_norm, block.mlp_norm):
+                norm.gain.fill_(1.0)
+            for norm in (block.attn.q_norm, block.attn.k_norm):
+                norm.gain.fill_(QK_GAIN)
+        self.norm.gain.fill_(1.0)

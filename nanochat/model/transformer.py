@@ -1,0 +1,89 @@
+"""What the architectures share: a decoder-only transformer between its embedding and its head.
+
+Shapes: B rows, T positions, D width, K width of a head, V vocabulary.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from nanochat.kernels.operations import Operations
+from nanochat.kernels.selection import operations_for
+from nanochat.model.attention import Append, KVCache
+from nanochat.model.layers import Layer, Linear, rotary_table
+from nanochat.model.scaling import GPTConfig
+
+
+class Transformer(Layer):
+    """A language model of one architecture: nanochat's (gpt.py) or Qwen3's (qwen3.py). Made by nanochat/model/build.py.
+
+    Weights are float32 and cast at use to the activations' type. It knows nothing of ranks, files or printing.
+    """
+
+    softcap = 0.0  # of the logits; 0 for none
+
+    def __init__(self, config: GPTConfig, block: Callable[[GPTConfig, int], nn.Module]):
+        super().__init__()
+        self.config = config
+        self.embed = nn.Embedding(config.padded_vocab, config.dim)
+        self.blocks = nn.ModuleList(block(config, layer) for layer in range(config.depth))
+        self.head = Linear(config.dim, config.padded_vocab)
+        cos, sin = rotary_table(config.max_seq_len, config.head_dim)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+
+    def forward(self, ids: Tensor, cache: KVCache | None = None, counts: Tensor | None = None) -> Tensor:
+        """Hidden states before the head: ids (B, T) -> (B, T, D).
+
+        With `cache`, row b's tokens follow what slot b holds and are added to it; `counts` (B,) says how many of each
+        row's T tokens are real, the rest being padding on the right.
+        """
+        raise NotImplementedError
+
+    def embedded(self, ids: Tensor) -> Tensor:
+        """What the first layer's input begins as: ids (...) -> (..., D)."""
+        raise NotImplementedError
+
+    def init_weights(self, seed: int) -> None:
+        """Fill every weight; the same seed gives the same weights everywhere."""
+        raise NotImplementedError
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits in float32: hidden (..., D) -> (..., V)."""
+        raw = self.head(hidden)[..., : self.config.vocab_size].float()
+        return softcapped(raw, self.softcap)
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """The type of the activations."""
+        return self.operations.dtype
+
+    def use(self, dtype: torch.dtype, *, compiled: bool = False) -> None:
+        """Compute with activations of `dtype` from now on, by the fastest operations for it that are loaded here.
+
+        Where the forward pass is to be `compiled`, torch.compile must see all of it; the head and the loss are outside of it.
+        """
+        outside = operations_for(self.embed.weight.device, dtype, compiled=compiled)
+        inside = Operations(dtype) if compiled else outside
+        for part in self.modules():
+            if isinstance(part, Layer):
+                part.operations = inside
+        self.head.operations = outside
+
+    def init_buffers(self) -> None:
+        """Fill what is computed rather than learned."""
+        self.cos, self.sin = rotary_table(self.config.max_seq_len, self.config.head_dim, self.embed.weight.device)
+
+    def positions(self, ids: Tensor, cache: KVCache | None) -> tuple[Tensor, Tensor, Append | None]:
+        """cos and sin of the positions of ids (B, T), (T, K/2) or with a cache (B, T, K/2), and the place in the cache."""
+        if cache is None:
+            return self.cos[: ids.size(1)], self.sin[: ids.size(1)], None
+        append = Append(cache, ids.size(1))
+        rows = append.positions.clamp(max=self.config.max_seq_len - 1)
+        return self.cos[rows], self.sin[rows], append
+
+
+def softcapped(raw: Tensor, cap: float) -> Tensor:
+    """cap * tanh(raw / cap): keeps logits within +-cap (Gemma Team, 2024); 0 switches it off."""
+    return cap * torch.tanh(raw / cap) if cap else raw
