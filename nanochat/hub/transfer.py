@@ -238,7 +238,7 @@ class _Transfer:
                 now = time.monotonic()
                 if now - since > hub.TIMEOUT[1]:
                     if came < SLOWEST * (now - since):
-                        raise TransientError("the connection hardly brings anything")
+                        raise TransientError("the download stalled")
                     since, came = now, 0
 
 

@@ -93,7 +93,7 @@ def test_no_manifest_names_the_command(base):
     assert "python -m nanochat.dataset --dataset climbmix" in caught.value.hint
 
 
-def test_borrow_links_without_copying(tmp_path):
+def test_shards_are_linked_without_copying(tmp_path):
     put(tmp_path / "old", 2)
     put(tmp_path / "new", 1)
     assert link_shards(tmp_path / "new", tmp_path / "old") == 1
