@@ -74,7 +74,7 @@ def _described(x: Tensor | None) -> tuple[int | None, ...]:
 
 def _chosen(a: Tensor, b: Tensor, add: Tensor | None, out: Tensor | None, half: str, low_precision: bool) -> ctypes.CDLL | None:
     """The library for such a product, or None for torch."""
-    if not _libraries or torch.compiler.is_compiling() or min(*a.shape[-2:], b.size(-1)) < SMALLEST:
+    if not _libraries or min(*a.shape[-2:], b.size(-1)) < SMALLEST:
         return None
     written = [x for x in (add, out) if x is not None]
     known = all(x.dtype == torch.float32 and x.device.type == "cpu" for x in (a, b, *written))
