@@ -9,7 +9,7 @@ from torch import Tensor
 from nanochat.console import log
 from nanochat.data.embedded.corpus import heldout
 from nanochat.errors import NanochatError
-from nanochat.export.folder import foreign_weights, plain_qwen3
+from nanochat.export.folder import hf_weights, is_plain_qwen3
 from nanochat.export.gguf_file import GGUF
 from nanochat.generate.engine import prompt_ids
 from nanochat.hardware.extras import needed
@@ -19,14 +19,17 @@ from nanochat.model.transformer import Transformer
 from nanochat.runs.record import TrainedModel
 from nanochat.tokenizer.tokenizer import Tokenizer
 
-PROMPTS = 16
+PROMPTS = 16  # that are compared
 NEW_TOKENS = 32
 TOLERANCE = 1e-4  # of logits in float32
-OUR_FAULT = "report it: this is a fault of ours"
+INTERNAL_ERROR = "report it: this is a fault of ours"
 
 
 def check(opened: TrainedModel, to: str, out: Path) -> None:
-    """Compare; says on stderr what was compared. Raises NanochatError where the two differ, UsageError where a library is missing."""
+    """Compare the export in `out` with our model, and log what was compared.
+
+    Raises NanochatError where the two differ, UsageError where a library is missing.
+    """
     if to == "hf":
         _check_folder(opened, out)
     else:
@@ -41,7 +44,7 @@ def prompts(tokenizer: Tokenizer, context: int, count: int) -> list[list[int]]:
 
 @torch.inference_mode()
 def greedy(model: Transformer, rows: list[list[int]], count: int) -> list[list[int]]:
-    """The `count` likeliest tokens after each of `rows`, which are of one length, by the cache; nothing is forced and nothing ends them."""
+    """The `count` likeliest tokens after each of `rows`, which are of one length, decoded with the cache; no token ends a row."""
     length = len(rows[0])
     cache = KVCache(model.config, len(rows), length + count, next(model.parameters()).device, model.compute_dtype)
     decode = decoder_for(model)
@@ -54,17 +57,18 @@ def greedy(model: Transformer, rows: list[list[int]], count: int) -> list[list[i
     return [list(row) for row in zip(*new, strict=True)]
 
 
-def load_folder(folder: Path, is_qwen3: bool) -> Any:
-    """The exported model in float32, by transformers."""
+def load_folder(folder: Path, own_code: bool) -> Any:
+    """The exported model in float32, as transformers loads it, with `own_code` by the modelling code in the folder."""
     transformers = needed("transformers", "transformers", "--check of a Hugging Face folder")
-    found = transformers.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=not is_qwen3, dtype=torch.float32)
+    found = transformers.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=own_code, dtype=torch.float32)
     return found.eval()
 
 
 @torch.inference_mode()
 def _check_folder(opened: TrainedModel, out: Path) -> None:
+    """Compare logits and greedy answers of a Hugging Face folder with our model's."""
     model, tokenizer = opened.model, opened.tokenizer
-    theirs = load_folder(out, plain_qwen3(model.config))
+    theirs = load_folder(out, own_code=not is_plain_qwen3(model.config))
     asked = prompts(tokenizer, model.config.max_seq_len, PROMPTS)
     worst = 0.0
     for ids in asked:
@@ -72,23 +76,25 @@ def _check_folder(opened: TrainedModel, out: Path) -> None:
         worst = max(worst, _difference(ours, theirs(torch.tensor([ids])).logits))
         made = theirs.generate(torch.tensor([ids]), max_new_tokens=NEW_TOKENS, min_new_tokens=1, do_sample=False)[0, len(ids) :].tolist()
         if made != greedy(model, [ids], NEW_TOKENS)[0][: len(made)]:
-            raise NanochatError(f"{out} continues a prompt in another way than the run {opened.run}", OUR_FAULT)
+            raise NanochatError(f"{out} continues a prompt in another way than the run {opened.run}", INTERNAL_ERROR)
     if worst > TOLERANCE:
-        raise NanochatError(f"the logits of {out} differ by {worst:.1e} from the run's", OUR_FAULT)
+        raise NanochatError(f"the logits of {out} differ by {worst:.1e} from the run's", INTERNAL_ERROR)
     log(f"checked: logits within {worst:.1e} on {len(asked)} prompts, and greedy answers equal")
 
 
 def _difference(ours: Tensor, theirs: Tensor) -> float:
+    """The largest difference of two tensors' values."""
     return float((ours - theirs).abs().max())
 
 
 def _check_gguf(opened: TrainedModel, out: Path) -> None:
+    """Compare the tensors of a GGUF file with our model's, bit for bit."""
     gguf = needed("gguf", "gguf", "--check of a GGUF file")
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN3, opened.model.config.depth)
     written = {tensor.name: tensor.data for tensor in gguf.GGUFReader(out / GGUF).tensors}
-    weights = foreign_weights(opened.model)
+    weights = hf_weights(opened.model)
     for name, weight in weights.items():
         found = written.get(names.get_name(name, try_suffixes=(".weight",)))
         if found is None or not torch.equal(torch.from_numpy(found.copy()).view(weight.shape), weight.cpu()):
-            raise NanochatError(f"{name} is not in {out / GGUF} as it should be", OUR_FAULT)
+            raise NanochatError(f"{name} is not in {out / GGUF} as it should be", INTERNAL_ERROR)
     log(f"checked: {len(weights)} tensors of {out / GGUF} are the run's, bit for bit")

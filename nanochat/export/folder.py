@@ -1,6 +1,6 @@
 """A run's model as a folder that Hugging Face transformers loads, and such a folder as a run again.
 
-The default architecture comes with modelling code of its own (trust_remote_code); a portable model is a plain Qwen3.
+The nanochat architecture comes with modelling code of its own (trust_remote_code); a portable model is a plain Qwen3.
 """
 
 import json
@@ -17,7 +17,6 @@ from torch import Tensor
 from nanochat import paths
 from nanochat.console import log
 from nanochat.data.shards import read_manifest
-from nanochat.data.source import text_source
 from nanochat.errors import DataError, NanochatError, UsageError
 from nanochat.export import vocabulary
 from nanochat.kernels.operations import RMS_EPS
@@ -36,7 +35,7 @@ WEIGHTS = "model.safetensors"
 MODELLING = Path(__file__).with_name("modeling_nanochat_appliance.py")
 
 # Our names of the weights -> Hugging Face's; {} is a layer's number.
-_NAMES = {
+_HF_NAMES = {
     "embed.weight": "model.embed_tokens.weight",
     "head.weight": "lm_head.weight",
     "norm.gain": "model.norm.weight",
@@ -62,35 +61,41 @@ _VOCABULARY = re.compile(r"(embed|head|value_embeds\.\d+)\.weight")  # whose row
 _ROTATED = re.compile(r"blocks\.\d+\.attn\.(q|k)(\.weight|_norm\.gain)")
 
 
-def plain_qwen3(gpt: GPTConfig) -> bool:
-    """Whether the model is a Qwen3 whose every layer sees the whole context, which other engines run as it is."""
+def is_plain_qwen3(gpt: GPTConfig) -> bool:
+    """Whether other engines can run the model: a Qwen3 whose every layer sees the whole context."""
     return gpt.architecture == "qwen3" and all(gpt.window(layer) == gpt.max_seq_len for layer in range(gpt.depth))
 
 
-def _foreign_name(name: str) -> str:
+def _hf_name(name: str) -> str:
+    """Hugging Face's name of a weight of ours."""
     numbered = re.sub(r"\.(\d+)\.", ".{}.", name)
-    return _NAMES[numbered].format(*re.findall(r"\.(\d+)\.", name))
+    return _HF_NAMES[numbered].format(*re.findall(r"\.(\d+)\.", name))
 
 
-def _other_rotation(name: str, weight: Tensor, gpt: GPTConfig) -> Tensor:
-    """A Qwen3 turns its heads the other way round: with the halves of each head exchanged, both compute the same."""
+def _swap_rotary_halves(name: str, weight: Tensor, gpt: GPTConfig) -> Tensor:
+    """The weight for transformers' Qwen3, or back: it rotates heads the other way round, so each head's halves are swapped."""
     if not (gpt.architecture == "qwen3" and _ROTATED.fullmatch(name)):
         return weight
     return weight.unflatten(0, (-1, 2, gpt.head_dim // 2)).flip(1).flatten(0, 2)
 
 
-def foreign_weights(model: Transformer) -> dict[str, Tensor]:
+def hf_weights(model: Transformer) -> dict[str, Tensor]:
     """The model's weights in float32 under Hugging Face's names, the vocabulary without its padding."""
     found = {}
     for name, weight in model.named_parameters():
         kept = weight.detach()[: model.config.vocab_size] if _VOCABULARY.fullmatch(name) else weight.detach()
-        found[_foreign_name(name)] = _other_rotation(name, kept, model.config).contiguous()
+        found[_hf_name(name)] = _swap_rotary_halves(name, kept, model.config).contiguous()
     return found
 
 
 def config_json(gpt: GPTConfig, tokenizer: Tokenizer) -> dict[str, Any]:
     """The content of config.json."""
-    common = {
+    return _common_config(gpt, tokenizer) | (_qwen3_config() if is_plain_qwen3(gpt) else _nanochat_config(gpt))
+
+
+def _common_config(gpt: GPTConfig, tokenizer: Tokenizer) -> dict[str, Any]:
+    """The part of config.json that both architectures have."""
+    return {
         "vocab_size": gpt.vocab_size,
         "hidden_size": gpt.dim,
         "intermediate_size": gpt.mlp_dim,
@@ -106,22 +111,29 @@ def config_json(gpt: GPTConfig, tokenizer: Tokenizer) -> dict[str, Any]:
         "pad_token_id": tokenizer.bos,
         "use_cache": True,
     }
-    if plain_qwen3(gpt):
-        return common | {
-            "architectures": ["Qwen3ForCausalLM"],
-            "model_type": "qwen3",
-            "hidden_act": "silu",
-            "attention_bias": False,
-            "attention_dropout": 0.0,
-            "rms_norm_eps": RMS_EPS,
-            "rope_theta": ROPE_BASE,
-            "rope_scaling": None,
-            "sliding_window": None,
-            "use_sliding_window": False,
-        }
+
+
+def _qwen3_config() -> dict[str, Any]:
+    """The part of config.json that makes it transformers' own Qwen3."""
+    return {
+        "architectures": ["Qwen3ForCausalLM"],
+        "model_type": "qwen3",
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "rms_norm_eps": RMS_EPS,
+        "rope_theta": ROPE_BASE,
+        "rope_scaling": None,
+        "sliding_window": None,
+        "use_sliding_window": False,
+    }
+
+
+def _nanochat_config(gpt: GPTConfig) -> dict[str, Any]:
+    """The part of config.json that names the folder's own modelling code and says what that needs."""
     windows = [gpt.window(layer) for layer in range(gpt.depth)]
     module = MODELLING.stem
-    return common | {
+    return {
         "architectures": ["NanochatForCausalLM"],
         "model_type": "nanochat_appliance",
         "auto_map": {
@@ -154,7 +166,7 @@ def model_card(opened: TrainedModel, licence: str) -> str:
     gpt, meta = opened.model.config, opened.checkpoint.meta
     record = runs.read_record(opened.run)
     text = text_source(record.config).title if record else "unknown"
-    own = not plain_qwen3(gpt)
+    own = not is_plain_qwen3(gpt)
     trust = ", trust_remote_code=True" if own else ""
     engines = (
         "The model has parts that other engines do not know (value embeddings, a smear of the previous token), hence the modelling code\n"
@@ -210,7 +222,7 @@ def write_folder(opened: TrainedModel, out: Path) -> None:
     generation = {name: config[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     try:
         with paths.atomic_folder(out) as folder:
-            save_file(foreign_weights(opened.model), folder / WEIGHTS, metadata={"format": "pt"})
+            save_file(hf_weights(opened.model), folder / WEIGHTS, metadata={"format": "pt"})
             paths.atomic_write_json(folder / "config.json", config)
             paths.atomic_write_json(folder / "generation_config.json", generation | {"do_sample": True, "temperature": 0.7, "top_k": 50})
             paths.atomic_write_json(folder / "tokenizer.json", vocabulary.tokenizer_json(tokenizer))
@@ -218,7 +230,7 @@ def write_folder(opened: TrainedModel, out: Path) -> None:
             shutil.copyfile(vocabulary.TEMPLATE, folder / vocabulary.TEMPLATE.name)
             paths.atomic_write(folder / "README.md", model_card(opened, licence))
             paths.atomic_write_json(folder / ABOUT, about)
-            if not plain_qwen3(gpt):
+            if not is_plain_qwen3(gpt):
                 shutil.copyfile(MODELLING, folder / MODELLING.name)
     except (OSError, SafetensorError) as error:
         raise paths.disk_error(error if isinstance(error, OSError) else OSError(str(error)), f"writing {out}") from error
@@ -260,7 +272,7 @@ def _read_model(path: Path, gpt: GPTConfig) -> Transformer:
     model = build_model(gpt)
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            value = _other_rotation(name, saved.pop(_foreign_name(name)), gpt)
+            value = _swap_rotary_halves(name, saved.pop(_hf_name(name)), gpt)
             rows = gpt.vocab_size if _VOCABULARY.fullmatch(name) else len(weight)
             if value.shape != weight[:rows].shape:
                 raise ValueError(f"{name} is {tuple(value.shape)}, not {tuple(weight[:rows].shape)}")

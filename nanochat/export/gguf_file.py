@@ -1,18 +1,20 @@
 """A portable model as a GGUF file with its chat template and stop tokens, and a Modelfile for `ollama create`."""
 
 from pathlib import Path
+from typing import Any
 
 from nanochat import paths
 from nanochat.errors import UsageError
 from nanochat.export import vocabulary
-from nanochat.export.folder import foreign_weights, licence_of, plain_qwen3, refuse_existing
+from nanochat.export.folder import hf_weights, is_plain_qwen3, licence_of, refuse_existing
 from nanochat.hardware.extras import needed
 from nanochat.kernels.operations import RMS_EPS
 from nanochat.model.layers import ROPE_BASE
+from nanochat.model.scaling import GPTConfig
 from nanochat.runs.record import TrainedModel
 from nanochat.tokenizer.conversation import SPECIAL_TOKENS
 from nanochat.tokenizer.formats import merges, written
-from nanochat.tokenizer.tokenizer import QWEN2_PATTERN
+from nanochat.tokenizer.tokenizer import QWEN2_PATTERN, Tokenizer
 
 GGUF = "model.gguf"
 MODELFILE = """# ollama create NAME -f Modelfile, then ollama run NAME
@@ -33,7 +35,7 @@ def write_gguf(opened: TrainedModel, out: Path) -> None:
     Raises UsageError for a model that llama.cpp cannot express, where `out` exists, and where the package gguf is missing.
     """
     gpt, tokenizer = opened.model.config, opened.tokenizer
-    if not plain_qwen3(gpt) or tokenizer.pattern != QWEN2_PATTERN:
+    if not is_plain_qwen3(gpt) or tokenizer.pattern != QWEN2_PATTERN:
         raise UsageError(
             "llama.cpp cannot run this model: its architecture has parts, or its tokenizer a split, that GGUF has no name for",
             "train one with --architecture portable, or use --to hf",
@@ -46,30 +48,10 @@ def write_gguf(opened: TrainedModel, out: Path) -> None:
             writer.add_name(opened.run)
             writer.add_license(licence_of(opened.run))
             writer.add_file_type(gguf.LlamaFileType.ALL_F32)
-            writer.add_context_length(gpt.max_seq_len)
-            writer.add_embedding_length(gpt.dim)
-            writer.add_block_count(gpt.depth)
-            writer.add_feed_forward_length(gpt.mlp_dim)
-            writer.add_head_count(gpt.n_head)
-            writer.add_head_count_kv(gpt.n_kv_head)
-            writer.add_key_length(gpt.head_dim)
-            writer.add_value_length(gpt.head_dim)
-            writer.add_rope_freq_base(ROPE_BASE)
-            writer.add_layer_norm_rms_eps(RMS_EPS)
-            writer.add_vocab_size(gpt.vocab_size)
-            writer.add_tokenizer_model("gpt2")
-            writer.add_tokenizer_pre("qwen2")
-            writer.add_token_list([*map(written, tokenizer.tokens), *SPECIAL_TOKENS])
-            writer.add_token_types([gguf.TokenType.NORMAL] * len(tokenizer.tokens) + [gguf.TokenType.CONTROL] * len(SPECIAL_TOKENS))
-            writer.add_token_merges([" ".join(pair) for pair in merges(tokenizer.tokens)])
-            writer.add_bos_token_id(tokenizer.bos)
-            writer.add_eos_token_id(tokenizer.special("<|assistant_end|>"))
-            writer.add_eot_token_id(tokenizer.bos)  # bos ends an answer as well
-            writer.add_pad_token_id(tokenizer.bos)
-            writer.add_add_bos_token(False)  # the template has it
-            writer.add_chat_template(vocabulary.TEMPLATE.read_text(encoding="utf-8"))
+            _add_architecture(writer, gpt)
+            _add_tokenizer(writer, tokenizer, gguf.TokenType)
             names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN3, gpt.depth)
-            for name, weight in foreign_weights(opened.model).items():
+            for name, weight in hf_weights(opened.model).items():
                 writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), weight.cpu().numpy())
             writer.write_header_to_file()
             writer.write_kv_data_to_file()
@@ -78,3 +60,33 @@ def write_gguf(opened: TrainedModel, out: Path) -> None:
             paths.atomic_write(folder / "Modelfile", MODELFILE)
     except OSError as error:
         raise paths.disk_error(error, f"writing {out}") from error
+
+
+def _add_architecture(writer: Any, gpt: GPTConfig) -> None:
+    """Write the model's shape."""
+    writer.add_context_length(gpt.max_seq_len)
+    writer.add_embedding_length(gpt.dim)
+    writer.add_block_count(gpt.depth)
+    writer.add_feed_forward_length(gpt.mlp_dim)
+    writer.add_head_count(gpt.n_head)
+    writer.add_head_count_kv(gpt.n_kv_head)
+    writer.add_key_length(gpt.head_dim)
+    writer.add_value_length(gpt.head_dim)
+    writer.add_rope_freq_base(ROPE_BASE)
+    writer.add_layer_norm_rms_eps(RMS_EPS)
+    writer.add_vocab_size(gpt.vocab_size)
+
+
+def _add_tokenizer(writer: Any, tokenizer: Tokenizer, token_type: Any) -> None:
+    """Write the vocabulary with its merges, the special tokens and the chat template."""
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("qwen2")
+    writer.add_token_list([*map(written, tokenizer.tokens), *SPECIAL_TOKENS])
+    writer.add_token_types([token_type.NORMAL] * len(tokenizer.tokens) + [token_type.CONTROL] * len(SPECIAL_TOKENS))
+    writer.add_token_merges([" ".join(pair) for pair in merges(tokenizer.tokens)])
+    writer.add_bos_token_id(tokenizer.bos)
+    writer.add_eos_token_id(tokenizer.special("<|assistant_end|>"))
+    writer.add_eot_token_id(tokenizer.bos)  # bos ends an answer as well
+    writer.add_pad_token_id(tokenizer.bos)
+    writer.add_add_bos_token(False)  # the template has it
+    writer.add_chat_template(vocabulary.TEMPLATE.read_text(encoding="utf-8"))

@@ -22,11 +22,11 @@ from nanochat.config import Config
 from nanochat.console import log
 
 FILE = "calibration.json"  # in the data directory's cache/
-FORMAT = 5  # one more where a step has become faster or smaller: what was remembered is measured anew
+FORMAT = 5  # increased where a step has become faster or smaller: older measurements are not used
 SECONDS = 4.0  # of measuring, about; the start of the process comes on top
-MOST, LEAST = 24, 2  # steps
-TIMEOUT = 180.0
-# What time and memory depend on.
+MAX_STEPS, MIN_STEPS = 24, 2
+TIMEOUT = 180.0  # seconds of the process
+# The config's fields that time and memory depend on.
 FIELDS = (
     *("architecture", "depth", "aspect_ratio", "head_dim", "max_seq_len", "window_pattern", "vocab_size"),
     *("device_batch_size", "device", "dtype", "compile", "activation_memory_budget", "deterministic", "threads"),
@@ -43,18 +43,18 @@ class Measured:
 
 
 def measure(config: Config) -> Measured | None:
-    """What a resolved config's steps take here; None where they could not be measured (not even one fits, or a step takes too long)."""
+    """Measure a resolved config's steps here; None where that failed (not even one row fits, or a step takes too long)."""
     with contextlib.suppress(TypeError):
-        return Measured(**_apart(config.to_dict()))
+        return Measured(**_run_process(config.to_dict()))
     return None
 
 
 def calibrated(config: Config, machine: str, fresh: bool = False) -> Measured | None:
-    """`measure`, once for each kind of model on `machine` (a name); with `fresh`, anew."""
+    """`measure`, remembered for each kind of model on `machine` (a name); with `fresh`, measured anew."""
     key = json.dumps([FORMAT, machine, *(getattr(config, name) for name in FIELDS)])
     if not fresh:
         with contextlib.suppress(TypeError):
-            return Measured(**_read().get(key, {}))
+            return Measured(**_read_cache().get(key, {}))
     log(f"measuring a few steps of depth {config.depth} on this machine")
     found = measure(config)
     if found:
@@ -66,85 +66,89 @@ def calibrated(config: Config, machine: str, fresh: bool = False) -> Measured | 
 def product_gain(machine: str, kind: str) -> float:
     """How many times as fast this CPU multiplies in bfloat16 or int16 as in float32, measured once; 1 where that cannot be done."""
     key = json.dumps([FORMAT, machine, kind])
-    found = _read().get(key, {})
+    found = _read_cache().get(key, {})
     if "gain" not in found:
-        found = _apart({"products": kind})
+        found = _run_process({"products": kind})
         if "gain" in found:
             _remember(key, found)
     return float(found.get("gain", 1.0))
 
 
-def _apart(request: dict[str, Any]) -> dict[str, Any]:
-    """What the process below answers; nothing where it fails."""
+def _run_process(request: dict[str, Any]) -> dict[str, Any]:
+    """The answer of the process below to `request`; {} where it fails."""
     command = [sys.executable, "-m", "nanochat.planning.calibrate"]
     try:
         done = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True, timeout=TIMEOUT, check=True)
-        return _dict(done.stdout)
+        return _parse_object(done.stdout)
     except (OSError, subprocess.SubprocessError, ValueError):
         return {}
 
 
-def _path() -> Path:
+def _cache_path() -> Path:
     return paths.base_dir() / "cache" / FILE
 
 
-def _read() -> dict[str, dict[str, Any]]:
+def _read_cache() -> dict[str, dict[str, Any]]:
+    """What was measured before, by key; {} where there is nothing or the file is damaged."""
     try:
-        return _dict(_path().read_text(encoding="utf-8"))
+        return _parse_object(_cache_path().read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
 
 
-def _dict(text: str) -> dict[str, Any]:
+def _parse_object(text: str) -> dict[str, Any]:
+    """The JSON object in `text`, {} where it is another value. Raises ValueError where it is no JSON."""
     found = json.loads(text)
     return found if isinstance(found, dict) else {}
 
 
 def _remember(key: str, value: dict[str, Any]) -> None:
+    """Keep what was measured."""
     with contextlib.suppress(OSError):  # a plan needs no disk
-        paths.atomic_write_json(_path(), _read() | {key: value})
+        paths.atomic_write_json(_cache_path(), _read_cache() | {key: value})
 
 
 # ---- the process ------------------------------------------------------------------------------------------------
 
 
-def _peak(device: str) -> int:
-    """The most bytes that this process has held since `_forget_peak`."""
+def _peak_memory(device: str) -> int:
+    """The most bytes that this process has held since `_reset_peak_memory`."""
     import torch
 
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
-    return _status("VmHWM")
+    return _process_memory("VmHWM")
 
 
-def _status(name: str) -> int:
+def _process_memory(name: str) -> int:
+    """A figure of Linux's account of this process, in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
 
-def _forget_peak(device: str) -> int:
-    """Begin to look for a peak; returns what is held now."""
+def _reset_peak_memory(device: str) -> int:
+    """Begin to look for a peak; returns the bytes that are held now."""
     import torch
 
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()
     Path("/proc/self/clear_refs").write_text("5")
-    return _status("VmRSS")
+    return _process_memory("VmRSS")
 
 
-def train_briefly(config: Config) -> Measured:
-    """Some steps of `config`'s model in this process, each two micro-steps and the optimizer."""
+def time_training(config: Config) -> Measured:
+    """Time some steps of `config`'s model in this process, each two micro-steps and the optimizer."""
     from nanochat.train import device
 
     device.set_up(config)
-    _steps(config.replace(depth=1, aspect_ratio=64, max_seq_len=128, vocab_size=512, device_batch_size=1, compile="off"), 0.0)
-    before = _forget_peak(config.device)  # what torch itself takes when it first works is not the model's
-    micro, step = _steps(config, SECONDS)
-    return Measured(micro, step, _peak(config.device) - before)
+    _time_steps(config.replace(depth=1, aspect_ratio=64, max_seq_len=128, vocab_size=512, device_batch_size=1, compile="off"), 0.0)
+    before = _reset_peak_memory(config.device)  # what torch itself takes when it first works is not the model's
+    micro, step = _time_steps(config, SECONDS)
+    return Measured(micro, step, _peak_memory(config.device) - before)
 
 
-def _steps(config: Config, seconds: float) -> tuple[float, float]:
+def _time_steps(config: Config, seconds: float) -> tuple[float, float]:
     """Train on random ids; medians of the seconds of a micro-step and of the optimizer."""
     import torch
 
@@ -168,7 +172,7 @@ def _steps(config: Config, seconds: float) -> tuple[float, float]:
     micro: list[float] = []
     step: list[float] = []
     began = now()
-    while len(step) < MOST and (len(step) < LEAST or now() - began < seconds):
+    while len(step) < MAX_STEPS and (len(step) < MIN_STEPS or now() - began < seconds):
         if len(step) == 1:
             began = now()  # the first one compiles, which may take longer than all that is to be measured
         for _ in range(2):  # from the second on there are gradients to add to
@@ -183,7 +187,7 @@ def _steps(config: Config, seconds: float) -> tuple[float, float]:
     return statistics.median(micro[2:]), statistics.median(step[1:])  # the first ones set things up
 
 
-def compare_products(kind: str) -> float:
+def time_products(kind: str) -> float:
     """How many times as fast a layer's product is in bfloat16 or int16 as in float32, on one thread: the best of some, alternating."""
     import torch
 
@@ -209,6 +213,6 @@ def compare_products(kind: str) -> float:
 if __name__ == "__main__":
     request = json.load(sys.stdin)
     if "products" in request:
-        print(json.dumps({"gain": compare_products(request["products"])}))
+        print(json.dumps({"gain": time_products(request["products"])}))
     else:
-        print(json.dumps(dataclasses.asdict(train_briefly(Config(**request)))))
+        print(json.dumps(dataclasses.asdict(time_training(Config(**request)))))

@@ -68,7 +68,7 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return (
         ours,
         out,
-        check.load_folder(out, architecture == "qwen3"),
+        check.load_folder(out, own_code=architecture == "nanochat"),
         transformers.AutoTokenizer.from_pretrained(out, trust_remote_code=architecture == "nanochat"),
     )
 
