@@ -17,6 +17,7 @@ from torch import Tensor
 from nanochat import paths
 from nanochat.console import log
 from nanochat.data.shards import read_manifest
+from nanochat.data.source import text_source
 from nanochat.errors import DataError, NanochatError, UsageError
 from nanochat.export import vocabulary
 from nanochat.kernels.operations import RMS_EPS
