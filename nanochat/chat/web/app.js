@@ -1,10 +1,11 @@
-// The page: what stands where, what the keys do, and what the server says of its model and its training.
+// The page: its parts, its keys, and the state of the model and of the training that the server reports.
 
 import * as api from "./api.js";
 import { Chat } from "./chat.js";
 import * as conversations from "./conversations.js";
 import { byId, el, icon } from "./dom.js";
 import { number, stage, switchLanguage, t, translate } from "./i18n.js";
+import { announce, toast } from "./notices.js";
 import { drawSettings, drawTheme, loadSettings, resetSettings, settings, setUpTheme } from "./settings.js";
 import { drawConversations, setUpSidebar, showSidebar } from "./sidebar.js";
 import { drawTraining, percent } from "./training.js";
@@ -12,7 +13,6 @@ import { Transcript } from "./transcript.js";
 
 const LIVE = 2000; // milliseconds between looks at a training, or while there is no model or no server
 const CALM = 10000; // and otherwise
-const TOAST = 8000;
 
 const message = byId("message");
 let status = null; // the server's last answer {model, training, hint}
@@ -28,25 +28,6 @@ const transcript = new Transcript(
   { edit, again, retry: (kind) => (kind === "key" ? askKey() : again()), announce },
   () => model()?.context ?? null,
 );
-
-// What is said aloud, and what can be taken back.
-
-function announce(text) {
-  byId("announcer").textContent = text;
-}
-
-let toastTimer;
-function toast(text, undo) {
-  const take = () => {
-    byId("toast").hidden = true;
-    undo();
-    focusMessage();
-  };
-  byId("toast").replaceChildren(el("span", {}, text), el("button", { type: "button", onclick: take }, t("undo")));
-  byId("toast").hidden = false;
-  clearTimeout(toastTimer);
-  toastTimer = setTimeout(() => (byId("toast").hidden = true), TOAST);
-}
 
 let storageFull = false;
 function drawNotice() {
@@ -87,13 +68,18 @@ function edit(index, text) {
   const removed = before.messages.length - index - 2; // the message itself and its answer are no loss to mention
   chat.stop();
   chat.edit(index, text);
-  if (removed > 0) toast(t("edited", removed), () => bringBack(before));
+  if (removed > 0) toast(t("edited", removed), () => undo(before));
   focusMessage();
 }
 
 function again() {
   chat.again();
   focusMessage(); // the button that had the focus is gone
+}
+
+function undo(conversation) {
+  bringBack(conversation);
+  focusMessage();
 }
 
 function bringBack(conversation) {
@@ -108,7 +94,7 @@ function remove(conversation) {
   conversations.remove(conversation.id);
   if (conversation === chat.current) chat.open();
   drawChat();
-  toast(t("deleted", conversation.title || t("untitled")), () => bringBack(conversation));
+  toast(t("deleted", conversation.title || t("untitled")), () => undo(conversation));
 }
 
 function rename(conversation, title) {
