@@ -1,4 +1,4 @@
-//! Large tables, what processors do at once, UTF-8 made by hand, and hints to the kernel: all of the core that is not safe Rust.
+//! All of the core's `unsafe`: large tables, instructions on many bytes at once, UTF-8 made by hand, and hints to the kernel.
 
 use std::fs::File;
 use std::ops::BitOr;

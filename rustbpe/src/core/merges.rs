@@ -1,5 +1,6 @@
-//! Which two neighbouring tokens merge, and into which: the merge table of a vocabulary. The rank of a merge, which decides what
-//! merges first, is the id of the token that it makes.
+//! The merge table of a vocabulary: which two neighbouring tokens merge, and into which.
+//!
+//! The rank of a merge, which decides what merges first, is the id of the token that it makes.
 
 use std::collections::BTreeSet;
 

@@ -1,4 +1,4 @@
-//! The Python module `rustbpe`. It holds the interpreter to fetch texts and to build results; all work runs without it.
+//! The Python module `rustbpe`, which holds the interpreter only to fetch texts and to build results.
 //!
 //! What Python calls: `training`, `encoding`, `packing`. What they are made of: `text`, `column` and `batch` (texts in), `numbers` (numbers in),
 //! `arrays` (numpy arrays out), `detached` and `pipeline` (work without the interpreter), `errors` (exceptions).

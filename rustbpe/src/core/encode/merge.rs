@@ -1,5 +1,7 @@
-//! Merging a piece: the neighbours of lowest rank, of several the leftmost, until there are none. Here the ways for pieces that
-//! are not long; `merge_long` has those that are nearly linear. All give the same ids.
+//! Merging a piece into tokens.
+//!
+//! The neighbours of lowest rank merge, of several the leftmost, until there are none. Here are the ways for pieces that are not
+//! long; `merge_long` has those that are nearly linear. All give the same ids.
 
 use super::merge_long::{LONG, merge_by_heap, merge_by_rank};
 use crate::core::bits::ones;

@@ -1,3 +1,5 @@
+//! Encoding beside a slow reference.
+
 use proptest::prelude::*;
 
 use super::merge::{merge_by_scan, merge_short};

@@ -1,5 +1,6 @@
-//! Best-fit packing of documents into rows of equal length: `packer` writes rows of ids to a `file`, `plan` has the rows of lengths
-//! alone, and `best_fit` is what both choose by.
+//! Best-fit packing of documents into rows of equal length.
+//!
+//! `packer` writes rows of ids, for example to a `file`; `plan` has the rows of lengths alone; `best_fit` is what both choose by.
 
 mod best_fit;
 pub mod file;

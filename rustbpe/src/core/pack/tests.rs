@@ -1,3 +1,5 @@
+//! Packing beside a slow reference.
+
 use proptest::prelude::*;
 
 use super::packer::{Packer, Summary};

@@ -1,4 +1,6 @@
-//! Sixty-four bytes of a text at a time: a bit for each character, and what characters do to their neighbours by arithmetic on all.
+//! GPT-4's split of 64 bytes of a text at a time.
+//!
+//! Each class of characters is a set of 64 bits; what the pattern says of neighbours is shifts and additions of those sets.
 
 use super::runs::contraction;
 use crate::core::bits::ones;

@@ -1,3 +1,5 @@
+//! Texts in every way that Python stores them.
+
 use proptest::prelude::*;
 
 use super::{Text, no_utf8};

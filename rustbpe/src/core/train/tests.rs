@@ -1,3 +1,5 @@
+//! Training beside a slow reference.
+
 use std::cmp::Reverse;
 
 use proptest::prelude::*;
