@@ -98,7 +98,7 @@ def test_a_whole_run_with_loopback_alone(hub: Hub, tmp_path: Path) -> None:
         assert done.returncode == 0, (arguments, done.stderr)
     assert not watched.exists(), watched.read_text()
     scores = json.loads((base / "runs/offline/evaluation.json").read_text())
-    assert {scores[part]["max_per_task"] for part in ("core", "chat")} == {3} and set(scores) == {"bpb", "core", "chat"}
+    assert {scores[part]["max_per_task"] for part in ("core", "chat")} == {3} and set(scores) == {"summary", "bpb", "core", "chat"}
     assert [line["stage"] for line in map(json.loads, (base / "runs/offline/metrics.jsonl").read_text().splitlines())].count("sft") == 2
 
     # The watch itself: what does reach out is seen.
