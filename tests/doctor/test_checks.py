@@ -8,7 +8,6 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,6 +20,8 @@ from nanochat.doctor.checks import Finding
 from nanochat.errors import PreflightError, UsageError
 from nanochat.hardware import nvml
 from nanochat.hardware.machine import Hardware
+from nanochat.model.build import allocate_model
+from nanochat.model.scaling import gpt_config
 from nanochat.pipeline import train as run
 from nanochat.planning.plan import make_plan
 from nanochat.planning.rules import resolve
@@ -133,7 +134,8 @@ def test_more_ranks_than_rows(base: Path, tmp_path: Path) -> None:
 
 def test_compiling_shows_a_line(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(torch, "compile", lambda model, dynamic: model)
-    training_device.forward_of(SimpleNamespace(), resolve(gpu_config(compile="on"), hardware=CARD))  # type: ignore[arg-type]
+    config = resolve(gpu_config(compile="on"), hardware=CARD)
+    training_device.forward_of(allocate_model(gpt_config(config.replace(vocab_size=300)), "meta"), config)
     assert "the first step takes about a minute longer" in capfd.readouterr().err
 
 
