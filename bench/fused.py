@@ -67,6 +67,7 @@ def main() -> None:
 def measure(name: str, shape: tuple[int, ...], kind: str, folder: Path, compiled: bool) -> None:
     """One shape: a line of milliseconds and ratios."""
     dtype = device.activations(kind)
+    device.load_kernels(kind, folder)
     model = build(shape, dtype)
     selection.forget()
     plain = build(shape, dtype)
