@@ -82,7 +82,7 @@ class RolloutBatches:
         prompts, samples = self.config.rl_examples_per_step, self.config.rl_num_samples
         own = _share(range(step * prompts, (step + 1) * prompts), ranks)
         sampled = self.sampler(
-            [self._problem(number) for number in own], samples, seed_of(self.config.seed, "answers") + own.start * samples
+            [self.problem(number) for number in own], samples, seed_of(self.config.seed, "answers") + own.start * samples
         )
         rows: list[tuple[Rollout, float]] = []  # with the advantage of each of its tokens
         for rollouts in sampled:
@@ -99,7 +99,7 @@ class RolloutBatches:
         facts = {"reward": round(rewards / (prompts * samples), 6), "sequence_length": round(tokens / (prompts * samples), 2)}
         return StepBatch(inputs, targets, counted, tokens, weights, facts)
 
-    def _problem(self, number: int) -> Problem:
+    def problem(self, number: int) -> Problem:
         """Problem `number` over all steps: one epoch after the other, each in an order of its own."""
         epoch, index = divmod(number, len(self.problems))
         order = np.random.default_rng((self.config.seed, epoch)).permutation(len(self.problems))

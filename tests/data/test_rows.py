@@ -229,7 +229,7 @@ def test_the_oldest_rows_go_first(dataset: Dataset) -> None:
     cache.rows(c)
     assert left(cache) == {a.sha256[:16], c.sha256[:16]}
     for age, shard in ((200, a), (100, c)):
-        os.utime(cache._bin(shard), (time.time() - age,) * 2)
+        os.utime(cache.folder / f"{shard.sha256[:16]}.bin", (time.time() - age,) * 2)
     cache.rows(a)  # used again: younger than c
     RowCache(TOKENIZER, 2 * T, limit_bytes=int(1.7 * size)).rows(c)  # rows of any length count
     assert left(cache) == {a.sha256[:16], c.sha256[:16]}

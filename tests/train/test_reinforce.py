@@ -86,7 +86,7 @@ def slow_loss(model: Transformer, answered: Sequence[Sequence[Rollout]]) -> torc
 @pytest.mark.parametrize("rows", [1, 3, 100])
 def test_loss_and_gradient_equal_a_slow_reference(rows: int) -> None:
     learner = source(problems())
-    model, order = learner.sampler.engine.model, [learner._problem(number) for number in range(5, 10)]
+    model, order = learner.sampler.engine.model, [learner.problem(number) for number in range(5, 10)]
     answered = learner.sampler(order, 4, reinforce.seed_of(CONFIG.seed, "answers") + 5 * 4)
     assert {one.reward for rollouts in answered for one in rollouts} == {0.0, 1.0}
     wanted = slow_loss(model, answered)
@@ -142,9 +142,9 @@ def test_rows_depend_on_seed_and_step_alone(world_size: int, batch_size: int, mo
 def test_every_question_comes_once_in_a_pass() -> None:
     learner = source(problems())
     for epoch in range(3):
-        prompts = [learner._problem(10 * epoch + place).prompt for place in range(10)]
+        prompts = [learner.problem(10 * epoch + place).prompt for place in range(10)]
         assert sorted(prompts) == sorted(problem.prompt for problem in problems())
-    assert [learner._problem(place) for place in range(10)] != [learner._problem(10 + place) for place in range(10)]
+    assert [learner.problem(place) for place in range(10)] != [learner.problem(10 + place) for place in range(10)]
 
 
 class Calculating(Engine):
