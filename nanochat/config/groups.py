@@ -1,7 +1,7 @@
 """The fields of a run's configuration, one frozen dataclass for each group, each with the checks of its own fields.
 
 Every key of profiles/*.toml and every long flag of `train` is a field here, under the name that karpathy/nanochat gives it where it
-has one. -1 and "auto" mean "chosen by rule": nanochat/planning/plan.py puts the rule's value in their place, and the run's
+has one. -1 and "auto" mean "chosen by rule": nanochat/planning/rules.py puts the rule's value in their place, and the run's
 config.toml keeps that value. `Config` (config.py) has the fields of all groups; a function that needs one group names it in its
 signature.
 """

@@ -117,7 +117,7 @@ def round_up(value: int, multiple: int) -> int:
 
 def gpt_config(config: ModelConfig) -> GPTConfig:
     """The shape that `config` asks for; config.vocab_size must be resolved (not -1). A portable model sees its whole context."""
-    assert config.vocab_size > 0, "vocab_size is still to be resolved (ops/plan.py)"
+    assert config.vocab_size > 0, "vocab_size is still to be resolved (planning/rules.py)"
     dim = round_up(config.aspect_ratio * config.depth, config.head_dim)
     portable = config.architecture == "portable"  # what users call a Qwen3
     return GPTConfig(

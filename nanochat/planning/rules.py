@@ -32,7 +32,7 @@ COMPILE_CPU_START = 2.5e12  # operations in the time that it takes there
 COMPILE_GPU_SECONDS = 6 * COMPILE_GPU_START
 BF16_CPU_GAIN = 1.5  # of its products, at least: 2.4 and 0.5 were seen of processors that have units for it
 INT16_CPU_GAIN = 1.2  # of its products of 16-bit integers; where there are bfloat16 units, those are faster
-ROUGH_CPU_WIDTH = 128  # of a model that a CPU's bfloat16 units make faster: 1.1 times at 96, 1.2 to 1.3 at 128, 1.5 to 1.7 at 256
+LOW_PRECISION_CPU_WIDTH = 128  # of a model that a CPU's bfloat16 units make faster: 1.1 times at 96, 1.2 to 1.3 at 128, 1.5 to 1.7 at 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,8 +185,8 @@ def _dtype(config: DeviceConfig, gpt: scaling.GPTConfig, hardware: Hardware) -> 
         return "float32", "deterministic runs are in full precision"
     if hardware.cuda:
         return ("bfloat16", f"{hardware.name} has units for it") if hardware.bf16 else ("float32", f"no bfloat16 units in {hardware.name}")
-    if gpt.dim < ROUGH_CPU_WIDTH:
-        return "float32", f"on a CPU bfloat16 and int16 pay from a width of {ROUGH_CPU_WIDTH} on"
+    if gpt.dim < LOW_PRECISION_CPU_WIDTH:
+        return "float32", f"on a CPU bfloat16 and int16 pay from a width of {LOW_PRECISION_CPU_WIDTH} on"
     if not hardware.bf16 and not hardware.avx2:
         return "float32", f"no bfloat16 units in {hardware.name}"
     kind, least = ("bfloat16", BF16_CPU_GAIN) if hardware.bf16 else ("int16", INT16_CPU_GAIN)
