@@ -57,7 +57,8 @@ def _resolve(request: Request, run: Identity, text_bytes: int | None) -> tuple[C
     """Resolve the config, print its plan and the rules, and refuse what cannot run here; the resolved config and its plan."""
     hardware, spent = this_machine(run.config.device), time.monotonic() - request.began
     resolved, plan = decide(run.config, hardware, text_bytes=text_bytes, spent=spent, begun=run.record is not None)
-    log(brief(plan))
+    for line in brief(plan).splitlines():
+        log(line)
     for line in resolved.rules:
         log(f"by rule: {line}")
     for line in _skipped(resolved.config, request.stages):
@@ -113,8 +114,8 @@ def _new(config: Config, plan: Plan, dataset: Dataset, conversations: str) -> Re
     """The record of a new run and its plan, written."""
     tokenizer = ensure_tokenizer(dataset, config.vocab_size, config.architecture)
     record = Record(config, dataset.folder.name, _names(dataset), tokenizer.id, conversations)
-    record.write()
     paths.atomic_write_json(paths.run_dir(config.run) / PLAN, plan.to_dict())
+    record.write()  # last: where it is there, so is the plan
     return record
 
 
