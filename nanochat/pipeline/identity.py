@@ -5,13 +5,11 @@ from pathlib import Path
 
 from nanochat import paths
 from nanochat.config import Config
-from nanochat.console import log
 from nanochat.errors import UsageError
 from nanochat.evaluation.results import SUMMARY, forget_summary, read_results
 from nanochat.pipeline import mirrored
 from nanochat.planning.autosize import as_begun
 from nanochat.planning.rules import normal
-from nanochat.report.collect import complete_report
 from nanochat.runs import record as runs
 from nanochat.runs.checkpoint import Checkpoints
 from nanochat.runs.metrics import STAGES
@@ -39,7 +37,7 @@ class Identity:
 
 
 def identify(request: Request) -> Identity:
-    """Find the run, after bringing from its mirror what is further there; the report of a finished one is completed.
+    """Find the run, after bringing from its mirror what is further there.
 
     Raises UsageError where the name belongs to a run of another config, DataError where its record is damaged, PreflightError where
     the mirror cannot be reached and nothing is here.
@@ -56,8 +54,6 @@ def identify(request: Request) -> Identity:
         return Identity(config, None)
     config = runs.inherit(as_begun(config, record.config), record, RL in request.stages)
     finished = _finished(record.config, request.stages)
-    if finished and complete_report(paths.run_dir(config.run)):
-        log("the report was not complete: it is written anew")
     if finished and config.mirror:
         mirrored.catch_up(config)
     return Identity(config, record, finished)

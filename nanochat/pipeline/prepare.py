@@ -19,19 +19,20 @@ from nanochat.planning.autosize import decide
 from nanochat.planning.describe import brief
 from nanochat.planning.plan import Plan
 from nanochat.planning.rules import normal, resolve
-from nanochat.report.collect import PLAN
+from nanochat.report.collect import PLAN, has_report, write_report
 from nanochat.runs import trackers
 from nanochat.runs.record import Record, require_same
 
 
 def prepare(request: Request) -> Record | str:
-    """The run's record, written where the run is new; a line where it is finished.
+    """The run's record, written where the run is new; a line where it is finished, its report written again where it is not whole.
 
     Raises UsageError, PreflightError, DataError.
     """
     trackers.require(request.config)
     run = identify(request)
-    if run.finished:
+    folder = paths.run_dir(run.config.run)
+    if run.finished and has_report(folder):
         return run.finished
     source = text_source(run.config)
     conversations = source.conversations.inspect() if run.config.sft_iterations else ""
@@ -42,7 +43,11 @@ def prepare(request: Request) -> Record | str:
     if RL in request.stages:
         config = _with_problems(config, source)
     if run.record:
-        return _resumed(run.record, config, dataset, conversations)
+        record = _resumed(run.record, config, dataset, conversations)
+        if run.finished:
+            log("the report is missing or damaged: it is written again")
+            write_report(folder)
+        return run.finished or record
     return _new(config, plan, dataset, conversations)
 
 

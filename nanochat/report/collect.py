@@ -49,16 +49,13 @@ def write_report(run_dir: Path) -> Report:
     return report
 
 
-def complete_report(run_dir: Path) -> bool:
-    """Write the report of a finished run anew where a file of it is missing or damaged, or another version's; whether one was."""
+def has_report(run_dir: Path) -> bool:
+    """Whether the report of a finished run is whole: no file of it is missing, damaged, or as another version writes it."""
     try:
         report = json.loads((run_dir / REPORT).read_text(encoding="utf-8"))
-        if report["finished"] and all((run_dir / name).read_text(encoding="utf-8") == text for name, text in _texts(report).items()):
-            return False
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        pass  # whatever is wrong with it
-    write_report(run_dir)
-    return True
+        return report["finished"] and all((run_dir / name).read_text(encoding="utf-8") == text for name, text in _texts(report).items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # whatever is wrong with it
+        return False
 
 
 def _texts(report: Report) -> dict[str, str]:
