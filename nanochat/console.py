@@ -1,11 +1,23 @@
 """Messages and progress on stderr; stdout is left to results."""
 
+import json
 import os
 import sys
 import time
+import traceback
 from types import TracebackType
+from typing import Any
 
 from nanochat.errors import NanochatError, Preempted
+from nanochat.redaction import redact
+
+# What could move the cursor, hide text or show it in another order than it has: C0 and C1 controls, and bidirectional overrides.
+_STEERING = [code for code in (*range(32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A)) if chr(code) not in "\t\n"]
+_SURROGATES = range(0xD800, 0xE000)  # lone ones, which no encoding holds
+_PRINTABLE = dict.fromkeys(_STEERING, "") | dict.fromkeys(_SURROGATES, "\ufffd")
+_ESCAPED = {code: f"\\u{code:04x}" for code in (*_STEERING, *_SURROGATES)}
+
+BOLD = "1"  # SGR code
 
 _muted = False
 
@@ -16,15 +28,35 @@ def mute() -> None:
     _muted = True
 
 
-def log(message: str = "") -> None:
-    """Print one line on stderr, at once."""
+def printable(text: str) -> str:
+    """`text` from wherever it comes, without what could steer a terminal; tab and newline stay."""
+    return text.translate(_PRINTABLE)
+
+
+def log(message: str = "", code: str = "") -> None:
+    """Print one line on stderr, at once, in the SGR style `code`: printable, and no address with its credentials."""
     if not _muted:
-        print(message, file=sys.stderr, flush=True)
+        line = printable(" ".join(redact(message).splitlines()))
+        print(style(line, code) if code else line, file=sys.stderr, flush=True)
+
+
+def show(text: str = "", end: str = "\n") -> None:
+    """Print a result, or a part of one, on stdout, at once: printable, and with ? for what stdout's encoding lacks."""
+    encoding = sys.stdout.encoding or "utf-8"
+    print(printable(text).encode(encoding, "replace").decode(encoding), end=end, flush=True)
+
+
+def show_json(value: Any) -> None:
+    """Print a result as one line of JSON on stdout, with what could steer a terminal as JSON's own escapes."""
+    encoding = sys.stdout.encoding or "utf-8"
+    text = json.dumps(value, ensure_ascii=encoding.lower().replace("-", "") != "utf8")
+    print(text.translate(_ESCAPED), flush=True)
 
 
 def fail(error: NanochatError) -> int:
     """Print an error and its hint, a line each; returns its exit code. Under NANOCHAT_DEBUG=1 it is raised instead, to show where."""
     if os.environ.get("NANOCHAT_DEBUG") == "1":
+        sys.excepthook = _show_traceback
         raise error
     message = " ".join(error.message.split())  # one line, whatever a library's own words hold
     log(message if isinstance(error, Preempted) else f"error: {message}")
@@ -33,7 +65,14 @@ def fail(error: NanochatError) -> int:
     return error.exit_code
 
 
-def style(text: str, code: str = "1") -> str:
+def _show_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print a traceback as Python does, printable and without credentials: an exception has the words of servers and files."""
+    for part in traceback.format_exception(kind, error, trace):
+        for line in part.splitlines():
+            log(line)
+
+
+def style(text: str, code: str = BOLD) -> str:
     """`text` in bold (or another SGR code) on a terminal; unchanged elsewhere and under NO_COLOR."""
     if os.environ.get("NO_COLOR") or not sys.stderr.isatty():
         return text
@@ -95,7 +134,7 @@ class Progress:
         if self.terminal:
             filled = int(24 * min(self.done / self.total, 1)) if self.total else 0
             bar = f"[{'#' * filled}{'.' * (24 - filled)}] " if self.total else ""
-            print(f"\r\x1b[K{bar}{line}", end="", file=sys.stderr, flush=True)
+            print(f"\r\x1b[K{bar}{printable(line)}", end="", file=sys.stderr, flush=True)
         else:
             log(line)
 

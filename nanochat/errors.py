@@ -4,6 +4,8 @@ An error carries one line that says what happened and one that says what to do; 
 both on stderr and exits with `exit_code`. Who restarts which code is said here too, below.
 """
 
+from nanochat.redaction import redact
+
 
 class NanochatError(Exception):
     """An error that a user can act on: `message` says what happened, `hint` what to do about it."""
@@ -11,9 +13,8 @@ class NanochatError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, hint: str = ""):
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message, self.hint = redact(message), redact(hint)  # a library's words may hold an address with its password
+        super().__init__(self.message)
 
 
 class UsageError(NanochatError):

@@ -97,8 +97,8 @@ def atomic_write(path: Path, data: bytes | str) -> None:
 
 
 def atomic_write_json(path: Path, value: Any) -> None:
-    """`atomic_write` of one JSON value, indented for people."""
-    atomic_write(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    """`atomic_write` of one JSON value, indented for people; a lone surrogate, which UTF-8 cannot hold, stays an escape."""
+    atomic_write(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace"))
 
 
 @contextlib.contextmanager

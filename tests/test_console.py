@@ -1,9 +1,25 @@
 """Messages go to stderr, numbers are for people, and progress is a few plain lines where there is no terminal."""
 
+import ast
+import io
+import json
+import sys
+from pathlib import Path
+
 import pytest
 
 from nanochat import console
-from nanochat.console import Progress, duration, log, quantity, style
+from nanochat.console import Progress, duration, fail, log, printable, quantity, show, show_json, style
+from nanochat.errors import DataError
+
+PACKAGE = Path(console.__file__).parent
+HOSTILE = "a\x1b]0;title\x07\x1b[2Jb\r\x9b31mc\x85\u202egnp.exe\u2066\x7f\0\udc9b\ud800\b"
+PLAIN = "a]0;title[2Jb31mcgnp.exe\ufffd\ufffd"
+# What these print is their own, and must come although other ranks are mute, in a signal's handler, or for a program.
+OWN_PRINTS = {
+    *("console.py", "train/signals.py", "planning/calibrate.py"),
+    *(f"distributed/{name}.py" for name in ("watchdog", "liveness", "ranks")),
+}
 
 
 @pytest.mark.parametrize(
@@ -67,3 +83,59 @@ def test_a_failure_is_not_told_as_done(capfd: pytest.CaptureFixture[str]) -> Non
     with pytest.raises(ValueError), Progress("reading", 0, "bytes"):
         raise ValueError
     assert capfd.readouterr().err == ""
+
+
+# ---- foreign text ---------------------------------------------------------------------------------------------------
+
+
+def test_foreign_text_is_printable() -> None:
+    assert printable(HOSTILE) == PLAIN
+    assert printable("tab\tand\nnewline, 你好 🎈, שלום, e\u0301, \u200d") == "tab\tand\nnewline, 你好 🎈, שלום, e\u0301, \u200d"
+    everything = "".join(map(chr, range(0x11000)))
+    assert not [c for c in printable(everything) if (ord(c) < 32 and c not in "\t\n") or 127 <= ord(c) < 160 or 0xD800 <= ord(c) < 0xE000]
+
+
+def test_whatever_prints_foreign_text_makes_it_printable(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NANOCHAT_DEBUG", raising=False)
+    log(f"a file {HOSTILE}\nerror: forged")
+    fail(DataError(f"no {HOSTILE}\nhint: forged", f"use {HOSTILE}\nerror: forged"))
+    show(HOSTILE)
+    with Progress(HOSTILE, 0, "B"):
+        pass
+    out, err = capfd.readouterr()
+    assert out == f"{PLAIN}\n"
+    # U+0085 and the like end a line for Python: in a message they are spaces.
+    assert [line.split()[0] for line in err.splitlines()] == ["a", "error:", "hint:", err.splitlines()[3].split()[0]]
+    assert printable(err) == err and err.count("\n") == 4 and "forged" in err
+
+
+def test_styles_are_ours_alone(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    log("run \x1b[31mred", console.BOLD)
+    assert capfd.readouterr().err == "\x1b[1mrun [31mred\x1b[0m\n"
+
+
+def test_json_keeps_its_values(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    value = {"你好": [HOSTILE, "tab\tand\nnewline"]}
+    show_json(value)
+    out = capsys.readouterr().out
+    assert json.loads(out) == value and printable(out) == out and "你好" in out
+    narrow = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", narrow)
+    show_json(value)
+    show("你好")
+    lines = narrow.buffer.getvalue().decode("ascii").splitlines()  # type: ignore[attr-defined]
+    assert json.loads(lines[0]) == value and lines[1] == "??"
+
+
+def test_nothing_else_prints() -> None:
+    """What comes from a model, a file or a server is printed by the console alone, which makes it printable."""
+    found = set()
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Name) and node.id == "print":
+                found.add(str(path.relative_to(PACKAGE)))
+            if isinstance(node, ast.Attribute) and node.attr == "write" and ast.unparse(node.value) in ("sys.stdout", "sys.stderr"):
+                found.add(str(path.relative_to(PACKAGE)))
+    assert found <= OWN_PRINTS

@@ -11,6 +11,7 @@ import urllib.request
 from pathlib import Path
 
 from nanochat import paths
+from nanochat.console import show
 
 PROCESSES = Path("/proc")
 SERVERS = ("serve", "scripts.chat_web")
@@ -83,7 +84,7 @@ def _state(process: Path) -> tuple[str, float]:
 def main() -> int:
     """Print what is wrong, or that nothing is."""
     wrong = check()
-    print(wrong or "well")
+    show(wrong or "well")
     return 1 if wrong else 0
 
 

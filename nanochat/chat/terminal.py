@@ -5,15 +5,12 @@ import io
 import sys
 from collections.abc import Sequence
 
-from nanochat.console import log
+from nanochat.console import log, show
 from nanochat.errors import UsageError
 from nanochat.generate.engine import Answer, Engine
 from nanochat.generate.sampling import Sampling
 from nanochat.tokenizer.conversation import Conversation
 from nanochat.tokenizer.tokenizer import Tokenizer
-
-# Control characters could move the cursor or worse: a model's words are printed without them (tab and newline stay).
-_CONTROLS = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
 
 HELP = "Type a message and press Enter. /clear forgets the conversation, /quit or Ctrl-D leaves, Ctrl-C stops an answer."
 COMPLETER = "this model has not been taught to chat: it continues your text instead"
@@ -81,8 +78,8 @@ class _Talk:
         try:
             self._stream(ids, answer)
         finally:
-            _print(answer.flush())
-            _print("" if answer.text.endswith("\n") else "\n")
+            show(answer.flush(), end="")
+            show("" if answer.text.endswith("\n") else "\n", end="")
             if self.chat_model and answer.parts:
                 self.history += [{"role": "user", "content": text}, {"role": "assistant", "content": answer.parts}]
 
@@ -114,11 +111,7 @@ class _Talk:
         )
         for step in steps:
             for emitted in step:
-                _print(answer.push(emitted.token))
-
-
-def _print(text: str) -> None:
-    print(text.translate(_CONTROLS), end="", flush=True)
+                show(answer.push(emitted.token), end="")
 
 
 def _valid(text: str) -> str:
@@ -140,4 +133,5 @@ def _read() -> str | None:
             log()
             return None
         except KeyboardInterrupt:
-            log("\n(/quit or Ctrl-D leaves)")
+            log()
+            log("(/quit or Ctrl-D leaves)")

@@ -17,6 +17,7 @@ from nanochat.cli import dataset, model, plan, submit, train
 from nanochat.cli.options import application
 from nanochat.console import fail, log
 from nanochat.errors import NanochatError, UsageError
+from nanochat.redaction import redact
 
 SHOWN = 2000  # characters of an unexpected error: a compiler's has sixty thousand
 TRAINING = ("train", "quickstart", "plan")  # commands that take training steps: a plan measures some
@@ -96,7 +97,7 @@ def _for_user(error: Exception) -> NanochatError:
         from nanochat.paths import disk_error
 
         return disk_error(error, "working")
-    message, shows = f"{type(error).__name__}: {error}", "its traceback"
+    message, shows = redact(f"{type(error).__name__}: {error}"), "its traceback"
     if len(message) > SHOWN:
         message, shows = f"{message[:SHOWN]} ... ({len(message) - SHOWN:,} more characters)", "all of it, with the traceback"
     return NanochatError(message, f"this is an internal error, please report it: NANOCHAT_DEBUG=1 shows {shows}")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nanochat.cli.options import FLAGS, Trial, application, run_config
+from nanochat.console import show
 from nanochat.errors import UsageError
 
 if TYPE_CHECKING:
@@ -40,13 +41,13 @@ def download(
         from nanochat.data.published.sets import fetch_tasks
 
         for folder in fetch_tasks(verify):
-            print(folder)
+            show(str(folder))
         if profile is None and shards is None and dataset is None:
             return
     if profile is None:
         if context.args:
             raise UsageError(f"{context.args[0]} is an option of a run", "name whose: download --for PROFILE")
-        print(have_shards(dataset or "climbmix", shards, verify).folder)
+        show(str(have_shards(dataset or "climbmix", shards, verify).folder))
         return
     named = ([f"--dataset={dataset}"] if dataset else []) + ([f"--shards={shards}"] if shards else [])
     config = run_config(profile, trial, [*named, *context.args])
@@ -54,7 +55,7 @@ def download(
     from nanochat.planning.hardware import choose_hardware
     from nanochat.planning.rules import normal, resolve
 
-    print(text_source(resolve(normal(config), hardware=choose_hardware(config))).fetch(verify))
+    show(str(text_source(resolve(normal(config), hardware=choose_hardware(config))).fetch(verify)))
 
 
 @module.command()
@@ -70,7 +71,7 @@ def dataset(
     """Download training shards and the validation shard."""
     limit_rate(limit)
     found = have_shards(dataset, shards, verify)
-    print(f"{len(found.training)} training shards and {found.validation.path.name} for validation in {found.folder}")
+    show(f"{len(found.training)} training shards and {found.validation.path.name} for validation in {found.folder}")
 
 
 def have_shards(dataset: str, asked: int | None, check: bool = False) -> "Dataset":

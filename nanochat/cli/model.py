@@ -1,12 +1,12 @@
 """Commands for a trained model: chat, serve, eval, report, export, import."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from nanochat.cli.options import AsJson, Device, Run, relaunch
+from nanochat.console import show, show_json
 from nanochat.errors import UsageError
 
 app = typer.Typer()
@@ -97,7 +97,7 @@ def evaluate(
     parts = [part for part in only.split(",") if part]
     table = score(run, parts, items, max_per_task, chosen, again)
     if table is not None:
-        print(json.dumps(table, ensure_ascii=False)) if as_json else print_results(table)
+        show_json(table) if as_json else print_results(table)
 
 
 @app.command()
@@ -118,11 +118,11 @@ def report(
         from nanochat.report import compare as comparison
 
         found = comparison.compare(*(paths.run_dir(plain_name(name)) for name in compare))
-        print(json.dumps(found, ensure_ascii=False) if as_json else comparison.describe(found))
+        show_json(found) if as_json else show(comparison.describe(found))
         return
     folder = paths.run_dir(run or newest_run())
     value = write_report(folder)
-    print(json.dumps(value, ensure_ascii=False) if as_json else (folder / "report.md").read_text(encoding="utf-8"))
+    show_json(value) if as_json else show((folder / "report.md").read_text(encoding="utf-8"))
 
 
 @app.command()
@@ -150,7 +150,7 @@ def export(
         gguf_file.write_gguf(opened, out)
     if check:
         parity.check(opened, to, out)
-    print(out)
+    show(str(out))
 
 
 @app.command(name="import")
@@ -161,4 +161,4 @@ def import_(
     """Import an exported folder as a run."""
     from nanochat.export.folder import import_folder
 
-    print(import_folder(folder, run))
+    show(str(import_folder(folder, run)))

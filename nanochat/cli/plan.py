@@ -1,12 +1,12 @@
 """Commands that look before anything is spent: plan, doctor."""
 
 import dataclasses
-import json
 from typing import Annotated
 
 import typer
 
 from nanochat.cli.options import FLAGS, AsJson, Profile, Trial, run_config
+from nanochat.console import show, show_json
 
 app = typer.Typer()
 
@@ -37,7 +37,7 @@ def plan(
     machine = gpu_hardware(require_spec(card), config.nproc_per_node) if card else choose_hardware(config)
     machine = dataclasses.replace(machine, dollars=price) if price else machine
     _, made = decide(config, machine, text_bytes=text_source(config).text_bytes())
-    print(json.dumps(made.to_dict(), ensure_ascii=False) if as_json else describe(made))
+    show_json(made.to_dict()) if as_json else show(describe(made))
 
 
 @app.command(context_settings=FLAGS)
@@ -64,5 +64,5 @@ def doctor(
         from nanochat.doctor.gpus import check_gpus
 
         findings += check_gpus(config.device)
-    print(json.dumps(examination.to_json(findings), ensure_ascii=False) if as_json else examination.describe(findings))
+    show_json(examination.to_json(findings)) if as_json else show(examination.describe(findings))
     raise typer.Exit(0 if examination.healthy(findings) else 3)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nanochat.cli.options import FLAGS, Trial
-from nanochat.console import log
+from nanochat.console import log, show
 from nanochat.errors import UsageError
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def _print_manifests(work: "Workload", made: "list[Manifest]") -> None:
     if work.download:
         log(f"apply the training when the job {kubernetes.name_of(work, 'download')} is complete; without --dry-run this waits")
     for document in kubernetes.to_yaml(made):
-        print(document, end="")
+        show(document, end="")
 
 
 def _pair(text: str, option: str) -> tuple[str, str]:
@@ -155,7 +155,8 @@ def _pair(text: str, option: str) -> tuple[str, str]:
 
 def _agreed(plan: str, yes: bool) -> bool:
     """Show the plan; whether the user agrees. Raises UsageError where there is nobody to ask."""
-    log(plan)
+    for line in plan.splitlines():
+        log(line)
     if yes:
         return True
     if not sys.stdin.isatty():
@@ -183,14 +184,14 @@ def status(
         from nanochat.cloud.runpod_api import RunPod, read_key
 
         for line in status_lines(RunPod(read_key(api_key_file)), name):
-            print(line)
+            show(line)
         return
     from nanochat.cloud.kubectl import Kubectl
 
     if not name:
         raise UsageError("which training?", "submit status NAME")
     for row in Kubectl(namespace, cluster).status(name):
-        print(f"{row['kind']:<22} {row['name']:<44} {row['state']:<12} {row['restarts']} restarts")
+        show(f"{row['kind']:<22} {row['name']:<44} {row['state']:<12} {row['restarts']} restarts")
 
 
 @app.command()

@@ -7,6 +7,7 @@ import typer
 
 from nanochat.cli.options import FLAGS, Profile, Trial, fields_help, relaunch, run_config
 from nanochat.config import build_config, parse_flags
+from nanochat.console import show
 from nanochat.errors import UsageError
 
 QUICKSTART_RUN = "quickstart"
@@ -55,7 +56,7 @@ def tokenizer(context: typer.Context, profile: Profile = "auto") -> None:
     config = run_config(profile, False, context.args)
     from nanochat.pipeline.prepare import prepare_tokenizer
 
-    print(prepare_tokenizer(config))
+    show(str(prepare_tokenizer(config)))
 
 
 @app.command()
@@ -70,10 +71,10 @@ def identity(
     if file is None:
         from nanochat.data.published.sets import ensure_identity
 
-        print(ensure_identity())
+        show(str(ensure_identity()))
         return
     from nanochat.data.embedded import identity as who
 
     path = out or file.with_suffix(".jsonl")
     who.write_conversations(path, who.conversations(who.read_identity(file)))
-    print(path)
+    show(str(path))

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from nanochat.cloud.kubernetes import COMPONENT, INSTANCE, Manifest, to_yaml
-from nanochat.console import duration, log
+from nanochat.console import duration, log, show
 from nanochat.errors import NanochatError, PreflightError, UsageError
 
 TRIES = 4
@@ -155,7 +155,7 @@ class Kubectl:
                             continue
                         seen[container] = at
                         line = f"{container} {found[3]}\n"
-                    print(line, end="", flush=True)
+                    show(line, end="")
             errors.seek(0)
             return process.returncode, " ".join(errors.read().split())
 

@@ -11,6 +11,7 @@ from nanochat.cloud.guard import ENDED, VARIABLE, Guard
 from nanochat.cloud.runpod_api import LONGEST_PAUSE, Conflict, NotFound, RunPod
 from nanochat.cloud.workload import GRACE_SECONDS
 from nanochat.console import log
+from nanochat.console import show as show_line
 from nanochat.errors import NanochatError, PreflightError, UsageError
 
 LAST_SECONDS = 5.0
@@ -112,7 +113,7 @@ def watch(
     until: float,
     poll: float = POLL_SECONDS,
     start_minutes: float = START_MINUTES,
-    show: Callable[[str], None] = print,
+    show: Callable[[str], None] = show_line,
 ) -> int:
     """Follow a pod to its end, asking for its state every `poll` seconds; `until` is the ceiling in seconds since 1970.
 

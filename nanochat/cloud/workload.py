@@ -20,6 +20,7 @@ from nanochat.errors import LAUNCHER_FINAL_CODES, ORCHESTRATOR_RETRIED_CODES, Us
 from nanochat.hardware.machine import this_machine
 from nanochat.planning import plan as planning
 from nanochat.planning.hardware import profile_hardware
+from nanochat.redaction import redact
 
 DATA = "/data"  # where the volume is mounted: the image's NANOCHAT_BASE_DIR
 USER = 10001  # the image's
@@ -91,6 +92,10 @@ def workload(image: str, name: str, profile: str, trial: bool, arguments: Sequen
         raise UsageError(f"{nodes} nodes are none", "--nodes 1 or more")
     overrides = configuration.parse_flags(list(arguments))
     config = configuration.build_config(profile, trial, overrides)
+    if redact(config.mirror) != config.mirror:
+        raise UsageError(
+            "--mirror holds credentials, and an argument is visible to all", "give them as the cluster's secret: --secret NAME"
+        )
     for key, path in own_files(config).items():
         instead = "without it the published identity is taught" if key == "identity" else "a published set instead: hf:OWNER/NAME"
         raise UsageError(f"{key} = {path} is a path of this machine, which no cluster can see", instead)
@@ -141,7 +146,7 @@ def plain_environment(pairs: Sequence[str]) -> dict[str, str]:
             raise UsageError(f"--env {key} is not KEY=VALUE", "as in --env HF_ENDPOINT=https://mirror.example.org")
         if key.startswith("PET_") or key == "NANOCHAT_BASE_DIR":
             raise UsageError(f"--env {key} is set by this command", "leave it out")
-        if _SECRET.search(key):
+        if _SECRET.search(key) or redact(value) != value:
             raise UsageError(f"{key} looks like a secret, and an argument is visible to all", "name a secret of the cluster: --secret NAME")
         values[key] = value
     return values

@@ -11,6 +11,7 @@ import math
 from typing import Any
 
 from nanochat.errors import UsageError
+from nanochat.redaction import remember
 
 EMBEDDED = "embedded"
 TRACKERS = ("none", "tensorboard", "wandb", "trackio")
@@ -212,6 +213,7 @@ class CheckpointConfig(Group):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        remember(self.mirror)
         self._require_positive("keep_last")
         self._require_positive_or_rule("save_every")
 

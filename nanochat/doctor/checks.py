@@ -27,6 +27,7 @@ from nanochat.hardware.cpu import physical_cores
 from nanochat.hardware.toolchain import torch_compile_lacks, torch_compiler
 from nanochat.hub import addresses as hub
 from nanochat.planning.plan import Plan, kept_checkpoints
+from nanochat.redaction import redact
 
 OK, WARNING, ERROR = "ok", "warning", "error"
 DRIVER_FLOORS = {12: 525, 13: 580}  # CUDA's major version in torch's wheels -> the oldest driver
@@ -320,7 +321,7 @@ def check_data(case: Case) -> Iterator[Finding]:
     command = f"entrypoint.py download --for {config.profile or 'cpu'}{' --trial' if config.trial else ''} fetches it beforehand"
     if not case.quick and (wrong := _unreachable()):
         fix = f"check the network and HF_ENDPOINT (a mirror); {command}; --dataset=embedded needs none"
-        yield Finding("network", ERROR, what, f"{hub.endpoint()} does not answer: {wrong}", fix)
+        yield Finding("network", ERROR, what, f"{redact(hub.endpoint())} does not answer: {wrong}", fix)
     else:
         yield Finding("data", OK, f"{what}; {command}")
 

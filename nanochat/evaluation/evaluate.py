@@ -12,7 +12,7 @@ from typing import Any
 
 from nanochat import console, paths
 from nanochat.config import Config
-from nanochat.console import log
+from nanochat.console import log, show
 from nanochat.data.published import sets
 from nanochat.data.rows import RowCache, TextRows
 from nanochat.distributed import ranks
@@ -172,9 +172,9 @@ def print_results(results: dict[str, Any]) -> None:
         print_scores(results)
     if bpb := results.get("bpb"):
         trained, validation = (f"{bpb[name]:.4f}" if bpb[name] else "-" for name in ("train", "validation"))
-        print(f"bits per byte: {trained} of text it was trained on, {validation} of text it was not")
+        show(f"bits per byte: {trained} of text it was trained on, {validation} of text it was not")
     for part in TASK_PARTS:
         if part in results:
-            print(f"{part + ' tasks':60} {'questions':>9} {'accuracy':>9} {'centred':>8}")
+            show(f"{part + ' tasks':60} {'questions':>9} {'accuracy':>9} {'centred':>8}")
             for name, questions, accuracy, centred in score_table(part, results[part]):
-                print(f"{name:60} {questions:>9} {accuracy:>9} {centred:>8}")
+                show(f"{name:60} {questions:>9} {accuracy:>9} {centred:>8}")

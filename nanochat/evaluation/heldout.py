@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from nanochat import paths
-from nanochat.console import Progress
+from nanochat.console import Progress, show
 from nanochat.data.embedded.corpus import Item
 from nanochat.distributed.memory import map_with_oom_backoff
 from nanochat.errors import DataError
@@ -98,6 +98,6 @@ def score_by_skill(items: Sequence[Item], untrained: Sequence[bool], trained: Se
 
 def print_scores(scores: dict[str, Any]) -> None:
     """Print the scores by skill, untrained beside trained."""
-    print(f"{'held-out questions':24} {'items':>6} {'untrained':>10} {'trained':>10}")
+    show(f"{'held-out questions':24} {'items':>6} {'untrained':>10} {'trained':>10}")
     for name, row in [*scores["by_skill"].items(), ("all", scores)]:
-        print(f"{name:24} {row['items']:6} {row['untrained']:10.1%} {row['trained']:10.1%}")
+        show(f"{name:24} {row['items']:6} {row['untrained']:10.1%} {row['trained']:10.1%}")

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from nanochat.console import log
 from nanochat.errors import DataError
+from nanochat.redaction import redact
 
 ENDPOINT = "https://huggingface.co"  # HF_ENDPOINT replaces it
 ATTEMPTS = 6  # in a row that bring nothing, for each file and each page
@@ -239,7 +240,7 @@ def _token(url: str) -> Callable[[Any], Any] | None:
 
 
 def reason(error: BaseException) -> str:
-    """The innermost cause of a network error, in a few words."""
+    """The innermost cause of a network error, in a few words and without credentials, which a library may tell with the address."""
     while inner := error.__cause__ or error.__context__:
         error = inner
-    return f"{type(error).__name__}: {error}"[:200]
+    return redact(f"{type(error).__name__}: {error}")[:200]

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import urllib.parse
 import zipfile
 from pathlib import Path
 
@@ -19,7 +20,8 @@ BUNDLE_BYTES, BUNDLE_MOST = 170_000_000, 2 * 10**9  # of its archive, about, and
 
 def asset_url(name: str) -> str:
     """Where karpathy/nanochat's own files lie, or NANOCHAT_ASSET_URL's copy of them."""
-    return f"{(os.environ.get('NANOCHAT_ASSET_URL') or ASSETS).rstrip('/')}/{name}"
+    parts = urllib.parse.urlsplit(os.environ.get("NANOCHAT_ASSET_URL") or ASSETS)
+    return parts._replace(path=f"{parts.path.rstrip('/')}/{name}").geturl()  # before a query, which may hold a signature
 
 
 def has_bundle() -> bool:

@@ -1,7 +1,7 @@
 """Fetch one file over a network that fails: resumed where it stopped, never mixed, never half.
 
     .part-<name>        the bytes that have come so far
-    .part-<name>.json   what they are a part of: address, validator (ETag), published hash
+    .part-<name>.json   what they are a part of: address (without credentials), validator (ETag), published hash
 
 A connection that breaks is taken up again at the next byte (Range), and only of the same file (If-Range); a file that was
 replaced meanwhile is fetched anew. What has come is checked by size and by hash where one is published, made durable, and
@@ -24,6 +24,7 @@ from nanochat.errors import DataError, UsageError
 from nanochat.hub import addresses as hub
 from nanochat.hub.addresses import Remote, TransientError, digest_of
 from nanochat.paths import disk_error, fsync_dir
+from nanochat.redaction import redact
 
 PART = ".part-"  # prefix of what has not wholly come
 WHOLE_FILES = 4  # that may come with a wrong hash before we give up
@@ -104,7 +105,7 @@ class _Part:
         """Whether more bytes from `url` can follow: a published hash will prove the whole, or the server tells if it is the same file."""
         if sha256:
             return self.origin.get("sha256") == sha256
-        return bool(self.origin.get("url") == url and self.origin.get("validator"))
+        return bool(self.origin.get("url") == redact(url) and self.origin.get("validator"))
 
 
 class _Transfer:
@@ -170,7 +171,7 @@ class _Transfer:
             headers = {}
             if part.bytes:
                 headers["Range"] = f"bytes={part.bytes}-"
-                if part.origin.get("url") == url and part.origin.get("validator"):
+                if part.origin.get("url") == redact(url) and part.origin.get("validator"):
                     headers["If-Range"] = part.origin["validator"]
             with hub.get(url, headers) as response:
                 self._accept(url, response)
@@ -201,12 +202,12 @@ class _Transfer:
             raise TransientError(why)
         self.refused = 0
         if status == 206:
-            if part.origin.get("url") == url and part.origin.get("validator") != validator:
+            if part.origin.get("url") == redact(url) and part.origin.get("validator") != validator:
                 self._restart("the file was replaced meanwhile")
         else:
             self.meter.discard(part.bytes)
             self.published = self.remote.sha256 or linked
-            part.begin({"url": url, "validator": validator, "sha256": self.published})
+            part.begin({"url": redact(url), "validator": validator, "sha256": self.published})
         whole = self.remote.size if self.remote.size is not None else size["published"]
         self.expected = whole if whole is not None else size["claimed"]
 

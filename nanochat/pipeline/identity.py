@@ -76,7 +76,7 @@ def _finished(config: Config, stages: tuple[str, ...]) -> str:
     """One line where nothing is left to do in `stages`, else nothing."""
     folder = paths.run_dir(config.run)
     trained = all(_step(folder / stage) >= config.steps[stage] for stage in stages if config.steps[stage])
-    if not trained or SUMMARY not in read_results(folder) or not (folder / REPORT).exists():
+    if not trained or SUMMARY not in read_results(folder):
         return ""
     last = next((stage for stage in reversed(stages) if config.steps[stage]), BASE)
     return f"the run {config.run!r} is finished: its model is {folder / last}, its report {folder / 'report.html'} (for another: --run NEW)"

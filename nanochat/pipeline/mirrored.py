@@ -20,8 +20,9 @@ def fetch(url: str, run: str) -> bool:
     Raises UsageError where the mirror holds another run of that name, PreflightError where it cannot be reached and nothing is
     here: whether that would be a new run cannot be known.
     """
-    mirror, here = Mirror(url, run), runs.read_record(run)
+    here = runs.read_record(run)
     try:
+        mirror = Mirror(url, run)  # some kinds connect here
         data = mirror.read(RECORD)
         if data is None:
             return False

@@ -19,19 +19,20 @@ from nanochat.planning.autosize import decide
 from nanochat.planning.describe import brief
 from nanochat.planning.plan import Plan
 from nanochat.planning.rules import normal, resolve
-from nanochat.report.collect import PLAN
+from nanochat.report.collect import PLAN, has_report, write_report
 from nanochat.runs import trackers
 from nanochat.runs.record import Record, require_same
 
 
 def prepare(request: Request) -> Record | str:
-    """The run's record, written where the run is new; a line where it is finished.
+    """The run's record, written where the run is new; a line where it is finished, its report written again where it is not whole.
 
     Raises UsageError, PreflightError, DataError.
     """
     trackers.require(request.config)
     run = identify(request)
-    if run.finished:
+    folder = paths.run_dir(run.config.run)
+    if run.finished and has_report(folder):
         return run.finished
     source = text_source(run.config)
     conversations = source.conversations.inspect() if run.config.sft_iterations else ""
@@ -42,7 +43,11 @@ def prepare(request: Request) -> Record | str:
     if RL in request.stages:
         config = _with_problems(config, source)
     if run.record:
-        return _resumed(run.record, config, dataset, conversations)
+        record = _resumed(run.record, config, dataset, conversations)
+        if run.finished:
+            log("the report is missing or damaged: it is written again")
+            write_report(folder)
+        return run.finished or record
     return _new(config, plan, dataset, conversations)
 
 
@@ -57,7 +62,8 @@ def _resolve(request: Request, run: Identity, text_bytes: int | None) -> tuple[C
     """Resolve the config, print its plan and the rules, and refuse what cannot run here; the resolved config and its plan."""
     hardware, spent = this_machine(run.config.device), time.monotonic() - request.began
     resolved, plan = decide(run.config, hardware, text_bytes=text_bytes, spent=spent, begun=run.record is not None)
-    log(brief(plan))
+    for line in brief(plan).splitlines():
+        log(line)
     for line in resolved.rules:
         log(f"by rule: {line}")
     for line in _skipped(resolved.config, request.stages):
@@ -113,8 +119,8 @@ def _new(config: Config, plan: Plan, dataset: Dataset, conversations: str) -> Re
     """The record of a new run and its plan, written."""
     tokenizer = ensure_tokenizer(dataset, config.vocab_size, config.architecture)
     record = Record(config, dataset.folder.name, _names(dataset), tokenizer.id, conversations)
-    record.write()
     paths.atomic_write_json(paths.run_dir(config.run) / PLAN, plan.to_dict())
+    record.write()  # last: where it is there, so is the plan
     return record
 
 

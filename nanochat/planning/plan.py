@@ -14,6 +14,7 @@ from nanochat.model import scaling
 from nanochat.planning.calibrate import Measured, calibrated
 from nanochat.planning.hardware import choose_hardware
 from nanochat.planning.rules import COMPILE_CPU_START, COMPILE_GPU_START, apply_rules
+from nanochat.redaction import redact
 
 TOKEN_CACHE_BYTES = 20 * 10**9  # at most, of packed rows
 START_SECONDS, END_SECONDS = 10.0, 4.0  # of the program and of what is saved and reported, of the latter alone
@@ -56,8 +57,10 @@ class Plan:
     config: dict[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return dataclasses.asdict(self)
+        """For JSON: without the credentials of the mirror."""
+        table = dataclasses.asdict(self)
+        table["config"]["mirror"] = redact(table["config"]["mirror"])
+        return table
 
 
 def plan_here(config: Config, hardware: Hardware, *, text_bytes: int | None = None) -> Plan:

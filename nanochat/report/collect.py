@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from nanochat.config import Config, convert
+from nanochat.console import printable
 from nanochat.data.shards import read_manifest
 from nanochat.errors import DataError, NanochatError
 from nanochat.evaluation.results import SUMMARY, read_results
 from nanochat.hardware.machine import this_machine
 from nanochat.model import scaling
-from nanochat.paths import atomic_write, atomic_write_json, dataset_dir
+from nanochat.paths import atomic_write, atomic_write_json, dataset_dir, disk_error
+from nanochat.redaction import redact
 from nanochat.report.html import page
 from nanochat.report.markdown import markdown
 from nanochat.runs.metrics import EVALUATED, SAMPLES, STAGES, read_metrics
@@ -30,18 +32,35 @@ CURVE_POINTS = 300  # of each stage's loss; longer runs are averaged down to the
 
 
 def write_report(run_dir: Path) -> Report:
-    """Read config.toml, metrics.jsonl and the results in `run_dir` and write report.json, .md and .html; returns the JSON's value.
+    """Read config.toml, metrics.jsonl and the results in `run_dir` and write report.md, .html and .json; returns the JSON's value.
 
-    Whatever is missing, or torn by a crash, is left out: a running or broken run has a report too. Raises DataError
-    where there is no such folder.
+    Whatever is missing, or torn by a crash, is left out: a running or broken run has a report too. The JSON comes last: where it
+    is there, so are the others. Raises DataError where there is no such folder, PreflightError where the disk refuses.
     """
     if not run_dir.is_dir():
         raise DataError(f"there is no run in {run_dir}", "give --run the name of one, or start it with train")
     report = _collect(run_dir)
-    atomic_write_json(run_dir / REPORT, report)
-    atomic_write(run_dir / "report.md", markdown(report))
-    atomic_write(run_dir / "report.html", page(report))
+    try:
+        for name, text in _texts(report).items():
+            atomic_write(run_dir / name, text)
+        atomic_write_json(run_dir / REPORT, report)
+    except OSError as error:
+        raise disk_error(error, "writing the report") from error
     return report
+
+
+def has_report(run_dir: Path) -> bool:
+    """Whether the report of a finished run is whole: no file of it is missing, damaged, or as another version writes it."""
+    try:
+        report = json.loads((run_dir / REPORT).read_text(encoding="utf-8"))
+        return report["finished"] and all((run_dir / name).read_text(encoding="utf-8") == text for name, text in _texts(report).items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # whatever is wrong with it
+        return False
+
+
+def _texts(report: Report) -> dict[str, str]:
+    """The report's files for people, by name. A terminal may show them: a model's words are made printable."""
+    return {"report.md": printable(markdown(report)), "report.html": printable(page(report))}
 
 
 def _collect(run_dir: Path) -> Report:
@@ -138,6 +157,8 @@ def _read_config(path: Path) -> dict[str, Any]:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
+    if "mirror" in values:  # an older version kept its credentials
+        values["mirror"] = redact(str(values["mirror"]))
     return {name: value for name, value in values.items() if name != "frozen"}
 
 

@@ -22,6 +22,7 @@ import fsspec
 from nanochat import paths
 from nanochat.console import log
 from nanochat.errors import DataError, UsageError
+from nanochat.redaction import redact
 from nanochat.runs.checkpoint import MANIFEST, Checkpoints, verify
 from nanochat.runs.metrics import STAGES
 
@@ -51,7 +52,7 @@ class Mirror:
             raise UsageError(
                 f"the mirror {url} is of no known kind ({error})", "as in --mirror s3://bucket/folder or file:///mnt/nas"
             ) from error
-        self.url, self.root = url, posixpath.join(root, run)
+        self.url, self.root = redact(url), posixpath.join(root, run)  # the address is for messages alone
 
     def _path(self, *parts: str) -> str:
         return posixpath.join(self.root, *parts)

@@ -18,6 +18,7 @@ from nanochat.console import log
 from nanochat.data.shards import Dataset, open_dataset
 from nanochat.errors import DataError, UsageError
 from nanochat.model.transformer import Transformer
+from nanochat.redaction import redact
 from nanochat.runs.checkpoint import Checkpoint, Checkpoints
 from nanochat.runs.metrics import STAGES
 from nanochat.tokenizer.tokenizer import Tokenizer
@@ -37,9 +38,9 @@ class Record:
     conversations: str = ""  # hash of the user's, where there are any
 
     def write(self) -> None:
-        """Write the run's config.toml."""
+        """Write the run's config.toml, without the credentials of its mirror: each call is given those anew."""
         frozen = {name: value for name, value in dataclasses.asdict(self).items() if name != "config"}
-        table = self.config.to_dict() | {"frozen": frozen}
+        table = self.config.to_dict() | {"mirror": redact(self.config.mirror), "frozen": frozen}
         try:
             paths.atomic_write(paths.run_dir(self.config.run) / RECORD, tomli_w.dumps(table))
         except OSError as error:

@@ -26,6 +26,7 @@ from nanochat.config import CheckpointConfig, Config
 from nanochat.console import log
 from nanochat.distributed.ranks import Ranks
 from nanochat.hardware.extras import needed
+from nanochat.redaction import redact
 from nanochat.runs.metrics import Metrics
 
 NONE = "none"
@@ -34,7 +35,6 @@ STATE = "live.json"
 SECONDS = 1.0  # between two rounds of handing on
 LAST_SECONDS = 60.0  # that a run's end waits for the last one
 STAYS_HERE = ("data", "chat_data", "identity", "mirror")  # settings that name places of this machine
-SECRETS = ("WANDB_API_KEY", "HF_TOKEN", "TRACKIO_WRITE_TOKEN")
 
 
 def require(config: CheckpointConfig) -> None:
@@ -170,10 +170,7 @@ def settings(config: Config) -> dict[str, Any]:
 
 def said(error: Exception) -> str:
     """An error in one line, without any key that this process was given."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    for secret in filter(None, map(os.environ.get, SECRETS)):
-        text = text.replace(secret, "***")
-    return text
+    return redact(" ".join(str(error).split()) or type(error).__name__)
 
 
 class TrackerThread:

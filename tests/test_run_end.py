@@ -1,0 +1,204 @@
+"""The end of a run, killed at each of its writes or on a full disk: the next command finishes it, and asks nothing twice.
+
+The run is tiny, with the embedded text's held-out questions. The slow tests take each moment, the others a few.
+"""
+
+import json
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.tiny import MODEL, call
+
+pytestmark = pytest.mark.long
+
+TRAIN = [
+    *("entrypoint.py", "train", "--profile=cpu", "--core_metric_max_per_task=0", "--sft_iterations=2"),
+    *(f"--{name}={value}" for name, value in (MODEL | {"max_seq_len": 64, "num_iterations": 2, "run": "tiny"}).items()),
+]
+REPORT = ["entrypoint.py", "report", "--run=tiny"]
+REPORTS = ("report.json", "report.md", "report.html")
+KILLED = -signal.SIGKILL
+MOST_WRITES = 60
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data directory of a finished run."""
+    base = tmp_path_factory.mktemp("finished") / "base"
+    done = call(base, *TRAIN, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return base
+
+
+@pytest.fixture
+def copied(finished: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Makes a new copy of that directory, of which the run lacks some files."""
+
+    def copy(*without: str, to: Path | None = None) -> Path:
+        base = to or tmp_path / "copy"
+        shutil.rmtree(base, ignore_errors=to is not None)
+        shutil.copytree(finished, base, dirs_exist_ok=True)
+        for name in without:
+            (base / "runs/tiny" / name).unlink()
+        return base
+
+    (tmp_path / "copy").mkdir()
+    return copy
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A directory on a disk of 32 MB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", str(place)], capture_output=True, check=False).returncode:
+        pytest.skip("a small disk needs a mount, which is not allowed here")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def fill(disk: Path, room: int) -> Path:
+    """Fill a disk so that `room` bytes are left; the file that does it."""
+    filler = disk / "filler"
+    filler.write_bytes(bytes(max(shutil.disk_usage(disk).free // 4096 * 4096 - room, 0)))
+    return filler
+
+
+def has_summary(base: Path) -> bool:
+    results = base / "runs/tiny/evaluation.json"
+    return results.exists() and "summary" in json.loads(results.read_text(encoding="utf-8"))
+
+
+def require_whole(base: Path, finished: Path) -> None:
+    """The run has the scores and the report that it had at first, but for the time and the memory that it took."""
+    found, first = (json.loads((place / "runs/tiny/report.json").read_text(encoding="utf-8")) for place in (base, finished))
+    for name in ("scores", "samples", "bpb", "tokens", "flops", "stages", "curve", "config"):
+        assert found[name] == first[name], name
+    text, page = ((base / "runs/tiny" / name).read_text(encoding="utf-8") for name in REPORTS[1:])
+    assert text.startswith("# tiny") and "small talk" in text and page.endswith("</html>\n") and "small talk" in page
+    assert (base / "runs/tiny/heldout.jsonl").read_bytes() == (finished / "runs/tiny/heldout.jsonl").read_bytes()
+
+
+def require_finished(base: Path, finished: Path, command: list[str]) -> None:
+    """`command` ends well and leaves all of the end; the questions are asked again only where their answers were not kept."""
+    kept = has_summary(base)
+    done = call(base, *command, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert ("asking the trained model" in done.stderr) == (not kept and command == TRAIN), done.stderr
+    require_whole(base, finished)
+    again = call(base, *TRAIN, timeout=120)
+    assert again.returncode == 0 and "is finished" in again.stderr and "written again" not in again.stderr, again.stderr
+
+
+def kill_at(base: Path, number: int, command: list[str]) -> int:
+    """Run `command`, killed at its write of that number; its exit code."""
+    return call(base, "tests/fault_at.py", str(number), *command[1:], timeout=120).returncode
+
+
+# ---- a file that is missing or damaged ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", REPORTS)
+@pytest.mark.parametrize("damage", ["missing", "torn", "empty"])
+def test_a_report_that_is_not_whole_is_written_again(copied: Callable[..., Path], finished: Path, name: str, damage: str) -> None:
+    from nanochat.report.collect import has_report, write_report
+
+    base = copied()
+    path = base / "runs/tiny" / name
+    assert has_report(path.parent)
+    path.unlink() if damage == "missing" else path.write_bytes(path.read_bytes()[:-20] if damage == "torn" else b"")
+    assert not has_report(path.parent)
+    if (name, damage) in ((REPORTS[2], "missing"), (REPORTS[0], "torn")):  # the others would take the same way
+        require_finished(base, finished, TRAIN)
+    write_report(path.parent)
+    assert has_report(path.parent)
+
+
+# ---- killed -----------------------------------------------------------------------------------------------------------
+
+
+def kill_points(copied: Callable[..., Path], finished: Path, command: list[str], numbers: range, *without: str) -> int:
+    """Kill `command` at each of those writes; how many there were. After each, `train` ends the run."""
+    for number in numbers:
+        place = copied(*without, to=finished.parent / str(number))
+        code = kill_at(place, number, command)
+        if code == 0:
+            return number - 1
+        assert code == KILLED, code
+        require_finished(place, finished, TRAIN)
+        shutil.rmtree(place)
+    return max(numbers)
+
+
+def test_killed_where_a_report_is_half_there(copied: Callable[..., Path], finished: Path) -> None:
+    # 1-2 the questions, 3-4 the scores, 5-6 report.md, 7-8 report.html, 9-10 report.json: its file is written, then its folder synced
+    for number, kept in ((3, False), (7, True), (9, True)):
+        base = copied("evaluation.json", *REPORTS, to=finished.parent / str(number))
+        assert kill_at(base, number, TRAIN) == KILLED
+        assert has_summary(base) == kept and not (base / "runs/tiny/report.json").exists()
+        require_finished(base, finished, TRAIN)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [TRAIN, REPORT], ids=["the end of train", "report"])
+def test_killed_at_each_write(copied: Callable[..., Path], finished: Path, command: list[str]) -> None:
+    without = ("evaluation.json", *REPORTS) if command == TRAIN else REPORTS
+    points = kill_points(copied, finished, command, range(1, MOST_WRITES), *without)
+    assert points == (10 if command == TRAIN else 6)
+
+
+@pytest.mark.slow
+def test_an_export_killed_at_each_write(copied: Callable[..., Path], tmp_path: Path) -> None:
+    base, points = copied(), 0
+    for number in range(1, MOST_WRITES):
+        out = tmp_path / f"export-{number}"
+        command = ["entrypoint.py", "export", "--to=hf", "--run=tiny", f"--out={out}"]
+        code = kill_at(base, number, command)
+        if code == 0:
+            break
+        assert code == KILLED
+        points += 1
+        if not out.exists():  # what is there is whole
+            done = call(base, *command)
+            assert done.returncode == 0, done.stderr
+        done = call(base, "entrypoint.py", "import", str(out), f"--run=from-{number}")
+        assert done.returncode == 0, done.stderr
+    assert points >= 10
+
+
+# ---- a full disk ------------------------------------------------------------------------------------------------------
+
+
+def full_disk(copied: Callable[..., Path], finished: Path, disk: Path, room: int) -> int:
+    """The end of the run with `room` bytes left, then with more: the first exit code."""
+    base = copied("evaluation.json", "heldout.jsonl", *REPORTS, to=disk)
+    filler = fill(disk, room)
+    ended = call(base, *TRAIN, timeout=120)
+    assert ended.returncode in (0, 3), ended.stderr
+    if ended.returncode:
+        assert "error: the disk is full while" in ended.stderr and "Traceback" not in ended.stderr
+        filler.unlink()
+        require_finished(base, finished, TRAIN)
+    return ended.returncode
+
+
+def test_a_disk_that_is_full_at_the_report(small_disk: Path, copied: Callable[..., Path], finished: Path) -> None:
+    assert full_disk(copied, finished, small_disk, 80 << 10) == 3
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_full_at_each_write(small_disk: Path, copied: Callable[..., Path], finished: Path) -> None:
+    """Room for ever more of the end's files, until there is enough for all."""
+    codes = []
+    for room in (0, 16 << 10, 48 << 10, *range(56 << 10, 400 << 10, 4 << 10)):
+        for path in small_disk.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        codes.append(full_disk(copied, finished, small_disk, room))
+        if codes[-1] == 0:
+            break
+    assert codes[-1] == 0 and codes.count(3) >= 8, codes
