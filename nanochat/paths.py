@@ -102,10 +102,10 @@ def atomic_write_json(path: Path, value: Any) -> None:
 
 
 @contextlib.contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
+def atomic_folder(path: Path, exclusive: bool = False) -> Iterator[Path]:
     """Fill a temporary folder that becomes `path` in one rename when the block ends well, and vanishes otherwise.
 
-    Where `path` appeared meanwhile, by another process doing the same work, that one is kept.
+    Where `path` appeared meanwhile, by another process doing the same work, that one is kept; FileExistsError if `exclusive`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f"{TEMPORARY}{uuid.uuid4().hex}"
@@ -118,6 +118,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         try:
             temporary.rename(path)
         except OSError as error:
+            if exclusive and os.path.lexists(path):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from error
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
         fsync_dir(path.parent)
@@ -148,26 +150,26 @@ def locked(path: Path, holder: str = "") -> Iterator[None]:
 
 def sweep() -> None:
     """Remove what a crash left unfinished a day ago or longer: nobody is still writing it."""
-    for place in ("data", "tokenizer", "tokens/*/*", "runs/*"):
+    for place in (".", "data", "tokenizer", "tokens/*/*", "runs", "runs/*", "runs/*/*"):
         for path in base_dir().glob(f"{place}/{TEMPORARY}*"):
             with contextlib.suppress(OSError):
                 if time.time() - path.stat().st_mtime > STALE_SECONDS:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def disk_error(error: OSError, doing: str) -> NanochatError:
-    """The error a user sees when the disk refuses a write while `doing` something."""
-    where = error.filename or base_dir()
+def disk_error(error: OSError, doing: str, out: Path | None = None) -> NanochatError:
+    """The error a user sees when the disk refuses a write while `doing` something.
+
+    It was into the data directory, unless `out` is the folder that the user has named.
+    """
+    where = out or error.filename or base_dir()
     if error.errno == errno.ENOSPC or error.errno == errno.EDQUOT:
-        return PreflightError(
-            f"the disk is full while {doing} ({where})",
-            f"free some space under {base_dir()}, or point NANOCHAT_BASE_DIR to a larger disk, and run the same command again",
-        )
+        place, larger = (out.parent, "give --out a folder on") if out else (base_dir(), "point NANOCHAT_BASE_DIR to")
+        hint = f"free some space under {place}, or {larger} a larger disk, and run the same command again"
+        return PreflightError(f"the disk is full while {doing} ({where})", hint)
     if error.errno in _REFUSED:
-        return PreflightError(
-            f"cannot write while {doing}: {error.strerror} ({where})",
-            "make the folder writable, or point NANOCHAT_BASE_DIR to one that is",
-        )
+        other = "give --out one that is" if out else "point NANOCHAT_BASE_DIR to one that is"
+        return PreflightError(f"cannot write while {doing}: {error.strerror} ({where})", f"make the folder writable, or {other}")
     return NanochatError(f"{error.strerror or error} while {doing} ({where})", "see docs/TROUBLESHOOTING.md")
 
 

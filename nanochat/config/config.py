@@ -51,7 +51,7 @@ class Config(
             )
         rows = self.total_batch_size // self.max_seq_len
         if rows % (self.device_batch_size * self.nproc_per_node):
-            fitting = [n for n in range(1, rows + 1) if rows % (n * self.nproc_per_node) == 0]
+            fitting = [n for n in range(1, min(rows, 65536) + 1) if rows % (n * self.nproc_per_node) == 0]
             step = self.device_batch_size * self.nproc_per_node * self.max_seq_len
             near = max(self.total_batch_size // step, 1) * step
             raise UsageError(

@@ -4,7 +4,6 @@ runs/<run>/evaluation.json  the results (results.py), for the report
           /evaluation/      answers on the way: a killed evaluation resumes, and an equal one is not asked again
 """
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +26,6 @@ from nanochat.evaluation.scorer import Scorer
 from nanochat.evaluation.scores import score_table
 from nanochat.hub.assets import BUNDLE, has_bundle
 from nanochat.runs import record as runs
-from nanochat.runs.checkpoint import MANIFEST
 
 PARTS = ("bpb", "core", "chat", "skills")
 TASK_PARTS = {"core": "base", "chat": None}  # part of tasks -> the stage whose model is asked; None: the newest there is
@@ -64,9 +62,8 @@ def evaluate_part(run: str, part: str, max_per_task: int, here: ranks.Ranks, aga
         for path in (folder / ANSWERS).glob(f"{part}_*.json"):
             path.unlink(missing_ok=True)
     here.gather_objects(None)
-    weights = json.loads((opened.checkpoint.folder / MANIFEST).read_text(encoding="utf-8"))["sha256"]
     scorer = Scorer(opened.model, opened.tokenizer)
-    result = evaluate_tasks(part, read_tasks(part, max_per_task), scorer, here, folder / ANSWERS, weights)
+    result = evaluate_tasks(part, read_tasks(part, max_per_task), scorer, here, folder / ANSWERS, opened.checkpoint.digest)
     result |= {"stage": meta["stage"], "step": opened.checkpoint.step, "max_per_task": max_per_task}
     if here.main:
         write_part(folder, part, result)

@@ -4,35 +4,41 @@ The nanochat architecture comes with modelling code of its own (trust_remote_cod
 """
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
-from nanochat import paths
+from nanochat import paths, untrusted
 from nanochat.console import log
 from nanochat.data.shards import read_manifest
 from nanochat.data.source import text_source
 from nanochat.errors import DataError, NanochatError, UsageError
 from nanochat.export import vocabulary
+from nanochat.export.output import new_folder
+from nanochat.hardware.memory import require_memory
+from nanochat.hub.download import require_space
 from nanochat.kernels.operations import RMS_EPS
-from nanochat.model.build import build_model
+from nanochat.model.build import allocate_model, describe_model
 from nanochat.model.layers import ROPE_BASE
 from nanochat.model.scaling import ARCHITECTURES, GPTConfig, count_parameters
 from nanochat.model.transformer import Transformer
 from nanochat.runs import record as runs
 from nanochat.runs.checkpoint import import_checkpoint
 from nanochat.runs.record import TrainedModel
+from nanochat.runs.step_files import checked_meta, checked_run, safetensors_errors, tensor_shapes
 from nanochat.tokenizer.tokenizer import Tokenizer
 
 ABOUT = "nanochat.json"  # in the folder: what `import` needs beside the weights and the tokenizer
 FORMAT = 1
 WEIGHTS = "model.safetensors"
+IMPORTED = ("stage", "step", "steps", "trial", "model", "tokenizer", "optimizer_steps", "skipped", "turn")  # of a checkpoint's meta
 MODELLING = Path(__file__).with_name("modeling_nanochat_appliance.py")
 
 # Our names of the weights -> Hugging Face's; {} is a layer's number.
@@ -215,70 +221,94 @@ Calls of the calculator (`<|python_start|>...<|python_end|>`) are not answered o
 
 def write_folder(opened: TrainedModel, out: Path) -> None:
     """Write `out` as a whole. Raises UsageError where it exists, PreflightError where it cannot be written."""
-    refuse_existing(out)
     gpt, tokenizer, meta = opened.model.config, opened.tokenizer, opened.checkpoint.meta
     licence = licence_of(opened.run)
     about = {"format": FORMAT, "run": opened.run, "licence": licence, "meta": meta}
     config = config_json(gpt, tokenizer)
     generation = {name: config[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    try:
-        with paths.atomic_folder(out) as folder:
+    with new_folder(out) as folder:
+        with safetensors_errors(out / WEIGHTS):
             save_file(hf_weights(opened.model), folder / WEIGHTS, metadata={"format": "pt"})
-            paths.atomic_write_json(folder / "config.json", config)
-            paths.atomic_write_json(folder / "generation_config.json", generation | {"do_sample": True, "temperature": 0.7, "top_k": 50})
-            paths.atomic_write_json(folder / "tokenizer.json", vocabulary.tokenizer_json(tokenizer))
-            paths.atomic_write_json(folder / "tokenizer_config.json", vocabulary.tokenizer_config(gpt.max_seq_len))
-            shutil.copyfile(vocabulary.TEMPLATE, folder / vocabulary.TEMPLATE.name)
-            paths.atomic_write(folder / "README.md", model_card(opened, licence))
-            paths.atomic_write_json(folder / ABOUT, about)
-            if not is_plain_qwen3(gpt):
-                shutil.copyfile(MODELLING, folder / MODELLING.name)
-    except (OSError, SafetensorError) as error:
-        raise paths.disk_error(error if isinstance(error, OSError) else OSError(str(error)), f"writing {out}") from error
-
-
-def refuse_existing(out: Path) -> None:
-    """Raise UsageError where `out` is there already: nobody's files are overwritten."""
-    if out.exists():
-        raise UsageError(f"{out} exists", "choose another folder with --out, or remove this one")
+        paths.atomic_write_json(folder / "config.json", config)
+        paths.atomic_write_json(folder / "generation_config.json", generation | {"do_sample": True, "temperature": 0.7, "top_k": 50})
+        paths.atomic_write_json(folder / "tokenizer.json", vocabulary.tokenizer_json(tokenizer))
+        paths.atomic_write_json(folder / "tokenizer_config.json", vocabulary.tokenizer_config(gpt.max_seq_len))
+        shutil.copyfile(vocabulary.TEMPLATE, folder / vocabulary.TEMPLATE.name)
+        paths.atomic_write(folder / "README.md", model_card(opened, licence))
+        paths.atomic_write_json(folder / ABOUT, about)
+        if not is_plain_qwen3(gpt):
+            shutil.copyfile(MODELLING, folder / MODELLING.name)
 
 
 def import_folder(folder: Path, run: str | None = None) -> str:
     """A folder that `write_folder` wrote as the run `run` (its old name unless given); returns the name.
 
-    Raises DataError where the folder is no such one or damaged, UsageError where a run of that name exists.
+    The folder is somebody else's: nothing of it is used unchecked, and the run appears whole or not at all. Raises DataError where it is
+    no such one or damaged, UsageError where a run of that name exists, PreflightError where memory or disk do not suffice.
     """
     try:
-        about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-        tokenizer = vocabulary.read_tokenizer(folder / "tokenizer.json")
-        meta, name = about["meta"], run or str(about["run"])
+        meta, tokenizer, old_name = _read_about(folder)
+        name = runs.plain_name(run) if run else checked_run(old_name)
+        target = paths.run_dir(name)
+        if os.path.lexists(target):
+            raise _run_exists(name)
         gpt = GPTConfig.from_dict(meta["model"])
-        if about["format"] != FORMAT or tokenizer.id != meta["tokenizer"] or tokenizer.vocab_size != gpt.vocab_size:
-            raise ValueError("its tokenizer or its format is another")
-        model = _read_model(folder / WEIGHTS, gpt)
+        model = _read_model(untrusted.inside(folder, WEIGHTS), gpt)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise DataError(f"{folder} is not a folder that export --to hf wrote: {error}", "export the run again") from error
-    target = paths.run_dir(runs.plain_name(name))
-    if target.exists():
-        raise UsageError(f"a run {name!r} exists", "choose another name with --run NEW")
-    tokenizer.save(paths.tokenizer_dir(tokenizer.id))
-    import_checkpoint(target / meta["stage"], model, meta | {"run": name, "imported": True})
+    try:
+        require_space(f"importing {folder}", 4 * count_parameters(gpt)["total"], target)
+        tokenizer.save(paths.tokenizer_dir(tokenizer.id))
+        with paths.atomic_folder(target, exclusive=True) as temporary:
+            import_checkpoint(temporary / meta["stage"], model, meta | {"run": name, "imported": True})
+    except FileExistsError as error:
+        raise _run_exists(name) from error
+    except OSError as error:
+        raise paths.disk_error(error, f"importing into {target}") from error
     log(f"imported {folder} as the run {name}")
     return name
 
 
+def _run_exists(name: str) -> UsageError:
+    return UsageError(f"a run {name!r} exists", "choose another name with --run NEW")
+
+
+def _read_about(folder: Path) -> tuple[dict[str, Any], Tokenizer, Any]:
+    """What a received folder says of itself: its checkpoint's meta and tokenizer, checked, and its run. Raises ValueError, OSError."""
+    about = untrusted.table(untrusted.read_json(untrusted.inside(folder, ABOUT)), ABOUT)
+    meta = {name: value for name, value in checked_meta(about["meta"]).items() if name in IMPORTED}
+    for name in ("stage", "tokenizer", "model"):
+        if name not in meta:
+            raise ValueError(f"{ABOUT} does not say its {name}")
+    gpt, tokenizer = GPTConfig.from_dict(meta["model"]), vocabulary.read_tokenizer(untrusted.inside(folder, "tokenizer.json"))
+    if about["format"] != FORMAT or tokenizer.id != meta["tokenizer"] or tokenizer.vocab_size != gpt.vocab_size:
+        raise ValueError("its tokenizer or its format is another")
+    return meta, tokenizer, about["run"]
+
+
 def _read_model(path: Path, gpt: GPTConfig) -> Transformer:
     """A model with the weights of an exported file. Raises ValueError where one is missing, left over or of another shape."""
-    saved = load_file(path)
-    model = build_model(gpt)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            value = _swap_rotary_halves(name, saved.pop(_hf_name(name)), gpt)
-            rows = gpt.vocab_size if _VOCABULARY.fullmatch(name) else len(weight)
-            if value.shape != weight[:rows].shape:
-                raise ValueError(f"{name} is {tuple(value.shape)}, not {tuple(weight[:rows].shape)}")
-            weight[rows:] = 0
-            weight[:rows] = value
+    saved = tensor_shapes(path)
+    if gpt.depth > len(saved):  # before its layers are built, if without memory for them
+        raise ValueError(f"{len(saved)} weights are too few for {gpt.depth} layers")
+    for name, shape in _exported_shapes(gpt).items():
+        if (found := saved.pop(_hf_name(name), None)) != shape:
+            raise ValueError(f"{name} is {found}, not {shape}")
     if saved:
-        raise ValueError(f"weights left over: {', '.join(sorted(saved))}")
+        raise ValueError(f"weights left over: {', '.join(sorted(map(untrusted.shown, saved))[:10])}")
+    require_memory("importing this model", 4 * count_parameters(gpt)["total"])
+    model = allocate_model(gpt)
+    with safe_open(path, "pt") as file, torch.no_grad():
+        for name, weight in model.named_parameters():
+            value = _swap_rotary_halves(name, file.get_tensor(_hf_name(name)), gpt)
+            weight[len(value) :] = 0
+            weight[: len(value)] = value
     return model
+
+
+def _exported_shapes(gpt: GPTConfig) -> dict[str, tuple[int, ...]]:
+    """The shape of each weight as `hf_weights` writes it, under our name."""
+    return {
+        name: (gpt.vocab_size if _VOCABULARY.fullmatch(name) else len(weight), *weight.shape[1:]) if weight.dim() else ()
+        for name, weight in describe_model(gpt).named_parameters()
+    }

@@ -6,7 +6,8 @@ from typing import Any
 from nanochat import paths
 from nanochat.errors import UsageError
 from nanochat.export import vocabulary
-from nanochat.export.folder import hf_weights, is_plain_qwen3, licence_of, refuse_existing
+from nanochat.export.folder import hf_weights, is_plain_qwen3, licence_of
+from nanochat.export.output import new_folder
 from nanochat.hardware.extras import needed
 from nanochat.kernels.operations import RMS_EPS
 from nanochat.model.layers import ROPE_BASE
@@ -41,25 +42,21 @@ def write_gguf(opened: TrainedModel, out: Path) -> None:
             "train one with --architecture portable, or use --to hf",
         )
     gguf = needed("gguf", "gguf", "--to gguf")
-    refuse_existing(out)
-    try:
-        with paths.atomic_folder(out) as folder:
-            writer = gguf.GGUFWriter(folder / GGUF, "qwen3")
-            writer.add_name(opened.run)
-            writer.add_license(licence_of(opened.run))
-            writer.add_file_type(gguf.LlamaFileType.ALL_F32)
-            _add_architecture(writer, gpt)
-            _add_tokenizer(writer, tokenizer, gguf.TokenType)
-            names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN3, gpt.depth)
-            for name, weight in hf_weights(opened.model).items():
-                writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), weight.cpu().numpy())
-            writer.write_header_to_file()
-            writer.write_kv_data_to_file()
-            writer.write_tensors_to_file()
-            writer.close()
-            paths.atomic_write(folder / "Modelfile", MODELFILE)
-    except OSError as error:
-        raise paths.disk_error(error, f"writing {out}") from error
+    with new_folder(out) as folder:
+        writer = gguf.GGUFWriter(folder / GGUF, "qwen3")
+        writer.add_name(opened.run)
+        writer.add_license(licence_of(opened.run))
+        writer.add_file_type(gguf.LlamaFileType.ALL_F32)
+        _add_architecture(writer, gpt)
+        _add_tokenizer(writer, tokenizer, gguf.TokenType)
+        names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN3, gpt.depth)
+        for name, weight in hf_weights(opened.model).items():
+            writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), weight.cpu().numpy())
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        paths.atomic_write(folder / "Modelfile", MODELFILE)
 
 
 def _add_architecture(writer: Any, gpt: GPTConfig) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 from nanochat.errors import DataError
 from nanochat.tokenizer.conversation import SPECIAL_TOKENS
 from nanochat.tokenizer.formats import huggingface, read_huggingface
-from nanochat.tokenizer.tokenizer import Tokenizer
+from nanochat.tokenizer.tokenizer import QWEN2_PATTERN, SPLIT_PATTERN, Tokenizer
 
 TEMPLATE = Path(__file__).with_name("chat_template.jinja")
 
@@ -19,6 +19,8 @@ def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
 def read_tokenizer(path: Path) -> Tokenizer:
     """The tokenizer of such a file. Raises DataError where it is not one of ours."""
     tokens, pattern, specials = read_huggingface(path)
+    if pattern not in (SPLIT_PATTERN, QWEN2_PATTERN):  # no other is run: a pattern can be made to take for ever
+        raise DataError(f"{path} splits text by another pattern than this program's", "export the run again")
     tokenizer = Tokenizer(tokens, pattern)
     if tokenizer.specials != specials:
         raise DataError(f"{path} has other special tokens than {', '.join(SPECIAL_TOKENS)}", "export the run again")

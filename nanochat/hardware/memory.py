@@ -2,6 +2,8 @@
 
 import os
 
+from nanochat.console import quantity
+from nanochat.errors import PreflightError
 from nanochat.hardware import procfs
 
 FALLBACK = 8 << 30  # bytes, where the system does not say how many it has
@@ -15,3 +17,12 @@ def available_bytes() -> int:
     limit, used = procfs.read("/sys/fs/cgroup/memory.max").strip(), procfs.read("/sys/fs/cgroup/memory.current").strip()
     contained = [int(limit) - int(used)] if limit.isdigit() and used.isdigit() else []
     return min([total, *available, *contained])
+
+
+def require_memory(what: str, needed: int) -> None:
+    """Raise PreflightError unless this process may still take `needed` bytes of memory."""
+    free = available_bytes()
+    if needed > free:
+        raise PreflightError(
+            f"{what} needs {quantity(needed)}B of memory, and {quantity(free)}B are free", "use a machine with more memory"
+        )

@@ -14,6 +14,7 @@ import urllib.parse
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from nanochat import untrusted
 from nanochat.console import log
 from nanochat.errors import DataError
 from nanochat.redaction import redact
@@ -23,6 +24,8 @@ ATTEMPTS = 6  # in a row that bring nothing, for each file and each page
 FIRST_WAIT = 1.0  # seconds before the second attempt; doubled for each further one ...
 LONGEST_BACKOFF = 60.0  # ... up to this
 LONGEST_WAIT = 300.0  # seconds that a server's Retry-After is honoured
+FILE_MOST = 1 << 40  # bytes of a file
+LIST_BYTES, LIST_PAGES = 64 << 20, 10_000  # of one page of a list, and how many pages
 TIMEOUT = (15.0, 60.0)  # seconds to connect, and without a byte
 UNKNOWN_LICENCE = "unknown: see the dataset's card"
 
@@ -31,13 +34,17 @@ Result = TypeVar("Result")
 
 @dataclasses.dataclass(frozen=True)
 class Remote:
-    """A file to fetch; size in bytes and SHA-256 where they are published. `name` is its plain name here; `mirrors` have it too."""
+    """A file to fetch; size in bytes and SHA-256 where they are published. `name` is its plain name here; `mirrors` have it too.
+
+    More than `most` bytes are not taken from a server, whatever it says.
+    """
 
     url: str
     name: str
     size: int | None = None
     sha256: str | None = None
     mirrors: tuple[str, ...] = ()
+    most: int = FILE_MOST
 
 
 class NotListed(DataError):
@@ -113,6 +120,8 @@ def _tree(repo: str, url: str, attempts: int) -> list[Remote]:
     seen: set[str] = set()
     while url and url not in seen:
         seen.add(url)
+        if len(seen) > LIST_PAGES:
+            raise NotListed(f"{repo}: the list of files has more than {LIST_PAGES} pages")
         entries, following = retry(url, lambda url=url: _page(url), attempts)  # type: ignore[misc]
         found += [_listed(repo, entry) for entry in entries if entry.get("type") == "file"]
         url = urllib.parse.urljoin(url, following) if following else ""
@@ -136,13 +145,23 @@ def _json(url: str, links: dict[str, Any] | None = None) -> Any:
         with get(url) as response:
             if links is not None:
                 links |= response.links
-            return response.json()
-    except requests.exceptions.JSONDecodeError as error:
+            return untrusted.parse_json(_body(url, response).decode("utf-8"))
+    except ValueError as error:
         raise NotListed(f"{url} does not answer as the hub does: no JSON") from error
     except requests.RequestException as error:
         raise TransientError(reason(error)) from error
     except DataError as error:
         raise NotListed(error.message, error.hint) from error
+
+
+def _body(url: str, response: Any) -> bytes:
+    """A whole response of at most LIST_BYTES bytes. Raises NotListed for a longer one."""
+    body = bytearray()
+    for block in response.iter_content(1 << 16):
+        body += block
+        if len(body) > LIST_BYTES:
+            raise NotListed(f"{url} does not answer as the hub does: more than {LIST_BYTES:,} bytes")
+    return bytes(body)
 
 
 def _listed(repo: str, entry: dict[str, Any]) -> Remote:
@@ -153,7 +172,7 @@ def _listed(repo: str, entry: dict[str, Any]) -> Remote:
         raise DataError(f"{repo} lists a file with the unsafe name {path!r}", "do not use this dataset")
     lfs: dict[str, Any] = entry["lfs"] if isinstance(entry.get("lfs"), dict) else {}
     size = lfs.get("size", entry.get("size"))
-    return remote(repo, path, size if isinstance(size, int) else None, digest_of(lfs.get("oid")))
+    return remote(repo, path, size if type(size) is int and 0 <= size <= FILE_MOST else None, digest_of(lfs.get("oid")))
 
 
 def digest_of(text: Any) -> str | None:

@@ -210,6 +210,12 @@ class _Transfer:
             part.begin({"url": redact(url), "validator": validator, "sha256": self.published})
         whole = self.remote.size if self.remote.size is not None else size["published"]
         self.expected = whole if whole is not None else size["claimed"]
+        if (self.expected or 0) > self.remote.most:
+            raise self._too_much(url)
+
+    def _too_much(self, url: str) -> DataError:
+        self.part.begin({})
+        return DataError(f"{url} has more than the {quantity(self.remote.most)}B that {self.remote.name} may have")
 
     def _restart(self, why: str) -> None:
         self.restarts += 1
@@ -231,6 +237,8 @@ class _Transfer:
                 part.digest.update(block)
                 part.bytes += len(block)
                 came += len(block)
+                if part.bytes > self.remote.most:
+                    raise self._too_much(part.origin.get("url", self.remote.url))
                 if part.bytes == self.expected:
                     self.meter.take(len(block))
                     return

@@ -19,9 +19,14 @@ def build_model(config: GPTConfig, device: torch.device | str = "cpu", seed: int
 
 def allocate_model(config: GPTConfig, device: torch.device | str = "cpu") -> Transformer:
     """A float32 model on `device`, allocated once, whose weights are yet to be filled."""
-    with torch.device("meta"):
-        model = _MODELS[config.architecture](config)
+    model = describe_model(config)
     model.to_empty(device=device)
     model.init_buffers()
     model.use(torch.float32)
     return model
+
+
+def describe_model(config: GPTConfig) -> Transformer:
+    """A model whose weights have names and shapes, but no memory."""
+    with torch.device("meta"):
+        return _MODELS[config.architecture](config)

@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from nanochat import untrusted
 from nanochat.config import ModelConfig
 
 SOFTCAP = 15.0  # of nanochat's logits
@@ -43,6 +44,10 @@ REFERENCE_BATCH = 2**19
 REFERENCE_WEIGHT_DECAY = 0.28
 REFERENCE_DIM = 768
 MINIMUM_STEPS = 500  # a rule's batch never leaves fewer steps than this: d4's 528 are the fewest of the measured table
+
+# What a checkpoint's JSON may say at most, far above any model that can be trained, so that nothing is computed or allocated for more.
+LARGEST = {"depth": 1024, "dim": 2**16, "n_head": 2**12, "n_kv_head": 2**12, "head_dim": 2**13, "vocab_size": 2**22, "max_seq_len": 2**20}
+LARGEST_TABLE = 2**25  # max_seq_len x head_dim: the table of the rotary embedding, which no weight's shape bounds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,14 +105,23 @@ class GPTConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> "GPTConfig":
         """The inverse of `to_dict`; a part that is not named is nanochat's.
 
-        Raises TypeError where a field is missing or unknown, ValueError where no architecture has these parts.
+        Raises TypeError where a field is missing or unknown, ValueError where no architecture has these parts or no model this shape.
         """
         shape = dict(values)
+        for name in LARGEST.keys() & shape.keys():
+            untrusted.integer(shape[name], name, 1, LARGEST[name])
+        untrusted.text(shape.get("window_pattern", "L"), "window_pattern", LARGEST["depth"])
         parts = {name: shape.pop(name, default) for name, default in ARCHITECTURES["nanochat"].items()}
         for architecture, known in ARCHITECTURES.items():
             if parts == known:
-                return cls(**shape, architecture=architecture)
-        raise ValueError(f"no architecture has {parts}")
+                try:
+                    gpt = cls(**shape, architecture=architecture)
+                except AssertionError as error:
+                    raise ValueError(f"no model has the shape {untrusted.shown(shape, 300)}") from error
+                if gpt.max_seq_len * gpt.head_dim > LARGEST_TABLE or gpt.head_dim % 2:
+                    raise ValueError(f"no model has max_seq_len {gpt.max_seq_len} and head_dim {gpt.head_dim}")
+                return gpt
+        raise ValueError(f"no architecture has {untrusted.shown(parts, 300)}")
 
 
 def round_up(value: int, multiple: int) -> int:

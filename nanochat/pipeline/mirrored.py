@@ -3,11 +3,11 @@
 import contextlib
 from collections.abc import Iterator
 
-from nanochat import paths
+from nanochat import paths, untrusted
 from nanochat.config import RL_FIELDS, Config, differences
 from nanochat.console import log
 from nanochat.distributed.ranks import Ranks
-from nanochat.errors import NanochatError, PreflightError, UsageError
+from nanochat.errors import DataError, NanochatError, PreflightError, UsageError
 from nanochat.runs import record as runs
 from nanochat.runs.checkpoint import Checkpoints
 from nanochat.runs.metrics import STAGES
@@ -27,6 +27,10 @@ def fetch(url: str, run: str) -> bool:
         if data is None:
             return False
         there = runs.parse_record(data, paths.run_dir(run) / RECORD)
+        if there.config.run != run:  # its name is a folder's here
+            raise DataError(
+                f"the mirror {url} has the run {untrusted.shown(there.config.run)} in the place of {run!r}", "choose another --mirror"
+            )
         if here:
             _require_same_run(here, there, url)
         else:

@@ -6,23 +6,25 @@ Each file is written under a temporary name, made durable and renamed; the manif
 own, comes last. A step without a good manifest does not exist.
 """
 
+import contextlib
+import errno
+import fcntl
 import hashlib
 import json
-import os
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from nanochat import paths
+from nanochat import paths, untrusted
 from nanochat.console import log
 from nanochat.distributed.ranks import Ranks
 from nanochat.errors import DataError, UsageError
@@ -30,10 +32,18 @@ from nanochat.model.build import allocate_model
 from nanochat.model.optim import MuonAdamW
 from nanochat.model.scaling import GPTConfig
 from nanochat.model.transformer import Transformer
+from nanochat.runs.step_files import (
+    MANIFEST,
+    META,
+    MODEL,
+    check_sizes,
+    checked_manifest,
+    checked_meta,
+    safetensors_errors,
+    tensor_shapes,
+)
 
-MANIFEST = "manifest.json"
-MODEL = "model.safetensors"
-META = "meta.json"
+STEP = re.compile(r"step_(\d{6,12})")  # a step's folder
 BEST = "best.json"  # beside the steps: which of them had the fewest bits per byte
 
 
@@ -48,6 +58,7 @@ class Checkpoint:
     folder: Path
     meta: dict[str, Any]
     files: tuple[str, ...]
+    digest: str = ""  # the manifest's own hash, which stands for all files
 
     @property
     def step(self) -> int:
@@ -61,22 +72,34 @@ class Checkpoint:
         return model
 
     def load_model(self, model: Transformer) -> None:
-        """Put the saved weights into `model`. Raises UsageError where it is another model's checkpoint."""
+        """Put the saved weights into `model`. Raises UsageError where it is another model's checkpoint, DataError where it is damaged."""
         expected = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
-        with safe_open(self.folder / MODEL, "pt") as file:
-            saved = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        with self._reading("weights"):
+            saved = tensor_shapes(self.folder / MODEL)
             if saved != expected:
                 other = sorted(name for name in saved.keys() | expected.keys() if saved.get(name) != expected.get(name))
                 raise UsageError(
                     f"{self.folder} is the checkpoint of another model ({other[0]} is {saved.get(other[0])}, not {expected.get(other[0])})",
                     "choose another --run, or give the options that this one was trained with (its config.toml has them)",
                 )
-            with torch.no_grad():
+            with safe_open(self.folder / MODEL, "pt") as file, torch.no_grad():
                 for name, weight in model.named_parameters():
                     weight.copy_(file.get_tensor(name))
 
+    @contextlib.contextmanager
+    def _reading(self, what: str) -> Iterator[None]:
+        """Raise DataError for anything that reading the step's `what` raises because the files are not as they should be."""
+        try:
+            yield
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+            raise DataError(f"the {what} in {self.folder} cannot be read: {error}", "restore that folder, or remove it") from error
+
     def load_optimizer(self, optimizer: MuonAdamW) -> None:
-        """Put the saved state into `optimizer`, however many ranks saved it."""
+        """Put the saved state into `optimizer`, however many ranks saved it. Raises DataError where it is not that model's."""
+        with self._reading("optimizer's state"):
+            self._load_optimizer(optimizer)
+
+    def _load_optimizer(self, optimizer: MuonAdamW) -> None:
         parts: dict[tuple[str, str], list[tuple[int, Path, str]]] = {}
         for path in (self.folder / name for name in self.files if name.startswith("optimizer_")):
             with safe_open(path, "pt") as file:
@@ -97,16 +120,64 @@ class Checkpoint:
 def verify(folder: Path) -> Checkpoint:
     """The checkpoint in `folder`, every hash checked. Raises DataError with what is wrong."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        if _seal(manifest["files"]) != manifest["sha256"]:
+        manifest = untrusted.read_json(folder / MANIFEST)
+        files = checked_manifest(manifest)
+        if _seal(files) != manifest["sha256"]:
             raise DataError(f"{folder / MANIFEST} is damaged")
-        for name, entry in manifest["files"].items():
-            path = folder / name
-            if path.stat().st_size != entry["bytes"] or paths.sha256(path) != entry["sha256"]:
-                raise DataError(f"{path} is damaged")
-        return Checkpoint(folder, json.loads((folder / META).read_text(encoding="utf-8")), tuple(manifest["files"]))
+        for name, entry in files.items():
+            if untrusted.regular_file(untrusted.inside(folder, name)) != entry["bytes"]:
+                raise DataError(f"{folder / name} is damaged")
+        meta = checked_meta(untrusted.read_json(folder / META))
+        check_sizes(meta, files)
+        if (named := STEP.fullmatch(folder.name)) and int(named[1]) != meta["step"]:
+            raise DataError(f"{folder} says that it is step {meta['step']}")
+        for name, entry in files.items():  # last: nothing of an impossible size is read
+            if paths.sha256(folder / name) != entry["sha256"]:
+                raise DataError(f"{folder / name} is damaged")
+        return Checkpoint(folder, meta, tuple(files), manifest["sha256"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{folder} holds no complete checkpoint ({error})") from error
+
+
+@contextlib.contextmanager
+def held(folder: Path, digest: str = "") -> Iterator[None]:
+    """Keep the step in `folder` from being pruned by another process while the block reads it.
+
+    Raises DataError where it is gone, or is not the one with the manifest's hash `digest` any more.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            _lock(stack.enter_context((folder / MANIFEST).open("rb")), fcntl.LOCK_SH)
+            if digest and untrusted.read_json(folder / MANIFEST)["sha256"] != digest:
+                raise ValueError("another one is in its place")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StepGone(f"{folder} was removed before it was read ({error})", "run the same command again") from error
+        yield
+
+
+class StepGone(DataError):
+    """A step that was there is there no more."""
+
+
+def _lock(file: IO[bytes], kind: int) -> bool:
+    """Lock a manifest; False where another process holds it. Where the file system knows no locks, nobody holds it."""
+    try:
+        fcntl.flock(file, kind)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF):
+            raise
+    return True
+
+
+def _remove(folder: Path) -> None:
+    """Remove a step's folder, unless another process holds it: it is removed after a later save then."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # an unfinished one has no manifest
+            if not _lock(stack.enter_context((folder / MANIFEST).open("r+b")), fcntl.LOCK_EX | fcntl.LOCK_NB):
+                return
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 class Checkpoints:
@@ -120,24 +191,29 @@ class Checkpoints:
         """Folders of finished steps, oldest first; unverified."""
         if not self.folder.is_dir():
             return []
-        found = (path for path in self.folder.iterdir() if re.fullmatch(r"step_\d{6,}", path.name))
+        found = (path for path in self.folder.iterdir() if STEP.fullmatch(path.name))
         return sorted((path for path in found if (path / MANIFEST).exists()), key=lambda path: int(path.name[5:]))
 
     def newest(self) -> Checkpoint | None:
         """The newest good step, or None; a damaged one is passed over, with a warning."""
-        for folder in reversed(self.steps()):
-            try:
-                return verify(folder)
-            except DataError as error:
-                log(f"warning: {error.message}; falling back to the step before it")
+        tried: set[Path] = set()
+        while untried := [folder for folder in reversed(self.steps()) if folder not in tried]:
+            for folder in untried:
+                tried.add(folder)
+                try:
+                    return verify(folder)
+                except DataError as error:
+                    if not (folder / MANIFEST).exists():  # a training run has removed it: there are newer ones by now
+                        break
+                    log(f"warning: {error.message}; falling back to the step before it")
         return None
 
     def best(self) -> tuple[Path, float] | None:
         """The step with the fewest bits per byte, and how many; None where none was evaluated or it is gone."""
         try:
-            told = json.loads((self.folder / BEST).read_text(encoding="utf-8"))
+            told = untrusted.read_json(self.folder / BEST)
             folder, bpb = self.folder / str(told["step"]), float(told["bpb"])
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, OverflowError):
             return None
         return (folder, bpb) if folder in self.steps() else None
 
@@ -184,25 +260,24 @@ class Checkpoints:
         valid, best = finished[: finished.index(saved) + 1], self.best()
         kept = [*valid[-keep:], self.in_use(), *([best[0]] if best and best[0] in valid else [])]
         for folder in self.folder.iterdir():
-            if folder.is_dir() and folder not in kept:
-                shutil.rmtree(folder, ignore_errors=True)
+            if folder not in kept and (STEP.fullmatch(folder.name) or folder.name.startswith(paths.TEMPORARY)) and folder.is_dir():
+                _remove(folder)
         for path in saved.iterdir():
             if path.name not in (MANIFEST, *files):
                 path.unlink(missing_ok=True)
 
 
 def import_checkpoint(stage: Path, model: Transformer, meta: dict[str, Any]) -> None:
-    """A finished step in the folder `stage` from weights alone; it answers, but is not trained on: there is no optimizer's state."""
+    """A finished step in the folder `stage` from weights alone; it answers, but is not trained on: there is no optimizer's state.
+
+    Raises OSError where it cannot be written; what was written is the caller's to remove.
+    """
     folder = stage / f"step_{meta['step']:06d}"
-    try:
-        folder.mkdir(parents=True)
-        files = dict([_write_tensors(folder, MODEL, {name: weight.detach() for name, weight in model.named_parameters()})])
-        paths.atomic_write_json(folder / META, meta)
-        files[META] = _entry(folder / META)
-        paths.atomic_write_json(folder / MANIFEST, {"files": files, "sha256": _seal(files)})
-    except OSError as error:
-        shutil.rmtree(stage.parent, ignore_errors=True)
-        raise paths.disk_error(error, f"importing into {stage}") from error
+    folder.mkdir(parents=True)
+    files = dict([_write_tensors(folder, MODEL, {name: weight.detach() for name, weight in model.named_parameters()})])
+    paths.atomic_write_json(folder / META, meta)
+    files[META] = _entry(folder / META)
+    paths.atomic_write_json(folder / MANIFEST, {"files": files, "sha256": _seal(files)})
 
 
 def _entry(path: Path) -> dict[str, Any]:
@@ -213,15 +288,12 @@ def _write_tensors(folder: Path, name: str, tensors: dict[str, Tensor]) -> tuple
     """Write one safetensors file durably; returns its name and its entry in the manifest."""
     temporary = folder / f"{paths.TEMPORARY}{uuid.uuid4().hex}"
     try:
-        save_file({key: value.contiguous() for key, value in tensors.items()}, temporary)
+        with safetensors_errors(folder / name):
+            save_file({key: value.contiguous() for key, value in tensors.items()}, temporary)
         paths.fsync_file(temporary)
         entry = _entry(temporary)
         temporary.replace(folder / name)
         paths.fsync_dir(folder)
         return name, entry
-    except SafetensorError as error:  # it hides the error number in its text
-        number = re.search(r"os error (\d+)", str(error))
-        code = int(number[1]) if number else 0
-        raise OSError(code, os.strerror(code) if code else str(error), str(folder / name)) from error
     finally:
         temporary.unlink(missing_ok=True)

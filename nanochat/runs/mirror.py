@@ -9,7 +9,6 @@ mirror cannot be reached, that costs a warning, and what is missing there is upl
 
 import contextlib
 import posixpath
-import re
 import shutil
 import threading
 import time
@@ -19,18 +18,23 @@ from typing import Any
 
 import fsspec
 
-from nanochat import paths
+from nanochat import paths, untrusted
 from nanochat.console import log
 from nanochat.errors import DataError, UsageError
+from nanochat.hub.download import require_space
 from nanochat.redaction import redact
-from nanochat.runs.checkpoint import MANIFEST, Checkpoints, verify
+from nanochat.runs.checkpoint import STEP, Checkpoints, verify
 from nanochat.runs.metrics import STAGES
+from nanochat.runs.step_files import MANIFEST, checked_manifest
+from nanochat.tokenizer.formats import VOCABULARY_BYTES
 
 PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "hf": "huggingface_hub"}
 OPTIONS: dict[str, dict[str, Any]] = {  # a server that does not answer must not hold a thread for minutes
     name: {"config_kwargs": {"connect_timeout": 10, "read_timeout": 60, "retries": {"max_attempts": 2}}} for name in ("s3", "s3a")
 }
 RETRY_SECONDS = 60.0  # between two tries of a mirror that cannot be reached
+METRICS_BYTES = 4 << 30  # at most: some 200 bytes a step
+TOKENIZER_FILES = 10  # in its folder at most
 METRICS, RECORD, TOKENIZER = "metrics.jsonl", "config.toml", "tokenizer"
 
 
@@ -57,18 +61,33 @@ class Mirror:
     def _path(self, *parts: str) -> str:
         return posixpath.join(self.root, *parts)
 
-    def read(self, name: str) -> bytes | None:
-        """A file of the run there; None where there is none."""
+    def read(self, name: str, most: int = untrusted.JSON_BYTES) -> bytes | None:
+        """A file of the run there; None where there is none. Raises DataError where it is larger than `most` bytes, or no plain file."""
         try:
+            self._size(self._path(name), most)
             return bytes(self.fs.cat_file(self._path(name)))
         except FileNotFoundError:
             return None
+
+    def _size(self, path: str, most: int) -> int:
+        """Bytes of a file there. Raises DataError for more than `most`, and for links, pipes and devices, which only a folder can hold."""
+        about = self.fs.info(path)
+        if about.get("type") != "file" or about.get("islink"):
+            raise DataError(f"{path} is no plain file")
+        if not isinstance(about["size"], int) or about["size"] > most:  # some servers do not say
+            raise DataError(f"{path} has {untrusted.shown(about['size'])} bytes, and at most {most:,} are possible")
+        return int(about["size"])
+
+    def _get(self, path: str, to: Path, most: int) -> None:
+        """Fetch a file of at most `most` bytes into the plain name `to`."""
+        self._size(path, most)
+        self.fs.get_file(path, str(to))
 
     def steps(self, stage: str) -> list[str]:
         """Names of finished steps there, oldest first; unverified."""
         try:
             found = (posixpath.basename(str(path).rstrip("/")) for path in self.fs.ls(self._path(stage), detail=False))
-            names = [name for name in found if re.fullmatch(r"step_\d{6,}", name) and self.fs.exists(self._path(stage, name, MANIFEST))]
+            names = [name for name in found if STEP.fullmatch(name) and self.fs.exists(self._path(stage, name, MANIFEST))]
         except FileNotFoundError:
             return []
         return sorted(names, key=lambda name: int(name[5:]))
@@ -118,24 +137,43 @@ class Mirror:
         return came
 
     def _fetch_step(self, folder: Path, stage: str, name: str) -> None:
+        """Fetch the files that the step's manifest names, and no others. Raises DataError where they are not a step's, or damaged."""
         to = folder / stage / name
-        if to.exists():
-            shutil.rmtree(to)  # unfinished or damaged: else it would not be further there
         with paths.atomic_folder(to) as temporary:
-            for path in self.fs.ls(self._path(stage, name), detail=False):
-                self.fs.get_file(path, str(temporary / posixpath.basename(str(path))))
-            verify(temporary)
+            self._get(self._path(stage, name, MANIFEST), temporary / MANIFEST, untrusted.JSON_BYTES)
+            try:
+                files = checked_manifest(untrusted.read_json(temporary / MANIFEST))
+            except (ValueError, KeyError, TypeError) as error:
+                raise DataError(f"{self._path(stage, name, MANIFEST)} is damaged ({error})") from error
+            require_space(f"fetching {name}", sum(entry["bytes"] for entry in files.values()), folder)
+            for file, entry in files.items():
+                with contextlib.suppress(FileNotFoundError):  # verify names it
+                    self._get(self._path(stage, name, file), temporary / file, entry["bytes"])
+            meta = verify(temporary).meta
+            if meta["step"] != int(name[5:]) or meta.get("stage", stage) != stage:
+                raise DataError(f"{self._path(stage, name)} holds step {meta['step']} of {meta.get('stage', stage)}")
             with contextlib.suppress(FileNotFoundError):
+                self._get(self._path(stage, name, METRICS), temporary / METRICS, METRICS_BYTES)
                 (temporary / METRICS).replace(folder / METRICS)
+            if to.exists():
+                shutil.rmtree(to)  # unfinished or damaged: else it would not be further there
 
     def fetch_tokenizer(self) -> None:
-        """Bring the run's tokenizer, where it is not here."""
+        """Bring the run's tokenizer, where it is not here. Raises DataError where a name or a file there is none of a tokenizer's."""
         for path in self.fs.ls(self._path(TOKENIZER), detail=False):
-            to = paths.tokenizer_dir(posixpath.basename(str(path).rstrip("/")))
+            to = paths.tokenizer_dir(self._name(path))
             if not to.exists():
                 with paths.atomic_folder(to) as temporary:
-                    for file in self.fs.ls(path, detail=False):
-                        self.fs.get_file(file, str(temporary / posixpath.basename(str(file))))
+                    for file in self.fs.ls(path, detail=False)[:TOKENIZER_FILES]:
+                        self._get(file, temporary / self._name(file), VOCABULARY_BYTES)
+
+    @staticmethod
+    def _name(path: str) -> str:
+        """The last part of a path there. Raises DataError where it cannot be a name here."""
+        try:
+            return untrusted.file_name(posixpath.basename(str(path).rstrip("/")))
+        except ValueError as error:
+            raise DataError(f"on the mirror, {error}") from error
 
 
 class Uploader:

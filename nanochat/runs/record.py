@@ -12,18 +12,20 @@ from pathlib import Path
 import tomli_w
 import torch
 
-from nanochat import paths
+from nanochat import paths, untrusted
 from nanochat.config import FIELDS, RL_FIELDS, Config, convert, differences
 from nanochat.console import log
 from nanochat.data.shards import Dataset, open_dataset
 from nanochat.errors import DataError, UsageError
 from nanochat.model.transformer import Transformer
 from nanochat.redaction import redact
-from nanochat.runs.checkpoint import Checkpoint, Checkpoints
+from nanochat.runs.checkpoint import Checkpoint, Checkpoints, held
 from nanochat.runs.metrics import STAGES
 from nanochat.tokenizer.tokenizer import Tokenizer
 
 RECORD = "config.toml"
+RECORD_BYTES = 16 << 20  # at most: it names every shard
+TRIES = 10  # to read a step, each another one, while a training run removes those it was about to read
 ANSWERING = STAGES[::-1]  # the stages whose model answers: the last one that a run has
 
 
@@ -67,7 +69,13 @@ class Record:
 def read_record(run: str) -> Record | None:
     """The record of `run`, None where there is no such run. Raises DataError where it is damaged."""
     path = paths.run_dir(run) / RECORD
-    return parse_record(path.read_bytes(), path) if path.exists() else None
+    if not path.exists():
+        return None
+    try:
+        data = untrusted.read_bytes(path, RECORD_BYTES)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read ({error})", f"start afresh with another --run, or restore {path}") from error
+    return parse_record(data, path)
 
 
 def current_steps(config: Config) -> dict[str, int]:
@@ -83,11 +91,11 @@ def parse_record(data: bytes, path: Path) -> Record:
     try:
         table = tomllib.loads(data.decode("utf-8"))
         values = {key: convert(key, value) for key, value in table.items() if key in FIELDS}
-        frozen = table["frozen"]
-        return Record(
-            Config(**values), str(frozen["dataset"]), tuple(frozen["shards"]), str(frozen["tokenizer"]), str(frozen["conversations"])
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        frozen = untrusted.table(table["frozen"], "frozen")
+        dataset, tokenizer = (untrusted.file_name(frozen[name], name) for name in ("dataset", "tokenizer"))
+        shards = tuple(untrusted.file_name(name, "a shard") for name in frozen["shards"])
+        return Record(Config(**values), dataset, shards, tokenizer, untrusted.text(frozen["conversations"], "conversations"))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{path} is damaged ({error})", f"start afresh with another --run, or restore {path}") from error
 
 
@@ -148,8 +156,11 @@ def plain_name(run: str) -> str:
 
 def newest_run() -> str:
     """The run with the newest checkpoint. Raises DataError where there is none."""
-    manifests = paths.runs_dir().glob("*/*/step_*/manifest.json")
-    newest = max(manifests, key=lambda path: path.stat().st_mtime, default=None)
+    newest, when = None, 0.0
+    for path in paths.runs_dir().glob("[!.]*/*/step_*/manifest.json"):  # an import that is not finished begins with a dot
+        with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+            if newest is None or path.stat().st_mtime > when:
+                newest, when = path, path.stat().st_mtime
     if newest is None:
         raise DataError("there is no trained model yet", "train one: entrypoint.py quickstart, or entrypoint.py train --profile cpu")
     return newest.parts[-4]
@@ -191,7 +202,14 @@ def open_model(run: str | None = None, device: str = "cpu", stage: str | None = 
     Raises DataError where there is no such run or no complete checkpoint, or the tokenizer is missing.
     """
     name = run or newest_run()
-    return open_checkpoint(name, newest_checkpoint(name, stage), device)
+    for tries_left in reversed(range(TRIES)):
+        checkpoint = newest_checkpoint(name, stage)
+        try:
+            return open_checkpoint(name, checkpoint, device)
+        except DataError:
+            if checkpoint.folder.exists() or not tries_left:
+                raise  # else: removed by a training run of that name, which has a newer one
+    raise AssertionError("unreachable")
 
 
 def newest_checkpoint(run: str, stage: str | None = None) -> Checkpoint:
@@ -205,11 +223,18 @@ def newest_checkpoint(run: str, stage: str | None = None) -> Checkpoint:
 
 
 def open_checkpoint(run: str, checkpoint: Checkpoint, device: str = "cpu") -> TrainedModel:
-    """The model of a verified step, in the precision that suits `device`. Raises DataError where its tokenizer is missing."""
-    tokenizer = Tokenizer.load(paths.tokenizer_dir(checkpoint.meta["tokenizer"]))
-    if tokenizer.vocab_size != checkpoint.meta["model"]["vocab_size"]:
-        raise DataError(f"{checkpoint.folder} was not trained with its tokenizer {tokenizer.id}", "start a new run with --run NEW")
-    model = checkpoint.read_model(device)
+    """The model of a verified step, in the precision that suits `device`; no training run removes the step meanwhile.
+
+    Raises DataError where the step is gone, or its tokenizer missing.
+    """
+    meta = checkpoint.meta
+    if missing := {"model", "tokenizer", "stage"} - meta.keys():
+        raise DataError(f"{checkpoint.folder} does not say its {', '.join(sorted(missing))}", "start a new run with --run NEW")
+    with held(checkpoint.folder, checkpoint.digest):
+        tokenizer = Tokenizer.load(paths.tokenizer_dir(meta["tokenizer"]))
+        if (tokenizer.id, tokenizer.vocab_size) != (meta["tokenizer"], meta["model"]["vocab_size"]):
+            raise DataError(f"{checkpoint.folder} was not trained with its tokenizer {tokenizer.id}", "start a new run with --run NEW")
+        model = checkpoint.read_model(device)
     if torch.device(device).type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
         model.use(torch.bfloat16)
     return TrainedModel(run, checkpoint, model, tokenizer)

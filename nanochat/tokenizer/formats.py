@@ -5,12 +5,14 @@ Both directions. What cannot be encoded equally here (a normalizer, tokens out o
 
 import base64
 import binascii
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nanochat import untrusted
 from nanochat.errors import DataError
+
+VOCABULARY_BYTES = 256 << 20  # of a vocabulary's file at most: that of a million tokens has some 100 MB
 
 # What a ByteLevel pre-tokenizer splits by unless another one does.
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -39,7 +41,7 @@ def parse_ranks(text: str) -> list[bytes]:
 def read_ranks(path: Path) -> list[bytes]:
     """The tokens of tiktoken's rank file; its pattern and specials are not in it. Raises DataError where it cannot be read."""
     try:
-        return parse_ranks(path.read_text(encoding="ascii"))
+        return parse_ranks(untrusted.read_bytes(path, VOCABULARY_BYTES).decode("ascii"))
     except (OSError, ValueError) as error:
         raise DataError(
             f"{path} is no file of ranks: {error}", "a line of such a file is a token in base64, a space and its rank"
@@ -124,7 +126,7 @@ def _pattern(pre_tokenizer: Any) -> str:
 def read_huggingface(path: Path) -> tuple[list[bytes], str, dict[str, int]]:
     """(tokens, pattern, specials) of a byte-level tokenizer.json. Raises DataError where it could not be encoded equally."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = untrusted.read_json(path, VOCABULARY_BYTES)
         model = content["model"]
         if content.get("normalizer"):
             raise ValueError("it changes the text first (a normalizer)")
@@ -132,9 +134,12 @@ def read_huggingface(path: Path) -> tuple[list[bytes], str, dict[str, int]]:
             model.get(key) for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback")
         ):
             raise ValueError("its model is not a plain BPE")
-        specials = {added["content"]: int(added["id"]) for added in content.get("added_tokens") or []}
+        specials = {
+            untrusted.text(added["content"], "a special token"): untrusted.integer(added["id"], "its id")
+            for added in content.get("added_tokens") or []
+        }
         bytes_of = {character: byte for byte, character in enumerate(_CHARACTERS)}
-        ids = {word: id for word, id in model["vocab"].items() if word not in specials}
+        ids = {word: untrusted.integer(id, "an id") for word, id in model["vocab"].items() if word not in specials}
         if sorted(ids.values()) != list(range(len(ids))):
             raise ValueError(f"its {len(ids)} tokens do not have the ids 0 to {len(ids) - 1}")
         made = [ids["".join(merge.split(" ") if isinstance(merge, str) else merge)] for merge in model["merges"]]
@@ -142,7 +147,7 @@ def read_huggingface(path: Path) -> tuple[list[bytes], str, dict[str, int]]:
             raise ValueError("its merges are not in the order of its tokens")
         tokens = [bytes(bytes_of[character] for character in word) for word in sorted(ids, key=lambda word: ids[word])]
         return tokens, _pattern(content["pre_tokenizer"]), specials
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise DataError(
             f"{path} cannot be used: {error}", "only a byte-level BPE, with its tokens in the order of its merges, can"
         ) from error

@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 
 import rustbpe
+from nanochat import untrusted
 from nanochat.console import log
 from nanochat.errors import DataError, UsageError
 from nanochat.paths import atomic_folder, atomic_write, atomic_write_json
 from nanochat.tokenizer.conversation import PARTS, SPECIAL_TOKENS, Conversation, merge_system, validate_conversation
-from nanochat.tokenizer.formats import parse_ranks, ranks_text
+from nanochat.tokenizer.formats import VOCABULARY_BYTES, parse_ranks, ranks_text
 from nanochat.tokenizer.stream import StreamDecoder
 
 # As GPT-4's split, but digits in groups of one or two: measured best for small vocabularies.
@@ -209,8 +210,8 @@ class Tokenizer:
         """The tokenizer that `save` wrote. Raises DataError where it is missing, damaged or of another format."""
         hint = f"remove {folder} and run the same command again: it is made anew"
         try:
-            about = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-            tokens = parse_ranks((folder / "ranks.txt").read_text(encoding="ascii"))
+            about = untrusted.read_json(folder / "tokenizer.json")
+            tokens = parse_ranks(untrusted.read_bytes(folder / "ranks.txt", VOCABULARY_BYTES).decode("ascii"))
             if about["format"] != FORMAT:
                 raise DataError(f"the tokenizer in {folder} has format {about['format']}; this version reads {FORMAT}", hint)
             tokenizer = cls(tokens, about["pattern"])

@@ -1,0 +1,41 @@
+"""The folder that an export writes: whole or not at all, and no fault of the disk is reported of another place."""
+
+import contextlib
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from nanochat import paths
+from nanochat.errors import UsageError
+
+FULL_BYTES = 1 << 20  # a disk with less than this is full
+
+
+@contextlib.contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """Fill a temporary folder that becomes `out` when the block ends well; otherwise nothing is left.
+
+    Raises UsageError where `out` exists, also where another process was quicker, PreflightError where it cannot be written.
+    """
+    if os.path.lexists(out):
+        raise _exists(out)
+    try:
+        with paths.atomic_folder(out, exclusive=True) as folder:
+            try:
+                yield folder
+            except OSError as error:  # numpy does not say why a file could not be written
+                if error.errno is None and shutil.disk_usage(folder).free < FULL_BYTES:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(out)) from error
+                raise
+    except FileExistsError as error:
+        if error.filename == str(out):
+            raise _exists(out) from error
+        raise paths.disk_error(error, f"writing {out}", out) from error
+    except OSError as error:
+        raise paths.disk_error(error, f"writing {out}", out) from error
+
+
+def _exists(out: Path) -> UsageError:
+    return UsageError(f"{out} exists", "choose another folder with --out, or remove this one")

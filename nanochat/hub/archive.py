@@ -1,0 +1,85 @@
+"""Unpacks a zip archive that came from elsewhere: nothing is written outside of the folder, and no more than was agreed."""
+
+import shutil
+import stat
+import struct
+import zipfile
+import zlib
+from pathlib import Path
+
+from nanochat import untrusted
+from nanochat.errors import DataError
+from nanochat.hub.download import require_space
+from nanochat.paths import atomic_folder
+
+FILES = 10_000  # in an archive at most
+DIRECTORY_BYTES = 4 << 20  # of its list of files at most
+_END, _END_BYTES, _COMMENT_BYTES = b"PK\x05\x06", 22, 65535
+_ZIP64_LOCATOR, _ZIP64_BYTES = b"PK\x06\x07", 20
+
+
+def extract_zip(archive: Path, folder: Path, prefix: str, most_bytes: int) -> None:
+    """Unpack what is under `prefix` in `archive` so that `folder` appears whole, each file's sum (CRC-32) checked.
+
+    Raises DataError for an archive that is damaged, holds links or names that lead elsewhere, or unpacks to more than `most_bytes`,
+    PreflightError where the disk has no room. Until the last file is good, nothing is at `folder`.
+    """
+    try:
+        _check_directory(archive)
+        with zipfile.ZipFile(archive) as found:
+            targets = _targets(found, prefix)
+            size = sum(entry.file_size for entry in targets.values())
+            if size > most_bytes:
+                raise ValueError(f"it unpacks to {size:,} bytes, and at most {most_bytes:,} are possible")
+            require_space(f"unpacking {archive.name}", size, folder)
+            with atomic_folder(folder) as temporary:
+                for name, entry in targets.items():
+                    target = untrusted.inside(temporary, name)
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    with found.open(entry) as source, target.open("xb") as file:  # never into a file that is there
+                        shutil.copyfileobj(source, file)  # which ends at the size in the list
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        NotImplementedError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+        FileExistsError,
+        struct.error,
+    ) as error:
+        raise DataError(f"{archive} is no zip archive that can be used: {error}") from error
+
+
+def _check_directory(archive: Path) -> None:
+    """Raise ValueError where the archive's list of files is larger than any of ours: zipfile holds all of it in memory."""
+    size = untrusted.regular_file(archive)
+    with archive.open("rb") as file:
+        file.seek(max(size - _END_BYTES - _COMMENT_BYTES - _ZIP64_BYTES, 0))
+        tail = file.read()
+    end = len(tail) - _END_BYTES if tail[-_END_BYTES:].startswith(_END) and tail.endswith(b"\0\0") else tail.rfind(_END)
+    if end < 0 or len(tail) - end < _END_BYTES:
+        raise ValueError("its end is missing")
+    length = struct.unpack_from("<L", tail, end + 12)[0]
+    if length > DIRECTORY_BYTES or tail[max(end - _ZIP64_BYTES, 0) : end].startswith(_ZIP64_LOCATOR):
+        raise ValueError(f"its list of files has more than {DIRECTORY_BYTES:,} bytes, or is in the format for that (zip64)")
+
+
+def _targets(found: zipfile.ZipFile, prefix: str) -> dict[str, zipfile.ZipInfo]:
+    """The files under `prefix`: name below it -> entry. Raises ValueError for names that lead elsewhere or come twice, links, too many."""
+    targets: dict[str, zipfile.ZipInfo] = {}
+    if len(found.infolist()) > FILES:
+        raise ValueError(f"it holds {len(found.infolist()):,} files, and at most {FILES:,} are possible")
+    for entry in found.infolist():
+        if not entry.filename.startswith(f"{prefix}/") or entry.is_dir():
+            continue
+        name = entry.filename.removeprefix(f"{prefix}/")
+        kind = stat.S_IFMT(entry.external_attr >> 16)
+        if kind not in (0, stat.S_IFREG):
+            raise ValueError(f"{untrusted.shown(entry.filename)} is a link or a device")
+        if entry.flag_bits & 1:
+            raise ValueError(f"{untrusted.shown(entry.filename)} is encrypted")
+        if name in targets or not name.isprintable() or any(part in ("", ".", "..") or len(part) > 200 for part in name.split("/")):
+            raise ValueError(f"{untrusted.shown(entry.filename)} leads elsewhere")
+        targets[name] = entry
+    return targets

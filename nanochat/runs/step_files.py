@@ -1,0 +1,126 @@
+"""What a step's JSON and safetensors files may hold: checked before a path, a size or a model follows from them.
+
+A step may come from a mirror or another machine, so nothing of it is taken for granted. Every function raises ValueError.
+"""
+
+import math
+import os
+import re
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from nanochat import untrusted
+from nanochat.config import Config
+from nanochat.errors import UsageError
+from nanochat.model.scaling import GPTConfig, count_parameters
+from nanochat.runs.metrics import STAGES
+from nanochat.untrusted import integer, regular_file, shown
+
+MANIFEST = "manifest.json"
+MODEL = "model.safetensors"
+META = "meta.json"
+HEADER_BYTES = 16 << 20  # of a safetensors file at most: names, types and shapes
+ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+OPTIMIZER_BYTES = 8  # for each parameter at most: AdamW's two moments in float32
+COUNTS = ("step", "optimizer_steps", "skipped")
+
+
+def checked_manifest(value: Any) -> dict[str, dict[str, Any]]:
+    """The files that a manifest names: plain name -> {bytes, sha256}."""
+    files = untrusted.table(untrusted.table(value, "the manifest")["files"], "files")
+    for name, entry in files.items():
+        untrusted.file_name(name)
+        integer(untrusted.table(entry, name)["bytes"], f"the size of {name}")
+        untrusted.sha256(entry["sha256"], f"the hash of {name}")
+    for name in (MODEL, META):
+        if name not in files:
+            raise ValueError(f"the manifest lacks {name}")
+    return files
+
+
+def checked_meta(value: Any) -> dict[str, Any]:
+    """What a checkpoint says of itself, each known value of its type and possible. Those that a version does not write may be missing."""
+    meta = untrusted.table(value, META)
+    integer(meta["step"], "step", high=10**12)
+    for name in meta.keys() & set(COUNTS):
+        integer(meta[name], name)
+    if "stage" in meta and meta["stage"] not in STAGES:
+        raise ValueError(f"stage is {shown(meta['stage'])}, not one of {', '.join(STAGES)}")
+    if "run" in meta:
+        checked_run(meta["run"])
+    if "tokenizer" in meta:
+        untrusted.file_name(meta["tokenizer"], "tokenizer")
+    for name in meta.keys() & {"trial", "imported"}:
+        if not isinstance(meta[name], bool):
+            raise ValueError(f"{name} is {shown(meta[name])}, not true or false")
+    if "turn" in meta and not (isinstance(meta["turn"], list) and all(_is_number(number) for number in meta["turn"])):
+        raise ValueError(f"turn is {shown(meta['turn'])}, not a list of numbers")
+    if "model" in meta:
+        GPTConfig.from_dict(untrusted.table(meta["model"], "model"))
+    return meta
+
+
+def checked_run(value: Any) -> str:
+    """`value`, where it is the name of a run."""
+    name = untrusted.file_name(value, "run")
+    try:
+        return Config(run=name).run
+    except UsageError as error:
+        raise ValueError(error.message) from error
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def check_sizes(meta: dict[str, Any], files: dict[str, dict[str, Any]]) -> None:
+    """Raise ValueError unless the files are as large as the model that `meta` describes makes them."""
+    if "model" not in meta:
+        return
+    parameters = count_parameters(GPTConfig.from_dict(meta["model"]))["total"]
+    for name, entry in files.items():
+        least, most = 0, untrusted.JSON_BYTES
+        if name == MODEL:
+            least, most = 4 * parameters, 4 * parameters + HEADER_BYTES
+        elif name.endswith(".safetensors"):
+            most = OPTIMIZER_BYTES * parameters + HEADER_BYTES
+        if not least <= entry["bytes"] <= most:
+            raise ValueError(f"{name} has {entry['bytes']:,} bytes, which a model of {parameters:,} parameters does not give")
+
+
+def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shape of each tensor of a safetensors file, its header alone read. The numbers are floating-point ones and fill the file."""
+    size = regular_file(path)
+    with path.open("rb") as file:
+        prefix = file.read(8)
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
+        if not 2 <= length <= min(HEADER_BYTES, size - 8):
+            raise ValueError(f"{path.name} is no safetensors file: its header would have {length:,} bytes")
+        header = untrusted.table(untrusted.parse_json(file.read(length).decode("utf-8")), "the header")
+    header.pop("__metadata__", None)
+    total, shapes = 0, {}
+    for name, entry in header.items():
+        kind, shape = untrusted.table(entry, name)["dtype"], entry["shape"]
+        if kind not in ITEM_BYTES or not isinstance(shape, list) or len(shape) > 8:
+            raise ValueError(f"{shown(name)} is of type {shown(kind)} and shape {shown(shape)}")
+        shapes[name] = tuple(integer(number, f"the shape of {shown(name)}", high=2**40) for number in shape)
+        total += math.prod(shapes[name]) * ITEM_BYTES[kind]
+    if total != size - 8 - length:
+        raise ValueError(f"{path.name} has {size - 8 - length:,} bytes of numbers, and its header tells of {total:,}")
+    return shapes
+
+
+@contextmanager
+def safetensors_errors(path: Path) -> Iterator[None]:
+    """Turn what safetensors raises while it writes `path` into an OSError: it hides the error number in its text."""
+    try:
+        yield
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        code = int(number[1]) if number else 0
+        raise OSError(code, os.strerror(code) if code else str(error), str(path)) from error
