@@ -1,5 +1,6 @@
 """Commands under the names that karpathy/nanochat's guide gives them: scripts.base_train, scripts.chat_web, torchrun."""
 
+import os
 import sys
 
 from nanochat.cli.app import dispatch
@@ -25,9 +26,20 @@ def chat_web(arguments: list[str]) -> int:
 
 
 def torchrun() -> None:
-    """`torchrun` with its options spelled out only: torch's own takes the guide's --run for a short form of its --run-path."""
+    """`torchrun` with its options spelled out only: torch's own takes the guide's --run for a short form of its --run-path.
+
+    With --standalone its workers meet on loopback: torch's own rendezvous for it listens on every address, and unpickles what comes.
+    """
+    from torch.distributed.elastic.rendezvous import rendezvous_handler_registry
     from torch.distributed.run import get_args_parser, run
+
+    from nanochat.distributed import workers
 
     parser = get_args_parser()
     parser.allow_abbrev = False
-    run(parser.parse_args())
+    options = parser.parse_args()
+    if options.standalone:
+        rendezvous_handler_registry.register("loopback", workers.loopback_rendezvous)
+        options.standalone, options.rdzv_backend, options.rdzv_endpoint = False, "loopback", workers.LOOPBACK
+        os.environ.update({name: value for name, value in workers.LOCAL_SOCKETS.items() if name not in os.environ})
+    run(options)

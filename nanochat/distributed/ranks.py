@@ -5,18 +5,17 @@ CPUs or NCCL on GPUs.
 """
 
 import contextlib
+import ctypes
+import json
 import os
 import re
 import signal
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TypeVar
 
 import torch
@@ -24,13 +23,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from nanochat.distributed.liveness import LAST_WORD, START, Liveness
+from nanochat.distributed.workers import EXIT_CODES, GRACE, GRACE_SECONDS, LAUNCHER, Workers, left_codes, meeting
 from nanochat.errors import LAUNCHER_FINAL_CODES, HungError, PreflightError, UsageError
 
 T = TypeVar("T")
 
-EXIT_CODES = "NANOCHAT_EXIT_CODES"  # folder in which each worker leaves its exit code, for the launcher to read
-DEFAULTS = {"OMP_NUM_THREADS": "1", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "120"}  # seconds to save after a signal; torchrun's own is 30
-LINGER = 5.0  # seconds for torchrun after its workers: it looks up this machine's name, which without a network takes half a minute
+DEFAULTS = {"OMP_NUM_THREADS": "1"}  # of workers: one thread each, where the user says nothing else
+PR_SET_PDEATHSIG = 1  # prctl(2)
+LINGER = 5.0  # seconds for workers that have left their exit code to end: a library may wait for whom it lost
 _BROKEN = re.compile(r"(?i)gloo|connection (closed|reset|refused)|broken pipe")  # gloo raises a RuntimeError like any other
 WAIT = timedelta(hours=24)  # for the main rank's downloads; a collective in the loop has torch's own, shorter limit
 
@@ -75,12 +75,16 @@ class Ranks:
         return whole
 
     def gather_objects(self, value: Any) -> list[Any]:
-        """Every rank's `value`, in rank order, on every rank."""
+        """Every rank's `value`, which must be of JSON's types, in rank order, on every rank; tuples come back as lists.
+
+        As text and not as torch's all_gather_object does it, by pickle: what comes over a network must not be able to run.
+        """
         if self.world_size == 1:
             return [value]
-        values: list[Any] = [None] * self.world_size
-        dist.all_gather_object(values, value)
-        return values
+        text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(self.device)
+        lengths = self.all_gather(torch.tensor([len(text)], device=self.device)).tolist()
+        padded = self.all_gather(torch.nn.functional.pad(text, (0, max(lengths) - len(text))).unsqueeze(0)).cpu()
+        return [json.loads(bytes(row[:length].numpy())) for row, length in zip(padded, lengths, strict=True)]
 
     def main_first(self, name: str, work: Callable[[], T]) -> T:
         """Run `work` on the main rank, then on the others, which find it done; for downloads and other long preparation."""
@@ -113,6 +117,8 @@ def join(device: str) -> Iterator[Ranks]:
     `device` is "cuda" or "cpu". Raises PreflightError where there are more processes than GPUs, HungError where one is lost, from
     the beginning on: a process that never comes is waited for no longer than `START` seconds.
     """
+    if LAUNCHER in os.environ:
+        _end_with_launcher(int(os.environ[LAUNCHER]))
     rank, local_rank = int(os.environ.get("RANK", 0)), int(os.environ.get("LOCAL_RANK", 0))
     world_size = int(os.environ.get("WORLD_SIZE", 1))
     if device == "cuda":
@@ -150,6 +156,15 @@ def join(device: str) -> Iterator[Ranks]:
     dist.destroy_process_group()  # not after an error: NCCL's would wait for whom it lost
 
 
+def _end_with_launcher(process: int) -> None:
+    """Have this worker get SIGTERM, as from a user, when the launcher `process` is killed. Raises HungError if it is gone already."""
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)  # Linux's
+    if prctl:
+        prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != process:
+        raise HungError("the launcher of this worker is gone", "run the same command again")
+
+
 def _meet(rank: int, world_size: int) -> dist.Store:
     """The store that all processes share. Raises HungError where they do not find one another."""
     try:
@@ -163,7 +178,7 @@ def _meet(rank: int, world_size: int) -> dist.Store:
 
 
 def launched() -> bool:
-    """Whether this process is a worker that torchrun started."""
+    """Whether this process is a worker that a launcher, ours or torchrun, started."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
@@ -181,7 +196,7 @@ def nodes() -> int:
 
 
 def record_exit(code: int) -> None:
-    """Leave this worker's exit code for the launcher, since torchrun turns every code into 1."""
+    """Leave this worker's exit code for the launcher: the code of a process that is killed afterwards would hide it."""
     folder = os.environ.get(EXIT_CODES)
     if folder and launched():
         Path(folder, f"rank_{os.environ['RANK']}").write_text(str(code), encoding="utf-8")
@@ -194,7 +209,7 @@ def end_now(code: int) -> None:
 
 
 def launch(arguments: list[str], processes: int, restarts: int = 2) -> int:
-    """Run `python ARGUMENTS` in `processes` workers under torchrun and return their common exit code.
+    """Run `python ARGUMENTS` in `processes` workers and return their common exit code.
 
     A crash (1) or a lost or hung rank (7) is restarted up to `restarts` times, and resumes from the newest checkpoint;
     not where SIGINT or SIGTERM asked to stop: that is 75, also where the workers had not begun. With several nodes (PET_NNODES
@@ -205,16 +220,14 @@ def launch(arguments: list[str], processes: int, restarts: int = 2) -> int:
     restarts = 0 if together else restarts
     for attempt in range(restarts + 1):
         with tempfile.TemporaryDirectory() as folder:
-            command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}"]
-            command += [] if together else ["--standalone"]
-            # Behind "--", so that it does not take our --run for a short form of its --run-path.
-            command += ["-m", "--", *arguments[1:]] if arguments[0] == "-m" else ["--", *arguments]
+            # -u: what several processes write comes as it is written
+            command = [sys.executable, "-u", *arguments]
             code, stopped = _wait(command, DEFAULTS | os.environ | {EXIT_CODES: folder}, processes)
-            codes = set(_codes(folder))
+            codes = set(left_codes(folder))
         if stopped and code:
             codes.add(75)
         elif codes & {1, 7}:
-            codes.discard(75)  # torchrun stops the fellows of a worker that crashed, and they take it for the user's wish
+            codes.discard(75)  # the fellows of a worker that crashed are stopped, and they take it for the user's wish
         final = next((known for known in LAUNCHER_FINAL_CODES if known in codes), None)
         if final is not None:
             return final
@@ -230,63 +243,14 @@ def launch(arguments: list[str], processes: int, restarts: int = 2) -> int:
     return 7 if 7 in codes else 1
 
 
-def echoed(first: float | None) -> bool:
-    """Whether a signal that comes now is the one of `first` (by time.monotonic) again, within NANOCHAT_SIGNAL_ECHO seconds.
-
-    The image sets it: `docker compose run` delivers one Ctrl-C twice, and the second of two signals means "at once".
-    """
-    return first is not None and time.monotonic() - first < float(os.environ.get("NANOCHAT_SIGNAL_ECHO", 0))
-
-
-def _codes(folder: str) -> list[int]:
-    """The exit codes that workers have left so far."""
-    texts = [path.read_text(encoding="utf-8") for path in Path(folder).iterdir()]
-    return [int(text) for text in texts if text]  # one may be about to be written
-
-
-class _SignalForwarder:
-    """Passes SIGINT and SIGTERM on to `process`, also one that comes before there is a process. A context manager."""
-
-    def __init__(self) -> None:
-        self.process: subprocess.Popen[bytes] | None = None
-        self.came: float | None = None  # when the first signal did
-
-    def start(self, command: list[str], environment: dict[str, str]) -> "subprocess.Popen[bytes]":
-        """Start `command` in a session of its own.
-
-        So Ctrl-C in the terminal reaches it once, through us, and not twice: the second ends it at once.
-        """
-        self.process = subprocess.Popen(command, env=environment, start_new_session=True)
-        if self.came is not None:  # before there was anybody to pass it on to
-            self.process.terminate()
-        return self.process
-
-    def _forward(self, number: int, _frame: Any) -> None:
-        if self.process is not None and not echoed(self.came):
-            self.process.send_signal(number)
-        self.came = self.came or time.monotonic()
-
-    def __enter__(self) -> "_SignalForwarder":
-        self._before = {number: signal.signal(number, self._forward) for number in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-
 def _wait(command: list[str], environment: dict[str, str], processes: int) -> tuple[int, bool]:
-    """Run `command` to its end, passing SIGINT and SIGTERM on: its exit code, and whether such a signal came.
+    """Run `command` in `processes` workers to its end, passing SIGINT and SIGTERM on: its exit code, and whether such a signal came.
 
-    Where all its `processes` workers have ended, one with an error, it has `LINGER` seconds to follow.
+    Where all of them have left their exit code, one with an error, they have `LINGER` seconds to follow.
     """
-    with _SignalForwarder() as signals:
-        process, over = signals.start(command, environment), 0.0
-        while True:
-            try:
-                return process.wait(1.0), signals.came is not None
-            except subprocess.TimeoutExpired:
-                codes = _codes(environment[EXIT_CODES])
-                over = (over or time.monotonic()) if len(codes) == processes and any(codes) else 0.0
-                if over and time.monotonic() - over > LINGER:
-                    process.kill()
+    with Workers() as workers, meeting(environment, processes, lambda: workers.came is not None) as environments:
+        if environments is None:
+            return 1, workers.came is not None
+        workers.start(command, environments)
+        code = workers.wait(environment[EXIT_CODES], float(environment.get(GRACE, GRACE_SECONDS)), LINGER)
+        return code, workers.came is not None

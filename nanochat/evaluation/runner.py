@@ -93,7 +93,7 @@ def evaluate_tasks(name: str, tasks: Sequence[EvaluationTask], scorer: Scorer, r
     known = _merge_ranks(ranks, {key: cache.known.get(key, {}) for key in keys}, None)  # the same on all ranks, before any deals
     if before := sum(map(len, known.values())):
         log(f"{name}: {before:,} of {sum(map(len, tasks)):,} questions were answered before ({folder})")
-    failed: Exception | None = None
+    failed: NanochatError | None = None
     try:
         with Progress(f"asking {name}", sum(map(len, tasks)), "questions") as progress:
             progress.advance(before)
@@ -102,8 +102,9 @@ def evaluate_tasks(name: str, tasks: Sequence[EvaluationTask], scorer: Scorer, r
     except Preempted:
         raise
     except Exception as error:  # the other ranks wait for this one's answers: they are told
-        failed = error
-        if not isinstance(error, NanochatError):
+        if isinstance(error, NanochatError):
+            failed = error
+        else:
             failed = NanochatError(f"{type(error).__name__}: {error}", "what was answered before is kept")
             failed.__cause__ = error
     finally:
@@ -127,12 +128,18 @@ def _evaluate_own_groups(
             progress.advance(min(len(group) * ranks.world_size, progress.total - progress.done))  # the others are as far
 
 
-def _merge_ranks(ranks: Ranks, own: Grades, failed: Exception | None) -> Grades:
+def _merge_ranks(ranks: Ranks, own: Grades, failed: NanochatError | None) -> Grades:
     """The grades of all ranks. Raises what failed on one of them."""
     merged: Grades = {key: {} for key in own}
-    for found, error in ranks.gather_objects((own, failed)):
+    told = [failed.exit_code, failed.message, failed.hint] if failed else None
+    pairs = {key: [[index, correct] for index, correct in grades.items()] for key, grades in own.items()}  # JSON's keys are text
+    for found, error in ranks.gather_objects([pairs, told]):
+        if failed:
+            raise failed
         if error is not None:
-            raise error
+            there = NanochatError(error[1], error[2])
+            there.exit_code = error[0]
+            raise there
         for key, grades in found.items():
             merged[key].update(grades)
     return merged

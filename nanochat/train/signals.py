@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from types import FrameType
 
-from nanochat.distributed.ranks import echoed
+from nanochat.distributed.workers import echoed
 from nanochat.errors import Preempted
 
 

@@ -3,8 +3,11 @@
 Run as a script under torchrun, this file is the worker of its own test.
 """
 
+import ast
 import json
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,7 +22,7 @@ import numpy as np
 import pytest
 import torch
 
-from nanochat.distributed import ranks
+from nanochat.distributed import ranks, workers
 from nanochat.distributed.ranks import Ranks, join, launch, record_exit, single
 from nanochat.errors import HungError
 from nanochat.evaluation.bits_per_byte import bits_per_byte
@@ -255,7 +258,7 @@ def test_the_workers_code_comes_back_through_torchrun(
         ([(1, [1, 1], False)], 1, 3),
         ([(1, [], False)], 1, 3),
         ([(1, [7, 1], False)], 7, 3),
-        ([(1, [1, 75], False), (0, [0, 0], False)], 0, 2),  # torchrun stopped the fellow of a worker that crashed
+        ([(1, [1, 75], False), (0, [0, 0], False)], 0, 2),  # the fellow of a worker that crashed was stopped
         ([(1, [1], False), (1, [3, 3], False)], 3, 2),
         ([(1, [75, 75], True)], 75, 1),
         ([(1, [], True)], 75, 1),  # a signal before the workers had begun: nothing is started again
@@ -265,7 +268,7 @@ def test_the_workers_code_comes_back_through_torchrun(
     ],
 )
 def test_one_code_from_many(attempts: list[tuple[int, list[int], bool]], code: int, runs: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """torchrun's own code, the codes that workers left, and whether a signal came; the last attempt repeats itself."""
+    """The processes' own code, the codes that workers left, and whether a signal came; the last attempt repeats itself."""
     count = [0]
 
     def fake_wait(command: list[str], environment: dict[str, str], processes: int) -> tuple[int, bool]:
@@ -285,7 +288,7 @@ def test_one_code_from_many(attempts: list[tuple[int, list[int], bool]], code: i
 
 
 def test_machines_that_do_not_meet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torchrun gives up, and no worker has begun; it is started again by whoever started the machines, not here."""
+    """The launchers give up, and no worker has begun; it is started again by whoever started the machines, not here."""
     tried: list[list[str]] = []
     monkeypatch.setattr(ranks, "_wait", lambda command, *_: tried.append(command) or (1, False))
     monkeypatch.setenv("PET_NNODES", "2")
@@ -374,19 +377,173 @@ def test_a_signal_as_the_launcher_starts_is_not_lost(tmp_path: Path, monkeypatch
         os.kill(os.getpid(), signal.SIGTERM)
         return start(*arguments, **options)
 
-    monkeypatch.setattr(ranks.subprocess, "Popen", interrupted)
+    monkeypatch.setattr(workers.subprocess, "Popen", interrupted)
     command = [sys.executable, "-c", "import time; time.sleep(60)"]
     assert ranks._wait(command, os.environ | {ranks.EXIT_CODES: str(tmp_path)}, 1) == (-signal.SIGTERM, True)
 
 
 @pytest.mark.parametrize(("codes", "ends"), [(["7", "7"], True), (["7"], False), (["0", "0"], False)])
 def test_a_launcher_that_does_not_follow_its_workers(codes: list[str], ends: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As torchrun, asking a network that is gone for this machine's name; with a worker left, or none failed, it may take its time."""
+    """A library may wait for a network that is gone; with a worker left, or none failed, it may take its time."""
     monkeypatch.setattr(ranks, "LINGER", 0.5)
     for rank, code in enumerate(codes):
         (tmp_path / f"rank_{rank}").write_text(code)
     command = [sys.executable, "-c", "import time; time.sleep(4)"]
     assert ranks._wait(command, os.environ | {ranks.EXIT_CODES: str(tmp_path)}, 2) == (-signal.SIGKILL if ends else 0, False)
+
+
+# ---- what others can reach, and what is unpickled ------------------------------------------------------------------
+
+HOOK = """
+import os, sys
+def hook(event, arguments):
+    if event == "pickle.find_class" and sys._getframe(1).f_globals.get("__name__") != "sysconfig":
+        with open(os.environ["UNPICKLED"], "a") as file:
+            file.write(f"{os.getpid()} {sys.argv} {arguments}\\n")
+sys.addaudithook(hook)
+"""
+
+
+def tree(process: int) -> set[int]:
+    """`process` and all that it has started."""
+    found = {process}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            found_parent = int(path.read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue
+        if found_parent in found or found_parent == process:
+            found |= tree(int(path.parent.name))
+    return found
+
+
+def listening(processes: set[int]) -> dict[str, set[int]]:
+    """The addresses on which `processes` listen, by `ss`."""
+    lines = subprocess.run(["ss", "-Hltnp"], capture_output=True, text=True, check=True).stdout.splitlines()
+    found: dict[str, set[int]] = {}
+    for line in lines:
+        for number in re.findall(r"pid=(\d+)", line):
+            if int(number) in processes:
+                found.setdefault(line.split()[3].rpartition(":")[0], set()).add(int(number))
+    return found
+
+
+@pytest.mark.skipif(not shutil.which("ss"), reason="ss is not here")
+@pytest.mark.parametrize("own", [False, True], ids=["train", "torchrun --standalone"])
+def test_one_machines_processes_listen_on_loopback_alone_and_unpickle_nothing(base: Path, tmp_path: Path, own: bool) -> None:
+    """The launcher and its workers, all through a training run: neither another machine nor a neighbour's bytes get code to run."""
+    (tmp_path / "hook").mkdir()
+    (tmp_path / "hook" / "sitecustomize.py").write_text(HOOK)
+    text = tiny.sentences(tmp_path / "text.txt")
+    command = ["entrypoint.py", *tiny.flags(text, num_iterations=40, nproc_per_node=2)]
+    if own:
+        options = tiny.flags(text, num_iterations=40)[2:]
+        shim = "from nanochat.cli.upstream import torchrun; torchrun()"
+        command = ["-c", shim, "--standalone", "--nproc_per_node=2", "-m", "scripts.base_train", *options]
+    environment = tiny.environment(base) | {"UNPICKLED": str(tmp_path / "unpickled"), "PYTHONPATH": f"{tmp_path / 'hook'}:{ROOT}"}
+    process = subprocess.Popen([sys.executable, *command], cwd=ROOT, env=environment, text=True, stderr=subprocess.PIPE)
+    found: dict[str, set[int]] = {}
+    told: list[str] = []
+    assert process.stderr is not None
+    reading = threading.Thread(target=lambda: told.extend(process.stderr or []))
+    reading.start()
+    while process.poll() is None:
+        for address, numbers in listening(tree(process.pid)).items():
+            found.setdefault(address, set()).update(numbers)
+        time.sleep(0.1)
+    reading.join()
+    assert process.returncode == 0, "".join(told)
+    assert set(found) <= {"127.0.0.1", "[::1]"} and len(set().union(*found.values())) == 3, found  # a launcher and two workers
+    assert not (tmp_path / "unpickled").exists(), (tmp_path / "unpickled").read_text()
+
+
+def test_an_error_and_any_json_value_reach_every_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    script = tmp_path / "worker.py"
+    script.write_text(
+        "from nanochat.distributed.ranks import join\n"
+        "with join('cpu') as here:\n"
+        "    own = {'rank': here.rank, 'text': 'ü' * 1000 * here.rank, 'none': None, 'exact': 0.1 + here.rank}\n"
+        "    found = here.gather_objects(own)\n"
+        "    assert found == [{'rank': r, 'text': 'ü' * 1000 * r, 'none': None, 'exact': 0.1 + r} for r in range(3)], found\n"
+        "    assert here.gather_objects(None) == [None] * 3\n"
+    )
+    assert launch([str(script)], processes=3, restarts=0) == 0
+
+
+def test_no_module_unpickles() -> None:
+    """Nor calls what does, as torch's collectives of objects do."""
+    modules = {"pickle", "dill", "cloudpickle", "marshal", "shelve"}
+    names = re.compile(r"torch\.load|(all_gather|gather|broadcast|scatter|send|recv)_object(_list)?\b|allow_pickle=True")
+    for path in sorted((ROOT / "nanochat").rglob("*.py")):
+        for each in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(each, ast.Import | ast.ImportFrom):
+                assert not modules & {alias.name for alias in each.names} | {getattr(each, "module", "")} & modules, path
+            if isinstance(each, ast.Call):
+                assert not names.search(ast.unparse(each)), path
+
+
+# ---- launchers that end or do not meet ------------------------------------------------------------------------------
+
+HANGS = """
+import os, sys, time
+from pathlib import Path
+from nanochat.distributed.ranks import join
+with join("cpu"):
+    Path(sys.argv[1], f"rank_{os.environ['RANK']}").write_text(str(os.getpid()))
+    time.sleep(600)
+"""
+
+
+def test_workers_do_not_outlive_their_launcher(tmp_path: Path) -> None:
+    script = tmp_path / "worker.py"
+    script.write_text(HANGS)
+    start = f"from nanochat.distributed.ranks import launch; launch([{str(script)!r}, {str(tmp_path)!r}], 2)"
+    process = subprocess.Popen([sys.executable, "-c", start], env=os.environ | {"PYTHONPATH": str(ROOT)})
+    end = time.monotonic() + 60
+    while len(list(tmp_path.glob("rank_*"))) < 2 or not all(path.read_text() for path in tmp_path.glob("rank_*")):
+        assert process.poll() is None and time.monotonic() < end
+        time.sleep(0.05)
+    workers_of = [int(path.read_text()) for path in tmp_path.glob("rank_*")]
+    process.kill()
+    process.wait()
+    end = time.monotonic() + 20
+    while any(Path(f"/proc/{number}/cmdline").exists() and Path(f"/proc/{number}/cmdline").read_bytes() for number in workers_of):
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+MEMBER = "from nanochat.distributed.ranks import join\nwith join('cpu') as here: print(here.gather_objects(here.rank))"
+NODE = f"""
+import sys
+from nanochat.distributed.ranks import launch
+sys.exit(launch(["-c", {MEMBER!r}], int(sys.argv[1])))
+"""
+
+
+def node(index: int, port: int, processes: int) -> "subprocess.Popen[str]":
+    place = {"PET_NNODES": "2", "PET_NODE_RANK": str(index), "PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": str(port)}
+    environment = os.environ | place | {"PYTHONPATH": str(ROOT)}
+    return subprocess.Popen([sys.executable, "-c", NODE, str(processes)], env=environment, text=True, stdout=subprocess.PIPE)
+
+
+def test_launchers_of_two_machines_meet_without_torchrun(tmp_path: Path) -> None:
+    """Also where they have different numbers of processes, and node 0's comes last."""
+    port = free_port()
+    second = node(1, port, 2)
+    time.sleep(1)
+    first = node(0, port, 1)
+    told = [one.communicate(timeout=120)[0] for one in (first, second)]
+    assert [first.returncode, second.returncode] == [0, 0] and "".join(told).count("[0, 1, 2]") == 3, told
+
+
+def test_a_launcher_that_waits_for_another_machine_can_be_stopped() -> None:
+    for index in (0, 1):
+        alone = node(index, free_port(), 1)
+        time.sleep(8)
+        assert alone.poll() is None
+        alone.terminate()
+        assert alone.wait(20) == 75
 
 
 class Store:
