@@ -15,14 +15,23 @@ STATUSES = {
     503: "No model yet, or the engine failed",
 }
 RESPONSES: dict[int | str, dict[str, Any]] = {status: {"description": text} for status, text in STATUSES.items()}  # for OpenAPI
+MESSAGE_CHARACTERS = 500  # of an error's message, whatever of a request it names
+NAME_CHARACTERS = 80
 TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
+def shown(text: str) -> str:
+    """A client's or a user's value in quotes for a message: control characters escaped, cut where it is long."""
+    return repr(text[:NAME_CHARACTERS]) + ("..." if len(text) > NAME_CHARACTERS else "")
+
+
 class ApiError(NanochatError):
-    """An error in OpenAI's shape: HTTP status, type, code, and the parameter that caused it."""
+    """An error in OpenAI's shape: HTTP status, type, code, and the parameter that caused it. The message is one line of bounded length."""
 
     def __init__(self, status: int, message: str, code: str | None = None, param: str | None = None, retry_after: int | None = None):
-        super().__init__(message)
+        if len(message) > MESSAGE_CHARACTERS:
+            message = message[: MESSAGE_CHARACTERS - 3] + "..."
+        super().__init__("".join(char if char.isprintable() else repr(char)[1:-1] for char in message))
         self.status, self.code, self.param, self.retry_after = status, code, param, retry_after
 
     def body(self) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The first stop of every request: host and origin, API key, body size and time, concurrent requests. Next: the route in server.py.
 
-Plain ASGI: a body that is too large is refused before it is read, and a stream passes unbuffered.
+Plain ASGI: a body that is too large is refused before it is read, and a stream passes unbuffered. headers.py parses the headers.
 """
 
 import asyncio
@@ -12,12 +12,14 @@ from collections.abc import Callable, MutableMapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urlsplit
 
-from nanochat.chat.api_errors import ApiError
+from nanochat.chat.api_errors import ApiError, shown
+from nanochat.chat.headers import Network, bearer_key, client_of, content_length, host_name, origin_netloc, read_headers
 
 Message = MutableMapping[str, Any]
 PROBES = ("/healthz", "/readyz")  # probes send the pod's address as Host, and no key
+MAY_KNOW = "nanochat.may_know"  # in a probe's scope: its host, origin and key would be good for any other path too
+PROBES_ONLY = "nanochat.probes_only"  # in the scope of a connection that is beyond the limits
 KEYLESS = (*PROBES, "/", "/favicon.ico")  # the page itself holds no secret; what it shows comes with the key
 ALWAYS_ALLOWED = ("localhost", "chat")  # chat: compose's name of the service
 
@@ -45,6 +47,9 @@ class Limits:
     send_seconds: float = 20.0  # that one piece of a response may wait for a client that does not read
     per_client: int = 32  # concurrent requests of one address
     in_all: int = 128
+    connections: int = 1_000
+    connections_per_client: int = 128  # a browser has 6, a proxy a few dozen
+    trusted_proxies: tuple[Network, ...] = ()  # whose X-Forwarded-For is believed
 
 
 @dataclass
@@ -62,10 +67,12 @@ class SecurityMiddleware:
             await self.app(scope, receive, send)
             return
         sender = _Sender(send, self.limits.send_seconds)
-        client = scope["client"][0] if scope.get("client") else ""
-        counted = scope["path"].startswith("/v1/") and scope["method"] == "POST"
         try:
-            self._check_headers(scope["path"], scope["headers"])
+            headers = read_headers(scope["headers"])
+            self._check_headers(scope, headers)
+            peer = scope["client"][0] if scope.get("client") else ""
+            client = client_of(peer, headers.get("x-forwarded-for", ""), self.limits.trusted_proxies)
+            counted = scope["path"].startswith("/v1/") and scope["method"] == "POST"
             if counted:
                 self._check_load(client)
             self._running[client] += counted
@@ -82,37 +89,43 @@ class SecurityMiddleware:
             sender.status = sender.status or 408
         self.count(scope["path"], sender.status)
 
-    def _check_headers(self, path: str, raw: list[tuple[bytes, bytes]]) -> None:
+    def _check_headers(self, scope: Message, headers: dict[str, str]) -> None:
         """Raise ApiError unless the headers allow the request: its host, its origin, its key, the length of its body."""
-        headers: dict[str, str] = {}
-        for name, value in raw:
-            if name == b"host" and "host" in headers:
-                raise ApiError(400, "more than one Host header")
-            headers[name.decode("latin-1")] = value.decode("latin-1")
-        if path not in PROBES:
+        path = scope["path"]
+        if path in PROBES:
+            scope[MAY_KNOW] = self._may_know(headers)
+        else:
+            if scope.get(PROBES_ONLY):
+                raise ApiError(503, "too many connections are open", "too_many_connections", retry_after=2)
             self._check_host(headers.get("host", ""), headers.get("origin"))
-        if self.limits.api_key and path not in KEYLESS and not path.startswith("/web/"):
-            self._check_key(headers.get("authorization", ""))
-        length = headers.get("content-length", "0")
-        if not length.isascii() or not length.isdigit() or int(length[:20]) > self.limits.body_bytes:
+            if path not in KEYLESS and not path.startswith("/web/"):
+                self._check_key(headers.get("authorization", ""))
+        length = content_length(headers.get("content-length", "0"))
+        if length is None or length > self.limits.body_bytes:
             raise _too_large(self.limits)
+
+    def _may_know(self, headers: dict[str, str]) -> bool:
+        """Whether a probe comes from somebody whom every other path would answer too."""
+        with suppress(ApiError):
+            self._check_host(headers.get("host", ""), headers.get("origin"))
+            self._check_key(headers.get("authorization", ""))
+            return True
+        return False
 
     def _check_host(self, host: str, origin: str | None) -> None:
         """Raise ApiError for a host name that is not ours (DNS rebinding), and for a page of another site (its Origin)."""
         if not self._known(host):
-            raise ApiError(403, f"the host {_name(host)[:80]!r} is not served here: serve --allow-host NAME allows it", "host_not_allowed")
+            name = shown(host_name(host) or host)
+            raise ApiError(403, f"the host {name} is not served here: serve --allow-host NAME allows it", "host_not_allowed")
         if origin is None:
             return
-        netloc = ""  # of an origin that is no URL
-        with suppress(ValueError):
-            netloc = urlsplit(origin).netloc
-        if netloc.lower() != host.lower() and not self._declared(_name(netloc)):
+        netloc = origin_netloc(origin)
+        if not netloc or (netloc != host.lower() and not self._declared(host_name(netloc))):
             raise ApiError(403, "requests from other sites' pages are not served", "origin_not_allowed")
 
     def _check_key(self, authorization: str) -> None:
-        """Raise ApiError unless the Authorization header has the server's key."""
-        kind, _, key = authorization.partition(" ")
-        if kind.lower() != "bearer" or not hmac.compare_digest(key.strip().encode("latin-1"), self.limits.api_key.encode()):
+        """Raise ApiError unless there is no key, or the Authorization header has it."""
+        if self.limits.api_key and not hmac.compare_digest(bearer_key(authorization), self.limits.api_key.encode()):
             raise ApiError(401, "a key is needed: Authorization: Bearer KEY, the one the server was started with", "invalid_api_key")
 
     def _check_load(self, client: str) -> None:
@@ -124,7 +137,7 @@ class SecurityMiddleware:
 
     def _known(self, host: str) -> bool:
         """Whether `host` names this server: an address (no name that could be rebound), localhost, or a declared name."""
-        name = _name(host)
+        name = host_name(host)
         with suppress(ValueError):
             ipaddress.ip_address(name)
             return True
@@ -177,13 +190,6 @@ class _Receiver:
 
 def _too_large(limits: Limits) -> ApiError:
     return ApiError(413, f"a request has at most {limits.body_bytes:,} bytes", "request_too_large")
-
-
-def _name(host: str) -> str:
-    """The name or address in a Host header, without its port."""
-    with suppress(ValueError):
-        return (urlsplit(f"//{host}").hostname or "").rstrip(".")
-    return ""
 
 
 async def _send_error(error: ApiError, send: Any) -> None:

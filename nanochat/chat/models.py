@@ -102,8 +102,12 @@ class ModelWatcher:
         return "cuda"
 
     def _run(self) -> None:
+        said = ""
         while not self._ended.wait(POLL_SECONDS):
             try:
                 self.look()
             except Exception as error:  # whatever a folder holds, the server goes on
-                log(f"warning: looking for a newer model failed: {type(error).__name__}: {error}")
+                failure = f"{type(error).__name__}: {error}"
+                if failure != said:  # once, not every two seconds
+                    log(f"warning: looking for a newer model failed: {failure}")
+                said = failure

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nanochat import paths
+from nanochat.chat.api_key import read_key
+from nanochat.chat.connections import raise_file_limit
+from nanochat.chat.headers import allowed_host, trusted_proxy
 from nanochat.chat.listener import http_server
 from nanochat.chat.loading import MAX_SLOTS, load_model
 from nanochat.chat.metrics import ServerMetrics
@@ -29,6 +32,7 @@ class ServeOptions:
     run: str | None = None
     api_key_file: Path | None = None
     allowed_hosts: tuple[str, ...] = ()
+    trusted_proxies: tuple[str, ...] = ()
     insecure_no_key: bool = False
     device: str = "auto"
     slots: int = 0  # 0: as many as the memory planned for the cache holds, up to 64
@@ -37,13 +41,16 @@ class ServeOptions:
 
 def serve(options: ServeOptions) -> int:
     """Answer until SIGTERM or Ctrl-C. Raises UsageError where anyone on the network could ask without a key."""
-    key = _key(options)
-    hosts = (*options.allowed_hosts, *os.environ.get("NANOCHAT_ALLOWED_HOSTS", "").replace(",", " ").split())
+    key = read_key(options.api_key_file)
+    hosts = [allowed_host(value, source) for value, source in _given(options.allowed_hosts, "--allow-host", "NANOCHAT_ALLOWED_HOSTS")]
+    given = _given(options.trusted_proxies, "--trust-proxy", "NANOCHAT_TRUSTED_PROXIES")
+    proxies = [trusted_proxy(value, source) for value, source in given]
     if not _loopback(options.host) and not key and not options.insecure_no_key:
         raise UsageError(
             f"--host {options.host} lets other machines ask, and no key is set",
             "set NANOCHAT_API_KEY or --api-key-file; or --insecure-no-key where something else guards the port",
         )
+    raise_file_limit()
     metrics = ServerMetrics()
     scheduler = Scheduler(metrics, options.queue)
     device = "cuda" if options.device != "cpu" and this_machine(options.device).cuda else "cpu"
@@ -54,7 +61,7 @@ def serve(options: ServeOptions) -> int:
         paths.runs_dir(),
         device,
     )
-    limits = Limits(key, tuple(host.lower() for host in hosts), in_all=options.queue + MAX_SLOTS)
+    limits = Limits(key, tuple(hosts), in_all=options.queue + MAX_SLOTS, trusted_proxies=tuple(proxies))
     server = http_server(scheduler, metrics, limits, options.host, options.port)
     try:
         watcher.start()
@@ -68,18 +75,9 @@ def serve(options: ServeOptions) -> int:
     return 0
 
 
-def _key(options: ServeOptions) -> str:
-    if options.api_key_file is None:
-        return os.environ.get("NANOCHAT_API_KEY", "").strip()
-    try:
-        key = options.api_key_file.expanduser().read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(
-            f"the key cannot be read from {options.api_key_file}: {error}", "the file holds the key and nothing else"
-        ) from error
-    if not key:
-        raise UsageError(f"{options.api_key_file} is empty", "the file holds the key and nothing else")
-    return key
+def _given(options: tuple[str, ...], flag: str, variable: str) -> list[tuple[str, str]]:
+    """The values of a flag and of an environment variable, each with the name of the one that gave it."""
+    return [(value, flag) for value in options] + [(value, variable) for value in os.environ.get(variable, "").replace(",", " ").split()]
 
 
 def _loopback(host: str) -> bool:

@@ -23,11 +23,11 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
-from nanochat.chat.api_errors import RESPONSES, ApiError
+from nanochat.chat.api_errors import RESPONSES, ApiError, shown
 from nanochat.chat.delivery import EventStream, Submission, whole
 from nanochat.chat.loading import LoadedModel
 from nanochat.chat.metrics import ServerMetrics
-from nanochat.chat.middleware import Limits, SecurityMiddleware
+from nanochat.chat.middleware import MAY_KNOW, Limits, SecurityMiddleware
 from nanochat.chat.prepare import PreparedRequest, prepare_chat, prepare_completion
 from nanochat.chat.scheduler import Scheduler
 from nanochat.chat.schema import BaseRequest, ChatRequest, CompletionRequest
@@ -51,6 +51,13 @@ class Services:
     metrics: ServerMetrics
     training: Callable[[], dict[str, Any] | None]
     page_files: dict[str, bytes] = field(default_factory=_page_files)
+    _reading: "asyncio.Task[dict[str, Any] | None] | None" = None
+
+    async def running_training(self) -> dict[str, Any] | None:
+        """What `training` returns, read in one thread for all who ask meanwhile: many tabs must not take all threads."""
+        if self._reading is None or self._reading.done():
+            self._reading = asyncio.create_task(asyncio.to_thread(self.training))
+        return await asyncio.shield(self._reading)
 
     def loaded(self, name: str | None = None) -> LoadedModel:
         """The model that answers. Raises ApiError if there is none, or if `name` is another."""
@@ -58,7 +65,7 @@ class Services:
         if current is None:
             raise ApiError(503, f"there is no model yet; this trains one in minutes: {HINT}", "model_not_ready", retry_after=5)
         if name not in (None, "", ALIAS, current.name):
-            raise ApiError(404, f"the model {name!r} is not served here, {current.name!r} is", "model_not_found", "model")
+            raise ApiError(404, f"the model {shown(str(name))} is not served here, {shown(current.name)} is", "model_not_found", "model")
         return current
 
 
@@ -127,8 +134,9 @@ async def healthz() -> dict[str, str]:
 
 @pages.get("/readyz", responses={503: RESPONSES[503]})
 async def readyz(request: Request) -> dict[str, str]:
-    """Whether there is a model to answer."""
-    return {"status": "ready", "model": services(request).loaded().name}
+    """Whether there is a model to answer; its name only for those whom other paths would tell it."""
+    name = services(request).loaded().name
+    return {"status": "ready"} | ({"model": name} if request.scope.get(MAY_KNOW) else {})
 
 
 @pages.get("/metrics", responses=RESPONSES)
@@ -142,7 +150,7 @@ async def training_view(request: Request) -> dict[str, Any]:
     """What the page shows: the model that answers, the training that runs, and what to do where there is neither."""
     current = services(request).scheduler.current
     about = {"run": current.name} | {name: getattr(current, name) for name in SHOWN} if current else None
-    return {"model": about, "training": await asyncio.to_thread(services(request).training), "hint": HINT}
+    return {"model": about, "training": await services(request).running_training(), "hint": HINT}
 
 
 @pages.get("/", include_in_schema=False)

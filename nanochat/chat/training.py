@@ -1,55 +1,83 @@
-"""What the page shows of a running training, read from the files that it writes: heartbeat, metrics, samples."""
+"""What the page shows of a running training, read from the files that it writes: heartbeat, metrics, samples.
+
+The files are taken as they come: a line, a field or a heartbeat that is not what a training writes is skipped.
+"""
 
 import json
+import os
+import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from nanochat.runs.heartbeat import HEARTBEAT, read_heartbeat
-from nanochat.runs.metrics import SAMPLES
+from nanochat.runs.metrics import SAMPLES, STAGES
 
 CURVE_POINTS = 300
 SAMPLES_SHOWN = 6
+SAMPLE_BYTES = 1 << 18  # of the end of the samples, that are read
+SAMPLE_TEXTS = ("stage", "prompt", "text")
+LINE_BYTES = 1 << 16  # of a line of metrics; what is longer is none
 KEPT = ("stage", "step", "loss", "reward", "bpb", "tokens_per_second", "step_seconds")  # of a line of metrics
 RATE_STEPS = 20  # the last steps that the rate and the time left are taken from
+
+Line = dict[str, Any]
 
 
 def newest_training(runs: Path) -> tuple[Path, dict[str, Any]] | None:
     """The folder and the heartbeat of the training that spoke last, among all runs."""
-    beats = [(path.parent, beat) for path in runs.glob(f"*/{HEARTBEAT}") if (beat := read_heartbeat(path.parent))]
+    beats = [(path.parent, beat) for path in runs.glob(f"*/{HEARTBEAT}") if (beat := _heartbeat(path.parent))]
     return max(beats, key=lambda found: found[1]["time"], default=None)
 
 
+def _heartbeat(folder: Path) -> dict[str, Any] | None:
+    """A run's heartbeat with the fields that are used here, None where there is none or one of them is odd."""
+    beat = read_heartbeat(folder)
+    if beat is None or not _is_number(beat["time"]) or not isinstance(beat.get("steps"), dict):
+        return None
+    steps = {stage: count for stage, count in beat["steps"].items() if _is_count(count)}
+    return beat | {"steps": steps, "device": str(beat.get("device", "")), "trial": bool(beat.get("trial"))}
+
+
 class TrainingView:
-    """Follows the newest training. Reads only what was appended since the last call."""
+    """Follows the newest training. Reads only what was appended since the last call, in one thread at a time."""
 
     def __init__(self, runs: Path):
         self._runs = runs
-        self._folder: Path | None = None
-        self._read = 0  # bytes of metrics.jsonl
-        self._lines: list[dict[str, Any]] = []
+        self._lock = threading.Lock()
+        self._file: tuple[Any, ...] = ()  # the run's folder, and which file its metrics.jsonl is
+        self._restart()
 
     def __call__(self) -> dict[str, Any] | None:
-        """The training's state, None where none is under way. `alive` is False for one that was killed."""
-        found = newest_training(self._runs)
-        if found is None:
-            return None
-        folder, beat = found
-        self._follow(folder)
+        """The training's state, None where none is under way. `alive` is False for one that was killed.
+
+        `skipped_lines` counts lines of the metrics that are none; it is only there where there are some.
+        """
+        with self._lock:
+            found = newest_training(self._runs)
+            if found is None:
+                return None
+            folder, beat = found
+            self._follow(folder)
+            skipped = self._odd + self._last_is_odd
+            return self._state(folder, beat) | ({"skipped_lines": skipped} if skipped else {})
+
+    def _state(self, folder: Path, beat: dict[str, Any]) -> dict[str, Any]:
         last = self._lines[-1] if self._lines else {}
         stage = last.get("stage", "base")
-        steps = int(beat["steps"].get(stage, 0))
-        rates = [line["tokens_per_second"] for line in self._lines[-RATE_STEPS:] if line["stage"] == stage]
-        seconds = [line["step_seconds"] for line in self._lines[-RATE_STEPS:] if line["stage"] == stage]
+        steps = beat["steps"].get(stage, 0)
+        recent = [line for line in self._lines[-RATE_STEPS:] if line["stage"] == stage]
+        rates = [line["tokens_per_second"] for line in recent if line["tokens_per_second"] is not None]
+        seconds = [line["step_seconds"] for line in recent if line["step_seconds"] is not None]
         left = None
         if seconds and beat["alive"]:
-            later = int(beat["steps"].get("sft", 0)) if stage == "base" else 0
+            later = beat["steps"].get("sft", 0) if stage == "base" else 0
             left = round((steps - last["step"] + later) * sorted(seconds)[len(seconds) // 2])
         measure = "reward" if stage == "rl" else "loss"  # its loss only says which way it goes
-        lines = [line for line in self._lines if (line["stage"] == "rl") == (stage == "rl")]
+        lines = [line for line in self._lines if (line["stage"] == "rl") == (stage == "rl") and line[measure] is not None]
         every = -(-len(lines) // CURVE_POINTS) or 1
         chosen = lines[(len(lines) - 1) % every :: every]
         return {
-            "run": folder.name,
+            "run": _clean(folder.name),
             "stage": stage,
             "step": last.get("step", 0),
             "steps": steps,
@@ -61,38 +89,113 @@ class TrainingView:
             "alive": beat["alive"],
             "trial": beat["trial"],
             "curve": [{"stage": line["stage"], "step": line["step"], "value": line[measure]} for line in chosen],
-            "samples": _tail(folder / SAMPLES),
+            "samples": _samples(folder / SAMPLES),
         }
+
+    def _restart(self) -> None:
+        self._read = 0  # bytes of metrics.jsonl up to the last whole line, which is read again: an evaluation may be added to it
+        self._lines: list[Line] = []
+        self._odd, self._last_is_odd = 0, False  # lines before `_read` that were skipped; whether the last one was
 
     def _follow(self, folder: Path) -> None:
         """Read what metrics.jsonl has gained; from its beginning where it is another file or was cut."""
         path = folder / "metrics.jsonl"
-        size = path.stat().st_size if path.exists() else 0
-        if folder != self._folder or size < self._read:
-            self._folder, self._read, self._lines = folder, 0, []
-        if not size:
+        try:
+            if not path.is_file():
+                raise FileNotFoundError(path)
+            with path.open("rb") as file:
+                about = os.fstat(file.fileno())
+                which = (folder, about.st_dev, about.st_ino)
+                if which != self._file or about.st_size < self._read or not self._continues(file):
+                    self._restart()
+                self._file = which
+                self._read_lines(file)
+        except OSError:
+            self._restart()
+
+    def _continues(self, file: BinaryIO) -> bool:
+        """Whether the last line that was read is still where it was: a resumed run may have cut the file and written it anew."""
+        file.seek(max(self._read - 1, 0))
+        if self._read and file.read(1) != b"\n":
+            return False
+        text = file.readline(LINE_BYTES)
+        line = _parse(text)
+        if not text:
+            return False
+        return line is None or self._last_is_odd or not self._lines or _order(line) == _order(self._lines[-1])
+
+    def _read_lines(self, file: BinaryIO) -> None:
+        """Take all whole lines from `_read` on, the last one of the call before again."""
+        file.seek(self._read)
+        again, begin = True, self._read
+        while (text := file.readline(LINE_BYTES)) and (text.endswith(b"\n") or len(text) == LINE_BYTES):
+            self._odd += self._last_is_odd and not again
+            self._take(_parse(text))
+            self._read, begin, again = begin, begin + len(text), False
+
+    def _take(self, line: Line | None) -> None:
+        """Append a line, or put it in the place of the one of its step. A step that goes back is none of this training."""
+        last = _order(self._lines[-1]) if self._lines else (0, -1)
+        self._last_is_odd = line is None or _order(line) < last
+        if line is None or self._last_is_odd:
             return
-        with path.open("rb") as file:
-            # The last line is read again: an evaluation may have been added to it.
-            file.seek(self._read)
-            data = file.read()
-        whole = data[: data.rfind(b"\n") + 1]
-        for text in whole.splitlines():
-            try:
-                line = json.loads(text)
-            except ValueError:
-                continue
-            if self._lines and (self._lines[-1]["stage"], self._lines[-1]["step"]) == (line["stage"], line["step"]):
-                self._lines.pop()
-            self._lines.append({key: line.get(key) for key in KEPT})
-        last = whole[:-1].rfind(b"\n") + 1
-        self._read += last
+        if _order(line) == last:
+            self._lines.pop()
+        self._lines.append(line)
 
 
-def _tail(path: Path) -> list[dict[str, Any]]:
-    """The newest samples, the newest last."""
+def _order(line: Line) -> tuple[int, int]:
+    return STAGES.index(line["stage"]), line["step"]
+
+
+def _parse(text: bytes) -> Line | None:
+    """The fields of a line of metrics that are shown, None if one of them is not what a training writes."""
+    line = _object(text)
+    if line is None or line.get("stage") not in STAGES or not _is_count(line.get("step")):
+        return None
+    kept = {key: line.get(key) for key in KEPT}
+    numbers = [value for key, value in kept.items() if key != "stage" and value is not None]
+    return kept if kept["loss"] is not None and all(map(_is_number, numbers)) else None
+
+
+def _object(text: bytes | str) -> dict[str, Any] | None:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()[-SAMPLES_SHOWN:]
-        return [json.loads(line) for line in lines]
-    except (OSError, ValueError):
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 53
+
+
+def _is_number(value: object) -> bool:
+    """Whether it is a number that JSON and arithmetic can take: no NaN, and none so large that a product overflows."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and -1e15 < value < 1e15
+
+
+def _samples(path: Path) -> list[dict[str, Any]]:
+    """The newest samples, the newest last."""
+    if not path.is_file():
         return []
+    try:
+        with path.open("rb") as file:
+            file.seek(max(path.stat().st_size - SAMPLE_BYTES, 0))
+            lines = file.read(SAMPLE_BYTES).splitlines()
+    except OSError:
+        return []
+    return [sample for line in lines if (sample := _sample(line))][-SAMPLES_SHOWN:]
+
+
+def _sample(text: bytes) -> dict[str, Any] | None:
+    """A sample with the fields that the page shows, None if one of them is odd."""
+    sample = _object(text)
+    if sample is None or not _is_count(sample.get("step")) or not all(isinstance(sample.get(key), str) for key in SAMPLE_TEXTS):
+        return None
+    return {"step": sample["step"]} | {key: _clean(sample[key]) for key in SAMPLE_TEXTS}
+
+
+def _clean(text: str) -> str:
+    """`text` without lone surrogates, which no response can hold: of JSON's escapes, and of file names that are not UTF-8."""
+    return text.encode("utf-8", "replace").decode()

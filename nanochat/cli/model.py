@@ -54,6 +54,10 @@ def serve(
         list[str] | None,
         typer.Option("--allow-host", "--allow_host", help="name that clients reach this server by; *.example.org: all names under it"),
     ] = None,
+    trust_proxy: Annotated[
+        list[str] | None,
+        typer.Option("--trust-proxy", "--trust_proxy", help="address or network of a proxy whose X-Forwarded-For header is used"),
+    ] = None,
     insecure_no_key: Annotated[
         bool, typer.Option("--insecure-no-key", "--insecure_no_key", help="no key, although other machines can connect")
     ] = False,
@@ -65,7 +69,8 @@ def serve(
     from nanochat.chat.serve import ServeOptions
     from nanochat.chat.serve import serve as answer
 
-    raise typer.Exit(answer(ServeOptions(host, port, run, api_key_file, tuple(allow_host or ()), insecure_no_key, device, slots, queue)))
+    hosts, proxies = tuple(allow_host or ()), tuple(trust_proxy or ())
+    raise typer.Exit(answer(ServeOptions(host, port, run, api_key_file, hosts, proxies, insecure_no_key, device, slots, queue)))
 
 
 @app.command(name="eval")

@@ -61,12 +61,14 @@ def test_a_taken_port(base: Path) -> None:
 
 def test_an_answer_and_a_key(trained: Path, tmp_path: Path) -> None:
     key = tmp_path / "key"
-    key.write_text("sesame\n")
+    key.write_text("open sesame, or stay shut\n")
+    key.chmod(0o600)
     one = Serve(trained, f"--api-key-file={key}")
     try:
         assert one.ask().status_code == 401
-        answer = httpx.get(one.url + "/v1/models", headers={"authorization": "Bearer sesame"}).json()["data"][0]
+        answer = httpx.get(one.url + "/v1/models", headers={"authorization": "Bearer open sesame, or stay shut"}).json()["data"][0]
         assert (answer["id"], answer["stage"], answer["step"]) == ("tiny", "sft", 3)
+        assert httpx.get(one.url + "/readyz").json() == {"status": "ready"}  # no name without the key
         assert "sesame" not in " ".join(map(str, one.process.args)) + "".join(one.log)
     finally:
         one.end()

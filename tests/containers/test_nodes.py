@@ -152,6 +152,7 @@ def test_a_network_is_cut_for_a_minute(straight: Callable[[int], Straight], netw
     assert losses(volume, "job") == losses(straight(2).volume, "job")
 
 
+CHAT_KEY = "correct horse battery staple"
 PROBE = """
 import sys, urllib.request, urllib.error
 request = urllib.request.Request(sys.argv[1], headers={"Authorization": "Bearer " + sys.argv[2]} if sys.argv[2:] else {})
@@ -167,7 +168,7 @@ def test_the_chat_answers_its_probes_and_its_service(straight: Callable[[int], S
     made = dry_run(*arguments(1), "--chat")
     pod, service = of_kind(made, "Deployment")["spec"]["template"], of_kind(made, "Service")
     container = pod["spec"]["containers"][0]
-    assert "--read-only" in options(pod, 0, volume, {"api-key": "k"})
+    assert "--read-only" in options(pod, 0, volume, {"api-key": CHAT_KEY})
     (port,) = [one["containerPort"] for one in container["ports"]]
     assert service["spec"]["selector"].items() <= pod["metadata"]["labels"].items()
     assert service["spec"]["ports"][0]["targetPort"] == container["ports"][0]["name"]
@@ -176,7 +177,7 @@ def test_the_chat_answers_its_probes_and_its_service(straight: Callable[[int], S
         return int(docker("exec", name, "python", "-c", PROBE, url, *key))
 
     for place, ready in ((volume, 503), (straight(1).volume, 200)):
-        name = network.start(pod, place, service["metadata"]["name"], secrets={"api-key": "k"})
+        name = network.start(pod, place, service["metadata"]["name"], secrets={"api-key": CHAT_KEY})
         address = docker("inspect", "-f", f'{{{{(index .NetworkSettings.Networks "{network.name}").IPAddress}}}}', name)
         end = time.monotonic() + 90
         while call("docker", "exec", name, "python", "-c", PROBE, f"http://{address}:{port}/healthz").stdout != "200\n":
@@ -188,7 +189,7 @@ def test_the_chat_answers_its_probes_and_its_service(straight: Callable[[int], S
             assert time.monotonic() < end, log_of(name)
             time.sleep(0.5)
         own = f"http://{service['metadata']['name']}:{port}"
-        assert [ask(name, f"{own}/v1/models", *key) for key in ([], ["k"])] == [401, 200]
+        assert [ask(name, f"{own}/v1/models", *key) for key in ([], [CHAT_KEY])] == [401, 200]
         began = time.monotonic()
         docker("stop", f"--time={pod['spec']['terminationGracePeriodSeconds']}", name)
         assert time.monotonic() - began < 30
