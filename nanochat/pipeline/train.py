@@ -30,6 +30,7 @@ from nanochat.runs.mirror import Uploader
 from nanochat.runs.record import Record, current_steps, open_text
 from nanochat.tokenizer.tokenizer import Tokenizer
 from nanochat.train import device
+from nanochat.train.deadline import Deadline
 from nanochat.train.session import Session
 from nanochat.train.signals import StopSignal
 
@@ -40,10 +41,10 @@ def train(config: Config, stages: Sequence[str] = (BASE, SFT), relaunch: Sequenc
     """Carry the run of `config` as far as `stages` go, from wherever it stopped; returns the exit code.
 
     `relaunch` is the command line (after the interpreter) that workers run where the config asks for several processes.
-    Raises UsageError where the name belongs to another run, PreflightError where the machine cannot do it, DataError,
-    NonFiniteError, OutOfMemoryError, Preempted.
+    Raises UsageError where the name belongs to another run, PreflightError where the machine cannot do it or the job's deadline is
+    reached, DataError, NonFiniteError, OutOfMemoryError, Preempted.
     """
-    with StopSignal().installed() as stop:
+    with StopSignal().installed() as stop, Deadline.of(os.environ).kept(stop):
         call = Call(Request(config, tuple(stages), time.monotonic()), stop)
         return call.in_worker() if ranks.launched() else call.in_launcher(list(relaunch))
 
