@@ -1,5 +1,6 @@
 """The repository: links, make targets, the lock, the profiles and the image agree with the files and the code."""
 
+import ast
 import os
 import re
 import resource
@@ -44,6 +45,19 @@ def test_tests_mirror_the_package(files: list[str]) -> None:
 def test_links_lead_somewhere(document: str) -> None:
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", read(document)):
         assert "://" in target or (ROOT / document).parent.joinpath(target).exists(), target
+
+
+def test_the_security_table_names_tests_that_exist() -> None:
+    """Each row of the table in docs/security.md: a promise, and the tests that hold it."""
+    table = read("docs/security.md").partition("| promise | tests |\n|---|---|\n")[2].partition("\n\n")[0].splitlines()
+    assert len(table) > 30 and len(set(table)) == len(table)
+    for row in table:
+        promise, tests = row.removeprefix("| ").removesuffix(" |").split(" | ")
+        for name in tests.split(", "):
+            found = re.fullmatch(r"`(tests/[\w/]+\.py)::(test_\w+)`", name)
+            assert found, f"{promise}: {name}"
+            tree = ast.parse(read(found[1])) if (ROOT / found[1]).is_file() else ast.Module([], [])
+            assert found[2] in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}, f"{promise}: {name}"
 
 
 @pytest.mark.parametrize("readme", READMES)

@@ -12,13 +12,17 @@ from pathlib import Path
 
 import pytest
 
+from nanochat.runs.record import open_model
 from tests.tiny import MODEL, call
 
 pytestmark = pytest.mark.long
 
 TRAIN = [
-    *("entrypoint.py", "train", "--profile=cpu", "--core_metric_max_per_task=0", "--sft_iterations=2"),
-    *(f"--{name}={value}" for name, value in (MODEL | {"max_seq_len": 64, "num_iterations": 2, "run": "tiny"}).items()),
+    *("entrypoint.py", "train", "--profile=cpu", "--core_metric_max_per_task=0"),
+    *(
+        f"--{name}={value}"
+        for name, value in (MODEL | {"max_seq_len": 64, "num_iterations": 2, "sft_iterations": 2, "run": "tiny"}).items()
+    ),
 ]
 REPORT = ["entrypoint.py", "report", "--run=tiny"]
 REPORTS = ("report.json", "report.md", "report.html")
@@ -62,13 +66,6 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(place)], check=True)
 
 
-def fill(disk: Path, room: int) -> Path:
-    """Fill a disk so that `room` bytes are left; the file that does it."""
-    filler = disk / "filler"
-    filler.write_bytes(bytes(max(shutil.disk_usage(disk).free // 4096 * 4096 - room, 0)))
-    return filler
-
-
 def has_summary(base: Path) -> bool:
     results = base / "runs/tiny/evaluation.json"
     return results.exists() and "summary" in json.loads(results.read_text(encoding="utf-8"))
@@ -97,7 +94,7 @@ def require_finished(base: Path, finished: Path, command: list[str]) -> None:
 
 def kill_at(base: Path, number: int, command: list[str]) -> int:
     """Run `command`, killed at its write of that number; its exit code."""
-    return call(base, "tests/fault_at.py", str(number), *command[1:], timeout=120).returncode
+    return call(base, "tests/fault_at.py", f"kill:{number}", *command[1:], timeout=120).returncode
 
 
 # ---- a file that is missing or damaged ------------------------------------------------------------------------------
@@ -171,18 +168,37 @@ def test_an_export_killed_at_each_write(copied: Callable[..., Path], tmp_path: P
     assert points >= 10
 
 
+@pytest.mark.slow
+def test_an_import_killed_at_each_write(copied: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, out, points = copied(), tmp_path / "export", 0
+    assert call(base, "entrypoint.py", "export", "--to=hf", "--run=tiny", f"--out={out}").returncode == 0
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(base))
+    for number in range(1, MOST_WRITES):
+        command = ["entrypoint.py", "import", str(out), f"--run=from-{number}"]
+        code = kill_at(base, number, command)
+        if code == 0:
+            break
+        assert code == KILLED
+        points += 1
+        appeared = (base / "runs" / f"from-{number}").exists()
+        done = call(base, *command)
+        assert done.returncode == (2 if appeared else 0), done.stderr  # what is there is whole, and is not imported twice
+        assert open_model(f"from-{number}").chats
+        shutil.rmtree(base / "tokenizer")  # so that each import writes one
+    assert points >= 6
+
+
 # ---- a full disk ------------------------------------------------------------------------------------------------------
 
 
 def full_disk(copied: Callable[..., Path], finished: Path, disk: Path, room: int) -> int:
-    """The end of the run with `room` bytes left, then with more: the first exit code."""
+    """The end of the run with `room` bytes left from its first write on, then with more: the first exit code."""
     base = copied("evaluation.json", "heldout.jsonl", *REPORTS, to=disk)
-    filler = fill(disk, room)
-    ended = call(base, *TRAIN, timeout=120)
+    ended = call(base, "tests/fault_at.py", f"full:{room}", *TRAIN[1:], timeout=120)
     assert ended.returncode in (0, 3), ended.stderr
     if ended.returncode:
         assert "error: the disk is full while" in ended.stderr and "Traceback" not in ended.stderr
-        filler.unlink()
+        (disk / "filler").unlink()
         require_finished(base, finished, TRAIN)
     return ended.returncode
 

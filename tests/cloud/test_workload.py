@@ -74,3 +74,12 @@ def test_secrets_are_no_arguments() -> None:
         with pytest.raises(UsageError) as caught:
             plain_environment([pair])
         assert "hf_x" not in caught.value.message + caught.value.hint
+
+
+def test_credentials_are_no_arguments() -> None:
+    with pytest.raises(UsageError, match="looks like a secret"):
+        plain_environment(["HF_ENDPOINT=https://user:S3CRET@mirror.example.org"])
+    with pytest.raises(UsageError, match="--mirror holds credentials") as raised:
+        workload("image", "", "cpu", False, ["--mirror=s3://user:S3CRET@bucket/x"])
+    assert "--secret NAME" in raised.value.hint
+    assert plain_environment(["HF_ENDPOINT=https://mirror.example.org"]) and workload("image", "", "cpu", False, ["--mirror=s3://bucket/x"])

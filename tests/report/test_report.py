@@ -12,12 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanochat.config import build_config
+from nanochat.console import printable
 from nanochat.errors import DataError
 from nanochat.evaluation.results import SUMMARY, forget_summary, read_results, write_part
 from nanochat.planning.rules import resolve
 from nanochat.report import collect as report
 from nanochat.report import curves
-from nanochat.report.collect import write_report
+from nanochat.report.collect import has_report, write_report
 from nanochat.report.compare import compare, describe
 from nanochat.runs.report_schema import Report, StageReport
 
@@ -100,6 +101,25 @@ def test_an_older_runs_report_is_the_same(run: Path) -> None:
     (run / "scores.json").write_text(json.dumps(results.pop("summary")))
     (run / "evaluation.json").write_text(json.dumps(results))
     assert write_report(run) == made and made["tasks"] == {"bpb": {"validation": 1.25}}
+
+
+def test_a_models_words_cannot_steer_a_terminal(run: Path) -> None:
+    hostile = "a\x1b]0;title\x07\x1b[2Jb\x9b31m\u202ec\ud800\r"
+    (run / "samples.jsonl").write_text(json.dumps({"stage": "base", "step": 1, "prompt": hostile, "text": hostile}))
+    write_part(run, SUMMARY, read_results(run)[SUMMARY] | {"samples": [{"prompt": hostile, "answer": hostile}]})
+    made = write_report(run)
+    assert json.loads((run / "report.json").read_text()) == made and made["samples"][0]["answer"] == hostile
+    for name in ("report.md", "report.html"):
+        text = (run / name).read_text(encoding="utf-8")
+        assert printable(text) == text and "a]0;title[2Jb31mc" in re.sub(r"\\(.)", r"\1", text)
+    assert has_report(run)
+
+
+def test_an_older_mirrors_password_is_not_told(run: Path) -> None:
+    config = (run / "config.toml").read_text()
+    (run / "config.toml").write_text(config.replace('mirror = ""', 'mirror = "s3://user:S3CRET@bucket/x?key=S3CRET"'))
+    assert write_report(run)["config"]["mirror"] == "s3://***@bucket/x?key=***"
+    assert not [path.name for path in run.glob("report.*") if "S3CRET" in path.read_text()]
 
 
 def test_the_page_stands_alone_and_runs_nothing(run: Path) -> None:
