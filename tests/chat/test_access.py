@@ -1,5 +1,6 @@
 """Who may ask, from where, and how much at once: hosts, origins, keys, paths, malformed HTTP, many and slow clients."""
 
+import ipaddress
 import json
 import socket
 import time
@@ -121,6 +122,27 @@ def test_malformed_http(server: Running, data: bytes) -> None:
     assert server.still_answers()
 
 
+def test_a_long_name_is_not_echoed(server: Running) -> None:
+    """Of a model, of a host, of a path, of a field: no error is longer than it has to be, or has a control character."""
+    name = "\x1b[2J" + "x" * 900_000
+    answers = [server.post(one_message("hi") | {"model": name}), server.post({"prompt": "a", "model": name}, "/v1/completions")]
+    answers += [server.post({name: name, "messages": [{"role": name, "content": "x"}]}), server.post({"messages": name})]
+    answers += [server.post(one_message("hi") | {name: 1, "stop": [name]}), server.post(one_message("hi") | {"tools": name})]
+    long = "%1b[2J" + "x" * 12_000
+    answers += [httpx.get(server.url + path + long) for path in ("/v1/models/", "/web/", "/")]
+    answers.append(httpx.get(server.url + "/v1/models", headers={"host": "x" * 12_000}))
+    for answer in answers:
+        assert 400 <= answer.status_code < 500 and len(answer.content) < 700, answer.text[:200]
+        assert "\x1b" not in answer.json()["error"]["message"] and "x" * 100 not in answer.text
+
+
+def test_readiness_names_nothing_without_the_key(locked: Running, server: Running) -> None:
+    for headers in ({}, {"authorization": "Bearer x"}, {"authorization": f"Bearer {KEY}", "host": "evil.example"}):
+        assert httpx.get(locked.url + "/readyz", headers=headers).json() == {"status": "ready"}
+    assert httpx.get(locked.url + "/readyz", headers={"authorization": f"Bearer {KEY}"}).json() == {"status": "ready", "model": "tiny"}
+    assert httpx.get(server.url + "/readyz", headers={"host": "evil.example"}).json() == {"status": "ready"}  # another site's page
+
+
 def slow(model: LoadedModel) -> LoadedModel:
     """A model that takes its time."""
     step = model.batch.step
@@ -157,6 +179,21 @@ def test_one_client_cannot_take_everything() -> None:
             one.close()
         assert server.idle()
         assert server.post(one_message("y")).status_code == 200
+
+
+@pytest.mark.parametrize(("proxies", "status"), [((), 429), (("192.0.2.0/24",), 429), (("127.0.0.0/8",), 200)])
+def test_invented_forwarded_addresses(proxies: tuple[str, ...], status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The header counts only where it comes from a proxy that was named; loopback is none by itself, nor by uvicorn's own variable."""
+    monkeypatch.setenv("FORWARDED_ALLOW_IPS", "*")
+    limits = Limits(per_client=2, trusted_proxies=tuple(map(ipaddress.ip_network, proxies)))
+    with running(slow(loaded_model(slots=2)), limits) as server, httpx.Client() as client:
+        streams = []
+        for number in range(3):
+            client.headers["x-forwarded-for"] = f"198.51.100.{number}"
+            streams.append(stream(client, server))
+        assert [one.status_code for one in streams] == [200, 200, status]
+        for one in streams:
+            one.close()
 
 
 def test_a_full_queue_is_said() -> None:
