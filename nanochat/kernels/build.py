@@ -11,8 +11,10 @@ from pathlib import Path
 
 import torch
 
+from nanochat import paths
 from nanochat.kernels import products, selection
 from nanochat.kernels.library import BLOCK
+from nanochat.kernels.private import why_not_private
 
 FUSED, PRODUCTS = (Path(__file__).with_name(name) for name in ("fused.c", "products.c"))
 # No flag that lets NaN be forgotten. Not linked to an OpenMP: the one that torch has loaded is used, whose threads are there already.
@@ -59,16 +61,38 @@ def _load(source: Path, flags: tuple[str, ...], folder: Path, use: Callable[[str
         return "no C compiler (cc)"
     parts = sorted(source.parent.glob(f"{source.stem}*.[ch]"))
     key = (*(part.read_bytes() for part in parts), *FLAGS, *flags, found, os.stat(found).st_mtime, _processor())
-    path = folder / f"{source.stem}-{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}.so"
+    name = f"{source.stem}-{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}"
     try:
-        if not path.exists():
-            _compile([found, *FLAGS, *flags], source, path)
-        use(str(path))
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if why := why_not_private(folder):
+            return why
+        if (path := _built(folder, name)) and _usable(path, use):
+            return ""
+        use(str(_compile([found, *FLAGS, *flags], source, folder, name)))
     except subprocess.CalledProcessError as error:
         return f"{found} says: {error.stderr.strip()[-300:]}"
     except OSError as error:
         return str(error)
     return ""
+
+
+def _built(folder: Path, name: str) -> Path | None:
+    """The library `name` that was built before: its file's name ends with the hash of its bytes. One that is torn is removed."""
+    for path in folder.glob(f"{name}-*.so"):
+        if not path.is_symlink() and path.stem == f"{name}-{paths.sha256(path)}":
+            return path
+        path.unlink(missing_ok=True)
+    return None
+
+
+def _usable(path: Path, use: Callable[[str], None]) -> bool:
+    """Whether the library at `path` could be loaded, and is used from now on; otherwise it is removed, to be built again."""
+    try:
+        use(str(path))
+    except (OSError, AttributeError):  # AttributeError: it lacks a function
+        path.unlink(missing_ok=True)
+        return False
+    return True
 
 
 def compiler() -> str:
@@ -86,10 +110,14 @@ def _processor() -> str:
     return "\n".join((platform.machine(), *wanted))
 
 
-def _compile(command: list[str], source: Path, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # other processes may be at it too
-        made, linked = Path(folder, "made.o"), Path(folder, path.name)
+def _compile(command: list[str], source: Path, folder: Path, name: str) -> Path:
+    """Build the library `name` in `folder`; its file, which is there as a whole or not at all."""
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:  # other processes may be at it too
+        made, linked = Path(temporary, "made.o"), Path(temporary, "linked.so")
         for arguments in ([*command, "-c", str(source), "-o", str(made)], [command[0], "-shared", str(made), "-o", str(linked)]):
             subprocess.run(arguments, check=True, capture_output=True, text=True)
+        paths.fsync_file(linked)
+        path = folder / f"{name}-{paths.sha256(linked)}.so"
         linked.replace(path)
+        paths.fsync_dir(folder)
+    return path

@@ -14,10 +14,12 @@ from nanochat.config import DeviceConfig
 from nanochat.console import log
 from nanochat.hardware.gpu_specs import find_spec
 from nanochat.kernels import build as kernels
+from nanochat.kernels.private import private_folder, why_not_private
 from nanochat.model.build import build_model
 from nanochat.model.scaling import GPTConfig
 from nanochat.model.transformer import Transformer
 
+INDUCTOR, TRITON = "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"  # where torch's compiler and Triton keep what they have compiled
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # mallopt(3)
 
 
@@ -40,10 +42,31 @@ def set_up(config: DeviceConfig) -> None:
 
 
 def cache_folder(device: str) -> Path:
-    """Where what is compiled for a "cpu" or "cuda" device here is kept, torch's compiler told of it."""
+    """Where what is compiled for a "cpu" or "cuda" device here is kept, torch's compiler told of it.
+
+    Nobody else can write there: torch's compiler unpickles what it finds.
+    """
     name = torch.cuda.get_device_name().replace(" ", "-") if device == "cuda" else "cpu"
-    cache = paths.base_dir() / "cache" / f"{name}-torch{torch.__version__}"
-    return Path(os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache)))  # its default asks for a user name that a container may lack
+    folder = _chosen(INDUCTOR) or private_folder(paths.base_dir() / "cache", f"{name}-torch{torch.__version__}")
+    os.environ[INDUCTOR] = str(folder)  # its default asks for a user name that a container may lack
+    if TRITON in os.environ and not _chosen(TRITON):
+        del os.environ[TRITON]  # torch's compiler then has a folder of its own inside
+    return folder
+
+
+def _chosen(variable: str) -> Path | None:
+    """The folder that a variable of the environment names, made if need be; None, and said, where others may write to it."""
+    if not os.environ.get(variable):
+        return None
+    folder = Path(os.environ[variable]).absolute()
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        why = why_not_private(folder.resolve())
+    except OSError as error:
+        why = str(error)
+    if why:
+        log(f"warning: {variable} is not used: {why}")
+    return None if why else folder
 
 
 def activations(dtype: str) -> torch.dtype:

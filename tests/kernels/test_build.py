@@ -1,8 +1,10 @@
 """How a CPU's fused operations come to be: compiled once, by whoever is first, or left out with a reason."""
 
+import hashlib
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -32,6 +34,67 @@ def test_several_processes_compile_into_one_folder(tmp_path: Path) -> None:
     made = library.stat().st_mtime_ns
     assert load(tmp_path / "cache") == "loaded True\n"
     assert library.stat().st_mtime_ns == made  # nothing is compiled twice
+
+
+EVIL = """
+#include <stdio.h>
+__attribute__((constructor)) static void run(void) {{ fclose(fopen("{mark}", "w")); }}
+"""
+
+
+def emptied(path: Path, mark: Path) -> None:
+    path.write_bytes(b"")
+
+
+def halved(path: Path, mark: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def one_bit(path: Path, mark: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def text(path: Path, mark: Path) -> None:
+    path.write_text("no library")
+
+
+def planted(path: Path, mark: Path) -> None:
+    source = mark.with_suffix(".c")
+    source.write_text(EVIL.format(mark=mark))
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", str(path), str(source)], check=True)
+
+
+def linked(path: Path, mark: Path) -> None:
+    planted(mark.with_suffix(".so"), mark)
+    path.unlink()
+    path.symlink_to(mark.with_suffix(".so"))
+
+
+def unloadable(path: Path, mark: Path) -> None:
+    """Whole by its name, but no library."""
+    path.unlink()
+    path = path.with_name(f"{path.stem.rpartition('-')[0]}-{hashlib.sha256(b'x').hexdigest()}.so")
+    path.write_bytes(b"x")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("happened", [emptied, halved, one_bit, text, planted, linked, unloadable], ids=lambda each: each.__name__)
+def test_a_library_that_is_torn_or_another_is_built_again_and_never_loaded(happened: Callable[[Path, Path], None], tmp_path: Path) -> None:
+    mark, folder = tmp_path / "mark", tmp_path / "cache"
+    assert load(folder) == "loaded True\n"
+    (library,) = folder.iterdir()
+    before = library.read_bytes()
+    happened(library, mark)
+    assert load(folder) == "loaded True\n" and not mark.exists()
+    assert [path.read_bytes() for path in folder.iterdir()] == [before]
+
+
+def test_a_folder_that_others_may_write_to_is_not_used(tmp_path: Path) -> None:
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared").chmod(0o777)
+    assert kernels.load(torch.float32, tmp_path / "shared") == f"others may write to {tmp_path / 'shared'}"
 
 
 def test_why_they_cannot_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
