@@ -1,5 +1,7 @@
 """The command `submit`: a training on Kubernetes or RunPod from one line, and what happens to it afterwards."""
 
+import datetime
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,9 +11,10 @@ import typer
 from nanochat.cli.options import FLAGS, Trial
 from nanochat.console import log, show
 from nanochat.errors import UsageError
+from nanochat.train.deadline import VARIABLE as END
 
 if TYPE_CHECKING:
-    from nanochat.cloud.kubernetes import Manifest
+    from nanochat.cloud.kubernetes import Manifest, ManifestOptions
     from nanochat.cloud.workload import Workload
 
 app = typer.Typer(help="Train on Kubernetes or RunPod; follow, stop and delete what runs there.")
@@ -25,6 +28,8 @@ On = Annotated[str, typer.Option("--on", help="k8s or runpod")]
 Namespace = Annotated[str, typer.Option(help="Kubernetes namespace; without it kubectl's own")]
 Context = Annotated[str, typer.Option("--context", help="kubectl's context; without it the current one")]
 KeyFile = Annotated[str, typer.Option("--api-key-file", "--api_key_file", help="file with RunPod's API key (or RUNPOD_API_KEY)")]
+
+ChatHost = Annotated[list[str] | None, typer.Option("--chat-host", "--chat_host", help="host name of an Ingress that leads to the chat")]
 
 
 @app.command(context_settings=FLAGS)
@@ -51,19 +56,24 @@ def k8s(
     max_hours: MaxHours = 0.0,
     chat: Annotated[bool, typer.Option("--chat", help="the chat too: Deployment and Service")] = False,
     chat_secret: Annotated[str, typer.Option("--chat-secret", help="secret with the chat's `api-key`; without it NAME-chat-key")] = "",
+    chat_host: ChatHost = None,
+    cpus: Annotated[str, typer.Option(help="CPUs of each training pod, as request and limit; default: 4 to 8 per GPU")] = "",
+    memory: Annotated[str, typer.Option(help="memory of each training pod, as in 64Gi; default: 16Gi to 32Gi per GPU")] = "",
+    network_policy: Annotated[bool, typer.Option("--network-policy/--no-network-policy", help="who may connect to the pods")] = True,
     patch: Annotated[Path | None, typer.Option(help="YAML, merged into the manifests of its kind")] = None,
     detach: Annotated[bool, typer.Option("--detach", help="do not follow the log")] = False,
 ) -> None:
     """Train on a Kubernetes cluster, by your own kubectl. Flags of `train` are passed on."""
-    from nanochat.cloud import kubectl, kubernetes, manifest_patch
+    from nanochat.cloud import kubernetes, network
     from nanochat.cloud.workload import by_digest, plain_environment, workload
 
+    if chat_host and not chat:
+        raise UsageError("--chat-host is a host name of the chat, which is not asked for", "add --chat")
     work = workload(by_digest(image), name, profile, trial, context.args, nodes)
-    selector = dict(_pair(text, "--node-selector") for text in node_selector or [])
     options = kubernetes.ManifestOptions(
         namespace,
         gpu_type,
-        selector,
+        dict(_pair(text, "--node-selector") for text in node_selector or []),
         queue,
         tuple(pull_secret or ()),
         tuple(secret or ()),
@@ -75,19 +85,30 @@ def k8s(
         max_hours,
         chat,
         chat_secret,
+        tuple(network.checked_host(host) for host in chat_host or ()),
+        _quantity(cpus, "--cpus"),
+        _quantity(memory, "--memory"),
+        network_policy,
     )
+    _apply(work, options, patch, None if dry_run else (namespace, cluster), not detach)
+
+
+def _apply(work: "Workload", options: "ManifestOptions", patch: Path | None, place: tuple[str, str] | None, follow: bool) -> None:
+    """Apply the patched manifests at a namespace and context, and follow the training's log; without a place, print them."""
+    from nanochat.cloud import kubectl, kubernetes, manifest_patch
+
+    if options.host_path:
+        log("warning: hostPath is not allowed under the restricted pod security profile")
     made = kubernetes.manifests(work, options)
     made = manifest_patch.patched(made, patch) if patch else made
-    if host_path:
-        log("warning: hostPath is not allowed under the restricted pod security profile")
-    if dry_run:
+    if place is None:
         _print_manifests(work, made)
         return
-    tool = kubectl.Kubectl(namespace, cluster)
-    kubectl.submit(tool, work.name, made)
-    log(f"submitted {work.name}; submit logs {work.name} follows it, submit cancel {work.name} ends it")
-    if not detach:
-        raise typer.Exit(tool.logs(work.name, "train", follow=True))
+    tool, name = kubectl.Kubectl(*place), work.name
+    kubectl.submit(tool, name, made)
+    log(f"submitted {name}; submit logs {name} follows it, submit cancel {name} ends it")
+    if follow:
+        raise typer.Exit(tool.logs(name, "train", follow=True))
 
 
 @app.command(context_settings=FLAGS)
@@ -139,7 +160,11 @@ def runpod(
 def _print_manifests(work: "Workload", made: "list[Manifest]") -> None:
     """The manifests as YAML on stdout, and how to apply them by hand."""
     from nanochat.cloud import kubernetes
+    from nanochat.cloud.absolute_end import end_of
 
+    if end := end_of(made):
+        at = datetime.datetime.fromtimestamp(int(end), datetime.UTC)
+        log(f"the training ends itself at {at:%Y-%m-%d %H:%M} UTC ({END}), counted from now: print it again where it is applied much later")
     if work.download:
         log(f"apply the training when the job {kubernetes.name_of(work, 'download')} is complete; without --dry-run this waits")
     for document in kubernetes.to_yaml(made):
@@ -151,6 +176,13 @@ def _pair(text: str, option: str) -> tuple[str, str]:
     if not key or not equals:
         raise UsageError(f"{option} {text} is not KEY=VALUE", f"as in {option} pool=h100")
     return key, value
+
+
+def _quantity(text: str, option: str) -> str:
+    """A quantity as Kubernetes writes it. Raises UsageError."""
+    if text and not re.fullmatch(r"(?=.*[1-9])\d{1,9}(\.\d{1,3})?(m|[kMGTP]i?)?", text):
+        raise UsageError(f"{option} {text[:40]} is not a quantity", "as in --cpus 8 --memory 64Gi")
+    return text
 
 
 def _agreed(plan: str, yes: bool) -> bool:
@@ -192,6 +224,10 @@ def status(
         raise UsageError("which training?", "submit status NAME")
     for row in Kubectl(namespace, cluster).status(name):
         show(f"{row['kind']:<22} {row['name']:<44} {row['state']:<12} {row['restarts']} restarts")
+        if row["why"]:
+            show(f"    {row['why']}")
+        if row["hint"]:
+            log(f"hint: {row['hint']}")
 
 
 @app.command()

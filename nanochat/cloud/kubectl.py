@@ -10,6 +10,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from nanochat.cloud.absolute_end import end_of, set_end
+from nanochat.cloud.cluster_events import Warn, newest_warnings
 from nanochat.cloud.kubernetes import COMPONENT, INSTANCE, Manifest, to_yaml
 from nanochat.console import duration, log, show
 from nanochat.errors import NanochatError, PreflightError, UsageError
@@ -53,6 +55,7 @@ class Kubectl:
             raise PreflightError("kubectl is not installed", "install it, or print the manifests with --dry-run and apply them elsewhere")
         place = ([f"--namespace={namespace}"] if namespace else []) + ([f"--context={context}"] if context else [])
         self.command, self.pause = [path, *place], pause
+        self._told: set[str] = set()  # warnings that were shown while somebody waits
 
     def run(self, *arguments: str, text: str = "") -> str:
         """kubectl's stdout. Every command given here may be repeated, so a conflict or a failing server is tried again."""
@@ -85,10 +88,34 @@ class Kubectl:
             raise
         return list(found["items"])
 
+    def controllers(self, name: str, component: str) -> list[Manifest]:
+        """What makes a component's pods: its Deployment, JobSet or Job."""
+        kinds = ("deployment",) if component == "chat" else ("jobset", "job")
+        return next(filter(None, (self.objects(kind, name, component) for kind in kinds)), [])
+
+    def warnings(self, objects: Sequence[Manifest]) -> dict[str, Warn]:
+        """Kind/name -> the newest warning of the cluster's events, none where this user may not read them."""
+        try:
+            events = json.loads(self.run("get", "events", "--field-selector=type=Warning", "-o", "json"))["items"]
+        except NanochatError as error:
+            if "orbidden" not in error.message:
+                raise
+            return {}
+        return newest_warnings(events, objects)
+
+    def _tell(self, name: str, component: str) -> None:
+        """Show what the cluster has against pods that somebody waits for, each warning once."""
+        objects = self.objects("job,pod,deployment,replicaset", name, component)
+        if any(one["kind"] == "Pod" and one.get("status", {}).get("phase") == "Running" for one in objects):
+            return
+        for warning in self.warnings(objects + self.objects("jobset", name, component)).values():
+            if warning.reason not in self._told:
+                self._told.add(warning.reason)
+                log(f"warning: {warning}" + (f"\nhint: {warning.hint}" if warning.hint else ""))
+
     def outcome(self, name: str, component: str) -> tuple[str, str]:
         """("running" | "complete" | "failed" | "", why); "" where there is no such object."""
-        kinds = ("deployment",) if component == "chat" else ("jobset", "job")
-        found = next(filter(None, (self.objects(kind, name, component) for kind in kinds)), [])
+        found = self.controllers(name, component)
         for condition in (condition for one in found for condition in one.get("status", {}).get("conditions", [])):
             if condition.get("status") == "True" and condition["type"] in ("Complete", "Completed"):
                 return "complete", ""
@@ -111,6 +138,7 @@ class Kubectl:
             if time.monotonic() - said > 60:
                 said = time.monotonic()
                 log(f"{component}: running for {duration(said - began)}")
+            self._tell(name, component)
             time.sleep(poll)
 
     def logs(self, name: str, component: str, follow: bool, poll: float = POLL_SECONDS) -> int:
@@ -131,6 +159,7 @@ class Kubectl:
                 if code and said != told:  # a pod that waits for a node or for its image, for example
                     log(f"kubectl: {said}; trying again")
                     told = said
+                self._tell(name, component)
                 time.sleep(poll)
                 continue
             self._stream(name, component, False, seen)  # what a connection that broke has left
@@ -168,24 +197,28 @@ class Kubectl:
         return max(ended)[1] or 1 if ended else 1
 
     def status(self, name: str) -> list[dict[str, Any]]:
-        """One line for each object: kind, name, state (or what a pod waits for), restarts. Raises UsageError where there is none."""
+        """One line for each object: kind, name, state (or what it waits for), why, restarts. Raises UsageError where there is none."""
+        objects = self.objects("job,pod,deployment,replicaset,persistentvolumeclaim", name) + self.objects("jobset", name)
+        warned = self.warnings(objects) if objects else {}
         rows = []
-        for one in self.objects("job,pod,deployment,persistentvolumeclaim", name) + self.objects("jobset", name):
+        for one in objects:
+            phase, well = _phase(one)
+            warning = None if well else warned.get(f"{one['kind']}/{one['metadata']['name']}")
+            if one["kind"] == "ReplicaSet" and not warning:
+                continue  # a Deployment's own, of interest only where it cannot make pods
+            if warning and one["kind"] in ("Job", "JobSet", "ReplicaSet"):
+                phase = warning.reason
             state = one.get("status", {})
-            ended = [condition["type"] for condition in state.get("conditions", []) if condition.get("status") == "True"]
-            waits = [container.get("state", {}).get("waiting", {}).get("reason") for container in state.get("containerStatuses", [])]
-            waits += [one.get("reason") for one in state.get("conditions", []) if (one["type"], one["status"]) == ("PodScheduled", "False")]
-            phase = next(filter(None, waits), None) or state.get("phase")
-            phase = phase or next((end for end in ("Failed", "Complete", "Completed", "Available") if end in ended), "Active")
             counted = sum(container.get("restartCount", 0) for container in state.get("containerStatuses", []))
-            rows.append({"kind": one["kind"], "name": one["metadata"]["name"], "state": phase, "restarts": state.get("restarts", counted)})
+            row = {"kind": one["kind"], "name": one["metadata"]["name"], "state": phase, "restarts": state.get("restarts", counted)}
+            rows.append(row | {"why": warning.message if warning else "", "hint": warning.hint if warning else ""})
         if not rows:
             raise UsageError(f"there is no training {name!r}", "--name and --namespace as they were submitted")
         return rows
 
     def cancel(self, name: str) -> None:
         """Delete the training and its chat, with time to save a checkpoint. The volume stays."""
-        for kinds in ("jobset", "job,deployment,service"):
+        for kinds in ("jobset", "job,deployment,service", "networkpolicy"):  # the policies guard the pods while they save
             if found := self.objects(kinds, name):
                 # Without a limit of the request: the server answers at once, kubectl then waits for the pods to save.
                 names = [f"{one['kind'].lower()}/{one['metadata']['name']}" for one in found]
@@ -200,7 +233,7 @@ def submit(kubectl: Kubectl, name: str, made: Sequence[Manifest], poll: float = 
     """Apply the manifests; the training and the chat only when the download is complete. Called again, it goes on where it was."""
     first = [one for one in made if one["kind"] == "PersistentVolumeClaim" or one["metadata"]["labels"][COMPONENT] == "download"]
     rest = [one for one in made if one not in first]
-    state, why = kubectl.outcome(name, "train")
+    began, (state, why) = time.time(), kubectl.outcome(name, "train")
     if state in ("complete", "failed"):
         raise UsageError(
             f"the training {name!r} has ended already ({state}{': ' + why if why else ''})", "another --name, or `submit cancel` first"
@@ -210,4 +243,23 @@ def submit(kubectl: Kubectl, name: str, made: Sequence[Manifest], poll: float = 
         if any(one["kind"] == "Job" for one in first):
             log("the text is fetched first, without a GPU; interrupted, the same command goes on")
             kubectl.wait(name, "download", poll)
+    if end := end_of(rest):
+        if kept := end_of(kubectl.controllers(name, "train")) if state else "":  # a Job's pods cannot be changed
+            at = datetime.datetime.fromtimestamp(int(kept), datetime.UTC)
+            log(f"{name} runs already, and keeps its deadline of {at:%Y-%m-%d %H:%M} UTC")
+        set_end(rest, kept or str(int(end) + int(time.time() - began)))  # the download's time is not the training's
     kubectl.apply(rest)
+
+
+def _phase(one: Manifest) -> tuple[str, bool]:
+    """An object's state, or what a pod waits for; and whether it is well, so that warnings about it are of the past."""
+    state = one.get("status", {})
+    ended = [condition["type"] for condition in state.get("conditions", []) if condition.get("status") == "True"]
+    waits = [container.get("state", {}).get("waiting", {}).get("reason") for container in state.get("containerStatuses", [])]
+    waits += [one.get("reason") for one in state.get("conditions", []) if (one["type"], one["status"]) == ("PodScheduled", "False")]
+    waiting = next(filter(None, waits), None)
+    phase = waiting or state.get("phase")
+    phase = phase or next((end for end in ("Failed", "Complete", "Completed", "Available") if end in ended), "Active")
+    ready = one["kind"] == "ReplicaSet" and state.get("replicas", 0) >= one.get("spec", {}).get("replicas", 1)
+    well = phase in ("Running", "Succeeded", "Bound", "Complete", "Completed", "Available") and not waiting
+    return phase, well or ready or bool(state.get("active"))

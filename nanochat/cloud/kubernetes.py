@@ -1,16 +1,20 @@
 """A training on Kubernetes: its manifests, and the user's own kubectl to apply, follow and delete them.
 
 One node is a Job. Several are a JobSet, which starts and restarts them together: a plain Job is no gang. Pods meet the
-"restricted" pod security profile. A Job without a GPU fetches the text first, so that no card waits for data.
+"restricted" pod security profile, and a NetworkPolicy says who may connect to them. A Job without a GPU fetches the text first,
+so that no card waits for data.
 """
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
+from nanochat.cloud import network
 from nanochat.cloud.workload import DATA, FINAL_CODES, GRACE_SECONDS, PORT, RETRIES, USER, Workload
+from nanochat.train.deadline import VARIABLE as END
 
 Manifest = dict[str, Any]
 
@@ -21,6 +25,7 @@ COMPONENT = "app.kubernetes.io/component"
 CHAT_PORT = 8000
 KEPT_SECONDS = 7 * 86400  # a finished Job stays so long, for its logs
 DOWNLOAD_HOURS = 12
+QUEUE_HOURS = 7 * 24  # that a training may wait in a queue where its deadline follows from the estimate
 
 
 @dataclass(frozen=True)
@@ -41,18 +46,44 @@ class ManifestOptions:
     max_hours: float = 0.0  # 0: by the plan
     chat: bool = False
     chat_secret: str = ""  # the secret that holds the chat's key, under `api-key`
+    chat_hosts: tuple[str, ...] = ()  # names of an Ingress that leads to the chat
+    cpus: str = ""  # of each training pod, as request and limit; else by the number of GPUs
+    memory: str = ""
+    network_policy: bool = True
 
 
-def manifests(work: Workload, options: ManifestOptions) -> list[Manifest]:
-    """Everything to apply, in order: volume, download, training, chat."""
+@dataclass(frozen=True)
+class Resources:
+    """What a container asks for and what it may use, CPUs and memory as Kubernetes writes them, and its GPUs."""
+
+    cpus: tuple[str, str]  # request and limit: a namespace's quota may demand both
+    memory: tuple[str, str]
+    gpus: int = 0
+
+    def manifest(self) -> Manifest:
+        """The container's `resources`."""
+        request, limit = ({"cpu": cpus, "memory": memory} for cpus, memory in zip(self.cpus, self.memory, strict=True))
+        return {"requests": request, "limits": limit | ({GPU: str(self.gpus)} if self.gpus else {})}
+
+
+DOWNLOAD = Resources(("1", "4"), ("2Gi", "8Gi"))
+CHAT = Resources(("1", "8"), ("4Gi", "16Gi"))
+
+
+def manifests(work: Workload, options: ManifestOptions, now: float | None = None) -> list[Manifest]:
+    """Everything to apply, in order: volume, download, training, chat. The deadline counts from `now`, by default the present."""
     made = [] if options.claim or options.host_path else [_claim(work, options)]
     if work.download:
-        download = _pod(work, options, "download", work.download, work.environment(), {"cpu": "1", "memory": "2Gi"}, {"memory": "8Gi"})
+        download = _pod(work, options, "download", work.download, work.environment(), DOWNLOAD)
         made.append(_job(work, options, "download", download, DOWNLOAD_HOURS * 3600))
+    if options.network_policy:
+        made.append(_training_policy(work, options))
+    end = {END: str(int(time.time() if now is None else now) + _deadline(work, options) + _queue_seconds(options))}
     if work.nodes == 1:
-        made.append(_job(work, options, "train", _training_pod(work, options, work.environment()), _deadline(work, options)))
+        pod = _training_pod(work, options, work.environment() | end)
+        made.append(_job(work, options, "train", pod, _deadline(work, options) + GRACE_SECONDS))
     else:
-        made.append(_jobset(work, options))
+        made.append(_jobset(work, options, end))
     if options.chat:
         made += _chat(work, options)
     return made
@@ -82,6 +113,11 @@ def _deadline(work: Workload, options: ManifestOptions) -> int:
     return int(3600 * (options.max_hours or 2 * work.hours + 1))
 
 
+def _queue_seconds(options: ManifestOptions) -> int:
+    """Seconds that waiting in a queue adds to the absolute end; none where the user has set the hours."""
+    return 3600 * QUEUE_HOURS if options.queue and not options.max_hours else 0
+
+
 # ---- pods -----------------------------------------------------------------------------------------------------
 
 
@@ -91,17 +127,19 @@ def _pod(
     component: str,
     arguments: Sequence[str],
     environment: Mapping[str, str],
-    requests: Mapping[str, str],
-    limits: Mapping[str, str],
+    resources: Resources,
 ) -> Manifest:
     """A pod template: one container of the image, the volume at /data, nothing that "restricted" forbids."""
+    # The image asks NVIDIA's runtime for all GPUs, which would grant them to a pod that has been given none.
+    hidden = {} if resources.gpus else {"NVIDIA_VISIBLE_DEVICES": "void"}
+    own = {} if component == "chat" else dict(options.environment or {})
     container: Manifest = {
         "name": component,
         "image": work.image,
         "imagePullPolicy": "IfNotPresent" if "@sha256:" in work.image else "Always",
         "args": list(arguments),
-        "env": [{"name": key, "value": value} for key, value in environment.items()],
-        "resources": {"requests": dict(requests), "limits": dict(limits)},
+        "env": [{"name": key, "value": value} for key, value in {**environment, **hidden, **own}.items()],
+        "resources": resources.manifest(),
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "capabilities": {"drop": ["ALL"]},
@@ -127,10 +165,8 @@ def _pod(
     }
     if options.pull_secrets:
         spec["imagePullSecrets"] = [{"name": name} for name in options.pull_secrets]
-    if component != "chat":
-        container["env"] += [{"name": key, "value": value} for key, value in (options.environment or {}).items()]
-        if options.secrets:
-            container["envFrom"] = [{"secretRef": {"name": name}} for name in options.secrets]
+    if component != "chat" and options.secrets:
+        container["envFrom"] = [{"secretRef": {"name": name}} for name in options.secrets]
     return {"metadata": {"labels": _labels(work, component)}, "spec": spec}
 
 
@@ -143,8 +179,10 @@ def _data(work: Workload, options: ManifestOptions) -> Manifest:
 def _training_pod(work: Workload, options: ManifestOptions, environment: Mapping[str, str]) -> Manifest:
     """The pod of one node: its GPUs, where they are, and shared memory for the processes that drive them."""
     cards = max(work.cards, 1)
-    requests = {"cpu": str(4 * cards if work.cards else 2), "memory": f"{16 * cards}Gi" if work.cards else "4Gi"}
-    template = _pod(work, options, "train", work.command, environment, requests, {GPU: str(work.cards)} if work.cards else {})
+    cpus = (str(4 * cards), str(8 * cards)) if work.cards else ("2", "8")
+    memory = (f"{16 * cards}Gi", f"{32 * cards}Gi") if work.cards else ("4Gi", "16Gi")  # shared memory is part of it
+    cpus, memory = (options.cpus,) * 2 if options.cpus else cpus, (options.memory,) * 2 if options.memory else memory
+    template = _pod(work, options, "train", work.command, environment, Resources(cpus, memory, work.cards))
     spec, container = template["spec"], template["spec"]["containers"][0]
     container["ports"] = [{"name": "store", "containerPort": PORT}]
     container["volumeMounts"].append({"name": "shm", "mountPath": "/dev/shm"})
@@ -187,12 +225,12 @@ def _job(work: Workload, options: ManifestOptions, component: str, template: Man
     }
 
 
-def _jobset(work: Workload, options: ManifestOptions) -> Manifest:
+def _jobset(work: Workload, options: ManifestOptions, end: dict[str, str]) -> Manifest:
     """All nodes as one indexed Job that a lost pod fails, inside a set that then starts every node again."""
     meta = _meta(work, options, "train")
     if options.queue:
         meta["labels"] |= {"kueue.x-k8s.io/queue-name": options.queue}
-    template = _training_pod(work, options, work.environment(f"{work.name}-train-0-0.{work.name}"))
+    template = _training_pod(work, options, work.environment(f"{work.name}-train-0-0.{work.name}") | end)
     for variable in template["spec"]["containers"][0]["env"]:
         if variable["name"] == "PET_NODE_RANK":
             del variable["value"]
@@ -206,7 +244,7 @@ def _jobset(work: Workload, options: ManifestOptions) -> Manifest:
             "backoffLimit": 0,
             "podReplacementPolicy": "Failed",
             "podFailurePolicy": {"rules": [_final("train")]},
-            "activeDeadlineSeconds": _deadline(work, options),
+            "activeDeadlineSeconds": _deadline(work, options) + GRACE_SECONDS,  # of this start alone: the pods themselves keep the end
             "template": template,
         },
     }
@@ -233,7 +271,7 @@ def _marked(meta: Manifest, options: ManifestOptions) -> Manifest:
     return meta
 
 
-# ---- volume and chat ------------------------------------------------------------------------------------------
+# ---- volume, network and chat -----------------------------------------------------------------------------------
 
 
 def _claim(work: Workload, options: ManifestOptions) -> Manifest:
@@ -249,16 +287,24 @@ def _claim(work: Workload, options: ManifestOptions) -> Manifest:
     return {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": meta, "spec": spec}
 
 
+def _training_policy(work: Workload, options: ManifestOptions) -> Manifest:
+    """Nobody connects to a training pod, on several nodes but its fellows: what listens there asks for no password."""
+    pods = {INSTANCE: work.name, COMPONENT: "train"}
+    return network.ingress_policy(_meta(work, options, "train"), pods, network.among_themselves(pods) if work.nodes > 1 else [])
+
+
 def _chat(work: Workload, options: ManifestOptions) -> list[Manifest]:
     """The chat beside the training, on a CPU: it shows the training, and answers as soon as there is a checkpoint."""
     name = name_of(work, "chat")
-    arguments = ["serve", "--host", "0.0.0.0", "--port", str(CHAT_PORT), "--allow-host", name, "--device", "cpu"]
-    environment = {"NANOCHAT_BASE_DIR": DATA, "PYTHONUNBUFFERED": "1"}
-    template = _pod(work, options, "chat", arguments, environment, {"cpu": "1", "memory": "4Gi"}, {"memory": "16Gi"})
+    hosts = (*network.service_names(name, options.namespace), *options.chat_hosts)
+    arguments = ["serve", "--host", "0.0.0.0", "--port", str(CHAT_PORT)]
+    arguments += [word for host in hosts for word in ("--allow-host", host)] + ["--device", "cpu"]
+    template = _pod(work, options, "chat", arguments, {"NANOCHAT_BASE_DIR": DATA, "PYTHONUNBUFFERED": "1"}, CHAT)
     template["spec"]["restartPolicy"] = "Always"
     container = template["spec"]["containers"][0]
     key = {"name": options.chat_secret or f"{name}-key", "key": "api-key"}
     container["env"].append({"name": "NANOCHAT_API_KEY", "valueFrom": {"secretKeyRef": key}})
+    container["env"] += [] if options.namespace else [network.namespace_variable()]
     container["ports"] = [{"name": "http", "containerPort": CHAT_PORT}]
     for kind, path, failures in (("startupProbe", "/healthz", 60), ("livenessProbe", "/healthz", 3), ("readinessProbe", "/healthz", 3)):
         container[kind] = {
@@ -281,7 +327,8 @@ def _chat(work: Workload, options: ManifestOptions) -> list[Manifest]:
         "metadata": _meta(work, options, "chat"),
         "spec": {"selector": labels, "ports": ports},
     }
-    return [deployment, service]
+    rules = network.at_port(CHAT_PORT, from_outside=bool(options.chat_hosts))
+    return [*([network.ingress_policy(_meta(work, options, "chat"), labels, rules)] if options.network_policy else []), deployment, service]
 
 
 class _Dumper(yaml.SafeDumper):

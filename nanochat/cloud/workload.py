@@ -32,6 +32,8 @@ RETRIES = 20  # of a training that ended with another code
 
 _NAME = re.compile(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?")
 _SECRET = re.compile(r"(?i)(token|secret|passw|api_?key|credential)")
+VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+OWN_VARIABLES = ("NANOCHAT_BASE_DIR", "NANOCHAT_END", "NANOCHAT_GUARD")  # set by `submit` itself
 
 
 @dataclass(frozen=True)
@@ -137,16 +139,18 @@ def by_digest(image: str) -> str:
     return image
 
 
-def plain_environment(pairs: Sequence[str]) -> dict[str, str]:
-    """KEY=VALUE pairs. Raises UsageError for a value that belongs into a secret."""
+def plain_environment(pairs: Sequence[str], instead: str = "name a secret of the cluster: --secret NAME") -> dict[str, str]:
+    """KEY=VALUE pairs. Raises UsageError for a value that belongs into a secret; `instead` is how the platform takes one."""
     values = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
-        if not equals or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key):
+        if not equals or not VARIABLE_NAME.fullmatch(key):
             raise UsageError(f"--env {key} is not KEY=VALUE", "as in --env HF_ENDPOINT=https://mirror.example.org")
-        if key.startswith("PET_") or key == "NANOCHAT_BASE_DIR":
+        if key.startswith("PET_") or key in OWN_VARIABLES:
             raise UsageError(f"--env {key} is set by this command", "leave it out")
-        if _SECRET.search(key) or redact(value) != value:
-            raise UsageError(f"{key} looks like a secret, and an argument is visible to all", "name a secret of the cluster: --secret NAME")
+        if _SECRET.search(key):
+            raise UsageError(f"{key} looks like a secret, and an argument is visible to all", instead)
+        if redact(value) != value:
+            raise UsageError(f"the address in --env {key} holds a password, and an argument is visible to all", instead)
         values[key] = value
     return values

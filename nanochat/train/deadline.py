@@ -5,9 +5,12 @@ import datetime
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 from nanochat.errors import Preempted, PreflightError, UsageError
-from nanochat.train.signals import StopSignal
+
+if TYPE_CHECKING:
+    from nanochat.train.signals import StopSignal
 
 VARIABLE = "NANOCHAT_END"  # seconds since 1970, fixed when the job is submitted
 LOOK_SECONDS = 10.0  # between two looks at the clock, which may be set meanwhile
@@ -35,7 +38,7 @@ class Deadline:
         return Deadline(float(text))
 
     @contextlib.contextmanager
-    def kept(self, stop: StopSignal) -> Iterator[None]:
+    def kept(self, stop: "StopSignal") -> Iterator[None]:
         """Stop what runs inside the block at the end, as a signal to `stop` would. Raises PreflightError then, and where it is past."""
         if self.end is None:
             yield
@@ -55,7 +58,7 @@ class Deadline:
             over.set()
 
     @staticmethod
-    def _wait(end: float, stop: StopSignal, over: threading.Event) -> None:
+    def _wait(end: float, stop: "StopSignal", over: threading.Event) -> None:
         while (left := end - time.time()) > 0:
             if over.wait(min(left, LOOK_SECONDS)):
                 return

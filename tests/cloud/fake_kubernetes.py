@@ -12,9 +12,10 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 GROUPS: dict[str, list[tuple[str, str]]] = {
-    "v1": [("persistentvolumeclaims", "PersistentVolumeClaim"), ("pods", "Pod"), ("services", "Service")],
+    "v1": [("persistentvolumeclaims", "PersistentVolumeClaim"), ("pods", "Pod"), ("services", "Service"), ("events", "Event")],
     "batch/v1": [("jobs", "Job")],
-    "apps/v1": [("deployments", "Deployment")],
+    "apps/v1": [("deployments", "Deployment"), ("replicasets", "ReplicaSet")],
+    "networking.k8s.io/v1": [("networkpolicies", "NetworkPolicy")],
     "jobset.x-k8s.io/v1alpha2": [("jobsets", "JobSet")],
 }
 SHORT = {"persistentvolumeclaims": ["pvc"]}
@@ -57,9 +58,16 @@ class FakeKubernetes:
         # What the watches of an object that is being deleted do, in turn: "cut", or seconds of silence until it is gone. Without
         # any, objects are gone at once.
         self.watches: list[str | float] = []
+        self.quota = False  # one that allows no pod
 
     def fault(self, what: str, *answers: Any) -> None:
         self.faults.setdefault(what, []).extend(answers)
+
+    def warn(self, kind: str, name: str, reason: str, message: str, at: str = "2026-11-24T00:00:00Z", **about: str) -> None:
+        """An event about an object, as a controller records it."""
+        meta = {"name": f"{name}.{len(self.objects)}", "namespace": "default"}
+        event = {"apiVersion": "v1", "kind": "Event", "metadata": meta, "type": "Warning", "reason": reason, "message": message}
+        self.objects["events", meta["name"]] = event | {"lastTimestamp": at, "involvedObject": {"kind": kind, "name": name} | about}
 
     def finish(self, name: str, condition: str, code: int, reason: str = "") -> None:
         for plural in ("jobs", "jobsets"):
@@ -81,7 +89,7 @@ class FakeKubernetes:
         """What the controllers of a cluster would do: the job's pod, running."""
         template = job["spec"]["template"] if job["kind"] == "Job" else job["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]
         name = f"{job['metadata']['name']}-0"
-        meta = {"name": name, "namespace": "default", "labels": template["metadata"]["labels"]}
+        meta = {"name": name, "namespace": "default", "uid": f"uid-{name}", "labels": template["metadata"]["labels"]}
         state = {"phase": "Running", "containerStatuses": [{"restartCount": 0, "state": {"running": {}}}]}
         self.objects["pods", name] = {"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": template["spec"], "status": state}
 
@@ -174,7 +182,7 @@ class _Handler(BaseHTTPRequestHandler):
                 return self.refuse(409, "AlreadyExists", f"{plural} {name!r} already exists")
             made["metadata"] |= {"namespace": found["space"], "uid": f"uid-{name}", "resourceVersion": "1"}
             fake.objects[plural, name] = made
-            if kind in ("Job", "JobSet"):
+            if kind in ("Job", "JobSet") and not fake.quota:
                 fake.add_pod(made)
             return self.answer(201, made)
         if self.command == "GET" and name is None:
@@ -182,7 +190,10 @@ class _Handler(BaseHTTPRequestHandler):
         if (plural, name) not in fake.objects:
             return self.refuse(404, "NotFound", f'{plural} "{name}" not found')
         if self.command == "PATCH":
-            fake.objects[plural, name] = patched(fake.objects[plural, name], json.loads(body))
+            changed = patched(fake.objects[plural, name], json.loads(body))
+            if kind in ("Job", "JobSet") and changed["spec"] != fake.objects[plural, name]["spec"]:
+                return self.refuse(422, "Invalid", f"{kind} {name!r} is invalid: spec: field is immutable")
+            fake.objects[plural, name] = changed
         if self.command == "DELETE":
             gone = fake.objects[plural, name]
             gone["metadata"]["deletionTimestamp"] = "2026-11-24T00:00:00Z"
@@ -194,7 +205,9 @@ class _Handler(BaseHTTPRequestHandler):
     def listed(self, group: str, kind: str, plural: str, query: dict[str, list[str]]) -> None:
         fake = self.fake
         wanted = dict(part.split("=") for part in query.get("labelSelector", [""])[0].split(",") if part)
-        field = query.get("fieldSelector", [""])[0].removeprefix("metadata.name=")
+        selected = query.get("fieldSelector", [""])[0]
+        assert selected in ("", "type=Warning") or selected.startswith("metadata.name="), selected
+        field = selected.removeprefix("metadata.name=") if plural != "events" else ""
         if query.get("watch") == ["true"]:
             self.watch(plural, field)
             return

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from nanochat.cloud import kubectl
+from nanochat.cloud.absolute_end import end_of
 from nanochat.cloud.kubectl import Kubectl
 from nanochat.cloud.kubernetes import ManifestOptions, manifests
 from nanochat.cloud.workload import workload
@@ -52,7 +53,8 @@ def submit(nodes: int = 1, **options: Any) -> None:
 def test_submit_follow_show_cancel(cluster: FakeKubernetes, nodes: int, capfd: pytest.CaptureFixture[str]) -> None:
     submit(nodes, chat=True)
     posted = [path.rpartition("/")[2] for method, path in cluster.requests if method == "POST"]
-    assert posted == ["persistentvolumeclaims", "jobs", "jobs" if nodes == 1 else "jobsets", "deployments", "services"]
+    training, chat = ["networkpolicies", "jobs" if nodes == 1 else "jobsets"], ["networkpolicies", "deployments", "services"]
+    assert posted == ["persistentvolumeclaims", "jobs", *training, *chat]
     assert tool().outcome(NAME, "chat") == ("running", "")
     cluster.fault("GET .*/log", *[(400, "BadRequest", "container train is waiting to start: ImagePullBackOff")] * 2)
     cluster.logs = ["step 1\nstep 2\n", "step 3\n", "step 4\nstep 5\n", ""]
@@ -102,6 +104,75 @@ def test_submitted_twice_is_one_training(cluster: FakeKubernetes) -> None:
     cluster.finish(NAME, "Failed", 5, "PodFailurePolicy")
     with pytest.raises(UsageError, match="has ended already"):
         submit()
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_submitted_again_later_keeps_its_end(cluster: FakeKubernetes, nodes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Job cannot be changed, and a running training's end is not moved; the download's time is not taken off the training's."""
+    cluster.complete = set()
+    began, real = kubectl.time.time(), kubectl.time.time
+
+    def fetched(_: float) -> None:
+        monkeypatch.setattr(kubectl.time, "time", lambda: real() + 5000)
+        cluster.complete = {f"{NAME}-download"}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kubectl.time, "sleep", fetched)
+        submit(nodes, max_hours=1)
+    plural = "jobs" if nodes == 1 else "jobsets"
+    end = int(end_of([cluster.objects[plural, NAME]]))
+    assert abs(end - began - 3600 - 5000) < 60
+    monkeypatch.setattr(kubectl.time, "time", lambda: real() + 6000)
+    submit(nodes, max_hours=1)
+    assert int(end_of([cluster.objects[plural, NAME]])) == end
+
+
+QUOTA = 'pods "x" is forbidden: exceeded quota: team, requested: limits.memory=256Gi, used: limits.memory=0, limited: limits.memory=64Gi'
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_status_shows_a_quotas_refusal(cluster: FakeKubernetes, nodes: int, capfd: pytest.CaptureFixture[str]) -> None:
+    """There is no pod then, and the Job itself says nothing: the event alone does. Control characters of a message are not printed."""
+    cluster.quota, cluster.complete = True, set()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kubectl.time, "sleep", lambda _: cluster.complete.add(f"{NAME}-download"))
+        submit(nodes, chat=True)
+    kind = "Job" if nodes == 1 else "JobSet"
+    cluster.warn(kind, NAME, "FailedCreate", "an older one", at="2026-11-23T00:00:00Z")
+    cluster.warn(kind, NAME, "FailedCreate", f"Error creating: {QUOTA}\n\x1b[31m")
+    cluster.warn(kind, NAME, "FailedCreate", "of another object of this name", at="2026-11-25T00:00:00Z", uid="gone")
+    cluster.warn("Job", "another", "FailedCreate", "somebody else's")
+    cluster.warn("PersistentVolumeClaim", f"{NAME}-data", "ProvisioningFailed", "no such storage class")
+    labels = cluster.objects["deployments", f"{NAME}-chat"]["metadata"]["labels"]
+    meta = {"name": f"{NAME}-chat-5d", "namespace": "default", "labels": labels}
+    cluster.objects["replicasets", meta["name"]] = {
+        "apiVersion": "apps/v1",
+        "kind": "ReplicaSet",
+        "metadata": meta,
+        "spec": {"replicas": 1},
+    }
+    cluster.warn("ReplicaSet", meta["name"], "FailedCreate", QUOTA)
+    rows = {(row["kind"], row["name"]): row for row in tool().status(NAME)}
+    refused = rows[kind, NAME]
+    assert refused["state"] == "FailedCreate" and refused["why"] == f"Error creating: {QUOTA} [31m" and "--memory" in refused["hint"]
+    assert rows["ReplicaSet", meta["name"]]["why"] == QUOTA
+    assert rows["PersistentVolumeClaim", f"{NAME}-data"]["why"] == "no such storage class"
+    told = tool()
+    for _ in range(2):
+        told._tell(NAME, "train")
+    assert capfd.readouterr().err.count("exceeded quota") == 1
+
+
+def test_old_warnings_and_forbidden_events(cluster: FakeKubernetes) -> None:
+    """What runs is not accused of what was; whoever may not read events sees the rest."""
+    submit()
+    cluster.complete = set()
+    cluster.warn("Pod", f"{NAME}-0", "FailedScheduling", "0/3 nodes are available")
+    assert all(row["why"] == "" for row in tool().status(NAME))
+    cluster.objects["pods", f"{NAME}-0"]["status"] = {"phase": "Pending"}
+    assert {row["name"]: row["why"] for row in tool().status(NAME)}[f"{NAME}-0"] == "0/3 nodes are available"
+    cluster.fault("GET .*/events", (403, "Forbidden", "events is forbidden"))
+    assert {row["name"]: row["why"] for row in tool().status(NAME)}[f"{NAME}-0"] == ""
 
 
 @pytest.mark.parametrize(

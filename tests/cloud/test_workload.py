@@ -70,7 +70,11 @@ def test_mistakes_are_said_before_anything_is_sent(arguments: list[str], more: d
 
 def test_secrets_are_no_arguments() -> None:
     assert plain_environment(["A=b=c", "B="]) == {"A": "b=c", "B": ""}
-    for pair in ("HF_TOKEN=hf_x", "MY_PASSWORD=x", "nothing", "PET_NNODES=2"):
+    assert plain_environment(["HF_ENDPOINT=https://mirror.example.org/a@b"]) == {"HF_ENDPOINT": "https://mirror.example.org/a@b"}
+    for pair in (
+        *("HF_TOKEN=hf_x", "MY_PASSWORD=x", "nothing", "PET_NNODES=2", "NANOCHAT_END=1790000000", "NANOCHAT_GUARD=stop@1790000000"),
+        *("HF_ENDPOINT=https://me:hf_x@mirror.example.org", "NANOCHAT_MIRRORS=https://a.example.org,https://hf_x@b.example.org"),
+    ):
         with pytest.raises(UsageError) as caught:
             plain_environment([pair])
         assert "hf_x" not in caught.value.message + caught.value.hint

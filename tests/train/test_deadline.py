@@ -33,9 +33,9 @@ def test_nothing_is_started_after_it() -> None:
 
 
 def test_before_the_loop_it_ends_the_command() -> None:
-    with pytest.raises(PreflightError, match="before the first step") as caught:
-        with StopSignal().installed() as stop, Deadline(time.time() + 0.1).kept(stop):
-            time.sleep(30)
+    stop = StopSignal()
+    with pytest.raises(PreflightError, match="before the first step") as caught, stop.installed(), Deadline(time.time() + 0.1).kept(stop):
+        time.sleep(30)
     assert "--max-hours" in caught.value.hint and caught.value.exit_code in set(FINAL_CODES) & set(LAUNCHER_FINAL_CODES)
 
 

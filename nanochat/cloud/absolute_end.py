@@ -1,0 +1,28 @@
+"""The absolute end in a training's manifests: a Job or JobSet that is there cannot be changed, so it keeps the end that it has."""
+
+from collections.abc import Iterator, Sequence
+
+from nanochat.cloud.kubernetes import COMPONENT, Manifest
+from nanochat.train.deadline import VARIABLE as END
+
+
+def _training_variables(made: Sequence[Manifest]) -> Iterator[Manifest]:
+    """Each environment variable of the training's containers."""
+    for one in made:
+        if one["kind"] in ("Job", "JobSet") and one["metadata"].get("labels", {}).get(COMPONENT) == "train":
+            spec = one["spec"]
+            jobs = [part["template"]["spec"] for part in spec["replicatedJobs"]] if one["kind"] == "JobSet" else [spec]
+            for container in (container for job in jobs for container in job["template"]["spec"]["containers"]):
+                yield from container.get("env", [])
+
+
+def end_of(made: Sequence[Manifest]) -> str:
+    """The absolute end of a training, in seconds since 1970; "" where it has none."""
+    return next((str(variable.get("value", "")) for variable in _training_variables(made) if variable["name"] == END), "")
+
+
+def set_end(made: Sequence[Manifest], end: str) -> None:
+    """Change the absolute end of a training."""
+    for variable in _training_variables(made):
+        if variable["name"] == END:
+            variable["value"] = end

@@ -1,0 +1,54 @@
+"""A cluster's events: why an object has no pod, or a pod does not start. A quota's refusal is in no other place."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+SHOWN = 500  # characters of a message
+
+
+@dataclass(frozen=True)
+class Warn:
+    """The newest warning about an object, as it may be printed."""
+
+    object: str  # Kind/name
+    reason: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.object}: {self.reason}: {self.message}"
+
+    @property
+    def hint(self) -> str:
+        """What to do where a quota is the reason, else ""."""
+        if not any(word in self.message for word in ("exceeded quota", "failed quota", "LimitRange", "per Pod is", "per Container is")):
+            return ""
+        return "kubectl describe quota,limitrange shows what is allowed; submit cancel, then again with less: --cpus, --memory, --nodes"
+
+
+def newest_warnings(events: Iterable[dict[str, Any]], objects: Iterable[dict[str, Any]]) -> dict[str, Warn]:
+    """Kind/name of each of `objects` that something was warned about -> the newest warning."""
+    known = {_key(one["kind"], one["metadata"]): one["metadata"].get("uid", "") for one in objects}
+    found: dict[str, Warn] = {}
+    for event in sorted(events, key=_time):
+        about = event.get("involvedObject", {})
+        key = _key(about.get("kind", ""), about)
+        if event.get("type") != "Warning" or key not in known or about.get("uid", known[key]) != known[key]:
+            continue  # the last condition: of an earlier object of that name
+        found[key] = Warn(key, _printable(event.get("reason", "")), _printable(event.get("message", ""))[:SHOWN])
+    return found
+
+
+def _key(kind: str, meta: dict[str, Any]) -> str:
+    return f"{kind}/{meta.get('name', '')}"
+
+
+def _time(event: dict[str, Any]) -> str:
+    """When an event was last seen, in ISO 8601, which sorts."""
+    series = event.get("series") or {}
+    seen = (series.get("lastObservedTime"), event.get("lastTimestamp"), event.get("eventTime"))
+    return str(next(filter(None, seen), event.get("metadata", {}).get("creationTimestamp") or ""))
+
+
+def _printable(text: Any) -> str:
+    return "".join(c for c in " ".join(str(text).split()) if c.isprintable())
