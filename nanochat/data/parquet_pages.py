@@ -13,10 +13,10 @@ from nanochat.errors import DataError
 
 CELL_BYTES = 256 << 20  # of one value at most
 PAGE_BYTES = 1 << 30  # of a decompressed page at most
-BATCH_BYTES = 1 << 30  # of the values that are read at once, about
+BATCH_BYTES = 256 << 20  # of the values that are read at once, about
 RATIO = 1000  # of what decompressed bytes may be to compressed ones, beyond ...
 PAGE_FREE, FILE_FREE = 64 << 20, 1 << 30  # ... these bytes, of a page and of a file
-ROWS_FREE = 100_000_000  # and of rows to bytes, beyond this number: nulls take no bytes
+ROWS_RATIO, ROWS_FREE = 100, 100_000_000  # and of rows to bytes, beyond this number: nulls take next to none
 TABLE_ROWS = 1 << 16  # read at once of a file that is kept whole
 HEADER_BYTES = 1 << 12  # of a page's header, usually; statistics in it may make it longer, ...
 HEADER_MOST = 16 << 20  # ... up to this
@@ -43,7 +43,7 @@ def rows_at_once(file: Any, path: Path, most: int, column: str | None = None) ->
     """How many rows of a pyarrow ParquetFile can be read at once, `most` at most. Raises DataError for a file that is a bomb."""
     unpacked = packed = largest = first = 0
     size = path.stat().st_size
-    if is_bomb(file.metadata.num_rows, size, ROWS_FREE):
+    if is_bomb(file.metadata.num_rows, size, ROWS_FREE, ROWS_RATIO):
         raise DataError(f"{path} claims {file.metadata.num_rows:,} rows in {size:,} bytes", _HINT)
     with path.open("rb") as raw:
         for group in range(file.metadata.num_row_groups):

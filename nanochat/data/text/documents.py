@@ -19,7 +19,7 @@ from nanochat.console import Progress, log, quantity
 from nanochat.data.parquet_pages import CELL_BYTES
 from nanochat.data.shards import COLUMN, MANIFEST, Dataset, open_dataset, texts, write_dataset
 from nanochat.data.text.summary import Summary
-from nanochat.data.text.textfile import BLOCK, UNPACKED_FREE, detect_encoding, open_text
+from nanochat.data.text.textfile import BLOCK, CHATS, TEXT, Allowance, detect_encoding, open_text
 from nanochat.errors import DataError
 from nanochat.paths import dataset_dir
 from nanochat.tokenizer.conversation import Conversation, conversation_fault, json_type
@@ -31,7 +31,6 @@ HELD_OUT = 0.01  # part of the text that is kept for validation, ...
 HELD_OUT_BYTES = 65_536  # ... and this much at least, ...
 HELD_OUT_MOST = 0.1  # ... but not more than about this part
 
-CHATS_FREE = 128 << 20  # bytes of conversations that a compressed file may always unpack to: they are kept in memory
 _KINDS = {".parquet": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl", ".txt": "text", ".text": "text", ".md": "text"}
 _COMPRESSED = (".gz", ".zst")
 _FORMATS = "parquet (column text), jsonl (field text), .txt or .md, plain or .gz or .zst"
@@ -211,9 +210,9 @@ def _jsonl_texts(source: _Source) -> Iterator[str]:
         yield value[COLUMN]
 
 
-def _jsonl(path: Path, encoding: str, free: int = UNPACKED_FREE) -> Iterator[tuple[str, Any]]:
+def _jsonl(path: Path, encoding: str, allowance: Allowance = TEXT) -> Iterator[tuple[str, Any]]:
     """(file:line, value) of each line that is not blank. Raises DataError where one is not JSON, or too long."""
-    with open_text(path, encoding, free) as file:
+    with open_text(path, encoding, allowance) as file:
         for number, line in enumerate(iter(lambda: file.readline(CELL_BYTES + 1), ""), 1):
             if len(line) > CELL_BYTES:
                 raise DataError(f"{path}:{number} has more than {CELL_BYTES >> 20} MB", "divide it into documents, one on each line")
@@ -292,7 +291,7 @@ def read_conversations(path: Path) -> list[Conversation]:
     if not path.is_file():
         raise DataError(f"{path} is no file" if path.exists() else f"{path} does not exist", "give a jsonl file of conversations")
     conversations: list[Conversation] = []
-    for where, value in _jsonl(path, detect_encoding(path, CHATS_FREE), CHATS_FREE):
+    for where, value in _jsonl(path, detect_encoding(path, CHATS), CHATS):
         messages: Any = value.get("messages") if isinstance(value, dict) else value
         listed = isinstance(messages, list) and messages
         if wrong := conversation_fault(messages, answered=True) if listed else "no list of messages":
