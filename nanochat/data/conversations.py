@@ -11,6 +11,7 @@ from typing import Any, TypeVar, overload
 import numpy as np
 
 from nanochat.data.embedded import identity
+from nanochat.data.parquet_pages import read_table
 from nanochat.data.published.sets import TASKS, ensure_identity, ensure_task
 from nanochat.data.published.shards import is_hub_name
 from nanochat.data.text.documents import read_conversations
@@ -81,11 +82,10 @@ class Rows(Sequence[Conversation]):
 
     def __init__(self, paths: Sequence[Path], convert: Callable[[dict[str, Any]], Conversation] = talk):
         import pyarrow
-        import pyarrow.parquet
 
         self.paths, self.convert = paths, convert
         try:
-            self.table = pyarrow.concat_tables([pyarrow.parquet.read_table(path) for path in paths], promote_options="default")
+            self.table = pyarrow.concat_tables([read_table(path) for path in paths], promote_options="default")
         except (pyarrow.ArrowException, OSError) as error:
             folder = paths[0].parent
             raise DataError(

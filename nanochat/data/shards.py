@@ -8,17 +8,21 @@ The manifest also names the validation shard, which is never trained on. Nothing
 import dataclasses
 import hashlib
 import itertools
-import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from nanochat import untrusted
 from nanochat.console import Progress
+from nanochat.data.parquet_pages import CELL_BYTES, is_bomb, rows_at_once
 from nanochat.errors import DataError
 from nanochat.paths import atomic_folder, atomic_write_json, disk_error, sha256
 
 MANIFEST = "manifest.json"
+MANIFEST_BYTES = 64 << 20  # at most: some 200 bytes a shard
 FORMAT = 1
 COLUMN = "text"
 USUAL_COLUMNS = ("content", "raw_content", "markdown", "document", "body", "article")  # where there is no `text`
@@ -110,14 +114,14 @@ def read_manifest(folder: Path) -> Dataset:
     """The dataset that the manifest in `folder` describes, its files not looked at. Raises DataError where it is missing or broken."""
     path = folder / MANIFEST
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = untrusted.table(untrusted.read_json(path, MANIFEST_BYTES), "the manifest")
         if found["format"] != FORMAT:
-            raise ValueError(f"format {found['format']!r} instead of {FORMAT}")
+            raise ValueError(f"format {untrusted.shown(found['format'])} instead of {FORMAT}")
         return Dataset(
-            name=str(found["name"]),
+            name=untrusted.text(found["name"], "name"),
             folder=folder,
-            source=str(found["source"]),
-            licence=str(found["licence"]),
+            source=untrusted.text(found["source"], "source", 5000),
+            licence=untrusted.text(found["licence"], "licence"),
             training=tuple(_shard(folder, entry) for entry in found["training"]),
             validation=_shard(folder, found["validation"]),
         )
@@ -129,14 +133,11 @@ def read_manifest(folder: Path) -> Dataset:
 
 
 def _shard(folder: Path, entry: dict[str, Any]) -> Shard:
-    name = entry["file"]
-    if not isinstance(name, str) or Path(name).name != name or name in ("", ".", ".."):
-        raise ValueError(f"{name!r} is no plain file name")
-    for key in ("bytes", "documents"):
-        if type(entry[key]) is not int or entry[key] < 0:
-            raise ValueError(f"{key} of {name} is {entry[key]!r}")
-    text_bytes, column = int(entry.get("text_bytes", 0)), str(entry.get("column", COLUMN))
-    return Shard(folder / name, entry["bytes"], str(entry["sha256"]), entry["documents"], text_bytes, column)
+    name = untrusted.file_name(untrusted.table(entry, "a shard")["file"])
+    size, documents = (untrusted.integer(entry[key], f"{key} of {name}") for key in ("bytes", "documents"))
+    digest = untrusted.sha256(entry["sha256"], f"the hash of {name}")  # names files, too: of the rows that are packed from it
+    text_bytes = untrusted.integer(entry.get("text_bytes", 0), f"text_bytes of {name}")
+    return Shard(folder / name, size, digest, documents, text_bytes, untrusted.text(entry.get("column", COLUMN), f"column of {name}"))
 
 
 def open_dataset(folder: Path) -> Dataset:
@@ -155,7 +156,9 @@ def open_dataset(folder: Path) -> Dataset:
 def damage(shard: Shard) -> str | None:
     """What a glance at the file shows to be wrong with it (missing, wrong size); None where all is well."""
     try:
-        size = shard.path.stat().st_size
+        size = untrusted.regular_file(shard.path)
+    except ValueError as error:
+        return f"{shard.path}: {error}"
     except OSError as error:
         return f"{shard.path} is missing" if isinstance(error, FileNotFoundError) else f"{shard.path}: {error.strerror}"
     return None if size == shard.bytes else f"{shard.path} has {size} bytes instead of {shard.bytes}"
@@ -191,7 +194,14 @@ def columns(shard: Shard | Path) -> Iterator[Any]:
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             _require_column(file.schema_arrow, column, path)
-            for batch in file.iter_batches(batch_size=ROW_GROUP, columns=[column], use_threads=False):
+            rows, row, total = rows_at_once(file, path, ROW_GROUP, column), 0, 0
+            for batch in file.iter_batches(batch_size=rows, columns=[column], use_threads=False):
+                total += _check_cells(batch.column(0), path, row)
+                if is_bomb(total, path.stat().st_size):
+                    raise DataError(
+                        f"{path} unpacks to more than {total:,} bytes by row {row + 1}", "leave it out: it is made to fill a disk"
+                    )
+                row += len(batch)
                 values = batch.column(0).drop_null()
                 values.validate(full=True)
                 yield values
@@ -199,6 +209,19 @@ def columns(shard: Shard | Path) -> Iterator[Any]:
         again = f"remove {path}; then {mend(path.parent.name, path.parent)}"
         hint = again if isinstance(shard, Shard) else "copy it again from where it came, or leave it out"
         raise DataError(f"{path} cannot be read as parquet: {error}", hint) from error
+
+
+def _check_cells(values: Any, path: Path, row: int) -> int:
+    """The bytes of a batch's texts, which begins after row `row`. Raises DataError where one is larger than any text."""
+    import pyarrow.compute
+
+    lengths = pyarrow.compute.binary_length(values).to_numpy(zero_copy_only=False)
+    if len(lengths) and np.nanmax(lengths, initial=0) > CELL_BYTES:
+        place = int(np.nanargmax(lengths))
+        raise DataError(
+            f"{path}, row {row + place + 1}: a text of more than {CELL_BYTES >> 20} MB", "divide it into documents, or leave it out"
+        )
+    return int(np.nansum(lengths))
 
 
 def _require_column(schema: Any, column: str, path: Path) -> None:

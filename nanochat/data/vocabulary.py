@@ -1,9 +1,10 @@
 """The tokenizer of a dataset's text, trained once."""
 
-import json
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
-from nanochat import paths
+from nanochat import paths, untrusted
 from nanochat.console import Progress, log
 from nanochat.data.shards import Dataset, texts
 from nanochat.tokenizer.tokenizer import QWEN2_PATTERN, SPLIT_PATTERN, Tokenizer
@@ -24,7 +25,7 @@ def ensure_tokenizer(dataset: Dataset, vocab_size: int, architecture: str = "nan
     if pattern != SPLIT_PATTERN:
         key["pattern"] = pattern
     for source in (paths.base_dir() / "tokenizer").glob(f"*/{TOKENIZER_SOURCE}"):
-        if not source.parent.name.startswith(paths.TEMPORARY) and json.loads(source.read_text(encoding="utf-8")) == key:
+        if not source.parent.name.startswith(paths.TEMPORARY) and _source(source) == key:
             return Tokenizer.load(source.parent)
     log(f"training a tokenizer of {vocab_size} tokens")
     with Progress(
@@ -46,3 +47,11 @@ def ensure_tokenizer(dataset: Dataset, vocab_size: int, architecture: str = "nan
     except OSError as error:
         raise paths.disk_error(error, "saving the tokenizer") from error
     return tokenizer
+
+
+def _source(path: Path) -> Any:
+    """What a tokenizer was trained from; None where its file is damaged, then another is trained."""
+    try:
+        return untrusted.read_json(path, untrusted.JSON_BYTES)
+    except (OSError, ValueError):
+        return None

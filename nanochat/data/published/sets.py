@@ -5,9 +5,10 @@ What is already there, put by this module or by hand, is not fetched again.
 
 import contextlib
 import dataclasses
-import json
 from pathlib import Path
+from typing import Any
 
+from nanochat import untrusted
 from nanochat.console import log
 from nanochat.data.published.shards import origin
 from nanochat.data.text.documents import read_conversations
@@ -20,6 +21,7 @@ from nanochat.hub.transfer import fetch
 from nanochat.paths import atomic_write_json, base_dir, dataset_dir, locked, sha256
 
 IDENTITY = "identity_conversations.jsonl"
+IDENTITY_MOST = 256 << 20  # bytes of it
 SEE_CARD = "see the dataset's card"
 INDEX = "files.json"  # in a set's folder: what is there, from where, under which licence
 
@@ -84,7 +86,7 @@ def ensure_identity() -> Path:
     try:
         with locked(dataset_dir("tasks") / ".lock", "another download"):
             if not has_identity():
-                fetch(Remote(url, IDENTITY), path.parent)
+                fetch(Remote(url, IDENTITY, most=IDENTITY_MOST), path.parent)
         read_conversations(path)
     except DataError as error:
         path.unlink(missing_ok=True)
@@ -97,10 +99,16 @@ def task_files(name: str) -> list[Path]:
     folder = task_folder(name)
     index = folder / INDEX
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        sizes = {folder / file: entry["bytes"] for file, entry in json.loads(index.read_text(encoding="utf-8"))["files"].items()}
+        sizes = {path: entry["bytes"] for path, entry in _index(folder).items()}
         if sizes and all(path.stat().st_size == size for path, size in sizes.items()):
             return sorted(sizes)
     return [] if index.exists() else sorted(folder.glob("*.parquet"))
+
+
+def _index(folder: Path) -> dict[Path, dict[str, Any]]:
+    """The files that a set's index names: path -> {bytes, sha256}. Raises OSError, ValueError, KeyError."""
+    files = untrusted.table(untrusted.table(untrusted.read_json(folder / INDEX), INDEX)["files"], "files")
+    return {folder / untrusted.file_name(name): untrusted.table(entry, name) for name, entry in files.items()}
 
 
 def ensure_task(name: str) -> list[Path]:
@@ -145,9 +153,13 @@ def verify_task(name: str) -> None:
     folder = task_folder(name)
     if not (folder / INDEX).exists():
         return
-    for file, entry in json.loads((folder / INDEX).read_text(encoding="utf-8"))["files"].items():
-        if sha256(folder / file) != entry["sha256"]:
-            raise DataError(f"{folder / file} is corrupt: its hash is not the one in {INDEX}", f"remove {folder} and run again")
+    try:
+        for path, entry in _index(folder).items():
+            untrusted.regular_file(path)
+            if sha256(path) != entry["sha256"]:
+                raise ValueError(f"the hash of {path.name} is not the one in {INDEX}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{folder} is corrupt: {error}", f"remove {folder} and run again") from error
 
 
 # --- for a plan, and before it runs

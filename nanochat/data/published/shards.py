@@ -125,7 +125,7 @@ def _on_disk(where: Origin, folder: Path, training: int) -> tuple[dict[str, Shar
             changed = True
         else:
             have[name] = shard
-    strangers = sorted(path for path in folder.glob("*.parquet") if path.name not in listed)
+    strangers = sorted(path for path in folder.glob("*.parquet") if path.name not in listed and path.is_file())
     if strangers:
         with Progress(
             f"hashing {len(strangers)} shards found in {folder}", sum(path.stat().st_size for path in strangers), "B"

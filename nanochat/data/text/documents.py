@@ -5,18 +5,21 @@ than some 8,000 characters is cut at blank lines. Everything is streamed, twice:
 choose the validation set, once to write the shards. So a mistake in the last file is found before anything is written.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import heapq
-import json
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from nanochat import untrusted
 from nanochat.console import Progress, log, quantity
+from nanochat.data.parquet_pages import CELL_BYTES
 from nanochat.data.shards import COLUMN, MANIFEST, Dataset, open_dataset, texts, write_dataset
 from nanochat.data.text.summary import Summary
-from nanochat.data.text.textfile import BLOCK, detect_encoding, open_text
+from nanochat.data.text.textfile import BLOCK, CHATS, TEXT, Allowance, detect_encoding, open_text
 from nanochat.errors import DataError
 from nanochat.paths import dataset_dir
 from nanochat.tokenizer.conversation import Conversation, conversation_fault, json_type
@@ -93,14 +96,33 @@ def _find(path: Path) -> list[Path]:
         return [path]
     if not path.exists():
         raise DataError(f"{path} does not exist", "give --data a file or a folder of text")
-    files = sorted(
-        found
-        for found in path.rglob("*")
-        if _kind(found) and found.is_file() and not any(part.startswith(".") for part in found.relative_to(path).parts)
-    )
+    files = sorted(found for found in _walk(path) if _kind(found) and found.is_file())
     if not files:
         raise DataError(f"{path} holds no text file", f"what can be read: {_FORMATS}")
     return files
+
+
+def _walk(root: Path) -> Iterator[Path]:
+    """Every path below `root` that is not hidden; links are followed, each folder once, and a line says so."""
+    seen: set[tuple[int, int]] = set()
+    links: list[Path] = []
+    folders, linked = [root], list[Path]()
+    while folders or linked:
+        folder = folders.pop() if folders else linked.pop(0)  # links last: what is in a folder of its own is found there
+        with contextlib.suppress(OSError):  # not ours to read, or gone
+            stat = folder.stat()
+            if (stat.st_dev, stat.st_ino) in seen:
+                continue
+            seen.add((stat.st_dev, stat.st_ino))
+            for found in sorted(path for path in folder.iterdir() if not path.name.startswith(".")):
+                if found.is_symlink():
+                    links.append(found)
+                if found.is_dir():
+                    (linked if found.is_symlink() else folders).append(found)
+                else:
+                    yield found
+    if links:
+        log(f"{root}: {len(links)} link(s) followed, such as {links[0]} -> {os.readlink(links[0])}")
 
 
 def _fingerprint(path: Path, files: list[Path]) -> str:
@@ -188,15 +210,17 @@ def _jsonl_texts(source: _Source) -> Iterator[str]:
         yield value[COLUMN]
 
 
-def _jsonl(path: Path, encoding: str) -> Iterator[tuple[str, Any]]:
-    """(file:line, value) of each line that is not blank. Raises DataError where one is not JSON."""
-    with open_text(path, encoding) as file:
-        for number, line in enumerate(file, 1):
+def _jsonl(path: Path, encoding: str, allowance: Allowance = TEXT) -> Iterator[tuple[str, Any]]:
+    """(file:line, value) of each line that is not blank. Raises DataError where one is not JSON, or too long."""
+    with open_text(path, encoding, allowance) as file:
+        for number, line in enumerate(iter(lambda: file.readline(CELL_BYTES + 1), ""), 1):
+            if len(line) > CELL_BYTES:
+                raise DataError(f"{path}:{number} has more than {CELL_BYTES >> 20} MB", "divide it into documents, one on each line")
             if not line.strip():
                 continue
             try:
-                yield f"{path}:{number}", json.loads(line)
-            except (ValueError, RecursionError) as error:
+                yield f"{path}:{number}", untrusted.parse_json(line)
+            except ValueError as error:
                 raise DataError(f"{path}:{number} is not JSON: {error}", "each line is one JSON value") from error
 
 
@@ -267,7 +291,7 @@ def read_conversations(path: Path) -> list[Conversation]:
     if not path.is_file():
         raise DataError(f"{path} is no file" if path.exists() else f"{path} does not exist", "give a jsonl file of conversations")
     conversations: list[Conversation] = []
-    for where, value in _jsonl(path, detect_encoding(path)):
+    for where, value in _jsonl(path, detect_encoding(path, CHATS), CHATS):
         messages: Any = value.get("messages") if isinstance(value, dict) else value
         listed = isinstance(messages, list) and messages
         if wrong := conversation_fault(messages, answered=True) if listed else "no list of messages":

@@ -6,7 +6,7 @@ import io
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Any, NamedTuple, cast
 
 from nanochat.console import log
 from nanochat.errors import DataError
@@ -27,9 +27,44 @@ _FREQUENT = frozenset(" \n\u3000\u3001\u3002\uff0c")  # spaces and stops: what t
 _TO_UTF8 = "convert it to UTF-8 (iconv -f ENCODING -t UTF-8 FILE), or leave it out"
 
 
+class Allowance(NamedTuple):
+    """What a compressed file may unpack to: `free` bytes, or `ratio` times as many as it has."""
+
+    free: int
+    ratio: int
+
+
+# Text shrinks to a third or a tenth, and gzip's bound is a thousandth. Conversations are kept in memory, where they take ten times as much.
+TEXT, CHATS = Allowance(1 << 30, 500), Allowance(128 << 20, 30)
+
+
+class _Unpacked(io.RawIOBase):
+    """A decompressed stream that raises DataError once it has brought more than `most` bytes: no text is as repetitive as that."""
+
+    def __init__(self, stream: IO[bytes], path: Path, most: int):
+        self.stream, self.path, self.left, self.most = stream, path, most, most
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill `buffer` with the next bytes; returns how many."""
+        data = self.stream.read(len(buffer))
+        buffer[: len(data)] = data
+        self.left -= len(data)
+        if self.left < 0:
+            raise DataError(
+                f"{self.path} unpacks to more than {self.most:,} bytes from {self.path.stat().st_size:,}", "leave it out: it is no text"
+            )
+        return len(data)
+
+
 @contextlib.contextmanager
-def open_bytes(path: Path) -> Iterator[IO[bytes]]:
-    """The file's bytes, decompressed where its first bytes say gzip or zstd. Raises DataError where they cannot be read, also midway."""
+def open_bytes(path: Path, allowance: Allowance = TEXT) -> Iterator[IO[bytes]]:
+    """The file's bytes, decompressed where its first bytes say gzip or zstd: no more than `allowance`.
+
+    Raises DataError where they cannot be read, or are more; also midway.
+    """
     import zstandard
 
     try:
@@ -40,9 +75,11 @@ def open_bytes(path: Path) -> Iterator[IO[bytes]]:
             if magic[:2] == b"\x1f\x8b":
                 import gzip
 
-                stream = cast(IO[bytes], stack.enter_context(gzip.open(raw)))
+                stream = _bounded(cast(IO[bytes], stack.enter_context(gzip.open(raw))), path, allowance)
             elif magic == b"\x28\xb5\x2f\xfd":
-                stream = stack.enter_context(zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True))
+                stream = _bounded(
+                    stack.enter_context(zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True)), path, allowance
+                )
             yield stream
     except (EOFError, zlib.error, zstandard.ZstdError) as error:
         raise DataError(f"{path} is damaged: {error}", "compress it again, or copy it again from where it came") from error
@@ -50,22 +87,26 @@ def open_bytes(path: Path) -> Iterator[IO[bytes]]:
         raise DataError(f"{path} cannot be read: {error.strerror or error}", "check the file and its permissions") from error
 
 
+def _bounded(stream: IO[bytes], path: Path, allowance: Allowance) -> IO[bytes]:
+    return io.BufferedReader(_Unpacked(stream, path, max(allowance.free, allowance.ratio * path.stat().st_size)), BLOCK)
+
+
 @contextlib.contextmanager
-def open_text(path: Path, encoding: str) -> Iterator[io.TextIOWrapper]:
+def open_text(path: Path, encoding: str, allowance: Allowance = TEXT) -> Iterator[io.TextIOWrapper]:
     """The file as text, newlines as they are read by Python (\\r\\n becomes \\n)."""
-    with open_bytes(path) as stream, io.TextIOWrapper(stream, encoding, errors="strict") as text:
+    with open_bytes(path, allowance) as stream, io.TextIOWrapper(stream, encoding, errors="strict") as text:
         try:
             yield text
         except UnicodeError as error:
             raise DataError(f"{path} was read as {encoding}, but not all of it is: {error}", _TO_UTF8) from error
 
 
-def detect_encoding(path: Path) -> str:
+def detect_encoding(path: Path, allowance: Allowance = TEXT) -> str:
     """The encoding to read `path` with; another than UTF-8 is said on stderr, once a file.
 
     Raises DataError where the file is empty, binary, or in no encoding that can be recognised.
     """
-    with open_bytes(path) as stream:
+    with open_bytes(path, allowance) as stream:
         head = stream.read(SAMPLE)
         if not head:
             raise DataError(f"{path} is empty", "give a file with text in it")
