@@ -157,10 +157,10 @@ def join(device: str) -> Iterator[Ranks]:
 
 
 def _end_with_launcher(process: int) -> None:
-    """Have this worker get SIGTERM, as from a user, when the launcher `process` is killed. Raises HungError if it is gone already."""
+    """Have this worker killed when the launcher `process` is. Raises HungError if that is gone already."""
     prctl = getattr(ctypes.CDLL(None), "prctl", None)  # Linux's
     if prctl:
-        prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != process:
         raise HungError("the launcher of this worker is gone", "run the same command again")
 

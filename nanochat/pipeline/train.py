@@ -23,7 +23,7 @@ from nanochat.pipeline.prepare import prepare
 from nanochat.pipeline.stages import train_stages
 from nanochat.planning.autosize import HoursPacer
 from nanochat.planning.plan import make_plan
-from nanochat.runs import trackers
+from nanochat.runs import lock, trackers
 from nanochat.runs.heartbeat import heartbeat
 from nanochat.runs.metrics import Metrics, read_metrics
 from nanochat.runs.mirror import Uploader
@@ -34,6 +34,7 @@ from nanochat.train.deadline import Deadline
 from nanochat.train.session import Session
 from nanochat.train.signals import StopSignal
 
+TRAINING = "a training run"  # in the words of another process that finds the run held
 BEGAN = "NANOCHAT_BEGAN"  # when a launcher's command began, by the clock that all processes share
 
 
@@ -62,6 +63,11 @@ class Call:
         processes = self.request.config.nproc_per_node
         if ranks.nodes() > 1:  # what is missing is prepared once for all nodes, by the main rank
             return ranks.launch(relaunch, processes)
+        with lock.hold(self.request.config.run, TRAINING):
+            return self._train_locked(relaunch, processes)
+
+    def _train_locked(self, relaunch: list[str], processes: int) -> int:
+        """Prepare and train the run, which nobody else changes meanwhile. Returns the exit code."""
         prepared = prepare(self.request)
         if isinstance(prepared, str):
             log(prepared)
@@ -83,8 +89,10 @@ class Call:
         if os.environ["RANK"] != "0":
             console.mute()
         request = self.request = _as_launched(self.request)
-        with ranks.join(request.config.device) as here:
-            alone = ranks.has_launcher() and ranks.nodes() == 1
+        alone = ranks.has_launcher() and ranks.nodes() == 1  # then the launcher has prepared the run, and holds it
+        with ranks.join(request.config.device) as here, contextlib.ExitStack() as held:
+            if here.main and not alone:
+                held.enter_context(lock.hold(request.config.run, TRAINING))
             prepared = recorded(request) if alone else here.main_first("prepared", lambda: prepare(request))
             if isinstance(prepared, str):
                 log(prepared)
