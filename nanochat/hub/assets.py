@@ -1,8 +1,8 @@
 """karpathy/nanochat's own files on a plain web server: their addresses, and the evaluation bundle."""
 
 import os
+import re
 import shutil
-import urllib.parse
 import zipfile
 from pathlib import Path
 
@@ -20,8 +20,9 @@ BUNDLE_BYTES, BUNDLE_MOST = 170_000_000, 2 * 10**9  # of its archive, about, and
 
 def asset_url(name: str) -> str:
     """Where karpathy/nanochat's own files lie, or NANOCHAT_ASSET_URL's copy of them."""
-    parts = urllib.parse.urlsplit(os.environ.get("NANOCHAT_ASSET_URL") or ASSETS)
-    return parts._replace(path=f"{parts.path.rstrip('/')}/{name}").geturl()  # before a query, which may hold a signature
+    place = os.environ.get("NANOCHAT_ASSET_URL") or ASSETS
+    folder = re.split(r"[?#]", place, maxsplit=1)[0]
+    return f"{folder.rstrip('/')}/{name}{place[len(folder) :]}"  # a query, which may hold a signature, stays at the end
 
 
 def has_bundle() -> bool:
