@@ -10,7 +10,7 @@ import pytest
 from nanochat import redaction
 from nanochat.config import build_config
 from nanochat.errors import DataError
-from nanochat.hub.addresses import reason
+from nanochat.hub.addresses import endpoint, get, reason
 from nanochat.hub.assets import asset_url
 from nanochat.redaction import redact, remember
 from nanochat.runs.mirror import Mirror
@@ -72,6 +72,25 @@ def test_errors_and_their_causes_hold_none() -> None:
     assert SECRET not in f"{error} {error.message} {error.hint} {error!r}"
     assert SECRET not in reason(ValueError("x" * 180 + " http://user:S3CRET@host"))  # not cut where only its beginning is left
     assert SECRET not in Mirror("memory://user:S3CRET@x/y", "run").url
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "user:S3CRET@host",
+        "http://user:S3/CRET@127.0.0.1:9",
+        "http://u:S3CRET@[::1",
+        "ftp://u:S3CRET@h",
+        "http://u:S3CRET@",
+    ],
+)
+def test_what_is_no_address_is_said_without_it(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable, ask in (("HF_ENDPOINT", lambda: get(f"{endpoint()}/x")), ("NANOCHAT_ASSET_URL", lambda: get(asset_url("x")))):
+        with monkeypatch.context() as patch:
+            patch.setenv(variable, address)
+            with pytest.raises(DataError) as raised:
+                ask()
+        assert "is no address" in raised.value.message and "S3CRET" not in f"{raised.value}{raised.value.hint}".replace("/", "")
 
 
 def test_the_address_of_an_asset_keeps_its_query_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,7 @@ LONGEST_WAIT = 300.0  # seconds that a server's Retry-After is honoured
 FILE_MOST = 1 << 40  # bytes of a file
 LIST_BYTES, LIST_PAGES = 64 << 20, 10_000  # of one page of a list, and how many pages
 TIMEOUT = (15.0, 60.0)  # seconds to connect, and without a byte
+ADDRESS_HINT = "set HF_ENDPOINT or NANOCHAT_ASSET_URL to an address such as https://mirror.example"
 UNKNOWN_LICENCE = "unknown: see the dataset's card"
 
 Result = TypeVar("Result")
@@ -224,9 +225,8 @@ def get(url: str, headers: dict[str, str] | None = None) -> Any:
     sent = {"Accept-Encoding": "identity", "User-Agent": "nanochat"} | (headers or {})
     try:
         response = requests.get(url, stream=True, timeout=TIMEOUT, headers=sent, auth=_token(url))
-    except (requests.exceptions.InvalidURL, requests.exceptions.MissingSchema, requests.exceptions.InvalidSchema) as error:
-        hint = "set HF_ENDPOINT or NANOCHAT_ASSET_URL to an address such as https://mirror.example"
-        raise DataError(f"{url} is no address: {error}", hint) from error
+    except ValueError as error:  # InvalidURL and its like too. Its words are left out: they may hold a part of a password
+        raise DataError(f"{url} is no address", ADDRESS_HINT) from error
     except requests.RequestException as error:
         raise TransientError(reason(error)) from error
     status = response.status_code

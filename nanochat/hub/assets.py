@@ -2,6 +2,9 @@
 
 import os
 import urllib.parse
+import re
+import shutil
+import zipfile
 from pathlib import Path
 
 from nanochat.console import log
@@ -22,8 +25,9 @@ BUNDLE_SHA256 = ""
 
 def asset_url(name: str) -> str:
     """Where karpathy/nanochat's own files lie, or NANOCHAT_ASSET_URL's copy of them."""
-    parts = urllib.parse.urlsplit(os.environ.get("NANOCHAT_ASSET_URL") or ASSETS)
-    return parts._replace(path=f"{parts.path.rstrip('/')}/{name}").geturl()  # before a query, which may hold a signature
+    place = os.environ.get("NANOCHAT_ASSET_URL") or ASSETS
+    folder = re.split(r"[?#]", place, maxsplit=1)[0]
+    return f"{folder.rstrip('/')}/{name}{place[len(folder) :]}"  # a query, which may hold a signature, stays at the end
 
 
 def has_bundle() -> bool:
