@@ -1,10 +1,7 @@
 """karpathy/nanochat's own files on a plain web server: their addresses, and the evaluation bundle."""
 
 import os
-import urllib.parse
 import re
-import shutil
-import zipfile
 from pathlib import Path
 
 from nanochat.console import log
