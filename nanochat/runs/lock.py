@@ -12,7 +12,6 @@ import fcntl
 import json
 import os
 import socket
-import sys
 import threading
 import time
 import uuid
@@ -221,7 +220,8 @@ def _renew(descriptor: int, run: str, own: Holder, over: threading.Event) -> Non
         holder = Holder.read(descriptor)
         if holder not in (own, None):
             error = _held(run, holder)
-            print(f"error: this process stood still, and lost the run: {error.message}\nhint: {error.hint}", file=sys.stderr, flush=True)
+            log(f"error: this process stood still, and lost the run: {error.message}")
+            log(f"hint: {error.hint}")
             end_now(HungError.exit_code)
         with contextlib.suppress(OSError):
             os.utime(descriptor)

@@ -81,7 +81,7 @@ def test_secrets_are_no_arguments() -> None:
 
 
 def test_credentials_are_no_arguments() -> None:
-    with pytest.raises(UsageError, match="looks like a secret"):
+    with pytest.raises(UsageError, match="holds a password"):
         plain_environment(["HF_ENDPOINT=https://user:S3CRET@mirror.example.org"])
     with pytest.raises(UsageError, match="--mirror holds credentials") as raised:
         workload("image", "", "cpu", False, ["--mirror=s3://user:S3CRET@bucket/x"])
