@@ -25,6 +25,12 @@ def shown(value: Any, most: int = 80) -> str:
     return text if len(text) <= most else f"{text[:most]}..."
 
 
+def reason(error: BaseException, most: int = 300) -> str:
+    """What an error says, for a message of ours: a library's may hold all of what it could not read."""
+    said = " ".join(str(error).split())
+    return said if len(said) <= most else f"{said[:most]}..."
+
+
 def parse_json(text: str | bytes) -> Any:
     """The value of a JSON text. Raises ValueError also where it is nested too deeply or has too many values."""
     if len(text) > _CHECKED_BYTES:
@@ -74,7 +80,11 @@ def inside(folder: Path, name: str) -> Path:
     if not isinstance(name, str) or not name or "\0" in name or "\\" in name or any(part in ("", ".", "..") for part in name.split("/")):
         raise ValueError(f"{shown(name)} leads out of its folder")
     path, root = folder / name, folder.resolve()
-    if root not in path.resolve().parents:
+    try:
+        target = path.resolve()
+    except RuntimeError as error:  # a link to itself
+        raise ValueError(f"{shown(name)} is a link to itself") from error
+    if root not in target.parents:
         raise ValueError(f"{shown(name)} is a link that leads out of its folder")
     return path
 

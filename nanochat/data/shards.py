@@ -129,7 +129,7 @@ def read_manifest(folder: Path) -> Dataset:
         raise DataError(f"no dataset in {folder}: {MANIFEST} is missing", mend(folder.name, folder)) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         hint = f"remove {path}; then {mend(folder.name, folder)}"
-        raise DataError(f"the manifest {path} cannot be read: {type(error).__name__}: {error}", hint) from error
+        raise DataError(f"the manifest {path} cannot be read: {type(error).__name__}: {untrusted.reason(error)}", hint) from error
 
 
 def _shard(folder: Path, entry: dict[str, Any]) -> Shard:
@@ -208,7 +208,7 @@ def columns(shard: Shard | Path) -> Iterator[Any]:
     except (pyarrow.ArrowException, OSError) as error:
         again = f"remove {path}; then {mend(path.parent.name, path.parent)}"
         hint = again if isinstance(shard, Shard) else "copy it again from where it came, or leave it out"
-        raise DataError(f"{path} cannot be read as parquet: {error}", hint) from error
+        raise DataError(f"{path} cannot be read as parquet: {untrusted.reason(error)}", hint) from error
 
 
 def _check_cells(values: Any, path: Path, row: int) -> int:
@@ -270,7 +270,8 @@ def inspect(path: Path, digest: str | None = None, progress: Progress | None = N
         return Shard(path, path.stat().st_size, digest or sha256(path, progress), documents, column=column)
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(
-            f"{path} is no complete parquet file: {error}", f"remove {path} and put a good copy there, or download it again"
+            f"{path} is no complete parquet file: {untrusted.reason(error)}",
+            f"remove {path} and put a good copy there, or download it again",
         ) from error
 
 

@@ -48,7 +48,7 @@ def extract_zip(archive: Path, folder: Path, prefix: str, most_bytes: int) -> No
         FileExistsError,
         struct.error,
     ) as error:
-        raise DataError(f"{archive} is no zip archive that can be used: {error}") from error
+        raise DataError(f"{archive} is no zip archive that can be used: {untrusted.reason(error)}") from error
 
 
 def _check_directory(archive: Path) -> None:

@@ -92,7 +92,9 @@ class Checkpoint:
         try:
             yield
         except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
-            raise DataError(f"the {what} in {self.folder} cannot be read: {error}", "restore that folder, or remove it") from error
+            raise DataError(
+                f"the {what} in {self.folder} cannot be read: {untrusted.reason(error)}", "restore that folder, or remove it"
+            ) from error
 
     def load_optimizer(self, optimizer: MuonAdamW) -> None:
         """Put the saved state into `optimizer`, however many ranks saved it. Raises DataError where it is not that model's."""
@@ -136,7 +138,7 @@ def verify(folder: Path) -> Checkpoint:
                 raise DataError(f"{folder / name} is damaged")
         return Checkpoint(folder, meta, tuple(files), manifest["sha256"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{folder} holds no complete checkpoint ({error})") from error
+        raise DataError(f"{folder} holds no complete checkpoint ({untrusted.reason(error)})") from error
 
 
 @contextlib.contextmanager
@@ -151,7 +153,7 @@ def held(folder: Path, digest: str = "") -> Iterator[None]:
             if digest and untrusted.read_json(folder / MANIFEST)["sha256"] != digest:
                 raise ValueError("another one is in its place")
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise StepGone(f"{folder} was removed before it was read ({error})", "run the same command again") from error
+            raise StepGone(f"{folder} was removed before it was read ({untrusted.reason(error)})", "run the same command again") from error
         yield
 
 

@@ -144,7 +144,7 @@ class Mirror:
             try:
                 files = checked_manifest(untrusted.read_json(temporary / MANIFEST))
             except (ValueError, KeyError, TypeError) as error:
-                raise DataError(f"{self._path(stage, name, MANIFEST)} is damaged ({error})") from error
+                raise DataError(f"{self._path(stage, name, MANIFEST)} is damaged ({untrusted.reason(error)})") from error
             require_space(f"fetching {name}", sum(entry["bytes"] for entry in files.values()), folder)
             for file, entry in files.items():
                 with contextlib.suppress(FileNotFoundError):  # verify names it

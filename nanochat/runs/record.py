@@ -74,7 +74,9 @@ def read_record(run: str) -> Record | None:
     try:
         data = untrusted.read_bytes(path, RECORD_BYTES)
     except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read ({error})", f"start afresh with another --run, or restore {path}") from error
+        raise DataError(
+            f"{path} cannot be read ({untrusted.reason(error)})", f"start afresh with another --run, or restore {path}"
+        ) from error
     return parse_record(data, path)
 
 
@@ -96,7 +98,7 @@ def parse_record(data: bytes, path: Path) -> Record:
         shards = tuple(untrusted.file_name(name, "a shard") for name in frozen["shards"])
         return Record(Config(**values), dataset, shards, tokenizer, untrusted.text(frozen["conversations"], "conversations"))
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DataError(f"{path} is damaged ({error})", f"start afresh with another --run, or restore {path}") from error
+        raise DataError(f"{path} is damaged ({untrusted.reason(error)})", f"start afresh with another --run, or restore {path}") from error
 
 
 def open_text(record: Record) -> Dataset:

@@ -102,7 +102,8 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
         if not 2 <= length <= min(HEADER_BYTES, size - 8):
             raise ValueError(f"{path.name} is no safetensors file: its header would have {length:,} bytes")
         header = untrusted.table(untrusted.parse_json(file.read(length).decode("utf-8")), "the header")
-    header.pop("__metadata__", None)
+    for key, value in untrusted.table(header.pop("__metadata__", {}), "__metadata__").items():
+        untrusted.text(value, f"the metadata {shown(key)}")
     total, shapes = 0, {}
     for name, entry in header.items():
         kind, shape = untrusted.table(entry, name)["dtype"], entry["shape"]

@@ -44,7 +44,7 @@ def read_ranks(path: Path) -> list[bytes]:
         return parse_ranks(untrusted.read_bytes(path, VOCABULARY_BYTES).decode("ascii"))
     except (OSError, ValueError) as error:
         raise DataError(
-            f"{path} is no file of ranks: {error}", "a line of such a file is a token in base64, a space and its rank"
+            f"{path} is no file of ranks: {untrusted.reason(error)}", "a line of such a file is a token in base64, a space and its rank"
         ) from error
 
 
@@ -149,5 +149,5 @@ def read_huggingface(path: Path) -> tuple[list[bytes], str, dict[str, int]]:
         return tokens, _pattern(content["pre_tokenizer"]), specials
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise DataError(
-            f"{path} cannot be used: {error}", "only a byte-level BPE, with its tokens in the order of its merges, can"
+            f"{path} cannot be used: {untrusted.reason(error)}", "only a byte-level BPE, with its tokens in the order of its merges, can"
         ) from error

@@ -220,5 +220,5 @@ class Tokenizer:
         except FileNotFoundError as error:
             raise DataError(f"there is no tokenizer in {folder}", "run the same command again: it is made anew") from error
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(f"the tokenizer in {folder} is damaged: {error}", hint) from error
+            raise DataError(f"the tokenizer in {folder} is damaged: {untrusted.reason(error)}", hint) from error
         return tokenizer

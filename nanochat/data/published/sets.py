@@ -159,7 +159,7 @@ def verify_task(name: str) -> None:
             if sha256(path) != entry["sha256"]:
                 raise ValueError(f"the hash of {path.name} is not the one in {INDEX}")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{folder} is corrupt: {error}", f"remove {folder} and run again") from error
+        raise DataError(f"{folder} is corrupt: {untrusted.reason(error)}", f"remove {folder} and run again") from error
 
 
 # --- for a plan, and before it runs

@@ -221,7 +221,7 @@ def _jsonl(path: Path, encoding: str, allowance: Allowance = TEXT) -> Iterator[t
             try:
                 yield f"{path}:{number}", untrusted.parse_json(line)
             except ValueError as error:
-                raise DataError(f"{path}:{number} is not JSON: {error}", "each line is one JSON value") from error
+                raise DataError(f"{path}:{number} is not JSON: {untrusted.reason(error)}", "each line is one JSON value") from error
 
 
 # --- validation
