@@ -5,6 +5,7 @@ import contextlib
 import resource
 import socket
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
@@ -14,6 +15,8 @@ PROBE_CONNECTIONS = 32  # beyond all limits, for probes alone
 SPARE_FILES = 96  # file descriptors for everything but connections
 CLOSE_SECONDS = 5.0  # that a closed connection may take to send its last bytes to a client that does not read
 ACCEPTS = 64  # connections accepted before the event loop does something else
+STARTS = 4  # of these begin before it does
+QUEUED, QUEUED_OF_ONE = 256, 64  # accepted connections that wait to begin, in all and of one address
 RETRY_SECONDS = 0.2  # until the next try where no file descriptor was left
 SAID_EVERY = 60.0  # seconds between two lines about the same thing
 
@@ -69,7 +72,7 @@ class ConnectionTable:
     def __init__(self, per_address: int, in_all: int, unlimited: Callable[[str], bool] = lambda address: False):
         """`unlimited` tells whether an address is bounded by `in_all` alone."""
         self.per_address, self.unlimited = per_address, unlimited
-        self.in_all = max(min(in_all, file_limit() - SPARE_FILES - PROBE_CONNECTIONS), 16)
+        self.in_all = max(min(in_all, file_limit() - SPARE_FILES - PROBE_CONNECTIONS - QUEUED), 16)
         self._of: dict[str, dict[Connection, None]] = {}  # by address, the oldest first
         self._probes: dict[Connection, None] = {}
         self._closing: dict[Connection, float] = {}  # since when
@@ -136,13 +139,16 @@ class ConnectionTable:
 class Acceptor:
     """Accepts connections in place of an asyncio server, from which it takes the sockets.
 
-    asyncio answers a lack of file descriptors with a traceback for each try, hundreds of tries at once. Here it is a line a minute, an idle
-    connection closed, and a pause.
+    Addresses take turns, so that one that connects without end does not delay the others. asyncio answers a lack of file descriptors with a
+    traceback for each try, hundreds of tries at once. Here it is a line a minute, an idle connection closed, and a pause.
     """
 
     def __init__(self, server: asyncio.Server, protocol: Callable[[], asyncio.Protocol], table: ConnectionTable):
         self._loop, self._protocol, self._table = asyncio.get_running_loop(), protocol, table
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._queues: dict[str, deque[socket.socket]] = {}  # accepted connections by address, the address whose turn it is first
+        self._queued = 0
+        self._turn: asyncio.Handle | None = None
         self._seldom = Seldom()
         self.sockets: list[socket.socket] = [one.dup() for one in server.sockets]
         server.close()
@@ -155,6 +161,11 @@ class Acceptor:
             if listening.fileno() >= 0:
                 self._loop.remove_reader(listening)
                 listening.close()
+        for queue in self._queues.values():
+            for accepted in queue:
+                accepted.close()
+        self._queues.clear()
+        self._queued = 0
 
     async def wait_closed(self) -> None:
         """Nothing: `close` is done when it returns."""
@@ -165,18 +176,37 @@ class Acceptor:
 
     def _accept(self, listening: socket.socket) -> None:
         """Accept what waits, a bounded number at a time."""
-        for _ in range(ACCEPTS):
+        for _ in range(min(ACCEPTS, QUEUED - self._queued)):
             try:
-                accepted, _peer = listening.accept()
+                accepted, peer = listening.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError as error:
                 self._pause(listening, error)
                 return
             accepted.setblocking(False)
-            task = self._loop.create_task(self._connect(accepted))
+            queue = self._queues.setdefault(peer[0], deque())
+            queue.append(accepted)
+            self._queued += 1
+            if len(queue) > QUEUED_OF_ONE:
+                queue.popleft().close()
+                self._queued -= 1
+            self._turn = self._turn or self._loop.call_soon(self._start)
+
+    def _start(self) -> None:
+        """Begin to read from a few accepted connections, one of each address in turn."""
+        self._turn = None
+        for _ in range(min(STARTS, self._queued)):
+            address = next(iter(self._queues))
+            queue = self._queues.pop(address)
+            task = self._loop.create_task(self._connect(queue.popleft()))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
+            self._queued -= 1
+            if queue:
+                self._queues[address] = queue  # behind the others
+        if self._queued:
+            self._turn = self._loop.call_soon(self._start)
 
     async def _connect(self, accepted: socket.socket) -> None:
         try:

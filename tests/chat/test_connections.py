@@ -88,9 +88,9 @@ def test_a_client_that_does_not_read_the_end_is_given_up(monkeypatch: pytest.Mon
 
 
 def test_few_file_descriptors_bound_the_connections(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "file_limit", lambda: 256)
+    monkeypatch.setattr(connections, "file_limit", lambda: 512)
     assert ConnectionTable(128, 1000).in_all == 128
-    monkeypatch.setattr(connections, "file_limit", lambda: 64)
+    monkeypatch.setattr(connections, "file_limit", lambda: 256)
     assert ConnectionTable(128, 1000).in_all == 16
 
 
@@ -221,13 +221,14 @@ def places() -> Iterator[list[Place]]:
     made: list[Place] = []
     with contextlib.ExitStack() as stack:
         for number, name in enumerate(names):
-            host, source = f"10.213.{number}.1", f"10.213.{number}.2"
+            network = f"10.{192 + os.getpid() // 256 % 64}.{os.getpid() % 256}"  # another process may run this test too
+            host, source = f"{network}.{4 * number + 1}", f"{network}.{4 * number + 2}"
             steps = [
                 f"ip netns add {name}",
                 f"ip link add {name} type veth peer name inner netns {name}",
-                f"ip addr add {host}/24 dev {name}",
+                f"ip addr add {host}/30 dev {name}",
                 f"ip link set {name} up",
-                f"ip -n {name} addr add {source}/24 dev inner",
+                f"ip -n {name} addr add {source}/30 dev inner",
                 f"ip -n {name} link set inner up",
             ]
             stack.callback(subprocess.run, ["ip", "link", "del", name], capture_output=True)
