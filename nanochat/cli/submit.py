@@ -124,6 +124,7 @@ def runpod(
     volume: Annotated[str, typer.Option(help="id of a network volume for /data, in the same data center")] = "",
     registry: Annotated[str, typer.Option(help="id of RunPod's registry credentials, for a private image")] = "",
     env: Env = None,
+    secret: Annotated[list[str] | None, typer.Option("--secret", help="VARIABLE=NAME, or NAME: a secret of your RunPod account")] = None,
     min_cuda: Annotated[str, typer.Option("--min-cuda", help="oldest CUDA of the host; without it the installed torch's")] = "",
     max_price: Annotated[float, typer.Option("--max-price", help="dollars an hour for the pod")] = 0.0,
     max_cost: Annotated[float, typer.Option("--max-cost", help="dollars in all")] = 0.0,
@@ -135,7 +136,8 @@ def runpod(
     """Train on a rented card of RunPod: shows the price, asks, follows. Flags of `train` are passed on."""
     from nanochat.cloud import runpod as rental
     from nanochat.cloud.runpod_api import RunPod, read_key
-    from nanochat.cloud.workload import by_digest, plain_environment, workload
+    from nanochat.cloud.runpod_secrets import environment
+    from nanochat.cloud.workload import by_digest, workload
 
     if cloud not in ("SECURE", "COMMUNITY"):
         raise UsageError(f"cloud {cloud!r} is unknown", "SECURE or COMMUNITY")
@@ -148,7 +150,7 @@ def runpod(
         tuple(data_center or ()),
         volume,
         registry,
-        tuple(plain_environment(env or []).items()),
+        tuple(environment(env or [], secret or []).items()),
         min_cuda,
         max_price,
         max_cost,

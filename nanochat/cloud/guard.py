@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from types import FrameType
 
 from nanochat.cloud.runpod_api import NotFound, RunPod
+from nanochat.cloud.runpod_secrets import missing
 from nanochat.cloud.workload import GRACE_SECONDS
 from nanochat.console import duration, log
 from nanochat.errors import ORCHESTRATOR_RETRIED_CODES, NanochatError, UsageError
@@ -54,6 +55,11 @@ def supervise(command: Sequence[str], environment: Mapping[str, str], *, grace: 
     api = RunPod(environment.get("RUNPOD_API_KEY", ""), pause=pause)
     inner = {key: value for key, value in environment.items() if key not in (VARIABLE, "RUNPOD_API_KEY")}
     log(f"guard: this pod ends ({limits.end}) with the training, at the latest in {duration(max(limits.until - time.time(), 0))}")
+    if names := missing(inner):
+        log(f"error: the RunPod account has no secret named {', '.join(names)}")
+        log("hint: add it on RunPod's page, or name another with --secret VARIABLE=NAME")
+        _end(api, pod, limits, UsageError.exit_code, pause)
+        return UsageError.exit_code
     code, asked = 75, False
     for attempt in range(RESTARTS + 1):
         if time.time() >= limits.until:

@@ -93,6 +93,14 @@ def test_training_sees_neither_guard_nor_key(pod: tuple[FakeRunPod, dict[str, st
     assert supervise(script(text), environment | until(60), pause=0) == 0
 
 
+def test_a_secret_that_the_account_lacks_ends_the_pod(pod: tuple[FakeRunPod, dict[str, str]], capsys: pytest.CaptureFixture[str]) -> None:
+    """RunPod leaves such a reference as it is: sent as a token it would be refused, and the pod billed meanwhile."""
+    fake, environment = pod
+    environment |= {"HF_TOKEN": "{{ RUNPOD_SECRET_hf }}", "WANDB_API_KEY": "value"}
+    assert supervise(["true"], environment | until(60), pause=0) == 2
+    assert fake.running == [] and "no secret named hf" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("text", ["", "stop", "delete@5", "stop@soon"])
 def test_nonsense_is_refused(text: str) -> None:
     with pytest.raises(UsageError):

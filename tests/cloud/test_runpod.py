@@ -1,6 +1,7 @@
 """Renting on RunPod, against a server of our own that holds each request to the published description and plays every fault."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,10 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.main import get_command
 
+from nanochat.cli.submit import app
 from nanochat.cloud import runpod, runpod_watch
 from nanochat.cloud.guard import VARIABLE, Guard
 from nanochat.cloud.runpod_api import Indeterminate, PaymentRequired, RunPod, read_key
+from nanochat.cloud.runpod_secrets import environment, missing
 from nanochat.cloud.workload import Workload, workload
 from nanochat.errors import NanochatError, PreflightError, UsageError
 from tests.cloud.fake_runpod import CARD, KEY, SECOND, FakeRunPod, gpu, serving
@@ -72,6 +76,50 @@ def test_bodies_follow_the_published_description(fake: FakeRunPod, work: Workloa
         assert fake.check("CreatePodRequest", body) == []
         assert fake.check("CreatePodRequest", body | {"interruptible": True}) != []
         assert fake.check("CreatePodRequest", body | {"gpu": {"id": CARD, "cuda": "13"}}) != []
+
+
+def test_secrets_go_by_reference(fake: FakeRunPod, api: RunPod, work: Workload, capsys: pytest.CaptureFixture[str]) -> None:
+    """As RunPod writes them, in a body that its description allows; the account's secret is never here, the guard keeps the rest."""
+    values = environment(
+        ["HF_ENDPOINT=https://mirror.example.org", "WANDB_API_KEY={{RUNPOD_SECRET_wandb}}"], ["HF_TOKEN=my-token", "AWS_SECRET_ACCESS_KEY"]
+    )
+    assert runpod.submit(api, work, replace(OPTIONS, environment=tuple(values.items())), agree, follow=False) == 0
+    sent = fake.calls("POST", "/v2/pods")[0]
+    assert {key: value for key, value in sent["env"].items() if "SECRET" in value} == {
+        "HF_TOKEN": "{{ RUNPOD_SECRET_my-token }}",
+        "AWS_SECRET_ACCESS_KEY": "{{ RUNPOD_SECRET_AWS_SECRET_ACCESS_KEY }}",
+        "WANDB_API_KEY": "{{ RUNPOD_SECRET_wandb }}",
+    }
+    assert sent["env"]["HF_ENDPOINT"] == "https://mirror.example.org" and VARIABLE in sent["env"]
+    assert fake.check("CreatePodRequest", sent) == [] and missing(sent["env"]) == ["AWS_SECRET_ACCESS_KEY", "my-token", "wandb"]
+    fake.pods["pod0"]["status"] = "EXITED"
+    assert runpod.submit(api, work, replace(OPTIONS, environment=tuple(values.items())), agree, follow=False) == 0
+    (changed,) = fake.calls("PATCH", "/v2/pods/pod0")  # a stopped pod that is started again gets them too
+    assert changed["env"]["HF_TOKEN"] == "{{ RUNPOD_SECRET_my-token }}"
+
+
+@pytest.mark.parametrize(
+    ("plain", "secrets"),
+    [
+        (["HF_TOKEN=hf_x"], []),
+        (["HF_TOKEN=x{{ RUNPOD_SECRET_a }}hf_x"], []),
+        ([], ["HF_TOKEN=hf_x y"]),
+        ([], ["HF_TOKEN="]),
+        ([], ["=a"]),
+        ([], ["hf-x"]),
+        ([], ["RUNPOD_API_KEY=a"]),
+        ([], ["NANOCHAT_GUARD=a"]),
+        (["PET_NNODES={{ RUNPOD_SECRET_a }}"], []),
+        (["HF_ENDPOINT=https://me:hf_x@mirror.example.org"], []),
+    ],
+)
+def test_secrets_that_are_none(plain: list[str], secrets: list[str]) -> None:
+    """Refused without being repeated; the hint names an option of this command."""
+    with pytest.raises(UsageError) as caught:
+        environment(plain, secrets)
+    assert "hf_x" not in caught.value.message + caught.value.hint
+    for option in re.findall(r"--[a-z-]+", caught.value.message + caught.value.hint):
+        assert option in {word for parameter in get_command(app).commands["runpod"].params for word in parameter.opts}, option
 
 
 def test_plan_is_shown_and_a_no_rents_nothing(fake: FakeRunPod, api: RunPod, work: Workload) -> None:

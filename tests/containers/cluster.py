@@ -5,6 +5,7 @@ context, volumes, and what happens when a container has ended.
 """
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -34,11 +35,13 @@ def of_kind(made: list[Manifest], kind: str) -> Manifest:
 
 
 def environment(pod: Manifest, index: int, secrets: dict[str, str]) -> dict[str, str]:
-    """A container's environment: values as they stand, the pod's index, and keys of secrets."""
+    """A container's environment: values as they stand, the pod's index and namespace, and keys of secrets."""
     values = {}
     for variable in pod["spec"]["containers"][0]["env"]:
         source = variable.get("valueFrom", {})
-        if "fieldRef" in source:
+        if source.get("fieldRef") == {"fieldPath": "metadata.namespace"}:
+            values[variable["name"]] = "default"
+        elif "fieldRef" in source:
             assert source["fieldRef"]["fieldPath"] == f"metadata.annotations['{INDEX}']"
             values[variable["name"]] = str(index)
         elif "secretKeyRef" in source:
@@ -55,6 +58,7 @@ def options(pod: Manifest, index: int, volume: str, secrets: dict[str, str]) -> 
     found = [f"--user={own['runAsUser']}:{own['runAsGroup']}", *(f"--cap-drop={name}" for name in context["capabilities"]["drop"])]
     found += ["--read-only"] * context["readOnlyRootFilesystem"]
     found += ["--security-opt=no-new-privileges"] * (not context["allowPrivilegeEscalation"])
+    found.append(f"--memory={container['resources']['limits']['memory'].removesuffix('i').lower()}")
     found += [f"--env={key}={value}" for key, value in environment(pod, index, secrets).items()]
     volumes = {one["name"]: one for one in spec["volumes"]}
     for mount in container["volumeMounts"]:
@@ -86,7 +90,9 @@ class Network:
         name = f"{self.name}-{uuid.uuid4().hex[:8]}"
         place = ["--name", name, f"--network={self.name}", f"--hostname={host.partition('.')[0]}", f"--network-alias={host}"]
         container = pod["spec"]["containers"][0]
-        docker("run", "-d", *place, *options(pod, index, volume, secrets or {}), container["image"], *container["args"])
+        values = environment(pod, index, secrets or {})
+        arguments = [re.sub(r"\$\((\w+)\)", lambda found: values[found[1]], word) for word in container["args"]]
+        docker("run", "-d", *place, *options(pod, index, volume, secrets or {}), container["image"], *arguments)
         self.containers.append(name)
         return name
 

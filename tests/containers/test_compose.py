@@ -37,9 +37,18 @@ def test_every_combination_is_valid(engine: None, files: tuple[str, ...], settin
     ours = [services[name] for name in ("download", "train", "chat", "nanochat")]
     assert all(("deploy" in service) == (FILES[1] not in files) for service in ours)
     assert all(service["cap_drop"] == ["ALL"] and service["security_opt"] == ["no-new-privileges:true"] for service in ours)
+    assert all(limited(service) for service in services.values()), services
+    hidden = [service["environment"].get("NVIDIA_VISIBLE_DEVICES") for service in ours]
+    assert hidden == ["void" if FILES[1] in files else None] * 4
     published = [port for service in services.values() for port in service.get("ports", [])]
     assert {port["host_ip"] for port in published} == {settings.get("NANOCHAT_BIND", "127.0.0.1")}
     assert ("--insecure-no-key" in services["chat"]["command"]) == ("NANOCHAT_BIND" not in settings)
+
+
+def limited(service: dict[str, Any]) -> bool:
+    """Whether a service's memory, processes and log are bounded."""
+    options = service.get("logging", {}).get("options", {})
+    return int(service.get("mem_limit", 0)) > 0 and int(service.get("pids_limit", 0)) > 0 and {"max-size", "max-file"} <= set(options)
 
 
 def test_the_example_settings_are_the_defaults(engine: None) -> None:

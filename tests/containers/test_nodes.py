@@ -4,6 +4,7 @@ With `tiny.GENTLE` rates: in 80 steps two nodes came to within 1.5e-7 of one pro
 three to 1.2e-4 there.
 """
 
+import copy
 import functools
 import json
 import time
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from nanochat.cloud.absolute_end import set_end
 from nanochat.cloud.workload import FINAL_CODES, USER, workload
 from tests import tiny
 from tests.containers.cluster import Network, Training, dry_run, log_of, of_kind, options
@@ -117,6 +119,17 @@ def test_exit_2_is_final(network: Network, volume: str) -> None:
     assert codes[1] in (2, 7, 75), refused.logs  # by itself, or asked to end
 
 
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_the_deadline_is_final(network: Network, volume: str, nodes: int) -> None:
+    """All nodes save and end at the absolute end, with a code that nothing starts again."""
+    body = copy.deepcopy(manifest(nodes, num_iterations=10**6, save_every=-1))
+    set_end([body], str(int(time.time()) + 60))
+    training = Training(body, network, volume)
+    (codes,) = training.run()
+    assert set(codes) == {3} and "is reached: stopped after base step" in training.logs[0][0], training.logs
+    assert losses(volume, "job")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("index", "asked"), [(0, False), (1, False), (1, True)], ids=["main, unwatched", "other, unwatched", "other"])
 def test_a_node_is_killed(straight: Callable[[int], Straight], network: Network, volume: str, index: int, asked: bool) -> None:
@@ -190,6 +203,9 @@ def test_the_chat_answers_its_probes_and_its_service(straight: Callable[[int], S
             time.sleep(0.5)
         own = f"http://{service['metadata']['name']}:{port}"
         assert [ask(name, f"{own}/v1/models", *key) for key in ([], [CHAT_KEY])] == [401, 200]
+        for longer in ("", ".default", ".default.svc", ".default.svc.cluster.local"):
+            headers = {"Host": service["metadata"]["name"] + longer}
+            docker("exec", name, "python", "-c", f"import urllib.request as u; u.urlopen(u.Request('{own}/', headers={headers}))")
         began = time.monotonic()
         docker("stop", f"--time={pod['spec']['terminationGracePeriodSeconds']}", name)
         assert time.monotonic() - began < 30
