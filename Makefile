@@ -50,6 +50,8 @@ lint: $(STAMP) ## ruff, mypy, clippy, the formatters' checks, hadolint, zizmor
 	.venv/bin/mypy
 	.venv/bin/hadolint Dockerfile.cuda
 	.venv/bin/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	.venv/bin/check-jsonschema --quiet --builtin-schema vendor.renovate .github/renovate.json
+	.venv/bin/check-jsonschema --quiet --builtin-schema vendor.compose-spec docker-compose.yml docker-compose.webui.yml
 	.venv/bin/zizmor --offline --quiet --no-progress .github
 	cargo fmt --check $(CRATE)
 	cargo clippy --quiet --all-targets --all-features $(CRATE) -- -D warnings
