@@ -19,12 +19,14 @@ from typing import Any
 
 import yaml
 
+from nanochat import untrusted
 from nanochat.errors import DataError
 from nanochat.evaluation.scorer import Scorer, Span
 from nanochat.paths import sha256
 from nanochat.tokenizer.tokenizer import Tokenizer
 
 ORDER_SEED = 1337  # of the rows, so that the first N are a fair sample
+TASKS_BYTES = 1 << 20  # of core.yaml at most
 EXAMPLES_SEED = 1234  # plus the row's index: of the examples shown before it
 
 # Kind of task -> what a row must have.
@@ -120,13 +122,13 @@ def common_length(sequences: Sequence[Sequence[int]]) -> int:
 def read_core(bundle: Path, max_rows: int = -1) -> list[CoreTask]:
     """The bundle's tasks, at most the first `max_rows` rows of each (-1: all). Raises DataError where the bundle is not as published."""
     try:
-        tasks = yaml.safe_load((bundle / "core.yaml").read_text(encoding="utf-8"))["icl_tasks"]
+        tasks = yaml.safe_load(untrusted.read_bytes(bundle / "core.yaml", TASKS_BYTES).decode("utf-8"))["icl_tasks"]
         with (bundle / "eval_meta_data.csv").open(encoding="utf-8", newline="") as file:
             chance = {row["Eval Task"]: float(row["Random baseline"]) / 100 for row in csv.DictReader(file)}
         return [_read_task(bundle, task, chance[task["label"]], max_rows) for task in tasks]
-    except (OSError, yaml.YAMLError, ValueError, KeyError, TypeError, IndexError) as error:
+    except (OSError, yaml.YAMLError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
         raise DataError(
-            f"{bundle} is not the evaluation bundle: {type(error).__name__}: {error}",
+            f"{bundle} is not the evaluation bundle: {type(error).__name__}: {untrusted.reason(error)}",
             f"remove {bundle} and run: download --evaluation",
         ) from error
 
@@ -134,9 +136,11 @@ def read_core(bundle: Path, max_rows: int = -1) -> list[CoreTask]:
 def _read_task(bundle: Path, task: dict[str, Any], chance: float, max_rows: int) -> CoreTask:
     """One task of the bundle's core.yaml. Raises ValueError where a row lacks a field."""
     kind, shots, delimiter = task["icl_task_type"], task["num_fewshot"][0], task.get("continuation_delimiter", " ")
-    path = bundle / "eval_data" / task["dataset_uri"]
+    untrusted.integer(shots, "num_fewshot", high=1000)
+    path = untrusted.inside(bundle / "eval_data", task["dataset_uri"])
+    untrusted.regular_file(path)
     with path.open(encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file if line.strip()]
+        rows = [untrusted.parse_json(line) for line in file if line.strip()]
     for number, row in enumerate(rows, 1):
         options = row.get("choices") or row.get("context_options") or []
         if any(field not in row for field in FIELDS[kind]) or ("gold" in FIELDS[kind] and not 0 <= row["gold"] < len(options)):

@@ -19,7 +19,7 @@ from nanochat.evaluation.runner import evaluate_tasks
 from nanochat.evaluation.scorer import Scorer, Span
 from nanochat.model.transformer import Transformer
 from nanochat.tokenizer.tokenizer import Tokenizer
-from tests.evaluation.bundle import BASELINES, model, rows, tokenizer, write_bundle
+from tests.evaluation.bundle import BASELINES, CORE_YAML, model, rows, tokenizer, write_bundle
 
 # karpathy/nanochat's core_eval.py at 92d63d4 made these of the same 40 rows (Jinja templates, shuffle 1337, examples 1234 + index).
 PUBLISHED = {
@@ -150,10 +150,17 @@ def test_common_beginnings() -> None:
         ("eval_data/saying.jsonl", '{"context": "a"}\n'),
         ("eval_data/understanding/picking.jsonl", '{"query": "a", "choices": ["b"], "gold": 1}\n'),
         ("eval_data/saying.jsonl", "\n"),
+        ("eval_data/saying.jsonl", "[" * 100_000),
+        ("eval_data/saying.jsonl", "[1]\n"),
+        ("core.yaml", "[" * 100_000),
+        ("core.yaml", CORE_YAML.replace("saying.jsonl", "../../secret.jsonl")),
+        ("core.yaml", CORE_YAML.replace("saying.jsonl", "/dev/zero")),
+        ("core.yaml", CORE_YAML.replace("[10]", "[1000000000000]")),
     ],
 )
 def test_another_bundle_is_refused(file: str, text: str, tmp_path: Path) -> None:
     bundle = write_bundle(tmp_path / "bundle")
+    (tmp_path / "secret.jsonl").write_text('{"context": "a", "continuation": "b"}\n')
     (bundle / file).write_text(text)
     with pytest.raises(DataError, match="is not the evaluation bundle"):
         read_core(bundle)

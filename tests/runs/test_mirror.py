@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from nanochat.errors import UsageError
+from nanochat.errors import DataError, UsageError
+from nanochat.pipeline.mirrored import fetch
 from nanochat.runs.checkpoint import Checkpoints, verify
 from nanochat.runs.mirror import Mirror, Uploader
 from tests import tiny
@@ -98,6 +99,68 @@ def test_an_unfinished_copy_does_not_exist_and_is_done_again(run: Path, there: P
     assert mirror(there).steps("base") == []
     mirror(there).push(step(run, 10), keep=2)
     assert verify(there / "one" / "base" / "step_000010").step == 10
+
+
+def test_a_link_there_is_not_followed(run: Path, there: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It would bring a file of this machine into the run's folder, from where it is copied on."""
+    secret = tmp_path / "secret"
+    secret.write_text("key")
+    mirror(there).push(step(run, 10), keep=2)
+    for name in ("metrics.jsonl", "manifest.json", "meta.json"):
+        linked = there / "one" / "base" / "step_000010" / name
+        kept = linked.read_bytes()
+        linked.unlink()
+        linked.symlink_to(secret)
+        shutil.rmtree(run / "base", ignore_errors=True)
+        assert mirror(there).fetch(run) == [] and "no plain file" in capsys.readouterr().err
+        linked.unlink()
+        linked.write_bytes(kept)
+    assert mirror(there).fetch(run) == ["base step 10"]
+    for name in ("config.toml", "tokenizer/abc/ranks.txt"):
+        (there / "one" / name).unlink()
+        (there / "one" / name).symlink_to(secret)
+    shutil.rmtree(run.parent.parent / "tokenizer")
+    with pytest.raises(DataError, match="no plain file"):
+        mirror(there).read("config.toml")
+    with pytest.raises(DataError, match="no plain file"):
+        mirror(there).fetch_tokenizer()
+    assert not (run.parent.parent / "tokenizer" / "abc").exists()
+
+
+def test_only_what_the_manifest_names_is_fetched_and_no_more_bytes(run: Path, there: Path) -> None:
+    mirror(there).push(step(run, 10), keep=2)
+    (there / "one" / "base" / "step_000010" / "other").write_bytes(b"x")
+    with (there / "one" / "base" / "step_000010" / "model.safetensors").open("r+b") as file:
+        file.truncate(1 << 40)
+    shutil.rmtree(run / "base")
+    assert mirror(there).fetch(run) == []
+    shutil.rmtree(there)
+    save(Checkpoints(run / "base"), 10, tokenizer="abc")
+    mirror(there).push(step(run, 10), keep=2)
+    (there / "one" / "base" / "step_000010" / "other").write_bytes(b"x")
+    shutil.rmtree(run / "base")
+    assert mirror(there).fetch(run) == ["base step 10"] and not (step(run, 10) / "other").exists()
+
+
+def test_a_step_under_another_number_is_passed_over(run: Path, there: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in (5, 10):
+        mirror(there).push(step(run, number), keep=2)
+    (there / "one" / "base" / "step_000010").rename(there / "one" / "base" / "step_000900")
+    shutil.rmtree(run / "base")
+    assert mirror(there).fetch(run) == ["base step 5"] and "holds step 10" in capsys.readouterr().err
+
+
+def test_another_runs_record_in_its_place_is_refused(base: Path, there: Path) -> None:
+    (there / "one").mkdir(parents=True)
+    frozen = '[frozen]\ndataset = "embedded"\nshards = []\ntokenizer = "abc"\nconversations = ""\n'
+    (there / "one" / "config.toml").write_text(f'run = "two"\n{frozen}')
+    with pytest.raises(DataError, match="in the place of 'one'"):
+        fetch(f"file://{there}", "one")
+    for record in (f'run = "../two"\n{frozen}', frozen.replace("embedded", "../.."), frozen.replace("abc", "/etc"), "x = " + "[" * 100_000):
+        (there / "one" / "config.toml").write_text(record)
+        with pytest.raises((DataError, UsageError)):
+            fetch(f"file://{there}", "one")
+    assert not base.exists()
 
 
 def test_a_mirror_that_is_gone_is_said_once_and_caught_up(run: Path, there: Path, capsys: pytest.CaptureFixture[str]) -> None:
