@@ -101,7 +101,11 @@ def hold(run: str, doing: str) -> Iterator[None]:
     folder = paths.run_dir(run)
     made = [each for each in (folder, folder.parent) if not each.exists()]
     own = Holder.here(doing)
-    descriptor = _take(folder / LOCK, run, own)
+    try:
+        descriptor = _take(folder / LOCK, run, own)
+    except PreflightError:
+        _remove_empty(made)
+        raise
     before = os.environ.get(KEPT_OPEN)
     os.environ[KEPT_OPEN] = str(descriptor)
     over = threading.Event()
@@ -114,9 +118,13 @@ def hold(run: str, doing: str) -> Iterator[None]:
         renewing.join()
         os.environ.pop(KEPT_OPEN) if before is None else os.environ.update({KEPT_OPEN: before})
         _leave(folder / LOCK, descriptor, own)
-        for each in made:  # if nothing came of the run
-            with contextlib.suppress(OSError):
-                each.rmdir()
+        _remove_empty(made)  # if nothing came of the run
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 def _held(run: str, holder: Holder | None) -> PreflightError:
@@ -133,13 +141,15 @@ def _take(path: Path, run: str, own: Holder) -> int:
     while True:
         try:
             descriptor, new = _open(path)
-            free, holder = _flock(descriptor), Holder.read(descriptor)
-            renewed = os.fstat(descriptor).st_mtime
-            if free and _current(path, descriptor) and (new or _abandoned(holder, path)):
-                _sign(descriptor, own)
-                if holder is None or holder.visible or _confirmed(descriptor, own):
-                    return descriptor
-            os.close(descriptor)
+            with contextlib.ExitStack() as closing:
+                closing.callback(os.close, descriptor)
+                free, holder = _flock(descriptor), Holder.read(descriptor)
+                renewed = os.fstat(descriptor).st_mtime
+                if free and _current(path, descriptor) and (new or _abandoned(holder, path)):
+                    _sign(path, descriptor, own)
+                    if holder is None or holder.visible or _confirmed(descriptor, own):
+                        closing.pop_all()
+                        return descriptor
         except OSError as error:
             raise paths.disk_error(error, f"locking the run {run}") from error
         lives = holder is not None and (holder.alive or (not holder.visible and (not free or (seen and renewed != seen))))
@@ -201,11 +211,16 @@ def _age(path: Path) -> float:
     return now - path.stat().st_mtime
 
 
-def _sign(descriptor: int, own: Holder) -> None:
+def _sign(path: Path, descriptor: int, own: Holder) -> None:
+    """Write who holds the lock. Where the disk is full, no file is left that names nobody."""
     text = json.dumps(dataclasses.asdict(own)).encode()
-    os.pwrite(descriptor, text, 0)
-    os.ftruncate(descriptor, len(text))
-    os.fsync(descriptor)
+    try:
+        os.pwrite(descriptor, text, 0)
+        os.ftruncate(descriptor, len(text))
+        os.fsync(descriptor)
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
 
 
 def _confirmed(descriptor: int, own: Holder) -> bool:

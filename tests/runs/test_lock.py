@@ -1,5 +1,6 @@
 """The lock on a run: one holder at a time, whose end frees it, also where flock does not reach."""
 
+import errno
 import os
 import shutil
 import signal
@@ -25,7 +26,7 @@ from nanochat.cli.app import run_and_exit
 from nanochat.distributed import ranks
 from nanochat.runs import lock
 
-lock.EXPIRE, lock.RENEW, lock.CONFIRM, lock.UNSIGNED = 4.0, 0.3, 0.5, 1.0
+lock.EXPIRE, lock.RENEW, lock.CONFIRM, lock.UNSIGNED = {expire}, 0.3, 0.5, 1.0
 if "{where}":
     lock._place = lambda: "{where}"
 if not {flock}:
@@ -40,9 +41,11 @@ run_and_exit(work)
 """
 
 
-def start(seconds: float = 60, where: str = "", flock: bool = True, prefix: tuple[str, ...] = ()) -> "subprocess.Popen[str]":
+def start(
+    seconds: float = 60, where: str = "", flock: bool = True, prefix: tuple[str, ...] = (), expire: float = 4
+) -> "subprocess.Popen[str]":
     """A process that holds the run "one"; `where` is a place whose processes the others cannot see, as another container's."""
-    code = HOLDS.format(seconds=seconds, where=where, flock=flock)
+    code = HOLDS.format(seconds=seconds, where=where, flock=flock, expire=expire)
     environment = os.environ | {"PYTHONPATH": str(ROOT), "NO_COLOR": "1"}
     return subprocess.Popen(
         [*prefix, sys.executable, "-c", code], env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -105,6 +108,19 @@ def test_a_link_is_not_followed(base: Path, tmp_path: Path) -> None:
     assert (tmp_path / "mine").read_text() == "mine"
 
 
+def test_a_full_disk_leaves_no_lock(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as here:
+        here.setattr(os, "pwrite", full)
+        with pytest.raises(PreflightError, match="the disk is full"), hold("one", "a test"):
+            raise AssertionError
+    assert list(base.iterdir()) == []
+    with hold("one", "a test"):
+        pass
+
+
 @pytest.mark.long
 def test_another_process_is_told_who_holds_it(base: Path) -> None:
     first = held(start())
@@ -134,7 +150,7 @@ def test_a_holder_elsewhere(base: Path, flock: bool) -> None:
     refused(start(where="here", flock=flock), first.pid)
     first.kill()
     first.wait()
-    second = held(start(0, where="here", flock=flock))
+    second = held(start(0, where="here", flock=flock, expire=20))
     _, err = second.communicate(timeout=60)
     assert second.returncode == 0 and "waiting a minute at most" in err and str(first.pid) in err
 
