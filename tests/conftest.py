@@ -9,10 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests run side by side: threads would only fight over the cores
 # What a run compiles at its start is the same for all: it is compiled once.
 os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir(), f"nanochat-tests-{getpass.getuser()}")))
+# How long an example takes says how busy the machine is, not whether the code is right.
+settings.register_profile("nanochat", deadline=None)
+settings.load_profile("nanochat")
 # A job that a shell put in the background ignores Ctrl-C, and so would every process that the tests start and interrupt.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
