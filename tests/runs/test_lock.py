@@ -47,9 +47,8 @@ def start(
     """A process that holds the run "one"; `where` is a place whose processes the others cannot see, as another container's."""
     code = HOLDS.format(seconds=seconds, where=where, flock=flock, expire=expire)
     environment = os.environ | {"PYTHONPATH": str(ROOT), "NO_COLOR": "1"}
-    return subprocess.Popen(
-        [*prefix, sys.executable, "-c", code], env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+    command, pipes = [*prefix, sys.executable, "-c", code], {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, env=environment, text=True, start_new_session=True, **pipes)
 
 
 def held(process: "subprocess.Popen[str]") -> "subprocess.Popen[str]":
