@@ -101,6 +101,15 @@ def atomic_write_json(path: Path, value: Any) -> None:
     atomic_write(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace"))
 
 
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; {} where it is missing or damaged."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
 @contextlib.contextmanager
 def atomic_folder(path: Path, exclusive: bool = False) -> Iterator[Path]:
     """Fill a temporary folder that becomes `path` in one rename when the block ends well, and vanishes otherwise.

@@ -8,11 +8,10 @@
 Runs that were made before there was one file have their summary in scores.json.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
-from nanochat.paths import atomic_write_json
+from nanochat.paths import atomic_write_json, read_json_object
 
 RESULTS = "evaluation.json"
 SUMMARY = "summary"
@@ -21,33 +20,24 @@ OLD_SUMMARY = "scores.json"
 
 def read_results(folder: Path) -> dict[str, Any]:
     """The parts of a run's results, of an older run the summary of scores.json too; {} where there are none or the file is damaged."""
-    results = _read(folder / RESULTS)
-    if SUMMARY not in results and (summary := _read(folder / OLD_SUMMARY)):
+    results = read_json_object(folder / RESULTS)
+    if SUMMARY not in results and (summary := read_json_object(folder / OLD_SUMMARY)):
         results[SUMMARY] = summary
     return results
 
 
 def write_part(folder: Path, part: str, value: dict[str, Any]) -> None:
     """Write one part of a run's results, the others as they are."""
-    atomic_write_json(folder / RESULTS, _read(folder / RESULTS) | {part: value})
+    atomic_write_json(folder / RESULTS, read_json_object(folder / RESULTS) | {part: value})
 
 
 def forget_summary(folder: Path) -> None:
     """Remove the summary of a run that is trained further; its other parts say themselves of which step they are."""
     (folder / OLD_SUMMARY).unlink(missing_ok=True)
-    results = _read(folder / RESULTS)
+    results = read_json_object(folder / RESULTS)
     if results.pop(SUMMARY, None) is None:
         return
     if results:
         atomic_write_json(folder / RESULTS, results)
     else:
         (folder / RESULTS).unlink()
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; {} where it is missing or damaged."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}

@@ -18,7 +18,7 @@ from nanochat.errors import DataError, NanochatError
 from nanochat.evaluation.results import SUMMARY, read_results
 from nanochat.hardware.machine import this_machine
 from nanochat.model import scaling
-from nanochat.paths import atomic_write, atomic_write_json, dataset_dir, disk_error
+from nanochat.paths import atomic_write, atomic_write_json, dataset_dir, disk_error, read_json_object
 from nanochat.redaction import redact
 from nanochat.report.html import page
 from nanochat.report.markdown import markdown
@@ -97,18 +97,9 @@ def _collect(run_dir: Path) -> Report:
     }
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; {} where it is missing or damaged."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
 def _plan(run_dir: Path, lines: Sequence[dict[str, Any]], summary: dict[str, Any]) -> dict[str, Comparison]:
     """What was planned before the first step and what came, by figure; {} where no plan was kept."""
-    planned = _read_json(run_dir / PLAN)
+    planned = read_json_object(run_dir / PLAN)
     speeds = [line["tokens_per_second"] for line in lines if line["stage"] == "base" and "tokens_per_second" in line]
     trained = [line["tokens"] for line in lines if line["stage"] == "base" and "tokens" in line]
     came: dict[str, Any] = {

@@ -12,27 +12,14 @@ from nanochat.hardware.gpu_specs import GIB
 from nanochat.hardware.machine import Hardware
 from nanochat.planning import plan, rules
 from nanochat.planning.describe import describe
-from nanochat.planning.hardware import profile_hardware
 from nanochat.planning.plan import make_plan
 from nanochat.planning.rules import resolve
-
-CPU = Hardware(name="a CPU", cuda=False, memory=16 * GIB, usable=12 * GIB, flops=30e9, avx2=True)
-GPU = Hardware(name="NVIDIA GeForce RTX 4090", cuda=True, memory=24 * GIB, usable=22 * GIB, flops=80e12, bf16=True, here=False)
-# There -1 says "at the end", or (rl_iterations) is settled when the questions are there.
-MAY_STAY = {"eval_every", "sample_every", "save_every", "rl_iterations"}
+from tests.planning.machines import CPU, GPU, card
 
 
 @pytest.fixture(autouse=True)
 def nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rules, "product_gain", lambda *_: 1.0)
-
-
-def user_text(**changes: object) -> Config:
-    return build_config("cpu", overrides={"data": "texts", "vocab_size": -1, "num_iterations": -1, "sft_iterations": -1} | changes)
-
-
-def card(config: Config) -> Hardware:
-    return profile_hardware(config) or CPU
 
 
 def test_a_cards_run_keeps_its_length_on_a_cpu() -> None:

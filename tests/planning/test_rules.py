@@ -10,15 +10,12 @@ from hypothesis import strategies as st
 from nanochat.config import FIELDS, PROFILE_NAMES, Config, build_config
 from nanochat.errors import UsageError
 from nanochat.hardware import toolchain
-from nanochat.hardware.gpu_specs import GIB
 from nanochat.hardware.machine import Hardware
 from nanochat.model import scaling
 from nanochat.planning import rules
-from nanochat.planning.hardware import profile_hardware
 from nanochat.planning.rules import apply_rules, resolve
+from tests.planning.machines import CPU, GPU, card
 
-CPU = Hardware(name="a CPU", cuda=False, memory=16 * GIB, usable=12 * GIB, flops=30e9, avx2=True)
-GPU = Hardware(name="NVIDIA GeForce RTX 4090", cuda=True, memory=24 * GIB, usable=22 * GIB, flops=80e12, bf16=True, here=False)
 # There -1 says "at the end", or (rl_iterations) is settled when the questions are there.
 MAY_STAY = {"eval_every", "sample_every", "save_every", "rl_iterations"}
 
@@ -30,10 +27,6 @@ def nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def user_text(**changes: object) -> Config:
     return build_config("cpu", overrides={"data": "texts", "vocab_size": -1, "num_iterations": -1, "sft_iterations": -1} | changes)
-
-
-def card(config: Config) -> Hardware:
-    return profile_hardware(config) or CPU
 
 
 @pytest.mark.parametrize("trial", [False, True], ids=["full", "trial"])
