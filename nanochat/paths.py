@@ -1,4 +1,4 @@
-"""The data directory: where everything lies, and how a file is written so that a crash leaves it old or new, never half."""
+"""The data directory: the paths in it, and atomic writes: after a crash a file is the old one or the whole new one."""
 
 import contextlib
 import errno

@@ -1,4 +1,4 @@
-"""Commands that look before anything is spent: plan, doctor."""
+"""Commands that check before a run starts: plan, doctor."""
 
 import dataclasses
 from typing import Annotated

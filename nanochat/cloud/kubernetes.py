@@ -1,4 +1,4 @@
-"""A training on Kubernetes: its manifests, and the user's own kubectl to apply, follow and delete them.
+"""A training run on Kubernetes: its manifests, and the user's own kubectl to apply, follow and delete them.
 
 One node is a Job. Several are a JobSet, which starts and restarts them together: a plain Job is no gang. Pods meet the
 "restricted" pod security profile, and a NetworkPolicy says who may connect to them. A Job without a GPU fetches the text first,

@@ -1,4 +1,4 @@
-"""A run and its mirror: what is further there is fetched before it goes on, and what is saved here is copied there."""
+"""A run and its mirror: newer steps are fetched before the run resumes, saved steps are copied to it."""
 
 import contextlib
 from collections.abc import Iterator

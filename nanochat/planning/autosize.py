@@ -1,4 +1,4 @@
-"""`--hours`: the plan turned round. The depth, batch and number of steps that make the most of so many hours on one card.
+"""`--hours`: the depth, batch size and number of steps that reach the lowest loss in a given number of hours.
 
 A model of N parameters that reads D tokens learns the most from a given number of operations at a certain D / N. Deeper, it reads too
 little; shallower, it cannot hold what it reads. So of all depths the one is taken at which the time buys the tokens that are

@@ -1,4 +1,4 @@
-"""A report as one page that stands alone: no script, no font, no address to fetch, light or dark as the reader's system is."""
+"""A report as one self-contained page: no script, no font, no address to fetch, light or dark as the reader's system is."""
 
 from collections.abc import Sequence
 from html import escape
