@@ -2,9 +2,13 @@
 
 import json
 import os
+import shlex
+import shutil
 import sys
 import time
 import traceback
+from functools import cache
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -33,10 +37,37 @@ def printable(text: str) -> str:
     return text.translate(_PRINTABLE)
 
 
+@cache
+def command() -> str:
+    """What a user types here to run `nanochat`, in a shell opened just now.
+
+    `nanochat` where that is this installation's, else its path. In a container: NANOCHAT_COMMAND, which docker-compose.yml sets to its
+    own form for the host's shell.
+    """
+    if chosen := os.environ.get("NANOCHAT_COMMAND"):
+        return chosen
+    script = Path(sys.executable).parent / "nanochat"
+    found = shutil.which("nanochat")
+    if not script.exists():
+        return "nanochat" if found else f"{shlex.quote(sys.executable)} -m nanochat"
+    if found and Path(found).absolute() == script.absolute():
+        return "nanochat"
+    here = Path.cwd()
+    return shlex.quote(str(script.relative_to(here) if script.is_relative_to(here) else script))
+
+
+def runnable(text: str) -> str:
+    """`text` with each command in backticks, written `nanochat ...` in the code, in the form that runs here: see `command`."""
+    return text.replace("`nanochat ", f"`{command()} ")
+
+
 def log(message: str = "", code: str = "") -> None:
-    """Print one line on stderr, at once, in the SGR style `code`: printable, and no address with its credentials."""
+    """Print one line on stderr, at once, in the SGR style `code`.
+
+    The line is printable, no address in it has its credentials, and the commands in backticks run where it is printed.
+    """
     if not _muted:
-        line = printable(" ".join(redact(message).splitlines()))
+        line = printable(" ".join(redact(runnable(message)).splitlines()))
         print(style(line, code) if code else line, file=sys.stderr, flush=True)
 
 

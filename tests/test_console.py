@@ -139,3 +139,28 @@ def test_nothing_else_prints() -> None:
             if isinstance(node, ast.Attribute) and node.attr == "write" and ast.unparse(node.value) in ("sys.stdout", "sys.stderr"):
                 found.add(str(path.relative_to(PACKAGE)))
     assert found <= OWN_PRINTS
+
+
+def test_commands_in_messages_run_where_they_are_printed(tmp_path, monkeypatch, capsys):
+    script = tmp_path / "bin" / "nanochat"
+    script.parent.mkdir()
+    script.touch(mode=0o755)
+    monkeypatch.setattr("sys.executable", str(script.parent / "python"))
+    monkeypatch.delenv("NANOCHAT_COMMAND", raising=False)
+
+    def hint(path: str, here: Path) -> str:
+        monkeypatch.setenv("PATH", path)
+        monkeypatch.chdir(here)
+        console.command.cache_clear()
+        log("run `nanochat train --profile cpu`")
+        return capsys.readouterr().err.strip()
+
+    assert hint("/usr/bin", tmp_path) == "run `bin/nanochat train --profile cpu`"
+    assert hint("/usr/bin", tmp_path / "bin" / "..") == "run `bin/nanochat train --profile cpu`"
+    assert hint("/usr/bin", Path("/")) == f"run `{str(script)[1:]} train --profile cpu`"
+    assert hint(str(script.parent), tmp_path) == "run `nanochat train --profile cpu`"
+    script.unlink()
+    assert hint("/usr/bin", tmp_path) == f"run `{script.parent / 'python'} -m nanochat train --profile cpu`"
+    monkeypatch.setenv("NANOCHAT_COMMAND", "docker compose run --rm nanochat")
+    assert hint("/usr/bin", tmp_path) == "run `docker compose run --rm nanochat train --profile cpu`"
+    console.command.cache_clear()

@@ -31,10 +31,10 @@ from nanochat.chat.middleware import MAY_KNOW, Limits, SecurityMiddleware
 from nanochat.chat.prepare import PreparedRequest, prepare_chat, prepare_completion
 from nanochat.chat.scheduler import Scheduler
 from nanochat.chat.schema import BaseRequest, ChatRequest, CompletionRequest
+from nanochat.console import command
 
 WEB = Path(__file__).resolve().parent / "web"
 ALIAS = "nanochat"  # a model's name that always means the one that is served
-HINT = "python entrypoint.py quickstart"  # minutes, on any machine
 COUNTED_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/models")  # in the metrics: a bounded set, whatever is asked for
 SHOWN = ("stage", "step", "chats", "trial", "context", "parameters", "device")  # of the model, on the page
 
@@ -63,7 +63,9 @@ class Services:
         """The model that answers. Raises ApiError if there is none, or if `name` is another."""
         current = self.scheduler.current
         if current is None:
-            raise ApiError(503, f"there is no model yet; this trains one in minutes: {HINT}", "model_not_ready", retry_after=5)
+            raise ApiError(
+                503, f"there is no model yet; train one in minutes: {command()} quickstart", "model_not_ready", retry_after=5
+            )
         if name not in (None, "", ALIAS, current.name):
             raise ApiError(404, f"the model {shown(str(name))} is not served here, {shown(current.name)} is", "model_not_found", "model")
         return current
@@ -150,7 +152,7 @@ async def training_view(request: Request) -> dict[str, Any]:
     """What the page shows: the model that answers, the training that runs, and what to do where there is neither."""
     current = services(request).scheduler.current
     about = {"run": current.name} | {name: getattr(current, name) for name in SHOWN} if current else None
-    return {"model": about, "training": await services(request).running_training(), "hint": HINT}
+    return {"model": about, "training": await services(request).running_training(), "hint": f"{command()} quickstart"}
 
 
 @pages.get("/", include_in_schema=False)

@@ -44,7 +44,7 @@ def dispatch() -> int:
         from nanochat.cloud.guard import supervise
 
         return supervise([sys.executable, "-m", "nanochat", *sys.argv[1:]], os.environ)
-    return invoke(app, "entrypoint.py --help lists the commands, COMMAND --help its options")
+    return invoke(app, "`nanochat --help` lists the commands, `nanochat COMMAND --help` the options of one")
 
 
 def invoke(commands: typer.Typer, hint: str, arguments: Sequence[str] | None = None) -> int:

@@ -318,7 +318,7 @@ def check_data(case: Case) -> Iterator[Finding]:
         yield Finding("data", OK, f"the data is complete: {source.name}")
         return
     what = f"to be fetched: {', '.join(lacking)} ({_size(sum(lacking.values()))})"
-    command = f"entrypoint.py download --for {config.profile or 'cpu'}{' --trial' if config.trial else ''} fetches it beforehand"
+    command = f"`nanochat download --for {config.profile or 'cpu'}{' --trial' if config.trial else ''}` fetches it beforehand"
     if not case.quick and (wrong := _unreachable()):
         fix = f"check the network and HF_ENDPOINT (a mirror); {command}; --dataset=embedded needs none"
         yield Finding("network", ERROR, what, f"{redact(hub.endpoint())} does not answer: {wrong}", fix)

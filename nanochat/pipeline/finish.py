@@ -6,7 +6,7 @@ from typing import Any
 
 from nanochat import paths
 from nanochat.config import RunConfig
-from nanochat.console import BOLD, duration, log, show
+from nanochat.console import BOLD, command, duration, log, show
 from nanochat.data.source import text_source
 from nanochat.evaluation import evaluate as evaluation
 from nanochat.evaluation.heldout import answer, grade_items, print_scores, score_by_skill, write_items
@@ -70,6 +70,6 @@ def show_result(config: RunConfig) -> None:
     log(f"{duration(report['seconds'])}, {report['tokens']:,} tokens, {report['flops']:.1e} floating-point operations")
     log(f"report: {folder / 'report.html'}")
     if config.trial:
-        log(f"this was a trial: its model has learned next to nothing. The real run: entrypoint.py train --profile {config.profile}")
-    log(f"chat:   python entrypoint.py chat --run {config.run}", BOLD)
-    log(f"page:   python entrypoint.py serve --run {config.run}, then open http://127.0.0.1:8000/ in a browser", BOLD)
+        log(f"this was a trial: its model has learned next to nothing. The real run: `nanochat train --profile {config.profile}`")
+    log(f"chat:   {command()} chat --run {config.run}", BOLD)
+    log(f"page:   {command()} serve --run {config.run}, then open http://127.0.0.1:8000/ in a browser", BOLD)

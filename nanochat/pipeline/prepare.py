@@ -75,7 +75,7 @@ def _resolve(request: Request, run: Identity, text_bytes: int | None) -> tuple[C
 def _skipped(config: Config, stages: tuple[str, ...]) -> Iterator[str]:
     """What a reader might expect of the run and does not get, each with its reason."""
     if BASE in stages and SFT not in stages:
-        yield "fine-tuning: this command pretrains only (entrypoint.py train does both)"
+        yield "fine-tuning: this command pretrains only (`nanochat train` does both)"
     elif text_source(config).conversations.empty:
         yield "fine-tuning: there are no conversations (--chat-data FILE brings some); the model will continue texts, not converse"
     if RL not in stages and SFT in stages and config.sft_iterations:
