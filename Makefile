@@ -56,11 +56,11 @@ lint: $(STAMP) ## ruff, mypy, clippy, the formatters' checks, hadolint, zizmor
 	cargo fmt --check $(CRATE)
 	cargo clippy --quiet --all-targets --all-features $(CRATE) -- -D warnings
 
-docs: $(STAMP) ## write the generated documents again: docs/file-map.md and docs/TROUBLESHOOTING*.md
+docs: $(STAMP) ## write the generated documents again: docs/file-map.md and docs/troubleshooting*.md
 	$(PYTHON) -m scripts.file_map
 	$(PYTHON) -m scripts.troubleshooting
 
-bench: $(STAMP) ## the measurements of docs/BENCHMARKS.md
+bench: $(STAMP) ## the measurements of docs/benchmarks/log.md
 	for script in bench/*.py; do $(PYTHON) $$script || exit 1; done
 
 lock: $(STAMP) ## renew requirements.lock from pyproject.toml

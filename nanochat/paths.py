@@ -179,7 +179,7 @@ def disk_error(error: OSError, doing: str, out: Path | None = None) -> NanochatE
     if error.errno in _REFUSED:
         other = "give --out one that is" if out else "point NANOCHAT_BASE_DIR to one that is"
         return PreflightError(f"cannot write while {doing}: {error.strerror} ({where})", f"make the folder writable, or {other}")
-    return NanochatError(f"{error.strerror or error} while {doing} ({where})", "see docs/TROUBLESHOOTING.md")
+    return NanochatError(f"{error.strerror or error} while {doing} ({where})", "see docs/troubleshooting.md")
 
 
 def require_writable(folder: Path) -> None:

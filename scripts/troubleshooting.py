@@ -1,4 +1,4 @@
-"""Writes TROUBLESHOOTING.md and its Traditional Chinese twin from nanochat/doctor/troubleshooting.toml."""
+"""Writes troubleshooting.md and its Traditional Chinese twin from nanochat/doctor/troubleshooting.toml."""
 
 from pathlib import Path
 

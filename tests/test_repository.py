@@ -16,7 +16,7 @@ from nanochat.config import PROFILE_NAMES, build_config, load_profile
 
 ROOT = Path(__file__).resolve().parent.parent
 READMES = ("README.md", "README.zh-TW.md")
-DOCUMENTS = [str(path.relative_to(ROOT)) for path in sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])]
+DOCUMENTS = [str(path.relative_to(ROOT)) for path in sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])]
 # Package registries, and directories that only one machine has. The dots and the group keep these lines from matching themselves.
 REGISTRIES = r"pypi\.org|pythonhosted\.org|static\.crates\.io|deb\.debian\.org|npmjs\.|download\.pytorch"
 MACHINES = r"/(?:(?:root|work|Users)/|opt/wheels)"

@@ -17,7 +17,7 @@ from nanochat.tokenizer.tokenizer import Tokenizer
 MAX_SLOTS = 64
 CACHE_BYTES = 1 << 30  # for the KV cache of all slots, on a CPU
 GPU_CACHE_PART = 0.25  # of the GPU's free memory
-ONE_THREAD_PARAMETERS = 2_000_000  # of the matrices: docs/EXPERIMENTS.md
+ONE_THREAD_PARAMETERS = 2_000_000  # of the matrices: docs/experiments/log.md
 
 
 @dataclass(eq=False)

@@ -1,6 +1,6 @@
 """What the OpenAI routes accept: OpenAI's field names and meanings, every number and list bounded.
 
-docs/API.md has the table of what is supported, refused and ignored.
+docs/guides/chat-and-api.md has the table of what is supported, refused and ignored.
 """
 
 from typing import Annotated, Any, Literal

@@ -63,9 +63,7 @@ class Services:
         """The model that answers. Raises ApiError if there is none, or if `name` is another."""
         current = self.scheduler.current
         if current is None:
-            raise ApiError(
-                503, f"there is no model yet; train one in minutes: {command()} quickstart", "model_not_ready", retry_after=5
-            )
+            raise ApiError(503, f"there is no model yet; train one in minutes: {command()} quickstart", "model_not_ready", retry_after=5)
         if name not in (None, "", ALIAS, current.name):
             raise ApiError(404, f"the model {shown(str(name))} is not served here, {shown(current.name)} is", "model_not_found", "model")
         return current
@@ -221,5 +219,5 @@ def _explained(error: RequestValidationError) -> ApiError:
     message = first["msg"].removeprefix("Value error, ")
     if message.startswith("unsupported parameter: "):
         name = message.removeprefix("unsupported parameter: ")
-        return ApiError(400, f"{message}; see docs/API.md", "unsupported_parameter", name)
+        return ApiError(400, f"{message}; see docs/guides/chat-and-api.md", "unsupported_parameter", name)
     return ApiError(400, f"{'.'.join(where)}: {message}" if where else message, "invalid_value", where[0] if where else None)

@@ -5,7 +5,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-DOCUMENTS = {"en": "TROUBLESHOOTING.md", "zh": "TROUBLESHOOTING.zh-TW.md"}  # in docs/
+DOCUMENTS = {"en": "troubleshooting.md", "zh": "troubleshooting.zh-TW.md"}  # in docs/
 _TABLE = Path(__file__).with_name("troubleshooting.toml")
 _HEADINGS = {"en": ("What the doctor finds", "finding", "what it means"), "zh": ("doctor 會發現什麼", "項目", "意思")}
 _NOTE = "<!-- made of nanochat/doctor/troubleshooting.toml by python -m scripts.troubleshooting: change that file -->"

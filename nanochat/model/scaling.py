@@ -240,7 +240,7 @@ def width_lr_scale(dim: int) -> float:
 
 # Bytes kept for the backward pass for each token x dim in bf16 (twice as much in fp32): of each layer, more of a layer with a
 # window (its keys and values lie there twice), and of the model as a whole. On a CPU with its fused operations: measured at 34
-# settings, good to 11% (docs/EXPERIMENTS.md); a layer keeps 32 there, the rest is room between tensors that the C library cannot
+# settings, good to 11% (docs/experiments/log.md); a layer keeps 32 there, the rest is room between tensors that the C library cannot
 # use. Compiled: 37.5 is a published figure, good to 15%.
 ACTIVATION_BYTES = {"cpu": (56.0, 10.0, 54.0), "eager": (36.0, 41.0, 62.0), "compiled": (37.5, 32.0, 0.0)}
 # What Muon's step needs for a moment, for each matrix parameter, by the bytes of a number.

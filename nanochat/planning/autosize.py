@@ -19,7 +19,7 @@ from nanochat.planning.rules import Resolved, apply_rules
 from nanochat.runs.record import Record, read_record
 
 # Tokens for each scaling parameter that operations are best spent on: BEST_RATIO by published runs of some 1e18, about 4 by runs of
-# 1.5e13 and 2.6e13 on a CPU (docs/EXPERIMENTS.md); a power between the two.
+# 1.5e13 and 2.6e13 on a CPU (docs/experiments/log.md); a power between the two.
 MOST_OPERATIONS, RATIO_POWER = 1e18, 0.09
 DEPTHS = (*range(2, 13), *range(14, 33, 2))
 ROWS = (64, 32, 16, 8, 4, 2, 1)  # of the device batches that are tried on a GPU

@@ -164,9 +164,7 @@ def newest_run() -> str:
             if newest is None or path.stat().st_mtime > when:
                 newest, when = path, path.stat().st_mtime
     if newest is None:
-        raise DataError(
-            "there is no trained model yet", "train one in minutes, on any machine: `nanochat quickstart`"
-        )
+        raise DataError("there is no trained model yet", "train one in minutes, on any machine: `nanochat quickstart`")
     return newest.parts[-4]
 
 

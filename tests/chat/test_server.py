@@ -320,7 +320,7 @@ def test_schemathesis_finds_no_server_error(tmp_path: Path) -> None:
 def test_the_documents_table_lists_every_refused_parameter() -> None:
     from nanochat.chat.schema import REFUSED, ChatRequest, CompletionRequest
 
-    text = (Path(__file__).resolve().parents[2] / "docs" / "API.md").read_text(encoding="utf-8")
+    text = (Path(__file__).resolve().parents[2] / "docs" / "guides" / "chat-and-api.md").read_text(encoding="utf-8")
     for name in (*REFUSED, *ChatRequest.model_fields, *CompletionRequest.model_fields):
         assert f"`{name}`" in text, name
 

@@ -1,4 +1,4 @@
-"""The Slurm example of docs/CLUSTER.md, line by line, with stand-ins for Slurm's commands that do what its documentation says."""
+"""The Slurm example of docs/guides/cluster.md, line by line, with stand-ins for Slurm's commands that do what its documentation says."""
 
 import os
 import re
@@ -39,7 +39,7 @@ exit "$(cat code)"
 
 def example() -> str:
     """The batch script in the document."""
-    (block,) = re.findall(r"```sh\n(#!/bin/bash\n#SBATCH.*?)```", (ROOT / "docs/CLUSTER.md").read_text(encoding="utf-8"), re.S)
+    (block,) = re.findall(r"```sh\n(#!/bin/bash\n#SBATCH.*?)```", (ROOT / "docs/guides/cluster.md").read_text(encoding="utf-8"), re.S)
     return block
 
 
