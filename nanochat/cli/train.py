@@ -28,7 +28,7 @@ def train(
     """
     if stage not in ("base", "sft", "rl", "all"):
         raise UsageError(f"stage {stage!r} is unknown", "one of: base, sft, rl, all")
-    config = run_config(profile, trial, context.args)
+    config = run_config(profile, trial, context.args, stage)
     stages = (stage,) if stage != "all" else ("base", "sft", *(["rl"] if config.rl_iterations != -1 else []))
     from nanochat.pipeline.train import train as run
 
@@ -41,7 +41,10 @@ def quickstart(context: typer.Context) -> None:
 
     From nothing to a chat with no network and no GPU: the embedded text, a score on held-out questions, three answers.
     """
-    config = build_config("cpu", False, {"run": QUICKSTART_RUN} | parse_flags(context.args))
+    overrides = parse_flags(context.args)
+    if "from_run" in overrides:
+        raise UsageError("quickstart begins with nothing, and --from with a run", "`nanochat train --from RUN --run NEW`")
+    config = build_config("cpu", False, {"run": QUICKSTART_RUN} | overrides)
     from nanochat.pipeline.train import train as run
 
     raise typer.Exit(run(config, relaunch=relaunch()))

@@ -16,6 +16,8 @@ _HINTS = {
     "epochs": "use --num_iterations (steps) or --target_param_data_ratio (tokens for each parameter)",
     "lr": "use --matrix_lr, --embedding_lr, --unembedding_lr",
 }
+FLAG_NAMES = {"from_run": "from"}  # of fields whose own name Python keeps for itself
+_FIELD_OF = {flag: name for name, flag in FLAG_NAMES.items()}
 _BOOLS = {"true": True, "1": True, "on": True, "yes": True, "false": False, "0": False, "off": False, "no": False}
 
 
@@ -28,7 +30,7 @@ def parse_flags(arguments: list[str]) -> dict[str, Any]:
         if not flag.startswith("--") or flag == "--":
             raise UsageError(f"unexpected argument {flag!r}", "options begin with --, as in --depth=12")
         key, equals, text = flag[2:].partition("=")
-        name = key.replace("-", "_")
+        name = _FIELD_OF.get(key, key.replace("-", "_"))
         if name not in FIELDS:
             raise unknown_key(name)
         if not equals:

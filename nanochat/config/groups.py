@@ -53,6 +53,7 @@ class RunConfig(Group):
     run: str = field("auto", "name of the run; auto: the profile's name", keeps_losses=True)
     profile: str = field("", "profile that these values began from", keeps_losses=True)
     trial: bool = field(False, "short test run for the GPU, instead of the full run")
+    from_run: str = field("", "run to begin with, RUN[:stage[:step]]: its weights and tokenizer; default: its newest base step")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -115,7 +116,8 @@ class PretrainConfig(Group):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require_positive("device_batch_size")
-        self._require_positive_or_rule("total_batch_size", "num_iterations")
+        self._require_positive_or_rule("total_batch_size")
+        self._require_positive_or_rule("num_iterations", zero=True)
         if not 0 <= self.hours < 10_000:
             raise UsageError(f"hours = {self.hours:g} is not possible", "give --hours a positive number, such as 8 or 0.5")
 

@@ -16,6 +16,7 @@ from nanochat.data.published import sets
 from nanochat.data.published.shards import Origin, ensure_shards, have_shards, is_hub_name, origin
 from nanochat.data.shards import SHARD_BYTES, SHARD_TEXT_BYTES, Dataset, verify
 from nanochat.data.text.documents import import_texts
+from nanochat.errors import UsageError
 from nanochat.hub.download import require_space
 from nanochat.paths import base_dir, dataset_dir
 
@@ -25,7 +26,10 @@ OWN_FILES = ("data", "chat_data", "identity")  # the fields of a config that may
 class TextSource(ABC):
     """The text of the run of `config`, and what belongs to it. Making one looks at nothing."""
 
-    default_conversations: type[ConversationSource] = ConversationSource
+    @property
+    def default_conversations(self) -> type[ConversationSource]:
+        """The text's own conversations; none unless a kind of text has some."""
+        return ConversationSource
 
     def __init__(self, config: Config):
         self.config = config
@@ -124,6 +128,12 @@ class Local(TextSource):
     title = "the user's own text"
 
     @property
+    def default_conversations(self) -> type[ConversationSource]:
+        """None; where the run continues another one (`--from`), those that the other one was fine-tuned on."""
+        inherits = self.config.from_run and self.config.dataset
+        return text_source(self.config.replace(data="")).default_conversations if inherits else ConversationSource
+
+    @property
     def name(self) -> str:
         return self.config.data
 
@@ -149,7 +159,10 @@ class Embedded(TextSource):
     """The corpus that the package itself makes."""
 
     licence = "MIT (made by this project)"
-    default_conversations = EmbeddedConversations
+
+    @property
+    def default_conversations(self) -> type[ConversationSource]:
+        return EmbeddedConversations
 
     def text_bytes(self) -> int | None:
         return corpus.TEXT_BYTES
@@ -175,7 +188,9 @@ class Embedded(TextSource):
 class Hub(TextSource):
     """A dataset of a hub, in shards that are downloaded."""
 
-    default_conversations = PublicMixture
+    @property
+    def default_conversations(self) -> type[ConversationSource]:
+        return PublicMixture
 
     @functools.cached_property
     def _origin(self) -> Origin:
@@ -219,8 +234,55 @@ class Hub(TextSource):
         return sets.missing_tasks() if self._evaluates else {}
 
 
+class Untouched(TextSource):
+    """The text of a run that is not pretrained on it: the model's source was (`--from`). It has the text's conversations and problems."""
+
+    def __init__(self, config: Config, text: TextSource):
+        super().__init__(config)
+        self.text, self.licence = text, text.licence
+
+    licence = ""
+
+    @property
+    def default_conversations(self) -> type[ConversationSource]:
+        return self.text.default_conversations
+
+    @property
+    def name(self) -> str:
+        return self.text.name
+
+    @property
+    def title(self) -> str:
+        return self.text.title
+
+    def text_bytes(self) -> int | None:
+        return None
+
+    def open(self, shards: int = -1) -> Dataset:
+        raise UsageError(
+            "this run reads no text: it begins with a pretrained model (--from)", "give it some: --data PATH or --dataset NAME"
+        )
+
+    def _fetch_text(self, check: bool) -> Path:
+        return base_dir()
+
+    def problems(self, held_out: int) -> tuple[list[Problem], list[Problem]]:
+        return self.text.problems(held_out)
+
+    @property
+    def has_heldout(self) -> bool:
+        return self.text.has_heldout
+
+    def heldout(self) -> list[corpus.Item]:
+        return self.text.heldout()
+
+
 def text_source(config: Config) -> TextSource:
     """The text that `config` asks for."""
+    return _text(config) if config.num_iterations else Untouched(config, _text(config))
+
+
+def _text(config: Config) -> TextSource:
     if config.data:
         return Local(config)
     return Embedded(config) if config.dataset == EMBEDDED else Hub(config)

@@ -116,7 +116,8 @@ def evaluate(
 def _choose_parts(run: str, parts: Sequence[str], items: Path | None, chats: bool) -> Sequence[str]:
     """The parts to evaluate: those that were named; without names those that are there, and why the others are not. Raises DataError."""
     missing = missing_parts()
-    if runs.read_record(run) is None:
+    record = runs.read_record(run)
+    if record is None or not record.dataset:
         missing["bpb"] = f"the run {run!r} was imported, without its text"
     if not (items or paths.run_dir(run) / HELDOUT).exists():
         missing["skills"] = f"the run {run!r} has no held-out questions (--items FILE brings some)"

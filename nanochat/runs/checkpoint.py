@@ -44,6 +44,7 @@ from nanochat.runs.step_files import (
 )
 
 STEP = re.compile(r"step_(\d{6,12})")  # a step's folder
+OPTIMIZER = "optimizer_"  # its state's files begin so
 BEST = "best.json"  # beside the steps: which of them had the fewest bits per byte
 
 
@@ -64,6 +65,11 @@ class Checkpoint:
     def step(self) -> int:
         """Steps of the stage that were done when it was saved."""
         return int(self.meta["step"])
+
+    @property
+    def has_optimizer(self) -> bool:
+        """Whether the optimizer's state was saved with it: not with an imported one."""
+        return any(name.startswith(OPTIMIZER) for name in self.files)
 
     def read_model(self, device: torch.device | str = "cpu") -> Transformer:
         """A model with the saved weights on `device`."""
@@ -103,7 +109,7 @@ class Checkpoint:
 
     def _load_optimizer(self, optimizer: MuonAdamW) -> None:
         parts: dict[tuple[str, str], list[tuple[int, Path, str]]] = {}
-        for path in (self.folder / name for name in self.files if name.startswith("optimizer_")):
+        for path in (self.folder / name for name in self.files if name.startswith(OPTIMIZER)):
             with safe_open(path, "pt") as file:
                 for key in file.keys():  # noqa: SIM118 (no mapping)
                     name, kind, first = key.split("|")
@@ -237,7 +243,7 @@ class Checkpoints:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / MANIFEST).unlink(missing_ok=True)  # it no longer speaks for what is being written
-            files = dict([_write_tensors(folder, f"optimizer_{ranks.rank:05d}.safetensors", optimizer.state_tensors())])
+            files = dict([_write_tensors(folder, f"{OPTIMIZER}{ranks.rank:05d}.safetensors", optimizer.state_tensors())])
             if ranks.main:
                 weights = {name: weight.detach() for name, weight in model.named_parameters()}
                 files |= dict([_write_tensors(folder, MODEL, weights)])

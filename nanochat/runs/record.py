@@ -8,6 +8,7 @@ import dataclasses
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import tomli_w
 import torch
@@ -30,14 +31,35 @@ ANSWERING = STAGES[::-1]  # the stages whose model answers: the last one that a 
 
 
 @dataclass(frozen=True)
+class Ancestor:
+    """A step of another run that a run begins with, the text that this one was pretrained on, if it was, and the text's licence."""
+
+    run: str
+    stage: str
+    step: int
+    sha256: str  # its manifest's, which stands for all its files
+    text: str = ""
+    licence: str = ""
+
+    @staticmethod
+    def parse(value: Any) -> "Ancestor":
+        """From a config.toml's table. Raises ValueError, KeyError."""
+        table = untrusted.table(value, "an ancestor")
+        run, stage, sha256, text, licence = (untrusted.text(table[name], name) for name in ("run", "stage", "sha256", "text", "licence"))
+        return Ancestor(run, stage, untrusted.integer(table["step"], "step"), sha256, text, licence)
+
+
+@dataclass(frozen=True)
 class Record:
     """A run's resolved config, and the dataset folder, ordered shards, tokenizer and conversations that it froze at step 0."""
 
     config: Config
-    dataset: str
+    dataset: str  # "" where no text is known: of a run that began with an imported model
     shards: tuple[str, ...]
     tokenizer: str
     conversations: str = ""  # hash of the user's, where there are any
+    descent: tuple[Ancestor, ...] = ()  # what the run began with (`--from`), last, and what that run had begun with, and so on
+    first_row: int = 0  # of its data, that its first stage begins with: what its source read of the same data is not read again
 
     def write(self) -> None:
         """Write the run's config.toml, without the credentials of its mirror: each call is given those anew."""
@@ -94,9 +116,14 @@ def parse_record(data: bytes, path: Path) -> Record:
         table = tomllib.loads(data.decode("utf-8"))
         values = {key: convert(key, value) for key, value in table.items() if key in FIELDS}
         frozen = untrusted.table(table["frozen"], "frozen")
-        dataset, tokenizer = (untrusted.file_name(frozen[name], name) for name in ("dataset", "tokenizer"))
+        tokenizer = untrusted.file_name(frozen["tokenizer"], "tokenizer")
+        dataset = untrusted.file_name(frozen["dataset"], "dataset") if frozen["dataset"] else ""
         shards = tuple(untrusted.file_name(name, "a shard") for name in frozen["shards"])
-        return Record(Config(**values), dataset, shards, tokenizer, untrusted.text(frozen["conversations"], "conversations"))
+        descent = tuple(Ancestor.parse(each) for each in frozen.get("descent", []))
+        conversations = untrusted.text(frozen["conversations"], "conversations")
+        return Record(
+            Config(**values), dataset, shards, tokenizer, conversations, descent, untrusted.integer(frozen.get("first_row", 0), "first_row")
+        )
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{path} is damaged ({untrusted.reason(error)})", f"start afresh with another --run, or restore {path}") from error
 
@@ -143,7 +170,7 @@ def require_same(what: str, old: object, new: object, run: str) -> None:
 
 def has_checkpoints(run: str) -> bool:
     """Whether `run` has a checkpoint of any stage."""
-    return any(paths.run_dir(run).glob("*/step_*/manifest.json"))
+    return any(any(paths.run_dir(run).glob(f"{stage}/step_*/manifest.json")) for stage in STAGES)
 
 
 def has_stage(run: str, stage: str | None) -> bool:
@@ -160,6 +187,8 @@ def newest_run() -> str:
     """The run with the newest checkpoint. Raises DataError where there is none."""
     newest, when = None, 0.0
     for path in paths.runs_dir().glob("[!.]*/*/step_*/manifest.json"):  # an import that is not finished begins with a dot
+        if path.parts[-3] not in STAGES:  # the copy of what a run began with
+            continue
         with contextlib.suppress(FileNotFoundError):  # removed meanwhile
             if newest is None or path.stat().st_mtime > when:
                 newest, when = path, path.stat().st_mtime

@@ -40,7 +40,7 @@ class Session:
     """One run in this process: the resolved config, its data, its folder, and this process's rank."""
 
     config: Config
-    dataset: Dataset
+    dataset: Dataset | None  # None of a run that does not pretrain
     tokenizer: Tokenizer
     folder: Path
     ranks: Ranks
@@ -48,6 +48,7 @@ class Session:
     planned_rate: float = 0.0  # tokens per second, by the plan; 0 where there is none
     uploader: Uploader | None = None  # to the mirror, on the main rank
     follow: Callable[[Metrics], object] = lambda metrics: None  # told of each stage's metrics, on the main rank
+    first_row: int = 0  # of its data, that the first stage begins with
     pacer: Pacer | None = None  # decides how many steps pretraining gets, where its number may change
     gpt: GPTConfig = field(init=False)
 
@@ -62,6 +63,10 @@ class Session:
     def new_model(self) -> Transformer:
         """The model as it is before the first step."""
         return device.new_model(self.gpt, self.ranks.device, self.config)
+
+    def begin_row(self, stage: str) -> int:
+        """The row of its data at which a stage begins."""
+        return self.first_row if stage == self.config.first_stage else 0
 
     def rows_per_step(self) -> int:
         """Rows of one step over all ranks."""
@@ -110,10 +115,13 @@ class Session:
         return MuonAdamW(model, rates, config.total_batch_size, self.ranks)
 
     def _load(self, model: Transformer, optimizer: MuonAdamW, newest: Checkpoint | None, parent: Checkpoint | None, fresh: bool) -> None:
-        """Put into model and optimizer what a stage begins with: its newest checkpoint, else its parent (`fresh`: the weights alone)."""
+        """Put into model and optimizer what a stage begins with: its newest checkpoint, else its parent (`fresh`: the weights alone).
+
+        A parent that was imported has weights alone too.
+        """
         if checkpoint := newest or parent:
             checkpoint.load_model(model)
-            if newest or not fresh:
+            if newest or (not fresh and checkpoint.has_optimizer):
                 checkpoint.load_optimizer(optimizer)
 
     def _stage(self, name: str, source: BatchSource, schedule: Schedule, newest: Checkpoint | None, fresh: bool) -> Stage:
