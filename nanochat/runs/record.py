@@ -18,7 +18,7 @@ from nanochat import paths, untrusted
 from nanochat.config import FIELDS, RL_FIELDS, Config, convert, differences
 from nanochat.console import log
 from nanochat.data.shards import Dataset, open_dataset
-from nanochat.errors import DataError, UsageError
+from nanochat.errors import DataError, UsageError, did_you_mean
 from nanochat.model.transformer import Transformer
 from nanochat.redaction import redact
 from nanochat.runs.checkpoint import Checkpoint, Checkpoints, held
@@ -213,7 +213,8 @@ def _folder(run: str) -> Path:
     folder = paths.run_dir(run)
     if not folder.is_dir():
         others = sorted(path.name for path in paths.runs_dir().glob("*") if (path / RECORD).exists())
-        raise DataError(f"there is no run {run!r}", f"runs: {', '.join(others) or 'none yet; train one'}")
+        hint = did_you_mean(run, others, title="runs") if others else "there are no runs yet: `nanochat quickstart` trains one"
+        raise DataError(f"there is no run {run!r}", hint)
     return folder
 
 
