@@ -5,6 +5,8 @@ runs/<run>/config.toml    the config, every auto resolved, and [frozen]: what el
 
 import contextlib
 import dataclasses
+import html
+import json
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +80,29 @@ def read_record(run: str) -> Record | None:
             f"{path} cannot be read ({untrusted.reason(error)})", f"start afresh with another --run, or restore {path}"
         ) from error
     return parse_record(data, path)
+
+
+def remove_credentials(record: Record) -> None:
+    """Remove the credentials of the mirror's address that an older version wrote into the files of a run, and say so.
+
+    Raises PreflightError where the disk refuses it.
+    """
+    address, shown = record.config.mirror, redact(record.config.mirror)
+    if shown == address:
+        return
+    folder = paths.run_dir(record.config.run)
+    spelled = {address, json.dumps(address)[1:-1], html.escape(address)}
+    try:
+        for path in (path for suffix in ("json", "md", "html") for path in folder.glob(f"[!.]*.{suffix}")):
+            text = before = path.read_bytes()
+            for form in spelled:
+                text = text.replace(form.encode(), shown.encode())
+            if text != before:
+                paths.atomic_write(path, text)
+    except OSError as error:
+        raise paths.disk_error(error, f"removing credentials from {folder}") from error
+    record.write()  # last: as long as it has them, the next command begins again
+    log(f"warning: an older version wrote the mirror's credentials into {folder}: they are removed; change them if others could read them")
 
 
 def current_steps(config: Config) -> dict[str, int]:
