@@ -16,7 +16,7 @@ app = typer.Typer()
 def chat(
     prompt: Annotated[str | None, typer.Option(help="one message; only its answer is printed on stdout")] = None,
     run: Run = None,
-    temperature: Annotated[float, typer.Option(help="sampling temperature; 0: always the most likely token")] = 0.7,
+    temperature: Annotated[float, typer.Option(help="sampling temperature; 0: always the most likely token")] = 0.8,
     top_k: Annotated[int, typer.Option("--top-k", "--top_k", help="sample from the k most likely tokens; 0: all")] = 50,
     max_tokens: Annotated[int, typer.Option("--max-tokens", "--max_tokens", help="most tokens of one answer")] = 512,
     seed: Annotated[int | None, typer.Option(help="seed of the sampling")] = None,

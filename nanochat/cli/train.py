@@ -7,7 +7,7 @@ import typer
 
 from nanochat.cli.options import FLAGS, Profile, Trial, fields_help, relaunch, run_config
 from nanochat.config import build_config, parse_flags
-from nanochat.console import show
+from nanochat.console import confirm, show
 from nanochat.errors import UsageError
 
 QUICKSTART_RUN = "quickstart"
@@ -44,7 +44,12 @@ def quickstart(context: typer.Context) -> None:
     config = build_config("cpu", False, {"run": QUICKSTART_RUN} | parse_flags(context.args))
     from nanochat.pipeline.train import train as run
 
-    raise typer.Exit(run(config, relaunch=relaunch()))
+    code = run(config, relaunch=relaunch())
+    if code == 0 and confirm("Chat with the model now?"):
+        from nanochat.cli.model import chat
+
+        chat(run=config.run)
+    raise typer.Exit(code)
 
 
 @app.command(context_settings=FLAGS)
