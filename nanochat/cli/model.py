@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from nanochat.cli.options import AsJson, Commands, Device, Run, relaunch, require_choice
-from nanochat.console import show, show_json
+from nanochat.console import log, show, show_json
 
 app = Commands()
 
@@ -144,6 +144,7 @@ def report(
 
         found = comparison.compare(*(paths.run_dir(plain_name(name)) for name in compare))
         show_json(found) if as_json else show(comparison.describe(found))
+        log(f"page: {comparison.write_page(found, paths.run_dir(plain_name(compare[0])))}")
         return
     folder = paths.run_dir(run or newest_run())
     value = write_report(folder)
