@@ -53,6 +53,7 @@ def identify(request: Request) -> Identity:
                 f"begin a new run with its weights: `nanochat train --from {config.run} --run NEW`",
             )
         return Identity(config, None)
+    runs.remove_credentials(record)
     config = runs.inherit(as_begun(config, record.config), record, RL in request.stages)
     finished = _finished(record.config, request.stages)
     if finished and config.mirror:

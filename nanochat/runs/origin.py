@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nanochat import paths
-from nanochat.config import FLAG_NAMES, Config
+from nanochat.config import Config
 from nanochat.console import log
 from nanochat.data.shards import read_manifest
 from nanochat.data.source import text_source
@@ -153,8 +153,8 @@ def _stages(source: Config, imported: bool, given: Mapping[str, Any], stage: str
     if text and stage in (SFT, RL):
         raise UsageError(f"--{text[0]} is for pretraining, and --stage={stage} has none", f"leave out --stage or --{text[0]}")
     if talk and stage == RL:
-        flags = f"--{FLAG_NAMES.get(talk[0], talk[0])}"
-        raise UsageError(f"{flags} is for fine-tuning, and --stage=rl has none", "give --rl_iterations=N instead of --stage=rl")
+        hint = "give --rl_iterations=N instead of --stage=rl"
+        raise UsageError(f"--{talk[0]} is for fine-tuning, and --stage=rl has none", hint)
     pretrains = bool(text) or stage == BASE
     values: dict[str, Any] = {}
     if pretrains:
