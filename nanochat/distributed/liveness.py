@@ -55,7 +55,7 @@ class Liveness:
         self.talking.join(LAST_WORD)  # not for ever: the network may be gone
 
     def failed(self, wait: float = 0.0) -> int:
-        """The exit code that another rank has failed with; 0 where none has within `wait` seconds."""
+        """The exit code that another rank has failed with; 0 if none has within `wait` seconds."""
         end = time.monotonic() + wait
         while not (code := max((count - LEFT for count in self.counts.values()), default=0)) > 0:
             if time.monotonic() >= end:

@@ -73,7 +73,7 @@ def map_with_oom_backoff(
     """`work`'s results for `items`, done in parts whose items cost `size` together, each as much as the part's first one.
 
     A part that needs too much memory is halved, and so are those after it; the second value is the size that was enough.
-    `what` is for the messages. Raises OutOfMemoryError where one item alone is too much.
+    `what` is for the messages. Raises OutOfMemoryError if one item alone is too much.
     """
     results: list[Result] = []
     while len(results) < len(items):

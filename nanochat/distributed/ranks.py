@@ -114,7 +114,7 @@ def single(device: torch.device | str = "cpu") -> Ranks:
 def join(device: str) -> Iterator[Ranks]:
     """Join the process group that the environment (RANK, WORLD_SIZE, LOCAL_RANK) describes, or stand alone; leave it at the end.
 
-    `device` is "cuda" or "cpu". Raises PreflightError where there are more processes than GPUs, HungError where one is lost, from
+    `device` is "cuda" or "cpu". Raises PreflightError if there are more processes than GPUs, HungError if one is lost, from
     the beginning on: a process that never comes is waited for no longer than `START` seconds.
     """
     if LAUNCHER in os.environ:
@@ -166,7 +166,7 @@ def _end_with_launcher(process: int) -> None:
 
 
 def _meet(rank: int, world_size: int) -> dist.Store:
-    """The store that all processes share. Raises HungError where they do not find one another."""
+    """The store that all processes share. Raises HungError if they do not find one another."""
     try:
         store, _, _ = next(dist.rendezvous("env://", rank, world_size, timeout=timedelta(seconds=START)))
     except RuntimeError as error:
@@ -214,7 +214,7 @@ def launch(arguments: list[str], processes: int, restarts: int = 2) -> int:
     A crash (1) or a lost or hung rank (7) is restarted up to `restarts` times, and resumes from the newest checkpoint;
     not where SIGINT or SIGTERM asked to stop: that is 75, also where the workers had not begun. With several nodes (PET_NNODES
     and its fellows in the environment) nothing is restarted here: whoever started the nodes starts them again, together.
-    Raises HungError where they did not find one another.
+    Raises HungError if they did not find one another.
     """
     together = nodes() > 1
     restarts = 0 if together else restarts

@@ -74,7 +74,7 @@ class Watchdog:
 
 
 def slow(device: torch.device, rate: float, planned: float, tokens: int, waited: float, rows: int) -> str | None:
-    """A line where training is far slower than planned, with its likely cause and what to lower; None where it is not.
+    """A line where training is far slower than planned, with its likely cause and what to lower; None if it is not.
 
     rate, planned: tokens a second; tokens: of one step; waited: the part of a step in which rows are read; rows: of a device batch.
     """

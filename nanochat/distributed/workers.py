@@ -61,7 +61,7 @@ class Node:
 def meeting(environment: Mapping[str, str], processes: int, stopped: Callable[[], bool]) -> Iterator[list[dict[str, str]] | None]:
     """What each of this machine's `processes` workers is told, while the store at which they meet exists.
 
-    None where the launchers of the other nodes did not come within `GATHER` seconds, or `stopped` said so first. Raises
+    None if the launchers of the other nodes did not come within `GATHER` seconds, or `stopped` said so first. Raises
     PreflightError where node 0 cannot listen on its port, UsageError for PET_ variables that make no sense.
     """
     node = Node.of(environment)
@@ -125,7 +125,7 @@ def _reach(node: Node, end: float, stopped: Callable[[], bool]) -> dist.TCPStore
 
 
 def _gather(store: dist.Store, node: Node, processes: int, end: float, stopped: Callable[[], bool]) -> list[int] | None:
-    """The number of workers of each node; None where not all have come."""
+    """The number of workers of each node; None if not all have come."""
     names = [f"nanochat/node/{index}" for index in range(node.count)]
     with contextlib.suppress(RuntimeError, ValueError):
         store.set(names[node.index], str(processes))

@@ -96,7 +96,7 @@ def _usable(path: Path, use: Callable[[str], None]) -> bool:
 
 
 def compiler() -> str:
-    """The C compiler; nothing where there is none."""
+    """The C compiler; nothing if there is none."""
     return next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), "")
 
 

@@ -299,7 +299,7 @@ def cross_entropy(library: Library, logits: Tensor, targets: Tensor, counts: Ten
     """The nats of each row, times its count; `logits` become the sum's gradient in them.
 
     logits (N, V) before the softcap, contiguous; targets (N,) int64, of a count of 0 any; counts (N,) -> (N,) float32.
-    Raises MemoryError where a row of float32 finds no room, IndexError for a target that counts and has no logit.
+    Raises MemoryError if a row of float32 finds no room, IndexError for a target that counts and has no logit.
     """
     nats, counts = torch.empty(len(logits)), counts.float().contiguous()
     targets = torch.where(counts == 0, 0, targets.long()).contiguous()

@@ -28,7 +28,7 @@ BLOCK = 64  # rows whose sums `mix_backward` gives at once; fused.c is compiled 
 
 
 class Library:
-    """The functions of a compiled fused.c for tensors of `dtype`. Raises OSError where `path` is no library."""
+    """The functions of a compiled fused.c for tensors of `dtype`. Raises OSError if `path` is no library."""
 
     def __init__(self, path: str, dtype: torch.dtype):
         self.dtype = dtype

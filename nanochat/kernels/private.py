@@ -26,7 +26,7 @@ OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 def why_not_private(folder: Path) -> str:
-    """Why others may have written what is in `folder`, or may exchange it; nothing where they cannot. Raises OSError."""
+    """Why others may have written what is in `folder`, or may exchange it; nothing if they cannot. Raises OSError."""
     about = folder.lstat()
     if not stat.S_ISDIR(about.st_mode):
         return f"{folder} is not a directory"
@@ -57,7 +57,7 @@ def _own_group(group: int) -> bool:
 def private_folder(place: Path, name: str) -> Path:
     """A private folder `name` in `place`, else in the user's cache directory or a temporary one, and why, which is said once.
 
-    Raises PreflightError where there is none.
+    Raises PreflightError if there is none.
     """
     reasons: list[str] = []
     for parent in (place, *_others()):

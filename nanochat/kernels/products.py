@@ -18,7 +18,7 @@ _libraries: dict[str, ctypes.CDLL] = {}  # by what the terms are: float32, int16
 
 
 def use(kind: str, path: str) -> None:
-    """Have float32 matrices on the CPU multiplied by the library at `path`, as `kind`. Raises OSError where that is none."""
+    """Have float32 matrices on the CPU multiplied by the library at `path`, as `kind`. Raises OSError if that is none."""
     library = ctypes.CDLL(path)
     library.product.argtypes = ARGUMENTS
     _libraries[kind] = library
@@ -50,7 +50,7 @@ def product(
     `add` may be `out`. `half` says what need not be computed of square matrices: the result is known to be "symmetric"; of the "lower
     result" what is above the diagonal is left undefined; of a, in "lower left" what is above it, in "upper left" what is below it is zero.
     A `low_precision` product may be of 16-bit integers, where such are loaded: 1e-4 of the factors' norms is lost.
-    No gradients. Raises MemoryError where the packed matrices find no room.
+    No gradients. Raises MemoryError if the packed matrices find no room.
     """
     library = _chosen(a, b, add, out, half, low_precision)
     if library is None:

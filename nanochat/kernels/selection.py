@@ -11,7 +11,7 @@ _fused: dict[torch.dtype, FusedOperations] = {}
 
 
 def use(dtype: torch.dtype, path: str) -> None:
-    """Have models with activations of `dtype` use the library at `path` from now on. Raises OSError where that is none."""
+    """Have models with activations of `dtype` use the library at `path` from now on. Raises OSError if that is none."""
     _fused[dtype] = FusedOperations(Library(path, dtype))
 
 

@@ -54,7 +54,7 @@ class _Step:
         return torch.bmm(scores.softmax(-1), values).view(rows, heads * width)
 
     def _bias(self, window: int, dtype: torch.dtype) -> Tensor:
-        """0 where a row sees a position, -inf elsewhere: (B, 1, S)."""
+        """0 if a row sees a position, -inf elsewhere: (B, 1, S)."""
         if window not in self._biases:
             hidden = (self._behind < 0) | (self._behind >= window)
             self._biases[window] = torch.zeros_like(self._behind, dtype=dtype).masked_fill_(hidden, -torch.inf).unsqueeze(1)
@@ -200,7 +200,7 @@ class Qwen3Decoder(Decoder):
 
 
 def decoder_for(model: Transformer) -> Decoder | None:
-    """A decoder with the weights that `model` has now; None where its class has a forward pass of its own."""
+    """A decoder with the weights that `model` has now; None if its class has a forward pass of its own."""
     if type(model) is GPT:
         return GPTDecoder(model)
     if type(model) is Qwen3:

@@ -31,7 +31,7 @@ def cross_entropy_sum(model: Transformer, hidden: Tensor, targets: Tensor, weigh
 
 @torch.no_grad()
 def token_losses(model: Transformer, hidden: Tensor, targets: Tensor) -> Tensor:
-    """Nats of each target, 0 where it is not counted: hidden (B, T, D), targets (B, T) -> (B, T), float32."""
+    """Nats of each target, 0 if it is not counted: hidden (B, T, D), targets (B, T) -> (B, T), float32."""
     flat, wanted = hidden.flatten(0, 1), targets.flatten()
     rows = loss_rows(len(flat), model.config.vocab_size, hidden.device.type)
     parts = [

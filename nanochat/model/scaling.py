@@ -105,7 +105,7 @@ class GPTConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> "GPTConfig":
         """The inverse of `to_dict`; a part that is not named is nanochat's.
 
-        Raises TypeError where a field is missing or unknown, ValueError where no architecture has these parts or no model this shape.
+        Raises TypeError if a field is missing or unknown, ValueError if no architecture has these parts or no model this shape.
         """
         shape = dict(values)
         for name in LARGEST.keys() & shape.keys():
@@ -319,7 +319,7 @@ def cache_bytes(gpt: GPTConfig, slots: int, length: int, *, bf16: bool = True) -
 
 
 def max_rows(gpt: GPTConfig, usable: int, **shape: Any) -> int:
-    """The most rows that fit into `usable` bytes of a device; 0 where not even one does. `shape` are `memory_bytes`' others."""
+    """The most rows that fit into `usable` bytes of a device; 0 if not even one does. `shape` are `memory_bytes`' others."""
 
     def fits(rows: int) -> bool:
         return memory_bytes(gpt, rows, **shape)["total"] <= usable

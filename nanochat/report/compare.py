@@ -24,7 +24,7 @@ _IGNORED = ("run", "profile")  # settings that always differ and decide nothing
 def compare(first: Path, second: Path) -> dict[str, Any]:
     """Two runs, reports written anew: {runs, config: {name: [a, b]} where they differ, figures, scores, bpb: [[step, a, b]]}.
 
-    bpb has the bits per byte of the steps of pretraining at which both were evaluated. Raises DataError where a run is missing.
+    bpb has the bits per byte of the steps of pretraining at which both were evaluated. Raises DataError if a run is missing.
     """
     reports = [write_report(folder) for folder in (first, second)]
     one, other = (report["config"] for report in reports)

@@ -72,7 +72,7 @@ class Checkpoint:
         return model
 
     def load_model(self, model: Transformer) -> None:
-        """Put the saved weights into `model`. Raises UsageError where it is another model's checkpoint, DataError where it is damaged."""
+        """Put the saved weights into `model`. Raises UsageError if it is another model's checkpoint, DataError if it is damaged."""
         expected = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
         with self._reading("weights"):
             saved = tensor_shapes(self.folder / MODEL)
@@ -97,7 +97,7 @@ class Checkpoint:
             ) from error
 
     def load_optimizer(self, optimizer: MuonAdamW) -> None:
-        """Put the saved state into `optimizer`, however many ranks saved it. Raises DataError where it is not that model's."""
+        """Put the saved state into `optimizer`, however many ranks saved it. Raises DataError if it is not that model's."""
         with self._reading("optimizer's state"):
             self._load_optimizer(optimizer)
 
@@ -145,7 +145,7 @@ def verify(folder: Path) -> Checkpoint:
 def held(folder: Path, digest: str = "") -> Iterator[None]:
     """Keep the step in `folder` from being pruned by another process while the block reads it.
 
-    Raises DataError where it is gone, or is not the one with the manifest's hash `digest` any more.
+    Raises DataError if it is gone, or is not the one with the manifest's hash `digest` any more.
     """
     with contextlib.ExitStack() as stack:
         try:
@@ -162,7 +162,7 @@ class StepGone(DataError):
 
 
 def _lock(file: IO[bytes], kind: int) -> bool:
-    """Lock a manifest; False where another process holds it. Where the file system knows no locks, nobody holds it."""
+    """Lock a manifest; False if another process holds it. Where the file system knows no locks, nobody holds it."""
     try:
         fcntl.flock(file, kind)
     except BlockingIOError:
@@ -211,7 +211,7 @@ class Checkpoints:
         return None
 
     def best(self) -> tuple[Path, float] | None:
-        """The step with the fewest bits per byte, and how many; None where none was evaluated or it is gone."""
+        """The step with the fewest bits per byte, and how many; None if none was evaluated or it is gone."""
         try:
             told = untrusted.read_json(self.folder / BEST)
             folder, bpb = self.folder / str(told["step"]), float(told["bpb"])
@@ -231,7 +231,7 @@ class Checkpoints:
     def save(self, model: Transformer, optimizer: MuonAdamW, meta: dict[str, Any], ranks: Ranks, keep: int) -> Path:
         """Write a step (every rank calls this), then remove all but the newest `keep` and the best.
 
-        Raises PreflightError where the disk is full or cannot be written; older steps stay as they are.
+        Raises PreflightError if the disk is full or cannot be written; older steps stay as they are.
         """
         folder = self.folder / f"step_{meta['step']:06d}"
         try:
@@ -272,7 +272,7 @@ class Checkpoints:
 def import_checkpoint(stage: Path, model: Transformer, meta: dict[str, Any]) -> None:
     """A finished step in the folder `stage` from weights alone; it answers, but is not trained on: there is no optimizer's state.
 
-    Raises OSError where it cannot be written; what was written is the caller's to remove.
+    Raises OSError if it cannot be written; what was written is the caller's to remove.
     """
     folder = stage / f"step_{meta['step']:06d}"
     folder.mkdir(parents=True)

@@ -42,7 +42,7 @@ def heartbeat(folder: Path, about: Callable[[], dict[str, Any]]) -> Iterator[Non
 
 
 def read_heartbeat(folder: Path) -> dict[str, Any] | None:
-    """A run's last heartbeat, None where there is none; `alive` is whether it is new enough that the training has not been killed."""
+    """A run's last heartbeat, None if there is none; `alive` is whether it is new enough that the training has not been killed."""
     try:
         about: dict[str, Any] = json.loads((folder / HEARTBEAT).read_text(encoding="utf-8"))
         return about | {"alive": time.time() - about["time"] < ALIVE_SECONDS}

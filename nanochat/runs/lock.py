@@ -52,7 +52,7 @@ class Holder:
 
     @staticmethod
     def read(descriptor: int) -> "Holder | None":
-        """The one that an open lock file names; None where it names none."""
+        """The one that an open lock file names; None if it names none."""
         try:
             found = json.loads(os.pread(descriptor, 4096, 0))
             holder = Holder(**{field.name: found[field.name] for field in dataclasses.fields(Holder)})
@@ -83,7 +83,7 @@ def _place() -> str:
 
 
 def _started(pid: int) -> str:
-    """When process `pid` was started; nothing where it is gone or ended."""
+    """When process `pid` was started; nothing if it is gone or ended."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return "" if fields[0] in "ZX" else fields[19]
@@ -95,7 +95,7 @@ def _started(pid: int) -> str:
 def hold(run: str, doing: str) -> Iterator[None]:
     """Hold `run` while the block lasts; workers that are started in it hold it too, until the last has ended.
 
-    Raises PreflightError where another process holds it, with that one's name. A holder elsewhere that is silent is waited for, a
+    Raises PreflightError if another process holds it, with that one's name. A holder elsewhere that is silent is waited for, a
     minute at most.
     """
     folder = paths.run_dir(run)

@@ -22,7 +22,7 @@ class Metrics:
     def __init__(self, path: Path, stage: str, step: int):
         """Keep the lines up to `step` of `stage` (and all of earlier stages); cut later ones and a torn last one.
 
-        `last` is the last line kept, {} where there is none; `number` counts them. Here and later: PreflightError where the disk is full.
+        `last` is the last line kept, {} if there is none; `number` counts them. Here and later: PreflightError where the disk is full.
         """
         self.path, self.number = path, 0
         self.told: Callable[[int, dict[str, Any]], object] = lambda number, entry: None  # what is written, and to which line

@@ -39,9 +39,9 @@ METRICS, RECORD, TOKENIZER = "metrics.jsonl", "config.toml", "tokenizer"
 
 
 class Mirror:
-    """The place of one run at `url`. Raises UsageError where it is of no known kind, or the package for it is missing.
+    """The place of one run at `url`. Raises UsageError if it is of no known kind, or the package for it is missing.
 
-    Its methods raise what the kind's package raises where it cannot be reached: any Exception.
+    Its methods raise what the kind's package raises if it cannot be reached: any Exception.
     """
 
     def __init__(self, url: str, run: str):
@@ -62,7 +62,7 @@ class Mirror:
         return posixpath.join(self.root, *parts)
 
     def read(self, name: str, most: int = untrusted.JSON_BYTES) -> bytes | None:
-        """A file of the run there; None where there is none. Raises DataError where it is larger than `most` bytes, or no plain file."""
+        """A file of the run there; None if there is none. Raises DataError if it is larger than `most` bytes, or no plain file."""
         try:
             self._size(self._path(name), most)
             return bytes(self.fs.cat_file(self._path(name)))
@@ -95,7 +95,7 @@ class Mirror:
     def push(self, step: Path, keep: int) -> None:
         """Copy the step in the folder runs/<run>/<stage>/step_*, which is verified first, then remove all but the newest `keep` there.
 
-        Raises DataError where it is damaged.
+        Raises DataError if it is damaged.
         """
         checkpoint, run = verify(step), step.parent.parent
         if step.name not in self.steps(step.parent.name):
@@ -137,7 +137,7 @@ class Mirror:
         return came
 
     def _fetch_step(self, folder: Path, stage: str, name: str) -> None:
-        """Fetch the files that the step's manifest names, and no others. Raises DataError where they are not a step's, or damaged."""
+        """Fetch the files that the step's manifest names, and no others. Raises DataError if they are not a step's, or damaged."""
         to = folder / stage / name
         with paths.atomic_folder(to) as temporary:
             self._get(self._path(stage, name, MANIFEST), temporary / MANIFEST, untrusted.JSON_BYTES)
@@ -159,7 +159,7 @@ class Mirror:
                 shutil.rmtree(to)  # unfinished or damaged: else it would not be further there
 
     def fetch_tokenizer(self) -> None:
-        """Bring the run's tokenizer, where it is not here. Raises DataError where a name or a file there is none of a tokenizer's."""
+        """Bring the run's tokenizer, where it is not here. Raises DataError if a name or a file there is none of a tokenizer's."""
         for path in self.fs.ls(self._path(TOKENIZER), detail=False):
             to = paths.tokenizer_dir(self._name(path))
             if not to.exists():
@@ -169,7 +169,7 @@ class Mirror:
 
     @staticmethod
     def _name(path: str) -> str:
-        """The last part of a path there. Raises DataError where it cannot be a name here."""
+        """The last part of a path there. Raises DataError if it cannot be a name here."""
         try:
             return untrusted.file_name(posixpath.basename(str(path).rstrip("/")))
         except ValueError as error:

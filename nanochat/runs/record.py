@@ -67,7 +67,7 @@ class Record:
 
 
 def read_record(run: str) -> Record | None:
-    """The record of `run`, None where there is no such run. Raises DataError where it is damaged."""
+    """The record of `run`, None if there is no such run. Raises DataError if it is damaged."""
     path = paths.run_dir(run) / RECORD
     if not path.exists():
         return None
@@ -102,7 +102,7 @@ def parse_record(data: bytes, path: Path) -> Record:
 
 
 def open_text(record: Record) -> Dataset:
-    """The text of a run, its shards in the order that it froze. Raises DataError where one is missing."""
+    """The text of a run, its shards in the order that it froze. Raises DataError if one is missing."""
     dataset = open_dataset(paths.dataset_dir(record.dataset))
     known = {shard.path.name: shard for shard in dataset.training}
     missing = [name for name in record.shards if name not in known]
@@ -117,7 +117,7 @@ def inherit(config: Config, record: Record, reinforced: bool = False) -> Config:
     """`config` with the record's value wherever it leaves one to the rule: the rule has spoken when the run began.
 
     The settings of reinforcement learning are the record's too, unless this call is about it (`reinforced`); they are free until its
-    first checkpoint. Raises UsageError, with every difference, where it would train something else under the same name.
+    first checkpoint. Raises UsageError, with every difference, if it would train something else under the same name.
     """
     kept = () if reinforced else RL_FIELDS
     by_rule = {name: getattr(record.config, name) for name in FIELDS if getattr(config, name) in (-1, "auto") or name in kept}
@@ -157,7 +157,7 @@ def plain_name(run: str) -> str:
 
 
 def newest_run() -> str:
-    """The run with the newest checkpoint. Raises DataError where there is none."""
+    """The run with the newest checkpoint. Raises DataError if there is none."""
     newest, when = None, 0.0
     for path in paths.runs_dir().glob("[!.]*/*/step_*/manifest.json"):  # an import that is not finished begins with a dot
         with contextlib.suppress(FileNotFoundError):  # removed meanwhile
@@ -184,7 +184,7 @@ class TrainedModel:
 
 
 def _folder(run: str) -> Path:
-    """The folder of a run. Raises DataError, with the names there are, where there is none."""
+    """The folder of a run. Raises DataError, with the names there are, if there is none."""
     folder = paths.run_dir(run)
     if not folder.is_dir():
         others = sorted(path.name for path in paths.runs_dir().glob("*") if (path / RECORD).exists())
@@ -201,7 +201,7 @@ def finished_steps(run: str) -> list[Path]:
 def open_model(run: str | None = None, device: str = "cpu", stage: str | None = None) -> TrainedModel:
     """The newest complete step of `run`'s last stage on `device`; without `run`, of the newest run.
 
-    Raises DataError where there is no such run or no complete checkpoint, or the tokenizer is missing.
+    Raises DataError if there is no such run or no complete checkpoint, or the tokenizer is missing.
     """
     name = run or newest_run()
     for tries_left in reversed(range(TRIES)):
@@ -227,7 +227,7 @@ def newest_checkpoint(run: str, stage: str | None = None) -> Checkpoint:
 def open_checkpoint(run: str, checkpoint: Checkpoint, device: str = "cpu") -> TrainedModel:
     """The model of a verified step, in the precision that suits `device`; no training run removes the step meanwhile.
 
-    Raises DataError where the step is gone, or its tokenizer missing.
+    Raises DataError if the step is gone, or its tokenizer missing.
     """
     meta = checkpoint.meta
     if missing := {"model", "tokenizer", "stage"} - meta.keys():

@@ -67,7 +67,7 @@ class Report(TypedDict):
     stages: dict[str, StageReport]
     curve: dict[str, Curve]  # by stage; not of reinforcement learning, whose loss says nothing
     tasks: dict[str, Any]  # the parts bpb, core and chat of the run's results (evaluation/results.py)
-    plan: dict[str, Comparison]  # seconds, tokens (of pretraining), tokens_per_second, memory_bytes; {} where no plan was kept
+    plan: dict[str, Comparison]  # seconds, tokens (of pretraining), tokens_per_second, memory_bytes; {} if no plan was kept
     samples: list[Sample]
     samples_by_step: list[StepSample]  # the last ones, oldest first
     data: dict[str, str]  # source, licence, tokenizer, validation (its shard), and the hash of each shard

@@ -159,7 +159,7 @@ TRACKERS: dict[str, Callable[[Config], Tracker]] = {"tensorboard": TensorBoard, 
 
 
 def library(name: str) -> Any:
-    """The tracker's package. Raises UsageError where it is not installed."""
+    """The tracker's package. Raises UsageError if it is not installed."""
     return needed("torch.utils.tensorboard" if name == "tensorboard" else name, name, f"--log_to {name}")
 
 

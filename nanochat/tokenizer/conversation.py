@@ -28,7 +28,7 @@ PARTS = {
 
 
 def conversation_fault(conversation: Any, answered: bool = False) -> str | None:
-    """What keeps a value from being a Conversation, None where nothing does.
+    """What keeps a value from being a Conversation, None if nothing does.
 
     One has an optional system message, then roles that alternate from user; contents are text, an assistant's also a list of
     parts {"type": text|python|python_output, "text": str}. Either role may come last; where it is `answered`, the assistant does.

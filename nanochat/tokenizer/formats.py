@@ -24,7 +24,7 @@ def ranks_text(tokens: Sequence[bytes]) -> str:
 
 
 def parse_ranks(text: str) -> list[bytes]:
-    """The tokens of a rank file's content, in rank order. Raises ValueError where a line is none or a rank is missing."""
+    """The tokens of a rank file's content, in rank order. Raises ValueError if a line is none or a rank is missing."""
     ranked = []
     for number, line in enumerate(text.splitlines(), 1):
         token, _, rank = line.partition(" ")
@@ -39,7 +39,7 @@ def parse_ranks(text: str) -> list[bytes]:
 
 
 def read_ranks(path: Path) -> list[bytes]:
-    """The tokens of tiktoken's rank file; its pattern and specials are not in it. Raises DataError where it cannot be read."""
+    """The tokens of tiktoken's rank file; its pattern and specials are not in it. Raises DataError if it cannot be read."""
     try:
         return parse_ranks(untrusted.read_bytes(path, VOCABULARY_BYTES).decode("ascii"))
     except (OSError, ValueError) as error:
@@ -124,7 +124,7 @@ def _pattern(pre_tokenizer: Any) -> str:
 
 
 def read_huggingface(path: Path) -> tuple[list[bytes], str, dict[str, int]]:
-    """(tokens, pattern, specials) of a byte-level tokenizer.json. Raises DataError where it could not be encoded equally."""
+    """(tokens, pattern, specials) of a byte-level tokenizer.json. Raises DataError if it could not be encoded equally."""
     try:
         content = untrusted.read_json(path, VOCABULARY_BYTES)
         model = content["model"]

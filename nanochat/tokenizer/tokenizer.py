@@ -38,7 +38,7 @@ FORMAT = 1  # of the files that `save` writes
 class Tokenizer:
     """Text <-> ids: the BPE tokens first, in rank order, then the nine specials.
 
-    tokens: the bytes of each token in rank order, the 256 single bytes first. Raises ValueError where they are not.
+    tokens: the bytes of each token in rank order, the 256 single bytes first. Raises ValueError if they are not.
     """
 
     def __init__(self, tokens: Sequence[bytes], pattern: str = SPLIT_PATTERN):
@@ -60,7 +60,7 @@ class Tokenizer:
         """Learn `vocab_size` tokens, the nine specials included, from the first 10K characters of each of `texts`.
 
         Stops reading after `max_characters`. Too little text yields a smaller vocabulary, and a line says so.
-        Raises UsageError where vocab_size cannot hold the bytes and the specials.
+        Raises UsageError if vocab_size cannot hold the bytes and the specials.
         """
         if vocab_size < SMALLEST_VOCABULARY:
             raise UsageError(
@@ -130,7 +130,7 @@ class Tokenizer:
 
         BOS once; a system message goes before the first user turn's text. Learnt: what the assistant says, its calls of
         the calculator with their delimiters, and assistant_end. Not learnt: all else, assistant_start and the
-        calculator's answers included. Raises DataError where it is no conversation.
+        calculator's answers included. Raises DataError if it is no conversation.
         """
         validate_conversation(conversation)
         ids, mask = self._render_messages(merge_system(conversation))
@@ -160,7 +160,7 @@ class Tokenizer:
         """A conversation that ends with the user, as ids that end in assistant_start: (ids, turns left out).
 
         Where it is longer than `max_tokens`, its oldest turns (a user's message and its answer) are left out until it
-        fits; the system message stays. Raises DataError where it is no such conversation, and UsageError where the last
+        fits; the system message stays. Raises DataError if it is no such conversation, and UsageError if the last
         message alone is too long.
         """
         validate_conversation(conversation)
@@ -207,7 +207,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: Path) -> "Tokenizer":
-        """The tokenizer that `save` wrote. Raises DataError where it is missing, damaged or of another format."""
+        """The tokenizer that `save` wrote. Raises DataError if it is missing, damaged or of another format."""
         hint = f"remove {folder} and run the same command again: it is made anew"
         try:
             about = untrusted.read_json(folder / "tokenizer.json")
