@@ -178,7 +178,7 @@ def test_conversations_in_both_forms(tmp_path):
         ("[]", "no list"),
         ('[{"role": "user"}]', "message 1"),
         ('[{"role": "user", "content": 3}]', "not a string"),
-        (json.dumps(GOOD[::-1]), "'assistant' where 'user'"),
+        (json.dumps(GOOD[::-1]), "'assistant' instead of 'user'"),
         (json.dumps(GOOD[:1]), "no answer"),
         (json.dumps([*GOOD, {"role": "tool", "content": "x"}]), "message 3 has the role 'tool'"),
         (json.dumps([GOOD[0], {"role": "assistant", "content": [{"type": "image", "text": ""}]}]), "part"),
