@@ -129,8 +129,8 @@ class Tokenizer:
         """A conversation as (ids, mask), both cut at `max_tokens`; the mask is 1 for tokens to learn.
 
         One BOS; a system message is put before the first user message's text. Learned: the assistant's text, its calculator calls
-        with their delimiters, and assistant_end. Not learned: everything else, also assistant_start and the calculator's results.
-        Raises DataError for an invalid conversation.
+        with their delimiters, and assistant_end. Not learned: everything else, also messages of weight 0, assistant_start and the
+        calculator's results. Raises DataError for an invalid conversation.
         """
         validate_conversation(conversation)
         ids, mask = self._render_messages(merge_system(conversation))
@@ -147,13 +147,14 @@ class Tokenizer:
 
         for message in messages:
             role, content = message["role"], message["content"]
+            learned = role == "assistant" and message.get("weight") != 0
             add([self.specials[f"<|{role}_start|>"]], 0)
             for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
                 start, end, trained = PARTS[part["type"]]
                 between = self.encode(part["text"])
                 whole = [self.specials[start], *between, self.specials[end]] if start else between
-                add(whole, trained if role == "assistant" else 0)
-            add([self.specials[f"<|{role}_end|>"]], 1 if role == "assistant" else 0)
+                add(whole, trained if learned else 0)
+            add([self.specials[f"<|{role}_end|>"]], 1 if learned else 0)
         return ids, mask
 
     def render_prompt(self, conversation: Conversation, max_tokens: int) -> tuple[list[int], int]:
