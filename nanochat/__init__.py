@@ -7,6 +7,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("kernels",),
     ("model",),
     ("tokenizer", "distributed", "hub"),
+    ("readers",),
     ("data",),
     ("generate",),
     ("runs",),

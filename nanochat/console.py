@@ -23,7 +23,16 @@ _ESCAPED = {code: f"\\u{code:04x}" for code in (*_STEERING, *_SURROGATES)}
 
 BOLD = "1"  # SGR code
 
+QUIET, NORMAL, VERBOSE = range(3)  # how much is printed on stderr: warnings, errors and results; progress too; details for experts too
+
 _muted = False
+_level = NORMAL
+
+
+def set_level(level: int) -> None:
+    """Print the messages up to `level` from now on: QUIET, NORMAL or VERBOSE."""
+    global _level
+    _level = level
 
 
 def mute() -> None:
@@ -61,12 +70,12 @@ def runnable(text: str) -> str:
     return text.replace("`nanochat ", f"`{command()} ")
 
 
-def log(message: str = "", code: str = "") -> None:
-    """Print one line on stderr, at once, in the SGR style `code`.
+def log(message: str = "", code: str = "", level: int = NORMAL) -> None:
+    """Print one line on stderr, at once, in the SGR style `code`, unless `level` is above the one that is set. Warnings and errors always.
 
     The line is printable, no address in it has its credentials, and the commands in backticks run where it is printed.
     """
-    if not _muted:
+    if not _muted and (level <= _level or message.startswith(("warning:", "error:", "hint:"))):
         line = printable(" ".join(redact(runnable(message)).splitlines()))
         print(style(line, code) if code else line, file=sys.stderr, flush=True)
 
@@ -90,7 +99,7 @@ def fail(error: NanochatError) -> int:
         sys.excepthook = _show_traceback
         raise error
     message = " ".join(error.message.split())  # one line, whatever a library's own words hold
-    log(message if isinstance(error, Preempted) else f"error: {message}")
+    log(message if isinstance(error, Preempted) else f"error: {message}", level=QUIET)
     if error.hint:
         log(f"hint: {error.hint}")
     return error.exit_code
@@ -139,7 +148,7 @@ class Progress:
     def __init__(self, what: str, total: float, unit: str, plain_every: float = 10.0):
         self.what, self.total, self.unit = what, total, unit
         self.done = 0.0
-        self.terminal = sys.stderr.isatty() and not _muted
+        self.terminal = sys.stderr.isatty() and not _muted and _level > QUIET
         self.every = 0.1 if self.terminal else plain_every
         self.began = self.shown = time.monotonic()
 
@@ -174,4 +183,4 @@ class Progress:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
         if kind is None:
             seconds = time.monotonic() - self.began
-            log(f"{self.what}: {quantity(self.done)} {self.unit} in {duration(seconds)}")
+            log(f"{self.what}: {quantity(self.done)} {self.unit} in {duration(seconds)}", level=NORMAL if seconds >= 1 else VERBOSE)

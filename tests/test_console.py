@@ -10,7 +10,7 @@ import pytest
 
 from nanochat import console
 from nanochat.console import Progress, duration, fail, log, printable, quantity, show, show_json, style
-from nanochat.errors import DataError
+from nanochat.errors import DataError, Preempted
 
 PACKAGE = Path(console.__file__).parent
 HOSTILE = "a\x1b]0;title\x07\x1b[2Jb\r\x9b31mc\x85\u202egnp.exe\u2066\x7f\0\udc9b\ud800\b"
@@ -88,6 +88,35 @@ def test_a_failure_is_not_told_as_done(capfd: pytest.CaptureFixture[str]) -> Non
 # ---- foreign text ---------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def level(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put the level back after a test that sets it."""
+    monkeypatch.setattr(console, "_level", console.NORMAL)
+
+
+@pytest.mark.parametrize(
+    ("level_set", "shown"),
+    [
+        (console.QUIET, "warning: w\nerror: e\nhint: h\nstopped\n"),
+        (console.NORMAL, "plain\nwarning: w\nerror: e\nhint: h\nstopped\n"),
+        (console.VERBOSE, "plain\nexpert\nwarning: w\nerror: e\nhint: h\nstopped\nreading: 0 bytes in 0 s\n"),
+    ],
+)
+def test_levels(level_set: int, shown: str, level: None, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Warnings and errors always, details for experts with VERBOSE, and how an unfinished run ended."""
+    monkeypatch.delenv("NANOCHAT_DEBUG", raising=False)
+    console.set_level(level_set)
+    log("plain")
+    log("expert", level=console.VERBOSE)
+    log("warning: w")
+    fail(DataError("e", "h"))
+    fail(Preempted("stopped"))
+    with Progress("reading", 0, "bytes"):
+        pass
+    show("result")
+    assert capfd.readouterr() == ("result\n", shown)
+
+
 def test_foreign_text_is_printable() -> None:
     assert printable(HOSTILE) == PLAIN
     assert printable("tab\tand\nnewline, 你好 🎈, שלום, e\u0301, \u200d") == "tab\tand\nnewline, 你好 🎈, שלום, e\u0301, \u200d"
@@ -95,7 +124,10 @@ def test_foreign_text_is_printable() -> None:
     assert not [c for c in printable(everything) if (ord(c) < 32 and c not in "\t\n") or 127 <= ord(c) < 160 or 0xD800 <= ord(c) < 0xE000]
 
 
-def test_whatever_prints_foreign_text_makes_it_printable(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whatever_prints_foreign_text_makes_it_printable(
+    level: None, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    console.set_level(console.VERBOSE)
     monkeypatch.delenv("NANOCHAT_DEBUG", raising=False)
     log(f"a file {HOSTILE}\nerror: forged")
     fail(DataError(f"no {HOSTILE}\nhint: forged", f"use {HOSTILE}\nerror: forged"))

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nanochat.cli.options import FLAGS, Trial
+from nanochat.cli.help import Group
+from nanochat.cli.options import FLAGS, Commands, Trial
 from nanochat.console import log, show
 from nanochat.errors import UsageError
 from nanochat.train.deadline import VARIABLE as END
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from nanochat.cloud.kubernetes import Manifest, ManifestOptions
     from nanochat.cloud.workload import Workload
 
-app = typer.Typer(help="Train on Kubernetes or RunPod; follow, stop and delete what runs there.")
+app = Commands(cls=Group, help="Train on Kubernetes or RunPod; follow, stop and delete what runs there.")
 
 Image = Annotated[str, typer.Option(help="the appliance's image, where the cluster can pull it")]
 Named = Annotated[str, typer.Option(help="name of the job; without it nanochat-RUN")]

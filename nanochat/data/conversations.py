@@ -10,12 +10,12 @@ from typing import Any, TypeVar, overload
 
 import numpy as np
 
+from nanochat.data.conversation_files import Conversations, read_conversations
 from nanochat.data.embedded import identity
-from nanochat.data.parquet_pages import read_table
 from nanochat.data.published.sets import TASKS, ensure_identity, ensure_task
 from nanochat.data.published.shards import is_hub_name
-from nanochat.data.text.documents import read_conversations
 from nanochat.errors import DataError, UsageError
+from nanochat.readers.parquet_pages import read_table
 from nanochat.tokenizer.conversation import Conversation, conversation_fault
 
 # How often each set goes into one pass (karpathy/nanochat's mixture).
@@ -160,10 +160,16 @@ def conversations(name: str) -> Sequence[Conversation]:
     if name == "identity":
         return read_conversations(ensure_identity())
     if is_hub_name(name):
-        return Rows(ensure_task(name), talk)
+        return public_set(name)
     if name not in TASKS:
         raise UsageError(f"no set {name!r} for fine-tuning", f"one of: identity, {', '.join(TASKS)}")
     return Rows(ensure_task(name), _CONVERT[name])
+
+
+def public_set(name: str) -> Conversations:
+    """The conversations of hf:OWNER/NAME in every known form; rows that are none are counted. Fetched where it is not there. DataError."""
+    files = ensure_task(name)
+    return read_conversations(files[0].parent, files, strict=False)
 
 
 def mixture(names: Mapping[str, int] | Sequence[str] = MIXTURE, seed: int = 42) -> Mixture:

@@ -1,16 +1,17 @@
 """The conversations of a run's fine-tuning: the user's, those of public sets, or the embedded ones; and the user's identity."""
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
 from nanochat.config import Config
 from nanochat.console import log
 from nanochat.data import conversations
+from nanochat.data.conversation_files import Conversations, read_conversations
 from nanochat.data.embedded import corpus, identity
 from nanochat.data.published import sets
 from nanochat.data.published.shards import is_hub_name
 from nanochat.data.shards import sha256
-from nanochat.data.text.documents import read_conversations
 from nanochat.data.text.summary import conversations_line
 from nanochat.errors import DataError
 from nanochat.tokenizer.conversation import Conversation
@@ -61,7 +62,7 @@ class ConversationSource:
 
 
 class UserFile(ConversationSource):
-    """--chat-data FILE"""
+    """--chat-data PATH, a file or a folder of them."""
 
     empty = False
 
@@ -70,10 +71,16 @@ class UserFile(ConversationSource):
         self.path = Path(config.chat_data)
 
     def _chosen(self) -> list[Path]:
-        log(conversations_line(self._read()))
-        return [self.path]
+        found = self._read()
+        for line in (*found.lines(), conversations_line(found)):
+            log(line)
+        return found.files
 
-    def _read(self) -> Sequence[Conversation]:
+    def _read(self) -> Conversations:
+        return self._found
+
+    @functools.cached_property
+    def _found(self) -> Conversations:
         return read_conversations(self.path)
 
 
@@ -87,10 +94,16 @@ class PublicSet(ConversationSource):
         self.sets = [config.chat_data]
 
     def _chosen(self) -> list[Path]:
-        return sets.ensure_task(self.sets[0])
+        for line in self._found.lines():
+            log(line)
+        return self._found.files
 
-    def _read(self) -> Sequence[Conversation]:
-        return conversations.conversations(self.sets[0])
+    def _read(self) -> Conversations:
+        return self._found
+
+    @functools.cached_property
+    def _found(self) -> Conversations:
+        return conversations.public_set(self.sets[0])
 
 
 class PublicMixture(ConversationSource):

@@ -13,20 +13,15 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from nanochat import untrusted
 from nanochat.console import Progress
-from nanochat.data.parquet_pages import CELL_BYTES, is_bomb, rows_at_once
 from nanochat.errors import DataError
 from nanochat.paths import atomic_folder, atomic_write_json, disk_error, sha256
+from nanochat.readers.columns import COLUMN, ROW_GROUP, find_column, text_arrays
 
 MANIFEST = "manifest.json"
 MANIFEST_BYTES = 64 << 20  # at most: some 200 bytes a shard
 FORMAT = 1
-COLUMN = "text"
-USUAL_COLUMNS = ("content", "raw_content", "markdown", "document", "body", "article")  # where there is no `text`
-ROW_GROUP = 1000  # documents read or written at once
 SHARD_BYTES = 100_000_000  # of a shard's file, about: published ones, and those that are written here
 SHARD_TEXT_BYTES = 250_000_000  # of the text in it
 
@@ -187,71 +182,12 @@ def texts(shard: Shard | Path) -> Iterator[list[str]]:
 
 def columns(shard: Shard | Path) -> Iterator[Any]:
     """The same as pyarrow's arrays, their UTF-8 checked: what needs no str is spared making them."""
-    import pyarrow
-    import pyarrow.parquet
-
-    path, column = (shard.path, shard.column) if isinstance(shard, Shard) else (shard, COLUMN)
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            _require_column(file.schema_arrow, column, path)
-            rows, row, total = rows_at_once(file, path, ROW_GROUP, column), 0, 0
-            for batch in file.iter_batches(batch_size=rows, columns=[column], use_threads=False):
-                total += _check_cells(batch.column(0), path, row)
-                if is_bomb(total, path.stat().st_size):
-                    raise DataError(
-                        f"{path} unpacks to more than {total:,} bytes by row {row + 1}", "leave it out: it is made to fill a disk"
-                    )
-                row += len(batch)
-                values = batch.column(0).drop_null()
-                values.validate(full=True)
-                yield values
-    except (pyarrow.ArrowException, OSError) as error:
-        again = f"remove {path}; then {mend(path.parent.name, path.parent)}"
-        hint = again if isinstance(shard, Shard) else "copy it again from where it came, or leave it out"
-        raise DataError(f"{path} cannot be read as parquet: {untrusted.reason(error)}", hint) from error
-
-
-def _check_cells(values: Any, path: Path, row: int) -> int:
-    """The bytes of a batch's texts, which begins after row `row`. Raises DataError where one is larger than any text."""
-    import pyarrow.compute
-
-    lengths = pyarrow.compute.binary_length(values).to_numpy(zero_copy_only=False)
-    if len(lengths) and np.nanmax(lengths, initial=0) > CELL_BYTES:
-        place = int(np.nanargmax(lengths))
-        raise DataError(
-            f"{path}, row {row + place + 1}: a text of more than {CELL_BYTES >> 20} MB", "divide it into documents, or leave it out"
-        )
-    return int(np.nansum(lengths))
-
-
-def _require_column(schema: Any, column: str, path: Path) -> None:
-    import pyarrow.types
-
-    if column not in schema.names:
-        raise DataError(
-            f"{path} has no column {column!r}; its columns are: {', '.join(schema.names)}", f"rename the column of text to {column!r}"
-        )
-    kind = schema.field(column).type
-    if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
-        raise DataError(f"the column {column!r} of {path} is of type {kind}, not string", f"write it with a column {column!r} of strings")
-
-
-def find_column(schema: Any, path: Path) -> str:
-    """The column that holds the text: `text`, else one of the usual names, else the only one of strings. Raises DataError."""
-    import pyarrow.types
-
-    strings = [
-        name for name in schema.names if pyarrow.types.is_string(kind := schema.field(name).type) or pyarrow.types.is_large_string(kind)
-    ]
-    for name in (COLUMN, *USUAL_COLUMNS):
-        if name in strings:
-            return name
-    if len(strings) == 1:
-        return strings[0]
-    raise DataError(
-        f"{path.name}: which column holds the text? It has no {COLUMN!r}; its columns are: {', '.join(schema.names)}",
-        "name it: --dataset hf:OWNER/NAME:COLUMN",
-    )
+    if isinstance(shard, Shard):
+        hint = f"remove {shard.path}; then {mend(shard.path.parent.name, shard.path.parent)}"
+        arrays = text_arrays(shard.path, shard.column, hint=hint)
+    else:
+        arrays = text_arrays(shard, COLUMN)
+    return (values.drop_null() for values in arrays)
 
 
 def inspect(path: Path, digest: str | None = None, progress: Progress | None = None, column: str = "") -> Shard:
@@ -264,8 +200,7 @@ def inspect(path: Path, digest: str | None = None, progress: Progress | None = N
 
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            column = column or find_column(file.schema_arrow, path)
-            _require_column(file.schema_arrow, column, path)
+            column = find_column(file.schema_arrow, path, column)
             documents = file.metadata.num_rows
         return Shard(path, path.stat().st_size, digest or sha256(path, progress), documents, column=column)
     except (pyarrow.ArrowException, OSError) as error:

@@ -129,7 +129,7 @@ class Tokenizer:
         """A conversation as (ids, mask), both cut at `max_tokens`; mask 1 = a token to learn.
 
         BOS once; a system message goes before the first user turn's text. Learnt: what the assistant says, its calls of
-        the calculator with their delimiters, and assistant_end. Not learnt: all else, assistant_start and the
+        the calculator with their delimiters, and assistant_end. Not learnt: all else, messages of weight 0, assistant_start and the
         calculator's answers included. Raises DataError where it is no conversation.
         """
         validate_conversation(conversation)
@@ -147,13 +147,14 @@ class Tokenizer:
 
         for message in messages:
             role, content = message["role"], message["content"]
+            learned = role == "assistant" and message.get("weight") != 0
             add([self.specials[f"<|{role}_start|>"]], 0)
             for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
                 start, end, trained = PARTS[part["type"]]
                 between = self.encode(part["text"])
                 whole = [self.specials[start], *between, self.specials[end]] if start else between
-                add(whole, trained if role == "assistant" else 0)
-            add([self.specials[f"<|{role}_end|>"]], 1 if role == "assistant" else 0)
+                add(whole, trained if learned else 0)
+            add([self.specials[f"<|{role}_end|>"]], 1 if learned else 0)
         return ids, mask
 
     def render_prompt(self, conversation: Conversation, max_tokens: int) -> tuple[list[int], int]:

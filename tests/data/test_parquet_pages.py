@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanochat.data import parquet_pages, shards
-from nanochat.data.parquet_pages import _pages, read_table, rows_at_once
 from nanochat.data.shards import texts
 from nanochat.errors import DataError
+from nanochat.readers import columns, parquet_pages
+from nanochat.readers.parquet_pages import _pages, read_table, rows_at_once
 from tests import tiny
 
 MB = 1 << 20
@@ -92,7 +92,7 @@ CHECK = """
 import resource, sys, time
 from pathlib import Path
 from nanochat.data.shards import texts
-from nanochat.data.parquet_pages import read_table
+from nanochat.readers.parquet_pages import read_table
 import pyarrow.parquet
 from nanochat.errors import DataError
 before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
@@ -122,7 +122,7 @@ def test_a_bomb_is_refused_within_its_bounds(bomb: Any, how: str, tmp_path: Path
 
 def test_a_cell_that_is_too_large_is_named_by_its_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = put(tmp_path / "x.parquet", ["short"] * 1500 + ["long" * 300] + ["short"] * 100)
-    monkeypatch.setattr(shards, "CELL_BYTES", 1000)
+    monkeypatch.setattr(columns, "CELL_BYTES", 1000)
     with pytest.raises(DataError, match="row 1501: a text of more"):
         rows(path)
 

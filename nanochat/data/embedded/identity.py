@@ -57,7 +57,7 @@ class Identity:
 def read_identity(path: Path) -> Identity:
     """The identity that a TOML file describes. Raises DataError that names the key."""
     try:
-        table = tomllib.loads(path.expanduser().read_text(encoding="utf-8"))
+        table = tomllib.loads(path.expanduser().read_text(encoding="utf-8-sig"))  # Windows editors begin a file with a byte order mark
     except OSError as error:
         raise DataError(
             f"{path} cannot be read: {error.strerror}", "give --identity a TOML file: name, maker, languages, traits"

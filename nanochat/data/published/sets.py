@@ -10,8 +10,8 @@ from typing import Any
 
 from nanochat import untrusted
 from nanochat.console import log
+from nanochat.data.conversation_files import read_conversations
 from nanochat.data.published.shards import origin
-from nanochat.data.text.documents import read_conversations
 from nanochat.errors import DataError
 from nanochat.hub import addresses as hub
 from nanochat.hub.addresses import Remote, list_files

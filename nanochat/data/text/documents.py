@@ -5,24 +5,21 @@ than some 8,000 characters is cut at blank lines. Everything is streamed, twice:
 choose the validation set, once to write the shards. So a mistake in the last file is found before anything is written.
 """
 
-import contextlib
 import dataclasses
 import hashlib
 import heapq
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
-from nanochat import untrusted
 from nanochat.console import Progress, log, quantity
-from nanochat.data.parquet_pages import CELL_BYTES
-from nanochat.data.shards import COLUMN, MANIFEST, Dataset, open_dataset, texts, write_dataset
+from nanochat.data.shards import MANIFEST, Dataset, open_dataset, write_dataset
 from nanochat.data.text.summary import Summary
-from nanochat.data.text.textfile import BLOCK, CHATS, TEXT, Allowance, detect_encoding, open_text
 from nanochat.errors import DataError
 from nanochat.paths import dataset_dir
-from nanochat.tokenizer.conversation import Conversation, conversation_fault, json_type
+from nanochat.readers.encodings import detect_encoding
+from nanochat.readers.files import BINARY, File, find
+from nanochat.readers.records import row_texts
+from nanochat.readers.textfile import BLOCK, open_text
 
 PACKER = 1  # raise it when the same files would give other documents
 CUT = 8000  # characters of a document at most
@@ -30,17 +27,6 @@ SMALLEST = 16_000  # bytes of text that something can be learned from
 HELD_OUT = 0.01  # part of the text that is kept for validation, ...
 HELD_OUT_BYTES = 65_536  # ... and this much at least, ...
 HELD_OUT_MOST = 0.1  # ... but not more than about this part
-
-_KINDS = {".parquet": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl", ".txt": "text", ".text": "text", ".md": "text"}
-_COMPRESSED = (".gz", ".zst")
-_FORMATS = "parquet (column text), jsonl (field text), .txt or .md, plain or .gz or .zst"
-
-
-@dataclasses.dataclass(frozen=True)
-class _Source:
-    path: Path
-    kind: str  # parquet, jsonl or text
-    encoding: str  # "" for parquet
 
 
 def import_texts(path: Path) -> Dataset:
@@ -50,7 +36,7 @@ def import_texts(path: Path) -> Dataset:
     content: a document and its duplicates are all on one side. Raises DataError for text that cannot be used.
     """
     path = path.expanduser()
-    files = _find(path)
+    files = find(path)
     folder = dataset_dir(f"user-{_fingerprint(path, files)}")
     if (folder / MANIFEST).exists():
         return open_dataset(folder)
@@ -83,66 +69,24 @@ def import_texts(path: Path) -> Dataset:
 # --- which files
 
 
-def _kind(path: Path) -> str:
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    if suffixes and suffixes[-1] in _COMPRESSED:
-        suffixes.pop()
-    return _KINDS.get(suffixes[-1], "") if suffixes else ""
-
-
-def _find(path: Path) -> list[Path]:
-    """The files to read, sorted; a file that is named itself may have any suffix. Raises DataError where there is none."""
-    if path.is_file():
-        return [path]
-    if not path.exists():
-        raise DataError(f"{path} does not exist", "give --data a file or a folder of text")
-    files = sorted(found for found in _walk(path) if _kind(found) and found.is_file())
-    if not files:
-        raise DataError(f"{path} holds no text file", f"what can be read: {_FORMATS}")
-    return files
-
-
-def _walk(root: Path) -> Iterator[Path]:
-    """Every path below `root` that is not hidden; links are followed, each folder once, and a line says so."""
-    seen: set[tuple[int, int]] = set()
-    links: list[Path] = []
-    folders, linked = [root], list[Path]()
-    while folders or linked:
-        folder = folders.pop() if folders else linked.pop(0)  # links last: what is in a folder of its own is found there
-        with contextlib.suppress(OSError):  # not ours to read, or gone
-            stat = folder.stat()
-            if (stat.st_dev, stat.st_ino) in seen:
-                continue
-            seen.add((stat.st_dev, stat.st_ino))
-            for found in sorted(path for path in folder.iterdir() if not path.name.startswith(".")):
-                if found.is_symlink():
-                    links.append(found)
-                if found.is_dir():
-                    (linked if found.is_symlink() else folders).append(found)
-                else:
-                    yield found
-    if links:
-        log(f"{root}: {len(links)} link(s) followed, such as {links[0]} -> {os.readlink(links[0])}")
-
-
-def _fingerprint(path: Path, files: list[Path]) -> str:
+def _fingerprint(path: Path, files: list[File]) -> str:
     """Eight hex digits that change when the place, the files, their sizes or times, or PACKER do."""
     digest = hashlib.sha256(f"{PACKER}\n{path.resolve()}\n".encode())
     for file in files:
-        stat = file.stat()
-        digest.update(f"{file.relative_to(path)}\t{stat.st_size}\t{stat.st_mtime_ns}\n".encode())
+        stat = file.path.stat()
+        digest.update(f"{file.path.relative_to(path)}\t{stat.st_size}\t{stat.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:8]
 
 
-def _look(path: Path, files: list[Path]) -> list[_Source]:
-    """Kind and encoding of each file. An empty file is an error when it is the only one, and skipped in a folder."""
+def _look(path: Path, files: list[File]) -> list[File]:
+    """The files with their encodings. An empty file is an error when it is the only one, and skipped in a folder."""
     sources = []
     for file in files:
-        if file.stat().st_size == 0 and len(files) > 1:
+        empty = file.path.stat().st_size == 0
+        if empty and len(files) > 1:
             log(f"{file}: empty, skipped")
             continue
-        kind = _kind(file) or "text"
-        sources.append(_Source(file, kind, "" if kind == "parquet" and file.stat().st_size else detect_encoding(file)))
+        sources.append(file if file.kind in BINARY and not empty else dataclasses.replace(file, encoding=detect_encoding(file)))
     if not sources:
         raise DataError(f"every file in {path} is empty", "give --data a folder with text in it")
     return sources
@@ -151,15 +95,14 @@ def _look(path: Path, files: list[Path]) -> list[_Source]:
 # --- documents
 
 
-def _documents(sources: list[_Source], cut: int) -> Iterator[str]:
+def _documents(sources: list[File], cut: int) -> Iterator[str]:
     """Every document of every file, in order: stripped, not empty, at most `cut` characters."""
     for source in sources:
         if source.kind == "text":
-            with open_text(source.path, source.encoding) as file:
+            with open_text(source) as file:
                 yield from _pieces(iter(lambda: file.read(BLOCK), ""), cut)
         else:
-            whole = _jsonl_texts(source) if source.kind == "jsonl" else (text for batch in texts(source.path) for text in batch)
-            for text in whole:
+            for text in row_texts(source):
                 yield from _pieces(iter([text]), cut)
 
 
@@ -195,33 +138,6 @@ def _cut_at(text: str, low: int, high: int) -> int:
         if found >= 0:
             return found + len(ending)
     return high
-
-
-def _jsonl_texts(source: _Source) -> Iterator[str]:
-    for where, value in _jsonl(source.path, source.encoding):
-        if not isinstance(value, dict):
-            raise DataError(f"{where}: a {json_type(value)} instead of an object", 'each line is an object such as {"text": "..."}')
-        if COLUMN not in value:
-            raise DataError(
-                f'{where} has no field "{COLUMN}"; its fields are: {", ".join(value) or "none"}', f'rename the field of text to "{COLUMN}"'
-            )
-        if not isinstance(value[COLUMN], str):
-            raise DataError(f'{where}: "{COLUMN}" is a {json_type(value[COLUMN])}, not a string', "write the text as a JSON string")
-        yield value[COLUMN]
-
-
-def _jsonl(path: Path, encoding: str, allowance: Allowance = TEXT) -> Iterator[tuple[str, Any]]:
-    """(file:line, value) of each line that is not blank. Raises DataError where one is not JSON, or too long."""
-    with open_text(path, encoding, allowance) as file:
-        for number, line in enumerate(iter(lambda: file.readline(CELL_BYTES + 1), ""), 1):
-            if len(line) > CELL_BYTES:
-                raise DataError(f"{path}:{number} has more than {CELL_BYTES >> 20} MB", "divide it into documents, one on each line")
-            if not line.strip():
-                continue
-            try:
-                yield f"{path}:{number}", untrusted.parse_json(line)
-            except ValueError as error:
-                raise DataError(f"{path}:{number} is not JSON: {untrusted.reason(error)}", "each line is one JSON value") from error
 
 
 # --- validation
@@ -277,26 +193,3 @@ def _progress(what: str, documents: Iterable[str], total: int) -> Iterator[str]:
         for text in documents:
             progress.advance(len(text.encode()))
             yield text
-
-
-# --- conversations
-
-
-def read_conversations(path: Path) -> list[Conversation]:
-    """A user's conversations: jsonl, each line an array of {role, content} or {"messages": [...]}.
-
-    Raises DataError with file and line where one is malformed.
-    """
-    path = path.expanduser()
-    if not path.is_file():
-        raise DataError(f"{path} is no file" if path.exists() else f"{path} does not exist", "give a jsonl file of conversations")
-    conversations: list[Conversation] = []
-    for where, value in _jsonl(path, detect_encoding(path, CHATS), CHATS):
-        messages: Any = value.get("messages") if isinstance(value, dict) else value
-        listed = isinstance(messages, list) and messages
-        if wrong := conversation_fault(messages, answered=True) if listed else "no list of messages":
-            raise DataError(f"{where}: {wrong}", 'a line is [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]')
-        conversations.append(messages)
-    if not conversations:
-        raise DataError(f"{path} holds no conversation", "put one on each line, as JSON")
-    return conversations

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from nanochat.data.conversation_files import read_conversations
 from nanochat.data.embedded import identity
 from nanochat.data.embedded.identity import conversations, read_identity, write_conversations
-from nanochat.data.text.documents import read_conversations
 from nanochat.errors import DataError
 from nanochat.tokenizer.conversation import conversation_fault
 
@@ -66,7 +66,7 @@ def test_a_file_that_is_there_is_kept(tmp_path: Path) -> None:
     talks = conversations(read_identity(written(tmp_path, FULL)), count=10)
     path = tmp_path / "out.jsonl"
     write_conversations(path, talks)
-    assert read_conversations(path) == talks
+    assert list(read_conversations(path)) == talks
     with pytest.raises(DataError, match="not overwritten"):
         write_conversations(path, talks)
     with pytest.raises(DataError, match="cannot be read"):

@@ -8,16 +8,19 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from nanochat.data.text import documents, textfile
-from nanochat.data.text.documents import import_texts, read_conversations
+from nanochat.data.conversation_files import read_conversations
+from nanochat.data.text.documents import import_texts
 from nanochat.errors import DataError
+from nanochat.readers import records, textfile
+from nanochat.readers.files import find
 from tests import tiny
 
 MB = 1 << 20
 CHECK = """
 import resource, sys, time
 from pathlib import Path
-from nanochat.data.text.documents import import_texts, read_conversations
+from nanochat.data.conversation_files import read_conversations
+from nanochat.data.text.documents import import_texts
 from nanochat.errors import DataError
 before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
 try:
@@ -65,7 +68,7 @@ def test_text_that_shrinks_as_text_does_is_read(base: Path, tmp_path: Path, monk
 
 
 def test_a_line_that_is_too_long_is_named(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(documents, "CELL_BYTES", 1000)
+    monkeypatch.setattr(records, "CELL_BYTES", 1000)
     path = tmp_path / "x.jsonl"
     path.write_text("".join(json.dumps({"text": "a" * size}) + "\n" for size in (10, 20, 2000)))
     with pytest.raises(DataError, match=r"x\.jsonl:3 has more than"):
@@ -92,12 +95,12 @@ def test_each_link_is_read_once(base: Path, tmp_path: Path, capsys: pytest.Captu
     (own / "a" / "itself").symlink_to("itself")
     (own / "0").symlink_to(own / "b")
     (elsewhere / "back").symlink_to(own / "a")
-    assert documents._find(own) == sorted(own.rglob("*.txt"))
+    assert [file.path for file in find(own)] == sorted(own.rglob("*.txt"))
     said = capsys.readouterr().err
     assert "3 link(s) followed" in said and " -> " in said and alone.text_bytes == import_texts(own).text_bytes
     capsys.readouterr()
     (own / "out").symlink_to(elsewhere)
-    assert [path.name for path in documents._find(own)] == ["a.txt", "b.txt", "elsewhere.txt"]
+    assert [file.path.name for file in find(own)] == ["a.txt", "b.txt", "elsewhere.txt"]
     assert "5 link(s) followed" in capsys.readouterr().err
 
 
@@ -107,4 +110,4 @@ def test_pipes_devices_and_hidden_files_are_left_out(base: Path, tmp_path: Path)
     (tmp_path / "zero.txt").symlink_to("/dev/zero")
     (tmp_path / ".hidden").mkdir()
     (tmp_path / ".hidden" / "x.txt").write_text("x")
-    assert documents._find(tmp_path) == [tmp_path / "text.txt"]
+    assert [file.path for file in find(tmp_path)] == [tmp_path / "text.txt"]
