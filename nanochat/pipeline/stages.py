@@ -18,7 +18,7 @@ from nanochat.train.session import Session
 def train_stages(session: Session, stages: Sequence[str]) -> None:
     """Train those of `stages` that are not complete yet.
 
-    Raises UsageError where a stage lacks the one before it, or has another model's checkpoints; what the trainer raises.
+    Raises UsageError if a stage lacks the one before it, or has another model's checkpoints; what the trainer raises.
     """
     source, config = text_source(session.config), session.config
     origin = _fitting(session, own_copy(config.run))
@@ -76,12 +76,12 @@ def _complete(session: Session, stage: str, newest: Checkpoint | None) -> bool:
 
 
 def _newest(session: Session, stage: str) -> Checkpoint | None:
-    """The newest checkpoint of a stage. Raises UsageError where it is another model's, put there by hand."""
+    """The newest checkpoint of a stage. Raises UsageError if it is another model's, put there by hand."""
     return _fitting(session, session.checkpoints(stage).newest())
 
 
 def _fitting(session: Session, checkpoint: Checkpoint | None) -> Checkpoint | None:
-    """The checkpoint. Raises UsageError where it is another model's than the run trains."""
+    """The checkpoint. Raises UsageError if it is another model's than the run trains."""
     if checkpoint and (checkpoint.meta["model"], checkpoint.meta["tokenizer"]) != (session.gpt.to_dict(), session.tokenizer.id):
         raise UsageError(
             f"{checkpoint.folder} is the checkpoint of another model than the run {session.config.run!r} trains",

@@ -32,7 +32,7 @@ class TextBatches:
 
 
 def pretrain(session: Session, parent: Checkpoint | None = None) -> Transformer:
-    """Train the base stage of the run to its end, from `parent` where there is one. Raises DataError where the text gives no row."""
+    """Train the base stage of the run to its end, from `parent` where there is one. Raises DataError if the text gives no row."""
     config, dataset = session.config, session.dataset
     assert dataset is not None, "a run that pretrains has a text"
     # On a CPU the cores would be the training's own: a step then takes ten times as long, and packing five times.
