@@ -78,7 +78,7 @@ def config_from(asked: str, overrides: Mapping[str, Any], stage: str, machine: M
         raise UsageError(f"the run {run!r} cannot begin from itself", "give the new run a name of its own: --run NEW")
     given = {name: value for name, value in overrides.items() if name != "from_run"} | {"run": run}
     if (began := _began(run, str(given.get("mirror", "")))) and began.from_run and spec.names(Spec.parse(began.from_run)):
-        return began.replace(**_per_call(), **given)
+        return began.replace(**_per_call() | given)
     checkpoint = find(spec, SFT if stage == RL else BASE)
     if stage == RL and checkpoint.meta["stage"] == BASE:
         raise UsageError(

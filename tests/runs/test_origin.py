@@ -132,7 +132,7 @@ def test_what_cannot_be(base: Path) -> None:
             continued(*wrong)
     with pytest.raises(UsageError, match="--trial"):
         run_config("auto", True, ["--from=src"])
-    with pytest.raises(UsageError, match="num_iterations = 0"):
+    with pytest.raises(UsageError, match="--num_iterations=0"):
         Config(num_iterations=0)
 
 
@@ -170,9 +170,9 @@ def test_a_copy_is_whole_and_no_checkpoint_of_the_run(base: Path) -> None:
 
 
 def test_its_plan(base: Path) -> None:
-    source(sft_iterations=6, num_iterations=60_000)
+    source(sft_iterations=6, num_iterations=6_000_000)
     whole, tuned = make_plan(read_config("src")), make_plan(continued("--run=new"))
-    assert tuned.tokens == 0 and tuned.sft_steps == 6 and tuned.seconds < whole.seconds and tuned.memory_bytes == whole.memory_bytes
+    assert tuned.tokens == 0 and tuned.sft_steps == 6 and tuned.seconds < whole.seconds and tuned.memory_bytes["optimizer"] == whole.memory_bytes["optimizer"]
     assert tuned.disk_parts["rows"] == 0 and tuned.download_bytes == 0
 
 
