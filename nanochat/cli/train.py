@@ -23,7 +23,8 @@ def train(
     profile: Profile = "auto",
     trial: Trial = False,
     stage: Annotated[
-        str, typer.Option(metavar="|".join(STAGES), help="Stage to train; all: base and sft, and rl if --rl_iterations is given")
+        str,
+        typer.Option(metavar="|".join(STAGES), help="Stage to train; all: base and sft, and rl with --rl_iterations or --problems"),
     ] = "all",
 ) -> None:
     """Train a model, from the plan to the report.
@@ -32,7 +33,7 @@ def train(
     """
     require_choice("--stage", stage, STAGES)
     config = run_config(profile, trial, context.args, stage)
-    stages = (stage,) if stage != "all" else ("base", "sft", *(["rl"] if config.rl_iterations != -1 else []))
+    stages = (stage,) if stage != "all" else ("base", "sft", *(["rl"] if config.rl_iterations != -1 or config.problems else []))
     from nanochat.pipeline.train import train as run
 
     raise typer.Exit(run(config, stages, relaunch()))

@@ -169,6 +169,7 @@ class SFTConfig(Group):
 class RLConfig(Group):
     """Reinforcement learning with verifiable rewards."""
 
+    problems: str = field("", "Your own problems: a jsonl file of question and answer, numbers or exact text", metavar="FILE")
     rl_iterations: int = field(-1, "RL steps", metavar="STEPS", auto="one pass over the prompts with --stage=rl, else none")
     rl_examples_per_step: int = field(16, "Prompts per RL step, over all ranks")
     rl_num_samples: int = field(16, "Rollouts per prompt")

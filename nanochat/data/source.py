@@ -11,6 +11,7 @@ from pathlib import Path
 from nanochat.config import EMBEDDED, Config
 from nanochat.data.embedded import corpus
 from nanochat.data.finetuning import ConversationSource, EmbeddedConversations, PublicMixture, conversation_source
+from nanochat.data.problem_files import problems_hash, read_problems
 from nanochat.data.problems import Problem, arithmetic_problems, grade_school_problems
 from nanochat.data.published import sets
 from nanochat.data.published.shards import Origin, ensure_shards, have_shards, is_hub_name, origin
@@ -20,7 +21,7 @@ from nanochat.errors import UsageError
 from nanochat.hub.download import require_space
 from nanochat.paths import base_dir, dataset_dir
 
-OWN_FILES = ("data", "chat_data", "identity")  # the fields of a config that may name a file of the user's
+OWN_FILES = ("data", "chat_data", "identity", "problems")  # the fields of a config that may name a file of the user's
 
 
 class TextSource(ABC):
@@ -108,8 +109,18 @@ class TextSource(ABC):
         return {}
 
     def problems(self, held_out: int) -> tuple[list[Problem], list[Problem]]:
-        """What reinforcement learning learns from, and the `held_out` problems that it is measured by. Raises DataError."""
+        """What reinforcement learning learns from, and at most `held_out` problems that it is measured by. Raises DataError."""
+        if self.config.problems:
+            return read_problems(Path(self.config.problems), held_out)
+        return self.default_problems(held_out)
+
+    def default_problems(self, held_out: int) -> tuple[list[Problem], list[Problem]]:
+        """The problems that belong to the text."""
         return grade_school_problems(held_out)
+
+    def problems_hash(self) -> str:
+        """The hash of the user's problems, "" if there are none. Raises DataError."""
+        return problems_hash(Path(self.config.problems)) if self.config.problems else ""
 
     @property
     def has_heldout(self) -> bool:
@@ -171,7 +182,7 @@ class Embedded(TextSource):
         dataset = corpus.build()
         return dataset.first(shards) if shards != -1 else dataset
 
-    def problems(self, held_out: int) -> tuple[list[Problem], list[Problem]]:
+    def default_problems(self, held_out: int) -> tuple[list[Problem], list[Problem]]:
         return arithmetic_problems(held_out)
 
     @property
@@ -266,8 +277,8 @@ class Untouched(TextSource):
     def _fetch_text(self, check: bool) -> Path:
         return base_dir()
 
-    def problems(self, held_out: int) -> tuple[list[Problem], list[Problem]]:
-        return self.text.problems(held_out)
+    def default_problems(self, held_out: int) -> tuple[list[Problem], list[Problem]]:
+        return self.text.default_problems(held_out)
 
     @property
     def has_heldout(self) -> bool:

@@ -40,18 +40,19 @@ def prepare(request: Request) -> Record | str:
     source = text_source(run.config)
     conversations = source.conversations.inspect() if run.config.sft_iterations else ""
     config, plan = _resolve(request, run, source.text_bytes())
+    problems = run.record.problems if run.record else ""
+    if RL in request.stages:
+        config, problems = _with_problems(config, source), source.problems_hash()
     dataset = source.open(config.shards) if config.num_iterations else None
     if SFT in request.stages and config.sft_iterations:
         source.conversations.load()  # fetched and looked through now: a fault in them must not wait for the end of pretraining
-    if RL in request.stages:
-        config = _with_problems(config, source)
     if run.record:
-        record = _resumed(run.record, config, dataset, conversations)
+        record = _resumed(run.record, config, dataset, conversations, problems)
         if run.finished:
             log("the report is missing or damaged: it is written again")
             write_report(folder)
         return run.finished or record
-    return _new(config, plan, dataset, conversations)
+    return _new(config, plan, dataset, conversations, problems)
 
 
 def prepare_tokenizer(config: Config) -> Path:
@@ -112,7 +113,7 @@ def _with_problems(config: Config, source: TextSource) -> Config:
     return config
 
 
-def _resumed(record: Record, config: Config, dataset: Dataset | None, conversations: str) -> Record:
+def _resumed(record: Record, config: Config, dataset: Dataset | None, conversations: str, problems: str) -> Record:
     """The record with this call's config. Raises UsageError if the text, the tokenizer or the conversations are others."""
     if conversations:
         require_same("conversations file", record.conversations, conversations, config.run)
@@ -121,30 +122,30 @@ def _resumed(record: Record, config: Config, dataset: Dataset | None, conversati
     if dataset and not config.from_run:
         tokenizer = ensure_tokenizer(dataset, config.vocab_size, config.architecture)
         require_same("tokenizer", record.tokenizer, tokenizer.id, config.run)
-    return dataclasses.replace(record.with_rl(config), config=config)
+    return dataclasses.replace(record.with_rl(config, problems), config=config)
 
 
-def _new(config: Config, plan: Plan, dataset: Dataset | None, conversations: str) -> Record:
+def _new(config: Config, plan: Plan, dataset: Dataset | None, conversations: str, problems: str) -> Record:
     """The record of a new run and its plan, written; the checkpoint that it begins with is copied before."""
     if config.from_run:
-        record = _continued(config, dataset, conversations)
+        record = _continued(config, dataset, conversations, problems)
     else:
         assert dataset is not None, "a run that begins with nothing pretrains"
         tokenizer = ensure_tokenizer(dataset, config.vocab_size, config.architecture)
-        record = Record(config, dataset.folder.name, _names(dataset), tokenizer.id, conversations)
+        record = Record(config, dataset.folder.name, _names(dataset), tokenizer.id, conversations, problems)
     paths.atomic_write_json(paths.run_dir(config.run) / PLAN, plan.to_dict())
     record.write()  # last: where it is there, so are the plan and the copy
     return record
 
 
-def _continued(config: Config, dataset: Dataset | None, conversations: str) -> Record:
+def _continued(config: Config, dataset: Dataset | None, conversations: str, problems: str) -> Record:
     """The record of a new run that begins with a checkpoint of another one, which is copied."""
     copy, source = copy_origin(config), read_record(Spec.parse(config.from_run).run)
     if dataset:
         text, shards = dataset.folder.name, _names(dataset)
     else:
         text, shards = (source.dataset, source.shards) if source else ("", ())
-    record = Record(config, text, shards, str(copy.meta["tokenizer"]), conversations, descent(config, copy))
+    record = Record(config, text, shards, str(copy.meta["tokenizer"]), conversations, problems, descent(config, copy))
     return dataclasses.replace(record, first_row=first_row(record))
 
 

@@ -156,15 +156,16 @@ def _stages(source: Config, imported: bool, given: Mapping[str, Any], stage: str
         hint = "give --rl_iterations=N instead of --stage=rl"
         raise UsageError(f"--{talk[0]} is for fine-tuning, and --stage=rl has none", hint)
     pretrains = bool(text) or stage == BASE
-    values: dict[str, Any] = {}
+    # With a text of the user's, `dataset` says whose conversations the run inherits: none, where the source had such a text itself.
+    values: dict[str, Any] = {"dataset": ""} if source.data and not source.from_run and "dataset" not in text else {}
     if pretrains:
         values |= {"num_iterations": -1, "eval_tokens": -1}
         if {"data", "dataset"} & set(text):
             values |= {"data": "", "shards": -1}
-        if source.data and not source.from_run and "dataset" not in text:
-            values["dataset"] = ""  # the source's conversations are its user's, or none
     else:
         values["num_iterations"] = 0
+    if stage != RL:
+        values["problems"] = ""
     if stage == RL:
         values["sft_iterations"] = 0
     elif talk and not source.sft_iterations:
@@ -267,4 +268,4 @@ def _read_by(record: Record, stage: str) -> tuple[Any, ...]:
     if stage == BASE:
         return record.dataset, record.shards
     kind = type(text_source(config).conversations).__name__
-    return kind, record.conversations, config.chat_data, config.dataset, config.trial
+    return kind, record.conversations if stage == SFT else record.problems, config.chat_data, config.dataset, config.trial

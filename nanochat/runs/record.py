@@ -60,6 +60,7 @@ class Record:
     shards: tuple[str, ...]
     tokenizer: str
     conversations: str = ""  # hash of the user's, where there are any
+    problems: str = ""  # hash of the user's for reinforcement learning, if there are any
     descent: tuple[Ancestor, ...] = ()  # what the run began with (`--from`), last, and what that run had begun with, and so on
     first_row: int = 0  # of its data, that its first stage begins with: what its source read of the same data is not read again
 
@@ -81,10 +82,15 @@ class Record:
         """Write the record with another number of pretraining steps."""
         dataclasses.replace(self, config=self.config.replace(num_iterations=steps)).write()
 
-    def with_rl(self, config: Config) -> "Record":
-        """The record with `config`'s RL settings, which may be given long after step 0; written if they changed."""
+    def with_rl(self, config: Config, problems: str) -> "Record":
+        """The record with `config`'s RL settings and the hash of its `problems`, which may come long after step 0; written if they changed.
+
+        Raises UsageError if there are other problems than those that a checkpoint of reinforcement learning has learned from.
+        """
+        if has_stage(config.run, STAGES[-1]):
+            require_same("problems file", self.problems, problems, config.run)
         settings = {name: getattr(config, name) for name in RL_FIELDS}
-        record = dataclasses.replace(self, config=self.config.replace(**settings))
+        record = dataclasses.replace(self, config=self.config.replace(**settings), problems=problems)
         if record != self:
             record.write()
         return record
@@ -146,9 +152,9 @@ def parse_record(data: bytes, path: Path) -> Record:
         shards = tuple(untrusted.file_name(name, "a shard") for name in frozen["shards"])
         descent = tuple(Ancestor.parse(each) for each in frozen.get("descent", []))
         conversations = untrusted.text(frozen["conversations"], "conversations")
-        return Record(
-            Config(**values), dataset, shards, tokenizer, conversations, descent, untrusted.integer(frozen.get("first_row", 0), "first_row")
-        )
+        problems = untrusted.text(frozen.get("problems", ""), "problems")
+        first_row = untrusted.integer(frozen.get("first_row", 0), "first_row")
+        return Record(Config(**values), dataset, shards, tokenizer, conversations, problems, descent, first_row)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(
             f"{path} is damaged ({untrusted.reason(error)})", f"start a new run with another --run, or restore {path}"

@@ -8,6 +8,8 @@ import torch
 
 from nanochat.cli.options import run_config
 from nanochat.config import Config, parse_flags
+from nanochat.data.finetuning import ConversationSource, EmbeddedConversations
+from nanochat.data.source import text_source
 from nanochat.distributed.ranks import Ranks
 from nanochat.errors import DataError, UsageError
 from nanochat.model.build import build_model
@@ -81,7 +83,7 @@ def test_the_newest_base_step_unless_named(base: Path) -> None:
 def test_a_fine_tuning_keeps_what_the_source_had(base: Path) -> None:
     config = source(sft_iterations=3, matrix_lr=0.01, device_batch_size=2)
     same = continued("--run=new", "--chat-data=chats.jsonl")
-    assert same == config.replace(run="new", from_run="src:base:6", num_iterations=0, chat_data="chats.jsonl")
+    assert same == config.replace(run="new", from_run="src:base:6", num_iterations=0, chat_data="chats.jsonl", dataset="")
     assert continued().run == "src-2"
     assert continued("--matrix_lr=0.02").matrix_lr == 0.02
     assert run_config("rtx4090", False, ["--from=src"]).device_batch_size == 4  # what a profile says of its machine
@@ -90,6 +92,16 @@ def test_a_fine_tuning_keeps_what_the_source_had(base: Path) -> None:
 def test_a_source_without_fine_tuning_gives_an_eighth_of_its_steps(base: Path) -> None:
     source(num_iterations=80)
     assert continued().sft_iterations == 0 and continued("--chat-data=chats.jsonl").sft_iterations == 10
+
+
+def test_whose_conversations(base: Path) -> None:
+    """The text's own of a source without a text of its user's, also where another text comes; else none but its user's."""
+    source(data="", dataset="embedded", sft_iterations=3)
+    for flags in ([], ["--data=other.txt"]):
+        assert type(text_source(continued(*flags)).conversations) is EmbeddedConversations
+    source(identity="id.toml", sft_iterations=3)
+    for flags in ([], ["--data=other.txt"]):
+        assert type(text_source(continued(*flags)).conversations) is ConversationSource
 
 
 @pytest.mark.parametrize("flag", ["--data=other.txt", "--dataset=embedded", "--num_iterations=7", "--target_param_data_ratio=3"])
@@ -172,7 +184,12 @@ def test_a_copy_is_whole_and_no_checkpoint_of_the_run(base: Path) -> None:
 def test_its_plan(base: Path) -> None:
     source(sft_iterations=6, num_iterations=6_000_000)
     whole, tuned = make_plan(read_config("src")), make_plan(continued("--run=new"))
-    assert tuned.tokens == 0 and tuned.sft_steps == 6 and tuned.seconds < whole.seconds and tuned.memory_bytes["optimizer"] == whole.memory_bytes["optimizer"]
+    assert (
+        tuned.tokens == 0
+        and tuned.sft_steps == 6
+        and tuned.seconds < whole.seconds
+        and tuned.memory_bytes["optimizer"] == whole.memory_bytes["optimizer"]
+    )
     assert tuned.disk_parts["rows"] == 0 and tuned.download_bytes == 0
 
 
