@@ -7,7 +7,6 @@ import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -17,10 +16,12 @@ from nanochat.errors import DataError, UsageError
 from nanochat.export.folder import import_folder, licence_of, model_card, write_folder
 from nanochat.pipeline import train as run
 from nanochat.runs import record as runs
-from tests.tiny import call, chats, config, flags, losses, sentences, start, wait_for
+from tests.tiny import WORDS, call, chats, config, flags, losses, sentences, start, wait_for
 
 pytestmark = pytest.mark.long
 STEPS = {"num_iterations": 6, "sft_iterations": 4, "save_every": 2, "keep_last": 10}
+
+RL = ("--rl_iterations=20", "--rl_num_samples=4", "--rl_examples_per_step=4", "--rl_max_new_tokens=8", "--rl_eval_examples=8")
 
 
 @pytest.fixture(autouse=True)
@@ -36,10 +37,12 @@ def as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Two texts and two files of conversations."""
+    """Two texts, two files of conversations, and one of problems."""
     folder = tmp_path_factory.mktemp("files")
     texts = {"text": sentences(folder / "text.txt"), "other": sentences(folder / "other.txt", seed=5)}
-    return texts | {"chats": chats(folder / "chats.jsonl"), "new": chats(folder / "new.jsonl", 90)}
+    asked = folder / "problems.jsonl"
+    asked.write_text("".join(json.dumps({"question": f"{word}?", "answer": word}) + "\n" for word in WORDS), encoding="utf-8")
+    return texts | {"problems": asked, "chats": chats(folder / "chats.jsonl"), "new": chats(folder / "new.jsonl", 90)}
 
 
 @pytest.fixture
@@ -179,15 +182,16 @@ def test_another_machine_needs_the_mirror_alone(
     [
         ("sft", ["--sft_iterations=60"]),
         ("base", ["--num_iterations=60", "--sft_iterations=3", "--data=OTHER"]),
-        ("rl", ["--stage=rl", "--rl_iterations=20", "--rl_num_samples=4", "--rl_max_new_tokens=8", "--rl_eval_examples=8"]),
+        ("rl", ["--stage=rl", "--problems=PROBLEMS", *RL]),
     ],
 )
 def test_killed_it_resumes_exactly(base: Path, files: dict[str, Path], kind: str, options: list[str]) -> None:
     """At its first steps and in the midst of its stage, the source removed after the first."""
-    embedded: dict[str, Any] = {"data": "", "dataset": "embedded"}
-    made = call(base, "entrypoint.py", *flags(files["text"], run="src", **STEPS, **embedded), timeout=200)
+    made = call(base, "entrypoint.py", *flags(files["text"], run="src", chat_data=str(files["chats"]), **STEPS), timeout=200)
     assert made.returncode == 0, made.stderr
-    command = ["entrypoint.py", "train", "--from=src", "--save_every=3", *(each.replace("OTHER", str(files["other"])) for each in options)]
+    named = {"OTHER": str(files["other"]), "PROBLEMS": str(files["problems"])}
+    given = [f"{option.partition('=')[0]}={named.get(value, value)}" for option in options for value in [option.partition("=")[2]]]
+    command = ["entrypoint.py", "train", "--from=src", "--save_every=3", *given]
     straight = call(base, *command, "--run=straight", timeout=300)
     assert straight.returncode == 0, straight.stderr
     for step in (1, 5, 11):
