@@ -14,7 +14,7 @@ CRATE_FILES := $(wildcard rustbpe/*.toml rustbpe/*.pyi rustbpe/Cargo.lock) $(she
 export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test check test-slow test-containers test-browser lint docs bench lock clean
+.PHONY: help install quickstart chat serve test check test-slow test-containers test-browser lint docs bench lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' Makefile
@@ -26,6 +26,12 @@ $(STAMP): requirements.lock pyproject.toml scripts/install.sh $(CRATE_FILES)
 
 quickstart: $(STAMP) ## from nothing to a chat: train a small model on this machine's CPU and talk to it
 	$(PYTHON) entrypoint.py quickstart
+
+chat: $(STAMP) ## chat with the newest model in this terminal
+	$(PYTHON) entrypoint.py chat
+
+serve: $(STAMP) ## the chat page and the API on http://127.0.0.1:8000/ (make serve PORT=8080: another port)
+	$(PYTHON) entrypoint.py serve $(if $(PORT),--port $(PORT))
 
 test: $(STAMP) ## every test that needs no GPU, container or browser and is not marked slow
 	cargo test --quiet $(CRATE)
@@ -44,10 +50,11 @@ test-containers: $(STAMP) ## the tests that build and run containers
 test-browser: $(STAMP) ## the page in headless Chromium (skipped where there is none)
 	$(PYTHON) -m pytest -m browser
 
-lint: $(STAMP) ## ruff, mypy, clippy, the formatters' checks, hadolint, zizmor
+lint: $(STAMP) ## ruff, mypy, clippy, the formatters' checks, prose, hadolint, zizmor
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+	$(PYTHON) -m scripts.prose
 	.venv/bin/hadolint Dockerfile.cuda
 	.venv/bin/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	.venv/bin/check-jsonschema --quiet --builtin-schema vendor.renovate .github/renovate.json

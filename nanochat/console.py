@@ -1,4 +1,4 @@
-"""Messages and progress on stderr; stdout is left to results."""
+"""Messages and progress on stderr, results on stdout."""
 
 import json
 import os
@@ -7,6 +7,7 @@ import shutil
 import sys
 import time
 import traceback
+import unicodedata
 from functools import cache
 from pathlib import Path
 from types import TracebackType
@@ -15,17 +16,19 @@ from typing import Any
 from nanochat.errors import NanochatError, Preempted
 from nanochat.redaction import redact
 
-# What could move the cursor, hide text or show it in another order than it has: C0 and C1 controls, and bidirectional overrides.
+# Characters that move the cursor, hide text or reorder it: C0 and C1 controls, and bidirectional overrides.
 _STEERING = [code for code in (*range(32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A)) if chr(code) not in "\t\n"]
 _SURROGATES = range(0xD800, 0xE000)  # lone ones, which no encoding holds
 _PRINTABLE = dict.fromkeys(_STEERING, "") | dict.fromkeys(_SURROGATES, "\ufffd")
 _ESCAPED = {code: f"\\u{code:04x}" for code in (*_STEERING, *_SURROGATES)}
 
 BOLD = "1"  # SGR code
+_CLEAR = "\r\x1b[K"  # to the line's first column, and nothing on it
 
 QUIET, NORMAL, VERBOSE = range(3)  # how much is printed on stderr: warnings, errors and results; progress too; details for experts too
 
 _muted = False
+_shows_bar = False  # the terminal's last line is a progress bar, without a newline
 _level = NORMAL
 
 
@@ -36,22 +39,22 @@ def set_level(level: int) -> None:
 
 
 def mute() -> None:
-    """Print nothing more: for every rank but the main one."""
+    """Print nothing from now on; called on every rank but the main one."""
     global _muted
     _muted = True
 
 
 def printable(text: str) -> str:
-    """`text` from wherever it comes, without what could steer a terminal; tab and newline stay."""
+    """`text` without the characters that control a terminal; tab and newline stay."""
     return text.translate(_PRINTABLE)
 
 
 @cache
 def command() -> str:
-    """What a user types here to run `nanochat`, in a shell opened just now.
+    """The command that runs `nanochat` in a fresh shell here.
 
-    `nanochat` where that is this installation's, else its path. In a container: NANOCHAT_COMMAND, which docker-compose.yml sets to its
-    own form for the host's shell.
+    `nanochat` if that name on the PATH is this installation, else its path. In a container NANOCHAT_COMMAND, which docker-compose.yml
+    sets to the `docker compose` command of the host's shell.
     """
     if chosen := os.environ.get("NANOCHAT_COMMAND"):
         return chosen
@@ -66,39 +69,56 @@ def command() -> str:
 
 
 def runnable(text: str) -> str:
-    """`text` with each command in backticks, written `nanochat ...` in the code, in the form that runs here: see `command`."""
+    """`text` with each command in backticks, `nanochat ...` in the code, in the form that runs here (see `command`)."""
     return text.replace("`nanochat ", f"`{command()} ")
 
 
 def log(message: str = "", code: str = "", level: int = NORMAL) -> None:
-    """Print one line on stderr, at once, in the SGR style `code`, unless `level` is above the one that is set. Warnings and errors always.
+    """Print one line on stderr without buffering, in the SGR style `code`, if `level` is at most the one set (warnings and errors always).
 
-    The line is printable, no address in it has its credentials, and the commands in backticks run where it is printed.
+    Control characters and credentials are removed, and commands in backticks get the form that runs here.
     """
+    global _shows_bar
     if not _muted and (level <= _level or message.startswith(("warning:", "error:", "hint:"))):
         line = printable(" ".join(redact(runnable(message)).splitlines()))
-        print(style(line, code) if code else line, file=sys.stderr, flush=True)
+        bar, _shows_bar = _CLEAR if _shows_bar else "", False
+        print(bar + (style(line, code) if code else line), file=sys.stderr, flush=True)
+
+
+def confirm(question: str) -> bool:
+    """Whether a person at the terminal answers `question` with yes.
+
+    False for any other answer, at the end of the input, and without asking where stdin, stdout or stderr is no terminal.
+    """
+    if not all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr)):
+        return False
+    try:
+        print(f"{printable(question)} [y/N] ", end="", file=sys.stderr, flush=True)
+        return input().strip().lower() in ("y", "yes")
+    except (EOFError, KeyboardInterrupt):
+        log()
+        return False
 
 
 def show(text: str = "", end: str = "\n") -> None:
-    """Print a result, or a part of one, on stdout, at once: printable, and with ? for what stdout's encoding lacks."""
+    """Print a result, or a part of one, on stdout without buffering; characters that stdout's encoding lacks become ?."""
     encoding = sys.stdout.encoding or "utf-8"
     print(printable(text).encode(encoding, "replace").decode(encoding), end=end, flush=True)
 
 
 def show_json(value: Any) -> None:
-    """Print a result as one line of JSON on stdout, with what could steer a terminal as JSON's own escapes."""
+    """Print a result as one line of JSON on stdout, with control characters as JSON escapes."""
     encoding = sys.stdout.encoding or "utf-8"
     text = json.dumps(value, ensure_ascii=encoding.lower().replace("-", "") != "utf8")
     print(text.translate(_ESCAPED), flush=True)
 
 
 def fail(error: NanochatError) -> int:
-    """Print an error and its hint, a line each; returns its exit code. Under NANOCHAT_DEBUG=1 it is raised instead, to show where."""
+    """Print an error and its hint, a line each, and return its exit code. With NANOCHAT_DEBUG=1 raise it, for the traceback."""
     if os.environ.get("NANOCHAT_DEBUG") == "1":
         sys.excepthook = _show_traceback
         raise error
-    message = " ".join(error.message.split())  # one line, whatever a library's own words hold
+    message = " ".join(error.message.split())  # one line, although a library's message may have several
     log(message if isinstance(error, Preempted) else f"error: {message}", level=QUIET)
     if error.hint:
         log(f"hint: {error.hint}")
@@ -106,7 +126,7 @@ def fail(error: NanochatError) -> int:
 
 
 def _show_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Print a traceback as Python does, printable and without credentials: an exception has the words of servers and files."""
+    """Print a traceback through `log`, because an exception's text may come from a server or a file."""
     for part in traceback.format_exception(kind, error, trace):
         for line in part.splitlines():
             log(line)
@@ -120,7 +140,7 @@ def style(text: str, code: str = BOLD) -> str:
 
 
 def duration(seconds: float) -> str:
-    """`seconds` for people: 42 s, 3 min 05 s, 2 h 10 min, 3 d 4 h."""
+    """`seconds` in readable units: 42 s, 3 min 05 s, 2 h 10 min, 3 d 4 h."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -139,10 +159,33 @@ def quantity(value: float) -> str:
     return f"{value:.0f}"
 
 
-class Progress:
-    """Progress of long work: a bar on a terminal, a plain line every few seconds elsewhere, with rate and time left.
+def columns(text: str) -> int:
+    """The columns that `text` takes on a terminal: two for a wide Chinese character, none for a combining one."""
+    wide = sum(unicodedata.east_asian_width(letter) in "WF" for letter in text)
+    return len(text) + wide - sum(unicodedata.category(letter) in ("Mn", "Me", "Cf") for letter in text)
 
-    `total` may be 0 where the end is not known. Use as a context manager; `advance` may be called very often.
+
+def fitted(text: str, width: int) -> str:
+    """`text`, cut where it takes more than `width` columns; then its last column is an ellipsis."""
+    if columns(text) <= width:
+        return text
+    while text and columns(text) > width - 1:
+        text = text[:-1]
+    return f"{text}…" if width > 0 else ""
+
+
+def terminal_width() -> int:
+    """The columns of the terminal on stderr; 80 where it does not say."""
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns or 80
+    except (OSError, ValueError):
+        return 80
+
+
+class Progress:
+    """Progress of long work with units per second and time left: a bar on a terminal, else a line every few seconds.
+
+    `total` is 0 if unknown. Use as a context manager; `advance` is cheap to call often.
     """
 
     def __init__(self, what: str, total: float, unit: str, plain_every: float = 10.0):
@@ -164,23 +207,33 @@ class Progress:
             self._show(now)
 
     def _show(self, now: float) -> None:
+        global _shows_bar
         rate = self.done / max(now - self.began, 1e-9)
-        line = f"{self.what}: {quantity(self.done)}"
-        if self.total:
-            line += f"/{quantity(self.total)}"
-        line += f" {self.unit}, {quantity(rate)}/s"
-        if self.total and rate:
-            line += f", {duration(max(self.total - self.done, 0) / rate)} left"
-        if self.terminal:
-            filled = int(24 * min(self.done / self.total, 1)) if self.total else 0
-            bar = f"[{'#' * filled}{'.' * (24 - filled)}] " if self.total else ""
-            print(f"\r\x1b[K{bar}{printable(line)}", end="", file=sys.stderr, flush=True)
-        else:
-            log(line)
+        done = f"{self.what}: {quantity(self.done)}" + (f"/{quantity(self.total)}" if self.total else "")
+        left = f", {duration(max(self.total - self.done, 0) / rate)} left" if self.total and rate else ""
+        whole = f"{done} {self.unit}, {quantity(rate)}/s{left}"
+        if not self.terminal:
+            log(whole)
+            return
+        width = terminal_width() - 1  # a terminal may wrap after its last column
+        shorter = (printable(line) for line in (whole, f"{done}{left}", done))
+        line = next((line for line in shorter if columns(line) <= width), fitted(printable(done), width))
+        print(f"{_CLEAR}{self._bar(width - columns(line))}{line}", end="", file=sys.stderr, flush=True)
+        _shows_bar = True
+
+    def _bar(self, room: int) -> str:
+        """The bar and a space in at most `room` columns; "" where it would be too short to tell anything, or the end is not known."""
+        length = min(24, room - 3)
+        if not self.total or length < 6:
+            return ""
+        filled = int(length * min(self.done / self.total, 1))
+        return f"[{'#' * filled}{'.' * (length - filled)}] "
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self.terminal:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+        global _shows_bar
+        if self.terminal and _shows_bar:
+            _shows_bar = False
+            print(_CLEAR, end="", file=sys.stderr, flush=True)
         if kind is None:
             seconds = time.monotonic() - self.began
             log(f"{self.what}: {quantity(self.done)} {self.unit} in {duration(seconds)}", level=NORMAL if seconds >= 1 else VERBOSE)

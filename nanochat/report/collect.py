@@ -20,6 +20,7 @@ from nanochat.hardware.machine import this_machine
 from nanochat.model import scaling
 from nanochat.paths import atomic_write, atomic_write_json, dataset_dir, disk_error, read_json_object
 from nanochat.redaction import redact
+from nanochat.report import origin
 from nanochat.report.html import page
 from nanochat.report.markdown import markdown
 from nanochat.runs.metrics import EVALUATED, SAMPLES, STAGES, read_metrics
@@ -35,11 +36,11 @@ def write_report(run_dir: Path) -> Report:
     """Read config.toml, metrics.jsonl and the results in `run_dir` and write report.md, .html and .json; returns the JSON's value.
 
     Whatever is missing, or torn by a crash, is left out: a running or broken run has a report too. The JSON comes last: where it
-    is there, so are the others. Raises DataError where there is no such folder, PreflightError where the disk refuses.
+    is there, so are the others. Raises DataError if there is no such folder, PreflightError if the disk refuses.
     """
     if not run_dir.is_dir():
         raise DataError(f"there is no run in {run_dir}", "give --run the name of one, or start it with train")
-    report = _collect(run_dir)
+    report = collect(run_dir)
     try:
         for name, text in _texts(report).items():
             atomic_write(run_dir / name, text)
@@ -63,8 +64,8 @@ def _texts(report: Report) -> dict[str, str]:
     return {"report.md": printable(markdown(report)), "report.html": printable(page(report))}
 
 
-def _collect(run_dir: Path) -> Report:
-    """The report of what `run_dir` holds."""
+def collect(run_dir: Path) -> Report:
+    """The report of what `run_dir` holds, not written."""
     config = _read_config(run_dir / "config.toml")
     lines = read_metrics(run_dir / "metrics.jsonl")
     results = read_results(run_dir)
@@ -79,6 +80,9 @@ def _collect(run_dir: Path) -> Report:
         "profile": config.get("profile", ""),
         "trial": bool(config.get("trial", False)),
         "finished": bool(summary),
+        "date": origin.date(run_dir),
+        "command": origin.command(config),
+        "revision": origin.revision(run_dir),
         "scores": summary.get("scores"),
         "bpb": summary.get("bpb", measured[-1] if measured else None),
         "seconds": summary.get("seconds", last.get("elapsed_seconds", 0.0)),
@@ -98,7 +102,7 @@ def _collect(run_dir: Path) -> Report:
 
 
 def _plan(run_dir: Path, lines: Sequence[dict[str, Any]], summary: dict[str, Any]) -> dict[str, Comparison]:
-    """What was planned before the first step and what came, by figure; {} where no plan was kept."""
+    """What was planned before the first step and what came, by figure; {} if no plan was kept."""
     planned = read_json_object(run_dir / PLAN)
     speeds = [line["tokens_per_second"] for line in lines if line["stage"] == "base" and "tokens_per_second" in line]
     trained = [line["tokens"] for line in lines if line["stage"] == "base" and "tokens" in line]
@@ -129,7 +133,7 @@ def _samples_by_step(path: Path) -> list[StepSample]:
 
 
 def _data(path: Path) -> dict[str, str]:
-    """What the run read, with its licence and every hash that is needed to repeat it; {} where the record cannot be read."""
+    """What the run read, with its licence and every hash that is needed to repeat it; {} if the record cannot be read."""
     try:
         frozen = tomllib.loads(path.read_text(encoding="utf-8"))["frozen"]
         dataset = read_manifest(dataset_dir(frozen["dataset"]))
@@ -143,7 +147,7 @@ def _data(path: Path) -> dict[str, str]:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    """The values of the run's config; {} where they cannot be read."""
+    """The values of the run's config; {} if they cannot be read."""
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
