@@ -160,10 +160,8 @@ def require_learnable(conversations: Sequence[Conversation], tokenizer: Tokenize
             break
     if needed > seq_len:
         hint = f"use shorter conversations, or --max_seq_len {needed} or more" if needed < sys.maxsize else "give some with answers"
-        raise DataError(
-            f"none of the {len(conversations):,} conversations has an answer within the sequence length of {seq_len:,} tokens",
-            f"use shorter conversations, or --max_seq_len {needed} or more" if needed < sys.maxsize else "give conversations with answers",
-        )
+        message = f"none of the {len(conversations):,} conversations has an answer within the sequence length of {seq_len:,} tokens"
+        raise DataError(message, hint)
     if cut:
         looked = f"{len(places):,}" if len(places) == len(conversations) else f"{len(places):,} looked at"
         log(f"conversations: {cut:,} of {looked} are cut at {seq_len:,} tokens; {unanswered:,} of them have no answer before that")
