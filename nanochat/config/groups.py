@@ -65,14 +65,19 @@ class DataConfig(Group):
     """What the model learns from."""
 
     dataset: str = field("climbmix", "pretraining text: embedded, climbmix, fineweb-edu or hf:OWNER/NAME")
-    data: str = field("", "your own text instead: a folder or file of parquet, jsonl or txt")
-    chat_data: str = field("", "your own conversations: a jsonl file, or a public set: hf:OWNER/NAME")
+    data: str = field("", "your own text instead: a file or a directory of them, PATH or PATH:COLUMN")
+    encoding: str = field("", "encoding of the text files of --data, such as cp1252; empty: detected")
+    chat_data: str = field("", "your own conversations: a file or a directory of them, or a public set: hf:OWNER/NAME")
     identity: str = field("", "TOML file of the model's name, maker, languages and traits, learned in fine-tuning")
     shards: int = field(-1, "training shards to use; -1: what the token count needs")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require_positive_or_rule("shards")
+        try:
+            "".encode(self.encoding or "utf-8")
+        except LookupError:
+            raise UsageError(f"encoding = {self.encoding!r} is unknown", "a name such as utf-8, cp1252, big5 or gb18030") from None
 
 
 @dataclasses.dataclass(frozen=True)
