@@ -8,7 +8,7 @@ from nanochat.cli.dataset import module
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code. Errors are an `error:` and a `hint:` line on stderr."""
-    return exit_code(invoke, module, "python -m nanochat.dataset --help lists the options", arguments)
+    return exit_code(invoke, module, arguments, "python -m nanochat.dataset")
 
 
 if __name__ == "__main__":

@@ -1,14 +1,16 @@
-"""What can go wrong, each with the exit code that scripts and schedulers rely on.
+"""Errors and their exit codes, which scripts and schedulers rely on, and which codes are restarted.
 
-An error carries one line that says what happened and one that says what to do; the command line prints
-both on stderr and exits with `exit_code`. Who restarts which code is said here too, below.
+An error has a message and a hint, one line each. The command line prints both on stderr and exits with `exit_code`.
 """
+
+import difflib
+from collections.abc import Iterable, Sequence
 
 from nanochat.redaction import redact
 
 
 class NanochatError(Exception):
-    """An error that a user can act on: `message` says what happened, `hint` what to do about it."""
+    """An internal error, or the base of one that a user can act on: `message` says what is wrong, `hint` what to do about it."""
 
     exit_code = 1
 
@@ -18,55 +20,68 @@ class NanochatError(Exception):
 
 
 class UsageError(NanochatError):
-    """Bad usage or configuration."""
+    """Wrong usage or configuration: an unknown option, a value out of range, a run that exists with another configuration."""
 
     exit_code = 2
 
 
 class PreflightError(NanochatError):
-    """The machine cannot run what was asked: no such device, no space, a folder that cannot be written."""
+    """The machine cannot run this: no such device, too little memory or disk space, a directory that cannot be written."""
 
     exit_code = 3
 
 
 class DataError(NanochatError):
-    """Data is missing, unreadable or corrupt."""
+    """Data, a run or a checkpoint is missing, unreadable or corrupt."""
 
     exit_code = 4
 
 
 class NonFiniteError(NanochatError):
-    """The loss or a gradient is no longer finite; raised before the update that would spread it."""
+    """The loss or a gradient is NaN or Inf. Raised before the weights are updated with it, so the last checkpoint is good."""
 
     exit_code = 5
 
 
 class OutOfMemoryError(NanochatError):
-    """Out of memory at the smallest batch."""
+    """Out of memory at the smallest micro-batch size."""
 
     exit_code = 6
 
 
 class HungError(NanochatError):
-    """A rank was lost, or nothing has moved for too long."""
+    """A process hung for --hang_timeout seconds, or a rank was lost."""
 
     exit_code = 7
 
 
 class Preempted(NanochatError):
-    """Stopped by a signal after a checkpoint was saved; the same command resumes."""
+    """Stopped by a signal after a checkpoint was saved. The same command resumes."""
 
     exit_code = 75
 
 
 # Final for the launcher on one machine, which restarts all others. The first five would come again: bad usage, a machine or data that
-# cannot do it, a loss that is not finite, memory. 75 is in both sets: whoever preempts a process takes its machine or wants it stopped,
-# so to start it again right here is pointless or unwanted; started again by an orchestrator, elsewhere or later, it resumes.
+# cannot do it, NaN or Inf, out of memory. 75 is in both sets: whoever preempts a process takes its machine or wants it stopped, so a
+# restart on this machine is pointless or unwanted. An orchestrator that starts it again, elsewhere or later, resumes the run.
 LAUNCHER_FINAL_CODES = (
     *(error.exit_code for error in (UsageError, PreflightError, DataError, NonFiniteError, OutOfMemoryError)),
     Preempted.exit_code,
 )
 
 # Retried by an orchestrator (Kubernetes, the guard of a rented pod), from the newest checkpoint: a crash, a lost or hung rank, a
-# preemption. It takes every other code for final.
+# preemption. Every other code is final.
 ORCHESTRATOR_RETRIED_CODES = (NanochatError.exit_code, HungError.exit_code, Preempted.exit_code)
+
+INTERRUPTED, CLOSED_PIPE = 130, 141  # exit codes that no error has: Ctrl-C outside of training; the reader of stdout has gone
+
+
+def closest(word: str, known: Iterable[str]) -> str:
+    """The `known` word that a mistyped one is closest to; "" where none is close."""
+    return next(iter(difflib.get_close_matches(word.lower(), list(known), n=1)), "")
+
+
+def did_you_mean(word: str, known: Sequence[str], listed: Sequence[str] = (), title: str = "one of") -> str:
+    """A hint for a mistyped `word`: the closest of the `known` ones if one is close, and the `listed` ones (all of them)."""
+    close = closest(word, known)
+    return (f"did you mean {close}? " if close else "") + f"{title}: {', '.join(listed or known)}"

@@ -1,10 +1,15 @@
-"""`python tests/fault_at.py kill:N|full:BYTES ARGUMENTS`: the command line, with a fault among its writes.
+"""`python tests/fault_at.py kill:N|full:N|room:BYTES ARGUMENTS`: the command line, with a fault among its writes.
 
 kill:N      killed (SIGKILL) instead of its N-th fsync. Every file that must survive is written under a temporary name and synced, then
             renamed, then its folder is synced: each N is a moment between two of these.
-full:BYTES  as the first file is written atomically into a run's folder, the data directory's disk is filled but for so many bytes.
+full:N      the data directory's disk is filled after its N-th fsync, with 0 before it begins. Nothing is written after that.
+room:BYTES  as the first file is written atomically into a run's folder, the disk is filled but for so many bytes.
+
+With full:N, stderr's last line says how many fsyncs there were.
 """
 
+import atexit
+import contextlib
 import os
 import re
 import shutil
@@ -28,21 +33,46 @@ def kill_at(number: int) -> None:
     os.fsync = fsync  # type: ignore[assignment]
 
 
+def fill(room: int = 0) -> None:
+    """Fill the data directory's disk with one file but for `room` bytes."""
+    filler = Path(os.environ["NANOCHAT_BASE_DIR"], "filler")
+    with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        left = shutil.disk_usage(filler.parent).free // 4096 * 4096 - room
+        while left > 0:
+            left -= file.write(bytes(min(left, 1 << 20)))
+
+
+def fill_at(number: int) -> None:
+    """Have the disk filled after the fsync of that number."""
+    done, sync = [0], os.fsync
+
+    def fsync(descriptor: int) -> None:
+        sync(descriptor)
+        done[0] += 1
+        if done[0] == number:
+            fill()
+
+    os.fsync = fsync  # type: ignore[assignment]
+    atexit.register(lambda: print(f"fsyncs: {done[0]}", file=sys.stderr, flush=True))
+    if number == 0:
+        fill()
+
+
 def fill_to(room: int) -> None:
     """Have the disk filled once, before the first atomic write into a run's folder."""
-    filled: list[Path] = []
+    filled: list[bool] = []
 
     def watch(event: str, arguments: tuple[object, ...]) -> None:
         if event == "open" and not filled and re.search(r"/runs/[^/]+/\.tmp-", str(arguments[0])):
-            filled.append(Path(os.environ["NANOCHAT_BASE_DIR"], "filler"))
-            filled[0].write_bytes(bytes(max(shutil.disk_usage(filled[0].parent).free // 4096 * 4096 - room, 0)))
+            filled.append(True)
+            fill(room)
 
     sys.addaudithook(watch)
 
 
 def main() -> None:
     kind, _, number = sys.argv.pop(1).partition(":")
-    {"kill": kill_at, "full": fill_to}[kind](int(number))
+    {"kill": kill_at, "full": fill_at, "room": fill_to}[kind](int(number))
     from nanochat.cli.app import main as command
 
     command()

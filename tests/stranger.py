@@ -18,7 +18,16 @@ from pathlib import Path
 UNKNOWN = 97
 STEPS = ("--num_iterations=20", "--sft_iterations=4", "--eval_tokens=1024")
 SHAPE = ("--depth=2", "--aspect_ratio=16", "--head_dim=16", "--max_seq_len=64", "--device_batch_size=2", "--total_batch_size=128")
-MINIATURE = (*STEPS, *SHAPE, "--vocab_size=300", "--core_metric_max_per_task=4", "--device=cpu", "--compile=off", "--hours=0")
+MINIATURE = (
+    *STEPS,
+    *SHAPE,
+    "--vocab_size=300",
+    "--core_metric_max_per_task=4",
+    "--device=cpu",
+    "--compile=off",
+    "--hours=0",
+    "--nproc_per_node=1",
+)
 REINFORCED = ("--rl_iterations=2", "--rl_examples_per_step=2", "--rl_num_samples=2", "--rl_max_new_tokens=16", "--rl_eval_examples=4")
 HOURS = "--hours=0.01"
 DOWNLOADED = ("--shards=2",)
@@ -44,7 +53,7 @@ def train(words: list[str]) -> tuple[str, list[list[str]]]:
     if words[0] == "train" and profile not in ("", "auto", "cpu"):  # what a card would do: its plan, and the same small, without the card
         plan = ["plan", *(word for word in words[1:] if not word.startswith("--stage="))]
         few = DOWNLOADED if "--trial" not in words else ()
-        reinforced = REINFORCED if value(words, "--stage") == "rl" else ()
+        reinforced = REINFORCED if value(words, "--stage") == "rl" or value(words, "--rl_iterations") else ()
         return "planned, then done in miniature on the CPU", [plan, [*words, *MINIATURE, *few, *reinforced]]
     shorter = HOURS if value(words, "--hours") else STEPS
     here = ["--profile=cpu"] if words[0] == "train" else []  # auto would take the card of this machine, if it has one
@@ -52,8 +61,12 @@ def train(words: list[str]) -> tuple[str, list[list[str]]]:
 
 
 def entrypoint(words: list[str]) -> tuple[str, list[list[str]]]:
-    """The arguments of entrypoint.py -> the kind, and the arguments that it is called with, one call after the other."""
+    """The arguments of `nanochat` -> the kind, and the arguments that it is called with, one call after the other."""
     command = words[0]
+    if command == "serve":
+        return READ_ONLY.format("a browser"), []
+    if value(words, "--log_to"):
+        return READ_ONLY.format("a package of its own"), []
     if command in ("train", "quickstart"):
         return train(words)
     if command == "doctor":
@@ -70,8 +83,8 @@ def entrypoint(words: list[str]) -> tuple[str, list[list[str]]]:
 def rule(words: list[str]) -> tuple[str, list[list[str]]]:
     """A command -> its kind, and the commands that are run for it. Raises LookupError where there is no rule."""
     program, rest = words[0], words[1:]
-    if program == "python" and rest[:1] == ["entrypoint.py"]:
-        kind, calls = entrypoint(rest[1:])
+    if program == "nanochat" or (program == "python" and rest[:1] == ["entrypoint.py"]):
+        kind, calls = entrypoint(rest[program == "python" :])
         return kind, [[sys.executable, "entrypoint.py", *call] for call in calls]
     if program == "python" and rest[:2] == ["-m", "nanochat.dataset"]:
         return "done as written", [[sys.executable, *rest]]
@@ -88,7 +101,7 @@ def rule(words: list[str]) -> tuple[str, list[list[str]]]:
         if not _has_compose():
             return READ_ONLY.format("docker compose"), []
         return "its files read by compose", [["docker", "compose", "config", "--quiet"]]
-    if program in ("apt-get", "uv"):
+    if program == "uv" or [program, *rest[:1]] in (["git", "clone"], ["sudo", "apt-get"]):
         return READ_ONLY.format("the network"), []
     raise LookupError(program)
 

@@ -3,14 +3,15 @@
 import ast
 import io
 import json
+import os
 import sys
 from pathlib import Path
 
 import pytest
 
 from nanochat import console
-from nanochat.console import Progress, duration, fail, log, printable, quantity, show, show_json, style
-from nanochat.errors import DataError
+from nanochat.console import Progress, columns, duration, fail, log, printable, quantity, show, show_json, style
+from nanochat.errors import DataError, Preempted
 
 PACKAGE = Path(console.__file__).parent
 HOSTILE = "a\x1b]0;title\x07\x1b[2Jb\r\x9b31mc\x85\u202egnp.exe\u2066\x7f\0\udc9b\ud800\b"
@@ -85,7 +86,63 @@ def test_a_failure_is_not_told_as_done(capfd: pytest.CaptureFixture[str]) -> Non
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.parametrize("width", [120, 80, 40, 20, 8, 1])
+@pytest.mark.parametrize("what", ["packing shard_00000.parquet", "打包訓練資料 shard_00000.parquet"])
+def test_a_bar_never_wraps(what: str, width: int, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line that wraps is not erased by the next one; the terminal's last column may wrap as well."""
+    now = [0.0]
+    monkeypatch.setattr("nanochat.console.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("os.get_terminal_size", lambda *_: os.terminal_size((width, 24)))
+    with Progress(what, 123_456_789, "documents") as progress:
+        for _ in range(20):
+            now[0] += 987.6
+            progress.advance(6_000_000)
+        log("a message above the bar")
+    frames = capfd.readouterr().err.split("\r\x1b[K")
+    shown = [frame for frame in frames if "\n" not in frame]
+    assert len(shown) > 20 and max(map(columns, shown)) <= max(width - 1, 0)
+    assert frames[-2:] == [*frames[-2:-1], f"a message above the bar\n{what}: 120.0M documents in 5 h 29 min\n"]
+    if width == 120:
+        assert shown[-1].startswith("[#######################.] ") and "6.1K/s, 9 min" in shown[-1]
+    if width == 40:
+        assert shown[-1].startswith(what[:8])
+
+
+def test_columns_of_wide_and_combining_characters() -> None:
+    assert (columns("abc"), columns("訓練"), columns("e\u0301"), columns("（）")) == (3, 4, 1, 4)
+
+
 # ---- foreign text ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def level(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put the level back after a test that sets it."""
+    monkeypatch.setattr(console, "_level", console.NORMAL)
+
+
+@pytest.mark.parametrize(
+    ("level_set", "shown"),
+    [
+        (console.QUIET, "warning: w\nerror: e\nhint: h\nstopped\n"),
+        (console.NORMAL, "plain\nwarning: w\nerror: e\nhint: h\nstopped\n"),
+        (console.VERBOSE, "plain\nexpert\nwarning: w\nerror: e\nhint: h\nstopped\nreading: 0 bytes in 0 s\n"),
+    ],
+)
+def test_levels(level_set: int, shown: str, level: None, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Warnings and errors always, details for experts with VERBOSE, and how an unfinished run ended."""
+    monkeypatch.delenv("NANOCHAT_DEBUG", raising=False)
+    console.set_level(level_set)
+    log("plain")
+    log("expert", level=console.VERBOSE)
+    log("warning: w")
+    fail(DataError("e", "h"))
+    fail(Preempted("stopped"))
+    with Progress("reading", 0, "bytes"):
+        pass
+    show("result")
+    assert capfd.readouterr() == ("result\n", shown)
 
 
 def test_foreign_text_is_printable() -> None:
@@ -95,7 +152,10 @@ def test_foreign_text_is_printable() -> None:
     assert not [c for c in printable(everything) if (ord(c) < 32 and c not in "\t\n") or 127 <= ord(c) < 160 or 0xD800 <= ord(c) < 0xE000]
 
 
-def test_whatever_prints_foreign_text_makes_it_printable(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whatever_prints_foreign_text_makes_it_printable(
+    level: None, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    console.set_level(console.VERBOSE)
     monkeypatch.delenv("NANOCHAT_DEBUG", raising=False)
     log(f"a file {HOSTILE}\nerror: forged")
     fail(DataError(f"no {HOSTILE}\nhint: forged", f"use {HOSTILE}\nerror: forged"))

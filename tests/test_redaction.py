@@ -1,5 +1,7 @@
 """Credentials in addresses: `redact` hides them in every spelling, and no output and no file of a run has one."""
 
+import html
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,7 +17,7 @@ from nanochat.hub.assets import asset_url
 from nanochat.redaction import redact, remember
 from nanochat.runs.mirror import Mirror
 from tests.fake_hub import Hub, parquet
-from tests.tiny import MODEL, ROOT, chats, environment, sentences
+from tests.tiny import MODEL, ROOT, call, chats, environment, flags, sentences
 
 SECRET = "S3CRET"
 
@@ -103,6 +105,12 @@ def test_the_config_remembers_the_mirrors_credentials() -> None:
     assert redact("no such file: /user:S3CRET@x/y/run") == "no such file: /user:***@x/y/run"
 
 
+def with_secret(folder: Path) -> list[str]:
+    """The files in `folder` that hold a secret, in their names or their bytes."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return [str(path) for path in files if SECRET in str(path) or SECRET.encode() in path.read_bytes()]
+
+
 # ---- whole commands -----------------------------------------------------------------------------------------------
 
 
@@ -161,4 +169,43 @@ def test_no_output_and_no_file_has_a_secret(hub: Hub, tmp_path: Path) -> None:
     assert "***@" in told["a file that is not there"] and "Traceback" in told["the same with its traceback"]
     files = [path for path in base.rglob("*") if path.is_file()]
     assert {"config.toml", "plan.json", "report.json", "report.html", "metrics.jsonl"} <= {path.name for path in files}
-    assert [str(path) for path in files if SECRET in str(path) or SECRET.encode() in path.read_bytes()] == []
+    assert with_secret(base) == []
+
+
+@pytest.mark.long
+def test_a_run_of_an_older_version_loses_the_mirrors_password(tmp_path: Path) -> None:
+    """Its config.toml, plan.json and reports were written with it, here and on the mirror; one command removes it, and says so once."""
+    base, mirror = tmp_path / "base", tmp_path / "mirror"
+    train = flags(sentences(tmp_path / "text.txt"), mirror=f"file://{mirror}")
+    begun = call(base, "entrypoint.py", *train)
+    assert begun.returncode == 0, begun.stderr
+    folder = base / "runs/tiny"
+    address = f'memory://user:{SECRET}"&@x/y?key={SECRET}2'
+    (folder / "config.toml").write_text((folder / "config.toml").read_text().replace(f'"file://{mirror}"', f"'{address}'"))
+    for name in ("plan.json", "report.json", "report.md", "report.html"):
+        text = (folder / name).read_text()
+        spelled = {".json": json.dumps(address)[1:-1], ".md": address, ".html": html.escape(address)}[Path(name).suffix]
+        end = {".json": "\n}\n", ".md": "", ".html": "</html>\n"}[Path(name).suffix]
+        more = f',\n  "mirror": "{spelled}"{end}' if end == "\n}\n" else f"{spelled}\n{end}"
+        (folder / name).write_text(text.removesuffix(end) + more)
+    (mirror / "tiny/config.toml").write_text((folder / "config.toml").read_text())
+    assert len(with_secret(base)) == 5 and len(with_secret(mirror)) == 1
+    again = call(base, "entrypoint.py", *train)
+    assert again.returncode == 0 and again.stderr.count("they are removed") == 1 and SECRET not in again.stderr, again.stderr
+    assert "is finished" in again.stderr, again.stderr
+    assert with_secret(base) == with_secret(mirror) == []
+    assert json.loads((folder / "plan.json").read_text())["mirror"].startswith("memory://***@x/y")
+    third = call(base, "entrypoint.py", *train)
+    assert third.returncode == 0 and "removed" not in third.stderr, third.stderr
+
+
+@pytest.mark.long
+def test_a_run_from_a_mirror_of_an_older_version_keeps_no_password(tmp_path: Path) -> None:
+    mirror, text = tmp_path / "mirror", sentences(tmp_path / "text.txt")
+    train = flags(text, mirror=f"file://{mirror}")
+    assert call(tmp_path / "first", "entrypoint.py", *train).returncode == 0
+    record = mirror / "tiny/config.toml"
+    record.write_text(record.read_text().replace(f'"file://{mirror}"', f'"memory://user:{SECRET}@x/y"'))
+    fetched = call(tmp_path / "second", "entrypoint.py", *train)
+    assert fetched.returncode == 0 and SECRET not in fetched.stderr, fetched.stderr
+    assert with_secret(tmp_path) == []

@@ -4,6 +4,7 @@ The run is tiny, with the embedded text's held-out questions. The slow tests tak
 """
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -12,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from nanochat.export import folder
 from nanochat.runs.record import open_model
+from tests.export.random_model import random_model
 from tests.tiny import MODEL, call
 
 pytestmark = pytest.mark.long
@@ -194,13 +197,33 @@ def test_an_import_killed_at_each_write(copied: Callable[..., Path], tmp_path: P
 def full_disk(copied: Callable[..., Path], finished: Path, disk: Path, room: int) -> int:
     """The end of the run with `room` bytes left from its first write on, then with more: the first exit code."""
     base = copied("evaluation.json", "heldout.jsonl", *REPORTS, to=disk)
-    ended = call(base, "tests/fault_at.py", f"full:{room}", *TRAIN[1:], timeout=120)
+    ended = call(base, "tests/fault_at.py", f"room:{room}", *TRAIN[1:], timeout=120)
     assert ended.returncode in (0, 3), ended.stderr
     if ended.returncode:
         assert "error: the disk is full while" in ended.stderr and "Traceback" not in ended.stderr
         (disk / "filler").unlink()
         require_finished(base, finished, TRAIN)
     return ended.returncode
+
+
+def fill_at(base: Path, number: int, command: list[str]) -> tuple[int, bool]:
+    """Run `command` on a disk that is full after its write of that number: its exit code, and whether it had so many writes.
+
+    Where it fails, it says that the disk is full. The disk has room again afterwards.
+    """
+    done = call(base, "tests/fault_at.py", f"full:{number}", *command[1:], timeout=120)
+    (base / "filler").unlink(missing_ok=True)
+    assert done.returncode in (0, 3) and "Traceback" not in done.stderr, done.stderr
+    if done.returncode:
+        assert len(re.findall(r"^error: the disk is full while .*$", done.stderr, re.MULTILINE)) == 1, done.stderr
+        assert done.stderr.count("hint: ") == 1, done.stderr
+    (writes,) = re.findall(r"^fsyncs: (\d+)$", done.stderr, re.MULTILINE)
+    return done.returncode, number <= int(writes)
+
+
+def empty(disk: Path) -> None:
+    for path in disk.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def test_a_disk_that_is_full_at_the_report(small_disk: Path, copied: Callable[..., Path], finished: Path) -> None:
@@ -212,9 +235,74 @@ def test_a_disk_that_is_full_at_each_write(small_disk: Path, copied: Callable[..
     """Room for ever more of the end's files, until there is enough for all."""
     codes = []
     for room in (0, 16 << 10, 48 << 10, *range(56 << 10, 400 << 10, 4 << 10)):
-        for path in small_disk.iterdir():
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        empty(small_disk)
         codes.append(full_disk(copied, finished, small_disk, room))
         if codes[-1] == 0:
             break
     assert codes[-1] == 0 and codes.count(3) >= 8, codes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [TRAIN, REPORT], ids=["the end of train", "report"])
+def test_a_disk_that_is_full_after_each_write(small_disk: Path, copied: Callable[..., Path], finished: Path, command: list[str]) -> None:
+    without, codes = ("evaluation.json", "heldout.jsonl", *REPORTS) if command == TRAIN else REPORTS, []
+    for number in range(MOST_WRITES):
+        empty(small_disk)
+        code, more = fill_at(copied(*without, to=small_disk), number, command)
+        if not more:
+            break
+        codes.append(code)
+        require_finished(small_disk, finished, TRAIN)
+    assert codes.count(3) >= (9 if command == TRAIN else 5), codes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to", ["hf", "gguf"])
+def test_an_export_on_a_disk_that_is_full_after_each_write(
+    small_disk: Path, copied: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to: str
+) -> None:
+    base, run, codes = copied(to=small_disk), "tiny", []
+    if to == "gguf":
+        monkeypatch.setenv("NANOCHAT_BASE_DIR", str(base))
+        folder.write_folder(random_model("qwen3", 1), tmp_path / "portable")
+        run = folder.import_folder(tmp_path / "portable", "portable")
+    for number in range(MOST_WRITES):
+        out = small_disk / f"export-{number}"
+        command = ["entrypoint.py", "export", f"--to={to}", f"--run={run}", f"--out={out}"]
+        code, more = fill_at(base, number, command)
+        if not more:
+            break
+        codes.append(code)
+        assert out.exists() == (code == 0) and not list(small_disk.glob(".tmp-*"))
+        if code:
+            done = call(base, *command)
+            assert done.returncode == 0, done.stderr
+        if to == "hf":
+            done = call(base, "entrypoint.py", "import", str(out), f"--run=from-{number}")
+            assert done.returncode == 0, done.stderr
+            shutil.rmtree(base / "runs" / f"from-{number}")
+        shutil.rmtree(out)
+    assert codes.count(3) >= (8 if to == "hf" else 2), codes
+
+
+@pytest.mark.slow
+def test_an_import_on_a_disk_that_is_full_after_each_write(
+    small_disk: Path, copied: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, out, codes = copied(to=small_disk), tmp_path / "export", []
+    assert call(base, "entrypoint.py", "export", "--to=hf", "--run=tiny", f"--out={out}").returncode == 0
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(base))
+    for number in range(MOST_WRITES):
+        shutil.rmtree(base / "tokenizer")  # so that each import writes one
+        command = ["entrypoint.py", "import", str(out), f"--run=from-{number}"]
+        code, more = fill_at(base, number, command)
+        if not more:
+            break
+        codes.append(code)
+        assert (base / "runs" / f"from-{number}").exists() == (code == 0) and not list((base / "runs").glob(".tmp-*"))
+        if code:
+            done = call(base, *command)
+            assert done.returncode == 0, done.stderr
+        assert open_model(f"from-{number}").chats
+        shutil.rmtree(base / "runs" / f"from-{number}")
+    assert codes.count(3) >= 6, codes

@@ -47,7 +47,7 @@ def test_plan_a(base: Path, shards: Path) -> None:
         "sample at step 1",
         "sample at step 2",
         "skipped: fine-tuning: ",
-        "by rule: ",
+        "auto: ",
     ):
         assert expected in said, said
     assert done.stdout.strip() == ""  # no result to print: the messages are on stderr

@@ -1,4 +1,4 @@
-"""A stranger's path: the blocks of commands of each README executed from top to bottom, in a fresh checkout with an empty home."""
+"""A stranger's path: each README and the guides after it executed from top to bottom, in a fresh checkout with an empty home."""
 
 import json
 import os
@@ -17,16 +17,22 @@ from nanochat.data.shards import shard_name
 from tests import stranger, tiny
 from tests.evaluation.bundle import chat_rows, write_bundle
 from tests.fake_hub import Hub, parquet
-from tests.test_readme import READMES, ROOT, blocks
+from tests.test_readme import ROOT, blocks
 
 pytestmark = pytest.mark.slow
 STANDING = ("bash", "sh", "env", "cp", "cat", "awk", "find", "touch", "dirname")  # what shells and make need of a system
-PROGRAMS = ("python", "torchrun", "make", "docker", "apt-get", "uv")
+PROGRAMS = ("nanochat", "python", "torchrun", "make", "docker", "sudo", "git", "uv")
+INSTALLED = ("nanochat", "python")  # which come with the installation, as .venv/bin/activate does
+PAGES = (
+    "README",
+    *(f"docs/guides/{page}" for page in ("train", "your-text", "evaluate", "export", "reinforcement-learning")),
+    "docs/from-the-guide",
+)
 
 
 @pytest.fixture
 def hub(tmp_path: Path) -> Iterator[Hub]:
-    """A hub on this machine with all that the README downloads, small."""
+    """A hub on this machine with all that the pages download, small."""
     served, text = Hub(), tiny.sentences(tmp_path / "shard.txt", 40_000).read_text()
     shard = {"text": text.split("\n\n")}
     talk = [{"role": "user", "content": "你好"}, {"role": "assistant", "content": "你好，我是助手。"}]
@@ -74,7 +80,7 @@ class Machine:
             path = programs / name
             path.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{ROOT / "tests" / "stranger.py"}" {name} "$@"\n')
             path.chmod(0o755)
-            if name != "python":  # which comes with the installation, as .venv/bin/activate does
+            if name not in INSTALLED:
                 shutil.copy2(path, standing / name)
         (programs / "activate").write_text(f'PATH="{programs}:$PATH"\n')
         (self.checkout / ".venv" / ".installed").touch()
@@ -104,16 +110,21 @@ class Machine:
         return [json.loads(line) for line in self.record.read_text(encoding="utf-8").splitlines()] if self.record.exists() else []
 
 
-@pytest.mark.parametrize("readme", READMES)
-def test_the_blocks_of_a_readme(readme: str, tmp_path: Path, hub: Hub) -> None:
+def example(page: str, language: str) -> str:
+    """The one block of `language` in a page."""
+    (block,) = re.findall(rf"```{language}\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.S)
+    return str(block)
+
+
+@pytest.mark.parametrize("end", [".md", ".zh-TW.md"])
+def test_the_blocks_of_the_pages(end: str, tmp_path: Path, hub: Hub) -> None:
     machine = Machine(tmp_path / "machine", hub.url)
-    (machine.home / "my-texts").mkdir()  # a folder of texts and a file of conversations are the reader's own
+    (machine.home / "my-texts").mkdir()  # a directory of texts and a file of conversations are the reader's own
     tiny.sentences(machine.home / "my-texts" / "one.txt")
     tiny.chats(machine.checkout / "talks.jsonl")
-    who = re.findall(r"```toml\n(.*?)```", (ROOT / readme).read_text(encoding="utf-8"), re.S)
-    assert len(who) == 1
-    (machine.checkout / "who.toml").write_text(who[0], encoding="utf-8")
-    for block in blocks(readme):
+    (machine.checkout / "who.toml").write_text(example(f"docs/guides/your-text{end}", "toml"), encoding="utf-8")
+    (machine.checkout / "questions.jsonl").write_text(example(f"docs/guides/evaluate{end}", "json"), encoding="utf-8")
+    for block in [block for page in PAGES for block in blocks(page + end)]:
         before = len(machine.done())
         finished = machine.execute(block if ".venv/bin/activate" in block else f"[ ! -e .activated ] || . .venv/bin/activate\n{block}")
         assert finished.returncode == 0, f"{block}\n{finished.stdout[-6000:]}"
@@ -125,14 +136,15 @@ def test_the_blocks_of_a_readme(readme: str, tmp_path: Path, hub: Hub) -> None:
     assert {kind.partition(":")[0] for kind in kinds} >= {"done as written", "done with fewer steps", "dry run", "planned"}
     runs = machine.home / ".cache" / "nanochat" / "runs"
     assert all((run / "report.html").exists() for run in runs.iterdir() if run.name != "copy")
-    assert {"quickstart", "rtx4050-trial", "rtx4050", "formosa", "copy", "p", "d4"} <= {run.name for run in runs.iterdir()}
+    names = ("quickstart", "rtx4050-trial", "rtx4050", "mine", "my-chat", "half-hour", "small", "formosa", "with-rl", "p", "copy", "d4")
+    assert set(names) <= {run.name for run in runs.iterdir()}
 
 
 @pytest.mark.parametrize(
     "command",
     [
         *("curl -O x", "pip install x", "rm -rf x", "sudo make install", "make dance", "docker run x"),
-        *("python x.py", "python entrypoint.py dance", "python -m scripts.dance"),
+        *("python x.py", "python entrypoint.py dance", "nanochat dance", "python -m scripts.dance"),
     ],
 )
 def test_a_command_that_no_rule_knows_fails(command: str, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def http_server(scheduler: Scheduler, metrics: ServerMetrics, limits: Limits, ho
     proxies = limits.trusted_proxies
     table = ConnectionTable(limits.connections_per_client, limits.connections, lambda peer: within(address_of(peer), proxies))
     config = uvicorn.Config(
-        create_app(scheduler, metrics, limits, TrainingView(paths.runs_dir())),
+        create_app(scheduler, metrics, limits, TrainingView(paths.runs_dir()), paths.runs_dir()),
         host=host,
         port=port,
         loop="asyncio",  # connections.py accepts in its stead
@@ -39,6 +39,7 @@ def http_server(scheduler: Scheduler, metrics: ServerMetrics, limits: Limits, ho
         proxy_headers=False,  # middleware.py reads X-Forwarded-For, and only from proxies that were named
         access_log=False,  # no prompt, no address in a log
         log_level="warning",
+        log_config=None,
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=DRAIN_SECONDS + 5,
@@ -46,7 +47,18 @@ def http_server(scheduler: Scheduler, metrics: ServerMetrics, limits: Limits, ho
         backlog=1024,
     )
     logging.getLogger("uvicorn.error").addFilter(_seldom)
+    for name in ("uvicorn", "asyncio"):
+        logging.getLogger(name).handlers = [ConsoleHandler()]
     return Server(config, scheduler, table)
+
+
+class ConsoleHandler(logging.Handler):
+    """Prints what libraries log as this program's own messages: a traceback may hold the words of a client or of a model."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print the record, a line of the console for each of its lines."""
+        for line in f"{record.levelname.lower()}: {self.format(record)}".splitlines():
+            log(line)
 
 
 _may_print = Seldom()

@@ -8,24 +8,43 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.exceptions import TyperException
 
 from nanochat.cli import dataset, model, plan, submit, train
+from nanochat.cli.mistakes import usage_error
 from nanochat.cli.options import application
-from nanochat.console import fail, log
-from nanochat.errors import NanochatError, UsageError
+from nanochat.console import QUIET, fail, log, show
+from nanochat.errors import CLOSED_PIPE, INTERRUPTED, NanochatError
 from nanochat.redaction import redact
 
 SHOWN = 2000  # characters of an unexpected error: a compiler's has sixty thousand
+STOPPED = "stopped; run the same command again"
 TRAINING = ("train", "quickstart", "plan")  # commands that take training steps: a plan measures some
 
-app = application("Train your own ChatGPT from nothing on the machine you have, then chat with it.")
+app = application("Train your own ChatGPT from nothing on the machine you have, then chat with it.", completion=True)
 for commands in (train.app, plan.app, model.app, dataset.app):
     app.add_typer(commands)
-app.add_typer(submit.app, name="submit")
+app.add_typer(submit.app, name="submit", rich_help_panel="Cluster")
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", "-V", help="Show the version", is_eager=True, callback=lambda asked: _show_version(asked))
+    ] = False,
+) -> None:
+    pass
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        show(f"nanochat {version('nanochat-appliance')}")
+        raise typer.Exit
 
 
 def main() -> None:
@@ -44,17 +63,20 @@ def dispatch() -> int:
         from nanochat.cloud.guard import supervise
 
         return supervise([sys.executable, "-m", "nanochat", *sys.argv[1:]], os.environ)
-    return invoke(app, "`nanochat --help` lists the commands, `nanochat COMMAND --help` the options of one")
+    return invoke(app)
 
 
-def invoke(commands: typer.Typer, hint: str, arguments: Sequence[str] | None = None) -> int:
+def invoke(commands: typer.Typer, arguments: Sequence[str] | None = None, name: str = "nanochat") -> int:
     """Run a Typer application on `arguments` (default: `sys.argv`'s); returns its exit code. A mistake of usage is a UsageError."""
     try:
-        return commands(arguments, standalone_mode=False) or 0
+        code = commands(arguments, standalone_mode=False, prog_name=name) or 0
     except typer.Abort:
-        return 130
+        code = INTERRUPTED
     except TyperException as error:
-        raise UsageError(error.format_message(), hint) from error
+        raise usage_error(error) from error
+    if code == INTERRUPTED:
+        log(STOPPED, level=QUIET)
+    return code
 
 
 def run_and_exit(command: Any, *arguments: Any, trains: bool = False) -> None:
@@ -81,12 +103,12 @@ def exit_code(command: Any, *arguments: Any) -> int:
         return command(*arguments) or 0
     except BrokenPipeError:  # the reader of our output has gone, as in `chat ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+        return CLOSED_PIPE
     except Exception as error:
         return fail(_for_user(error))
     except KeyboardInterrupt:
-        log("stopped; run the same command again")
-        return 130
+        log(STOPPED, level=QUIET)
+        return INTERRUPTED
 
 
 def _for_user(error: Exception) -> NanochatError:

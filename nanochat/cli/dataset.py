@@ -5,36 +5,46 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nanochat.cli.options import FLAGS, Trial, application, run_config
+from nanochat.cli.options import ALSO_CONFIG, FLAGS, Commands, Trial, application, run_config
 from nanochat.console import show
 from nanochat.errors import UsageError
 
 if TYPE_CHECKING:
     from nanochat.data.shards import Dataset
 
-DEFAULT = 8  # training shards, where nobody has said how many
+DEFAULT = 8  # training shards, where -n is not given
 
-Limit = Annotated[str | None, typer.Option(metavar="RATE", help="bandwidth limit in bytes per second, as in 500K or 2M")]
-Verify = Annotated[bool, typer.Option("--verify", help="hash every file again afterwards")]
+Limit = Annotated[str | None, typer.Option(metavar="RATE", help="Most bytes per second, as in 500K or 2M")]
+Verify = Annotated[bool, typer.Option("--verify", help="Hash every file again afterwards")]
 
-app = typer.Typer()
+DatasetName = Annotated[
+    str | None, typer.Option(metavar="NAME", help="climbmix, fineweb-edu, hf:OWNER/NAME or hf:OWNER/NAME:COLUMN; without it, climbmix")
+]
+
+app = Commands()
 module = application()  # of `python -m nanochat.dataset`
 
 
-@app.command(context_settings=FLAGS)
+@app.command(context_settings=FLAGS, rich_help_panel="Data", epilog="With --for it a" + ALSO_CONFIG[1:])
 def download(
     context: typer.Context,
-    shards: Annotated[int | None, typer.Option("-n", "--shards", help="training shards, besides the validation shard; -1: all")] = None,
-    dataset: Annotated[str | None, typer.Option(help="climbmix, fineweb-edu, hf:OWNER/NAME or hf:OWNER/NAME:COLUMN")] = None,
-    profile: Annotated[str | None, typer.Option("--for", help="profile: download everything that its run needs, to train offline")] = None,
+    shards: Annotated[
+        int | None, typer.Option("-n", "--shards", metavar="N", help="Training shards, besides the validation shard; -1: all")
+    ] = None,
+    dataset: DatasetName = None,
+    profile: Annotated[
+        str | None, typer.Option("--for", metavar="PROFILE", help="Download everything that this profile's run needs, to train offline")
+    ] = None,
     trial: Trial = False,
     verify: Verify = False,
     limit: Limit = None,
-    evaluation: Annotated[bool, typer.Option("--evaluation", help="files of CORE, ARC, MMLU and GSM8K, for `eval`")] = False,
+    evaluation: Annotated[
+        bool, typer.Option("--evaluation", help="Download the files of CORE, ARC, MMLU and GSM8K, for `nanochat eval`")
+    ] = False,
 ) -> None:
     """Download training text, or all a run needs.
 
-    Training shards and the validation shard, or with --for everything that a profile's run needs. The same command again resumes.
+    Fetches training shards and the validation shard, or with --for everything that a profile's run needs. The same command again resumes.
     """
     limit_rate(limit)
     if evaluation:
@@ -46,7 +56,10 @@ def download(
             return
     if profile is None:
         if context.args:
-            raise UsageError(f"{context.args[0]} is an option of a run", "name whose: download --for PROFILE")
+            first = context.args[0]
+            raise UsageError(
+                f"{first} needs the run that it is for", f"`nanochat download --for cpu {first}` downloads for the profile cpu"
+            )
         show(str(have_shards(dataset or "climbmix", shards, verify).folder))
         return
     named = ([f"--dataset={dataset}"] if dataset else []) + ([f"--shards={shards}"] if shards else [])
@@ -62,20 +75,20 @@ def download(
 def dataset(
     shards: Annotated[
         int | None,
-        typer.Option("-n", "--num-files", "--num_files", "--shards", metavar="N", help="training shards to have; -1: all of them"),
+        typer.Option("-n", "--num-files", "--num_files", "--shards", metavar="N", help="Training shards; -1: all"),
     ] = None,
-    dataset: Annotated[str, typer.Option(help="climbmix, fineweb-edu, hf:OWNER/NAME or hf:OWNER/NAME:COLUMN")] = "climbmix",
+    dataset: DatasetName = None,
     limit: Limit = None,
     verify: Verify = False,
 ) -> None:
     """Download training shards and the validation shard."""
     limit_rate(limit)
-    found = have_shards(dataset, shards, verify)
+    found = have_shards(dataset or "climbmix", shards, verify)
     show(f"{len(found.training)} training shards and {found.validation.path.name} for validation in {found.folder}")
 
 
 def have_shards(dataset: str, asked: int | None, check: bool = False) -> "Dataset":
-    """Have `asked` training shards of `dataset` (see `shards_wanted`), fetched where they are missing; with `check`, hash every file."""
+    """The dataset with `asked` training shards (see `shards_wanted`), missing ones downloaded. With `check`, every file is hashed."""
     from nanochat.data.published.shards import ensure_shards
     from nanochat.data.shards import verify
 
@@ -86,7 +99,7 @@ def have_shards(dataset: str, asked: int | None, check: bool = False) -> "Datase
 
 
 def shards_wanted(dataset: str, asked: int | None) -> int:
-    """How many training shards to have: `asked` (-1: all of them), else as many as the manifest lists, else DEFAULT."""
+    """Number of training shards to have: `asked` (-1: all), else as many as the manifest lists, else DEFAULT. Raises UsageError."""
     from nanochat.data.published.shards import KNOWN, origin
     from nanochat.data.shards import MANIFEST, read_manifest
     from nanochat.paths import dataset_dir
@@ -94,7 +107,7 @@ def shards_wanted(dataset: str, asked: int | None) -> int:
     where = origin(dataset)
     if asked == -1:
         if where.last is None:
-            raise UsageError(f"-n -1 (all shards) is only possible for {', '.join(KNOWN)}", "say how many, as in -n 16")
+            raise UsageError(f"-n -1 (all shards) is only possible for {', '.join(KNOWN)}", "give a number of shards, as in -n 16")
         return where.last
     if asked is not None:
         return asked
@@ -103,7 +116,7 @@ def shards_wanted(dataset: str, asked: int | None) -> int:
 
 
 def limit_rate(limit: str | None) -> None:
-    """Let the downloads of this process take `limit` bytes a second together ("2M"). Raises UsageError."""
+    """Limit all downloads of this process together to `limit` bytes per second, such as "2M". Raises UsageError."""
     if limit:
         from nanochat.hub.transfer import LIMIT, parse_rate
 

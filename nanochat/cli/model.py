@@ -1,25 +1,24 @@
-"""Commands for a trained model: chat, serve, eval, report, export, import."""
+"""Commands that use a trained model: chat, serve, eval, report, export, import."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from nanochat.cli.options import AsJson, Device, Run, relaunch
-from nanochat.console import show, show_json
-from nanochat.errors import UsageError
+from nanochat.cli.options import AsJson, Commands, Device, Run, relaunch, require_choice
+from nanochat.console import log, show, show_json
 
-app = typer.Typer()
+app = Commands()
 
 
-@app.command()
+@app.command(rich_help_panel="Use")
 def chat(
-    prompt: Annotated[str | None, typer.Option(help="one message; only its answer is printed on stdout")] = None,
+    prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="One message; only its answer is printed on stdout")] = None,
     run: Run = None,
-    temperature: Annotated[float, typer.Option(help="sampling temperature; 0: always the most likely token")] = 0.7,
-    top_k: Annotated[int, typer.Option("--top-k", "--top_k", help="sample from the k most likely tokens; 0: all")] = 50,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", "--max_tokens", help="most tokens of one answer")] = 512,
-    seed: Annotated[int | None, typer.Option(help="seed of the sampling")] = None,
+    temperature: Annotated[float, typer.Option(metavar="T", help="Sampling temperature; 0: always the most likely token")] = 0.8,
+    top_k: Annotated[int, typer.Option("--top-k", "--top_k", metavar="K", help="Sampling from the K most likely tokens; 0: all")] = 50,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", "--max_tokens", metavar="N", help="Most tokens in one answer")] = 512,
+    seed: Annotated[int | None, typer.Option(metavar="N", help="Seed of the sampling; without it, a random one")] = None,
     device: Device = "auto",
 ) -> None:
     """Chat with a trained model in the terminal."""
@@ -42,30 +41,42 @@ def chat(
     )
 
 
-@app.command()
+@app.command(rich_help_panel="Use")
 def serve(
-    host: Annotated[str, typer.Option(help="address to listen on; 0.0.0.0: reachable from other machines")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="port to listen on")] = 8000,
+    host: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="Address to listen on; 0.0.0.0: reachable from other machines")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(metavar="PORT", help="Port to listen on")] = 8000,
     run: Run = None,
     api_key_file: Annotated[
-        Path | None, typer.Option("--api-key-file", "--api_key_file", help="file with the key that clients must send (or NANOCHAT_API_KEY)")
+        Path | None,
+        typer.Option(
+            "--api-key-file", "--api_key_file", metavar="FILE", help="File with the key that clients must send (or NANOCHAT_API_KEY)"
+        ),
     ] = None,
     allow_host: Annotated[
         list[str] | None,
-        typer.Option("--allow-host", "--allow_host", help="name that clients reach this server by; *.example.org: all names under it"),
+        typer.Option(
+            "--allow-host", "--allow_host", metavar="HOST", help="Name that clients reach this server by; *.example.org: all names under it"
+        ),
     ] = None,
     trust_proxy: Annotated[
         list[str] | None,
-        typer.Option("--trust-proxy", "--trust_proxy", help="address or network of a proxy whose X-Forwarded-For header is used"),
+        typer.Option(
+            "--trust-proxy", "--trust_proxy", metavar="ADDRESS", help="Address or network of a proxy whose X-Forwarded-For header is used"
+        ),
     ] = None,
     insecure_no_key: Annotated[
-        bool, typer.Option("--insecure-no-key", "--insecure_no_key", help="no key, although other machines can connect")
+        bool, typer.Option("--insecure-no-key", "--insecure_no_key", help="No key, although other machines can connect")
     ] = False,
     device: Device = "auto",
-    slots: Annotated[int, typer.Option(help="answers generated at once; 0: as many as the memory allows")] = 0,
-    queue: Annotated[int, typer.Option(help="requests that may wait")] = 64,
+    slots: Annotated[int, typer.Option(metavar="N", help="Answers generated at once; 0: as many as the memory allows")] = 0,
+    queue: Annotated[int, typer.Option(metavar="N", help="Requests that may wait; further ones are refused with HTTP 429")] = 64,
 ) -> None:
-    """Serve a chat page and an OpenAI-compatible API."""
+    """Serve a chat page and an OpenAI-compatible API.
+
+    Stays in the foreground until Ctrl-C. A newer checkpoint of the run is loaded while it serves.
+    """
     from nanochat.chat.serve import ServeOptions
     from nanochat.chat.serve import serve as answer
 
@@ -73,22 +84,31 @@ def serve(
     raise typer.Exit(answer(ServeOptions(host, port, run, api_key_file, hosts, proxies, insecure_no_key, device, slots, queue)))
 
 
-@app.command(name="eval")
+@app.command(name="eval", rich_help_panel="Inspect")
 def evaluate(
     run: Run = None,
-    only: Annotated[str, typer.Option(help="some of bpb,core,chat,skills; default: all whose files are present")] = "",
-    items: Annotated[Path | None, typer.Option(help="jsonl of {skill, prompt, answer}; default: the run's held-out questions")] = None,
+    only: Annotated[str, typer.Option(metavar="PARTS", help="Some of bpb,core,chat,skills; without it, all whose files are present")] = "",
+    items: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="jsonl file of {skill, prompt, answer}; without it, the run's held-out questions"),
+    ] = None,
     max_per_task: Annotated[
-        int, typer.Option("--max-per-task", "--max_per_task", help="questions of each CORE and chat task; -1: all, as in published scores")
+        int,
+        typer.Option(
+            "--max-per-task", "--max_per_task", metavar="N", help="Questions per CORE and chat task; -1: all, as in published scores"
+        ),
     ] = 500,
-    again: Annotated[bool, typer.Option("--again", help="discard cached results")] = False,
+    again: Annotated[bool, typer.Option("--again", help="Discard cached results")] = False,
     device: Device = "auto",
-    nproc_per_node: Annotated[int, typer.Option("--nproc-per-node", "--nproc_per_node", help="processes (GPUs) on this machine")] = 1,
+    nproc_per_node: Annotated[
+        int, typer.Option("--nproc-per-node", "--nproc_per_node", metavar="N", help="Processes on this machine, one per GPU")
+    ] = 1,
     as_json: AsJson = False,
 ) -> None:
     """Score a model on benchmarks and its own questions.
 
-    Bits per byte, CORE, ARC, MMLU, GSM8K, held-out questions. The same command again resumes.
+    Measures bits per byte, CORE, ARC, MMLU, GSM8K and held-out questions. The same command again resumes.
+    `nanochat download --evaluation` fetches the benchmarks' files.
     """
     from nanochat.distributed import ranks
     from nanochat.hardware.machine import this_machine
@@ -105,15 +125,15 @@ def evaluate(
         show_json(table) if as_json else print_results(table)
 
 
-@app.command()
+@app.command(rich_help_panel="Inspect")
 def report(
     run: Run = None,
-    compare: Annotated[tuple[str, str] | None, typer.Option(metavar="RUN RUN", help="two runs side by side")] = None,
+    compare: Annotated[tuple[str, str] | None, typer.Option(metavar="RUN RUN", help="Two runs to compare side by side")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write and print a run's report, or compare two.
 
-    With --compare, what differs between two runs.
+    Writes report.json, report.md and report.html in the run's directory. With --compare it prints what differs between two runs.
     """
     from nanochat import paths
     from nanochat.report.collect import write_report
@@ -124,26 +144,26 @@ def report(
 
         found = comparison.compare(*(paths.run_dir(plain_name(name)) for name in compare))
         show_json(found) if as_json else show(comparison.describe(found))
+        log(f"page: {comparison.write_page(found, paths.run_dir(plain_name(compare[0])))}")
         return
     folder = paths.run_dir(run or newest_run())
     value = write_report(folder)
     show_json(value) if as_json else show((folder / "report.md").read_text(encoding="utf-8"))
 
 
-@app.command()
+@app.command(rich_help_panel="Use")
 def export(
-    to: Annotated[str, typer.Option("--to", help="hf: a Hugging Face folder; gguf: for llama.cpp, Ollama, LM Studio (portable models)")],
-    out: Annotated[Path, typer.Option("--out", help="folder to write; it must not exist")],
+    to: Annotated[str, typer.Option("--to", metavar="hf|gguf", help="Format: a Hugging Face directory, or a GGUF file (portable models)")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Directory to write, which must not exist yet")],
     run: Run = None,
-    check: Annotated[bool, typer.Option("--check", help="load what was written with its own library and compare")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Load what was written with its own library and compare")] = False,
 ) -> None:
     """Export a model for other programs.
 
-    For transformers; a portable model also for vLLM, llama.cpp, Ollama and LM Studio. Portable is chosen when the model is trained
-    (train --architecture portable), and costs some 8% more bits per byte.
+    Every model is exported for transformers, a portable one also for vLLM, llama.cpp, Ollama and LM Studio. --architecture portable
+    trains such a model, which needs about 8% more bits per byte.
     """
-    if to not in ("hf", "gguf"):
-        raise UsageError(f"--to {to} is unknown", "one of: hf, gguf")
+    require_choice("--to", to, ("hf", "gguf"))
     from nanochat.export import check as parity
     from nanochat.export import folder, gguf_file
     from nanochat.runs import record as runs
@@ -158,12 +178,12 @@ def export(
     show(str(out))
 
 
-@app.command(name="import")
+@app.command(name="import", rich_help_panel="Use")
 def import_(
-    folder: Annotated[Path, typer.Argument(help="folder that `export --to hf` wrote")],
-    run: Annotated[str | None, typer.Option(help="name of the new run; default: the name it had")] = None,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Directory that `nanochat export --to hf` wrote")],
+    run: Annotated[str | None, typer.Option(metavar="NAME", help="Name of the new run; without it, the name that it had")] = None,
 ) -> None:
-    """Import an exported folder as a run."""
+    """Import an exported model as a run."""
     from nanochat.export.folder import import_folder
 
     show(str(import_folder(folder, run)))

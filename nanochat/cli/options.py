@@ -1,51 +1,78 @@
-"""What commands share: options, and a run's config from its flags.
+"""Options that several commands share, and a run's config from its options.
 
-A command declares its own options with Typer. The flags of a run's config are not declared again: they are `nanochat.config.FIELDS`, and
-what Typer does not know goes to `parse_flags`, their only parser (`submit` and scripts.base_train take the same flags through it).
+A command declares its own options with Typer. The options of a run's config are declared once, as `nanochat.config.FIELDS`, and their only
+parser is `parse_flags`, which gets what Typer does not know (`submit` and scripts.base_train use it too).
 """
 
 import sys
-from typing import Annotated
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 import typer
 
-from nanochat.config import FIELDS, TEXT_RULES, Config, build_config, parse_flags
+from nanochat.cli.help import Command, Group
+from nanochat.config import PROFILE_NAMES, TEXT_RULES, Config, build_config, parse_flags
 from nanochat.console import log
+from nanochat.errors import UsageError, did_you_mean
 
-FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True}  # of a command that also takes the flags of a run's config
-
-Profile = Annotated[str, typer.Option(help="cpu, rtx4050, rtx4090 (and 3090), h100x8, or auto: by this machine's GPUs")]
-Trial = Annotated[bool, typer.Option("--trial", help="short test run for the GPU, about two minutes")]
-Run = Annotated[str | None, typer.Option(help="name of the run; default: the newest")]
-Device = Annotated[str, typer.Option(help="auto, cuda or cpu")]
-AsJson = Annotated[bool, typer.Option("--json", help="one JSON object on stdout")]
+FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True}  # of a command that also takes the options of a run's config
+ALSO_CONFIG = "Also takes the config options of a run: `nanochat train --help` lists them."  # the epilog of such a command
 
 
-def application(help: str | None = None) -> typer.Typer:
+def _profiles(incomplete: str) -> list[str]:
+    """Completions of a profile's name."""
+    return [name for name in ("auto", *PROFILE_NAMES) if name.startswith(incomplete)]
+
+
+def _runs(incomplete: str) -> list[str]:
+    """Completions of a run's name."""
+    from nanochat.paths import runs_dir
+
+    return sorted(folder.name for folder in runs_dir().glob(f"{incomplete}*") if folder.is_dir())
+
+
+Profile = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        autocompletion=_profiles,
+        help="Profile: cpu, rtx4050, rtx4090 (also for a 3090), h100x8; auto: by this machine's GPUs",
+    ),
+]
+Trial = Annotated[bool, typer.Option("--trial", help="Short test run of the profile, about two minutes")]
+Run = Annotated[str | None, typer.Option(metavar="NAME", autocompletion=_runs, help="Name of the run; without it, the newest")]
+Device = Annotated[str, typer.Option(metavar="auto|cuda|cpu", help="Device; auto: the GPU if there is one")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout")]
+
+
+class Commands(typer.Typer):
+    """Commands whose help is in sections."""
+
+    def command(self, name: str | None = None, **settings: Any) -> Any:
+        """Register a command, as Typer does, of the class `Command` unless another is given."""
+        return super().command(name, **{"cls": Command, **settings})
+
+
+def application(help: str | None = None, completion: bool = False) -> Commands:
     """An application that is started by itself: plain text, -h for --help."""
-    return typer.Typer(
+    return Commands(
         help=help,
-        add_completion=False,
+        cls=Group,
+        add_completion=completion,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
 
 
-def fields_help() -> str:
-    """A line for each flag of a run's config, for the end of a command's help."""
-    lines = [f"--{name}  {field.metadata['help']}  [{field.default}]" for name, field in FIELDS.items() if name not in ("profile", "trial")]
-    return "Config fields, with dashes or underscores:\n\n\b\n" + "\n".join(lines)
-
-
 def run_config(profile: str, trial: bool, arguments: list[str]) -> Config:
-    """The profile's values with the flags on top. With another text than the embedded one, vocabulary and length follow from that text."""
+    """The profile's values, replaced by the flags given. With another text, the cpu profile's vocabulary and steps are auto."""
     overrides = parse_flags(arguments)
     if profile == "auto":
         from nanochat.planning.hardware import detect_profile
 
         profile = detect_profile()
-        log(f"profile: {profile}, by what this machine has")
+        log(f"auto: profile = {profile}: by this machine's GPUs")
     config = build_config(profile, trial, overrides)
     if config.profile == "cpu" and not trial:
         from nanochat.data.source import Embedded, text_source
@@ -53,6 +80,13 @@ def run_config(profile: str, trial: bool, arguments: list[str]) -> Config:
         if not isinstance(text_source(config), Embedded):
             config = build_config(profile, trial, TEXT_RULES | overrides)
     return config
+
+
+def require_choice(option: str, value: str, known: Sequence[str]) -> str:
+    """`value`, which is one of the `known`. Raises UsageError."""
+    if value not in known:
+        raise UsageError(f"unknown value in {option}={value}", did_you_mean(value, known))
+    return value
 
 
 def relaunch() -> list[str]:

@@ -5,32 +5,35 @@ from typing import Annotated
 
 import typer
 
-from nanochat.cli.options import FLAGS, AsJson, Profile, Trial, run_config
-from nanochat.console import show, show_json
+from nanochat.cli.options import ALSO_CONFIG, FLAGS, AsJson, Commands, Profile, Trial, run_config
+from nanochat.console import log, show, show_json
 
-app = typer.Typer()
+app = Commands()
 
 
-@app.command(context_settings=FLAGS)
+@app.command(context_settings=FLAGS, rich_help_panel="Start", epilog=ALSO_CONFIG)
 def plan(
     context: typer.Context,
     profile: Profile = "auto",
     trial: Trial = False,
-    card: Annotated[str, typer.Option(help="GPU to plan for instead of this machine's: 4070, A100, H100, ...")] = "",
-    price: Annotated[float, typer.Option(help="price in dollars per GPU and hour")] = 0.0,
+    card: Annotated[str, typer.Option(metavar="GPU", help="GPU to plan for instead of this machine's: 4070, A100, H100, ...")] = "",
+    price: Annotated[float, typer.Option(metavar="DOLLARS", help="Rent per GPU and hour; 0: what is known of the GPU")] = 0.0,
     as_json: AsJson = False,
 ) -> None:
-    """Show what a run needs before it starts.
+    """Show what a run would need and take.
 
-    Parameters, tokens, memory, time, disk, download.
+    Prints parameters, tokens, memory, time, disk space, download and cost, and whether the run fits. Trains nothing.
     """
     from nanochat.data.source import text_source
-    from nanochat.hardware.gpu_specs import require_spec
+    from nanochat.hardware.gpu_specs import profile_for, require_spec
     from nanochat.planning.autosize import decide
     from nanochat.planning.describe import describe
     from nanochat.planning.hardware import choose_hardware, gpu_hardware
     from nanochat.planning.rules import normal
 
+    if card and profile == "auto":
+        profile = profile_for(1, require_spec(card).memory)
+        log(f"auto: profile = {profile}: by the memory of {require_spec(card).name}")
     config = normal(run_config(profile, trial, context.args))
     if card:
         config = config.replace(device="cuda")
@@ -40,17 +43,17 @@ def plan(
     show_json(made.to_dict()) if as_json else show(describe(made))
 
 
-@app.command(context_settings=FLAGS)
+@app.command(context_settings=FLAGS, rich_help_panel="Start", epilog=ALSO_CONFIG)
 def doctor(
     context: typer.Context,
     profile: Profile = "auto",
     trial: Trial = False,
-    gpus: Annotated[bool, typer.Option("--gpus", help="ten seconds of work on each GPU, and an all-reduce between them")] = False,
+    gpus: Annotated[bool, typer.Option("--gpus", help="Also ten seconds of work on each GPU, and an all-reduce between them")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Check this machine for problems.
 
-    What would make a run fail or slow; exit code 3 if it would fail.
+    Lists what would make a run fail or slow, each with a fix. The exit code is 3 if the run would fail.
     """
     from nanochat.doctor import checks as examination
     from nanochat.hardware.machine import this_machine

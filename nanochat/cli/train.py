@@ -1,33 +1,36 @@
-"""Commands that make a model: train, quickstart, tokenizer, identity."""
+"""Commands that train: train, quickstart, tokenizer, and identity, which writes conversations to fine-tune on."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from nanochat.cli.options import FLAGS, Profile, Trial, fields_help, relaunch, run_config
+from nanochat.cli.help import ConfigCommand
+from nanochat.cli.options import ALSO_CONFIG, FLAGS, Commands, Profile, Trial, relaunch, require_choice, run_config
 from nanochat.config import build_config, parse_flags
-from nanochat.console import show
+from nanochat.console import confirm, show
 from nanochat.errors import UsageError
 
 QUICKSTART_RUN = "quickstart"
+STAGES = ("base", "sft", "rl", "all")
 
-app = typer.Typer()
+app = Commands()
 
 
-@app.command(context_settings=FLAGS, epilog=fields_help())
+@app.command(context_settings=FLAGS, cls=ConfigCommand, rich_help_panel="Train")
 def train(
     context: typer.Context,
     profile: Profile = "auto",
     trial: Trial = False,
-    stage: Annotated[str, typer.Option(help="base, sft, rl, or all: base and sft, and rl if --rl_iterations is given")] = "all",
+    stage: Annotated[
+        str, typer.Option(metavar="|".join(STAGES), help="Stage to train; all: base and sft, and rl if --rl_iterations is given")
+    ] = "all",
 ) -> None:
     """Train a model, from the plan to the report.
 
-    Plan, download what is missing, pretrain, fine-tune, evaluate. The same command again resumes.
+    Prints the plan, downloads missing data, pretrains, fine-tunes and evaluates. The same command again resumes an interrupted run.
     """
-    if stage not in ("base", "sft", "rl", "all"):
-        raise UsageError(f"stage {stage!r} is unknown", "one of: base, sft, rl, all")
+    require_choice("--stage", stage, STAGES)
     config = run_config(profile, trial, context.args)
     stages = (stage,) if stage != "all" else ("base", "sft", *(["rl"] if config.rl_iterations != -1 else []))
     from nanochat.pipeline.train import train as run
@@ -35,23 +38,32 @@ def train(
     raise typer.Exit(run(config, stages, relaunch()))
 
 
-@app.command(context_settings=FLAGS)
+@app.command(context_settings=FLAGS, rich_help_panel="Start", epilog=ALSO_CONFIG)
 def quickstart(context: typer.Context) -> None:
-    """Train a small model here, offline, in minutes.
+    """Train a small chat model offline in minutes.
 
-    From nothing to a chat with no network and no GPU: the embedded text, a score on held-out questions, three answers.
+    Uses the CPU and text that comes with the program, so it needs no network and no GPU. Prints the score on held-out questions and three
+    answers.
     """
+    for name in ("profile", "trial"):
+        if name in parse_flags(context.args):
+            raise UsageError(f"quickstart always trains the cpu profile, without --{name}", "`nanochat train --help` lists the profiles")
     config = build_config("cpu", False, {"run": QUICKSTART_RUN} | parse_flags(context.args))
     from nanochat.pipeline.train import train as run
 
-    raise typer.Exit(run(config, relaunch=relaunch()))
+    code = run(config, relaunch=relaunch())
+    if code == 0 and confirm("Chat with the model now?"):
+        from nanochat.cli.model import chat
+
+        chat(run=config.run)
+    raise typer.Exit(code)
 
 
-@app.command(context_settings=FLAGS)
+@app.command(context_settings=FLAGS, rich_help_panel="Train", epilog=ALSO_CONFIG)
 def tokenizer(context: typer.Context, profile: Profile = "auto") -> None:
-    """Train a run's tokenizer and print its directory.
+    """Train a run's tokenizer and print its path.
 
-    It is the one that `train` with the same options would use.
+    `nanochat train` with the same options uses this tokenizer.
     """
     config = run_config(profile, False, context.args)
     from nanochat.pipeline.prepare import prepare_tokenizer
@@ -59,14 +71,17 @@ def tokenizer(context: typer.Context, profile: Profile = "auto") -> None:
     show(str(prepare_tokenizer(config)))
 
 
-@app.command()
+@app.command(rich_help_panel="Data")
 def identity(
-    file: Annotated[Path | None, typer.Argument(help="TOML of name, maker, languages and traits; default: the published ones")] = None,
-    out: Annotated[Path | None, typer.Option(help="jsonl file to write; default: beside the TOML")] = None,
+    file: Annotated[
+        Path | None, typer.Argument(metavar="[FILE]", help="TOML file with the model's name, maker, languages and traits")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="jsonl file to write; without it, beside the TOML file")] = None,
 ) -> None:
-    """Make conversations that teach who the model is.
+    """Write conversations about the model's identity.
 
-    From a TOML file (`train --identity` does the same); without one the published conversations are downloaded.
+    Makes them from a TOML file and prints the path of the jsonl file. `nanochat train --identity FILE` uses such a TOML file directly.
+    Without FILE it downloads the conversations that karpathy/nanochat publishes.
     """
     if file is None:
         from nanochat.data.published.sets import ensure_identity

@@ -4,6 +4,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from nanochat.console import printable
+
 SHOWN = 500  # characters of a message
 
 
@@ -35,7 +37,8 @@ def newest_warnings(events: Iterable[dict[str, Any]], objects: Iterable[dict[str
         key = _key(about.get("kind", ""), about)
         if event.get("type") != "Warning" or key not in known or about.get("uid", known[key]) != known[key]:
             continue  # the last condition: of an earlier object of that name
-        found[key] = Warn(key, _printable(event.get("reason", "")), _printable(event.get("message", ""))[:SHOWN])
+        reason, message = (printable(" ".join(str(event.get(name, "")).split())) for name in ("reason", "message"))
+        found[key] = Warn(key, reason, message[:SHOWN])
     return found
 
 
@@ -48,7 +51,3 @@ def _time(event: dict[str, Any]) -> str:
     series = event.get("series") or {}
     seen = (series.get("lastObservedTime"), event.get("lastTimestamp"), event.get("eventTime"))
     return str(next(filter(None, seen), event.get("metadata", {}).get("creationTimestamp") or ""))
-
-
-def _printable(text: Any) -> str:
-    return "".join(c for c in " ".join(str(text).split()) if c.isprintable())

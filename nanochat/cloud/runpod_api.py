@@ -14,8 +14,9 @@ from urllib.parse import quote, urlsplit
 import requests
 from requests.auth import AuthBase
 
-from nanochat.console import log
+from nanochat.console import log, printable
 from nanochat.errors import NanochatError, PreflightError, UsageError
+from nanochat.redaction import HIDDEN
 
 URL = "https://api.runpod.io"
 URL_VARIABLE = "NANOCHAT_RUNPOD_URL"
@@ -88,7 +89,7 @@ class RunPod:
 
     def hide(self, text: str) -> str:
         """`text` without the key, and without what could steer a terminal."""
-        return "".join(c for c in text.replace(self._key, "***") if c.isprintable() or c == "\t")
+        return printable(text.replace(self._key, HIDDEN))
 
     def gpus(self, count: int, cloud: str, cuda: str) -> list[dict[str, Any]]:
         """The catalogue: GPU types with price, the most in one pod, and availability."""

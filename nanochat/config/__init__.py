@@ -1,7 +1,7 @@
 """A run's configuration: `Config`, its fields in groups, and what a profile and the command line's flags make of it."""
 
-from nanochat.config.config import FIELDS, RL_FIELDS, Config, differences
-from nanochat.config.flags import convert, parse_flags, unknown_key
+from nanochat.config.config import FIELDS, GROUPS, RL_FIELDS, Config, differences
+from nanochat.config.flags import UnknownOption, convert, metavar, parse_flags, shown, unknown_key
 from nanochat.config.groups import (
     EMBEDDED,
     TRACKERS,
@@ -22,6 +22,7 @@ from nanochat.config.profiles import PROFILE_NAMES, PROFILES, TEXT_RULES, build_
 __all__ = [
     "EMBEDDED",
     "FIELDS",
+    "GROUPS",
     "PROFILES",
     "PROFILE_NAMES",
     "RL_FIELDS",
@@ -39,11 +40,14 @@ __all__ = [
     "RunConfig",
     "SFTConfig",
     "ScheduleConfig",
+    "UnknownOption",
     "build_config",
     "convert",
     "differences",
     "load_profile",
+    "metavar",
     "parse_flags",
     "profile_name",
+    "shown",
     "unknown_key",
 ]

@@ -34,7 +34,7 @@ class Config(
     DataConfig,
     RunConfig,
 ):
-    """Everything that decides a run. Raises UsageError where a value or a combination cannot be."""
+    """Everything that decides a run. Raises UsageError where a value or a combination of values is impossible."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -42,12 +42,12 @@ class Config(
             self._check_batch()
 
     def _check_batch(self) -> None:
-        """Raise UsageError where the step's tokens cannot be dealt in whole rows; the hint lists numbers that can."""
+        """Raise UsageError where a step's tokens do not divide into whole sequences; the hint lists numbers that do."""
         if self.total_batch_size % self.max_seq_len:
             low = max(self.total_batch_size // self.max_seq_len, 1) * self.max_seq_len
             raise UsageError(
-                f"total_batch_size = {self.total_batch_size} is not a multiple of max_seq_len = {self.max_seq_len}",
-                f"--total_batch_size={low} or {low + self.max_seq_len} would do",
+                f"--total_batch_size={self.total_batch_size} is not a multiple of --max_seq_len={self.max_seq_len}",
+                f"the nearest multiples: --total_batch_size={low} or {low + self.max_seq_len}",
             )
         rows = self.total_batch_size // self.max_seq_len
         if rows % (self.device_batch_size * self.nproc_per_node):
@@ -55,15 +55,15 @@ class Config(
             step = self.device_batch_size * self.nproc_per_node * self.max_seq_len
             near = max(self.total_batch_size // step, 1) * step
             raise UsageError(
-                f"total_batch_size = {self.total_batch_size} does not divide into {self.nproc_per_node} process(es) x "
-                f"{self.device_batch_size} rows of {self.max_seq_len} tokens",
+                f"--total_batch_size={self.total_batch_size} does not divide into {self.nproc_per_node} process(es) x "
+                f"--device_batch_size={self.device_batch_size} sequences of {self.max_seq_len} tokens",
                 (f"--device_batch_size may be {', '.join(map(str, fitting[:12]))}; or " if fitting else "")
                 + f"--total_batch_size={near} or {near + step}",
             )
 
     @property
     def steps(self) -> dict[str, int]:
-        """Steps of each stage, in the order of the stages; -1 where a rule has still to say."""
+        """Steps of each stage, in the order of the stages; -1 where they are still to be chosen."""
         return {"base": self.num_iterations, "sft": self.sft_iterations, "rl": self.rl_iterations}
 
     def replace(self, **changes: Any) -> "Config":
@@ -75,6 +75,20 @@ class Config(
         return dataclasses.asdict(self)
 
 
+# Title -> group, in the order in which the help shows them. The fields of a group are its own annotations.
+GROUPS = {
+    "Run": RunConfig,
+    "Data": DataConfig,
+    "Model": ModelConfig,
+    "Pretraining": PretrainConfig,
+    "Optimizer": OptimizerConfig,
+    "Schedule": ScheduleConfig,
+    "Fine-tuning": SFTConfig,
+    "Reinforcement learning": RLConfig,
+    "Evaluation": EvaluationConfig,
+    "Checkpoints": CheckpointConfig,
+    "Device": DeviceConfig,
+}
 FIELDS = {declared.name: declared for declared in dataclasses.fields(Config)}
 RL_FIELDS = tuple(declared.name for declared in dataclasses.fields(RLConfig))
 

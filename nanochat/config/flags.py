@@ -1,22 +1,29 @@
 """The command line's flags, `--key=value` with dashes or underscores, as values of the config's fields."""
 
-import difflib
 from typing import Any
 
 from nanochat.config.config import FIELDS
-from nanochat.errors import UsageError
+from nanochat.errors import UsageError, closest
 
-# Wrong names that people try, and what to say to them.
+# Names that other programs use, with this one's.
 _HINTS = {
     "model_dim": "the width follows from the depth: use --depth (width = depth x aspect_ratio)",
     "n_embd": "the width follows from the depth: use --depth (width = depth x aspect_ratio)",
     "n_layer": "use --depth",
-    "batch_size": "use --device_batch_size (rows a device takes at once) or --total_batch_size (tokens a step)",
+    "batch_size": "use --device_batch_size (sequences per micro-batch) or --total_batch_size (tokens per step)",
     "max_steps": "use --num_iterations",
-    "epochs": "use --num_iterations (steps) or --target_param_data_ratio (tokens for each parameter)",
+    "epochs": "use --num_iterations (steps) or --target_param_data_ratio (tokens per parameter)",
     "lr": "use --matrix_lr, --embedding_lr, --unembedding_lr",
 }
 _BOOLS = {"true": True, "1": True, "on": True, "yes": True, "false": False, "0": False, "off": False, "no": False}
+
+
+class UnknownOption(UsageError):
+    """An option that no field of the config bears. `name` is without dashes."""
+
+    def __init__(self, name: str, hint: str):
+        self.name = name
+        super().__init__(f"unknown config key {name}: there is no option --{name}", hint)
 
 
 def parse_flags(arguments: list[str]) -> dict[str, Any]:
@@ -26,7 +33,7 @@ def parse_flags(arguments: list[str]) -> dict[str, Any]:
     while rest:
         flag = rest.pop(0)
         if not flag.startswith("--") or flag == "--":
-            raise UsageError(f"unexpected argument {flag!r}", "options begin with --, as in --depth=12")
+            raise UsageError(f"unexpected argument {flag!r}", "an option begins with --, as in --depth=12")
         key, equals, text = flag[2:].partition("=")
         name = key.replace("-", "_")
         if name not in FIELDS:
@@ -37,14 +44,16 @@ def parse_flags(arguments: list[str]) -> dict[str, Any]:
             elif rest and not rest[0].startswith("--"):
                 text = rest.pop(0)
             else:
-                raise UsageError(f"--{key} needs a value", f"for example --{name}={FIELDS[name].default}")
+                raise UsageError(f"--{key} needs a value", _example(name))
         values[name] = convert(name, text)
     return values
 
 
 def convert(name: str, text: Any) -> Any:
-    """The value of field `name` as its type, from a flag's text or a TOML value. Raises UsageError."""
+    """The value of field `name` as its type, from a flag's text or a TOML value; "auto" is -1 in a number. Raises UsageError."""
     kind = FIELDS[name].type
+    if kind in (int, float) and text == "auto" and FIELDS[name].metadata["auto"]:
+        text = -1
     try:
         if kind is bool:
             if isinstance(text, bool):
@@ -58,11 +67,29 @@ def convert(name: str, text: Any) -> Any:
         return float(text) if kind is float else str(text)
     except (KeyError, ValueError, OverflowError):
         expected = {bool: "true or false", int: "a whole number", float: "a number"}[kind]  # type: ignore[index]
-        raise UsageError(f"{name} = {text!r} is not {expected}", f"for example --{name}={FIELDS[name].default}") from None
+        raise UsageError(f"--{name}={text} is not {expected}", _example(name)) from None
 
 
-def unknown_key(name: str) -> UsageError:
+def unknown_key(name: str) -> UnknownOption:
     """The error for a key that no field bears, with the likeliest right name."""
-    close = difflib.get_close_matches(name, FIELDS, n=1)
-    hint = _HINTS.get(name) or (f"did you mean --{close[0]}?" if close else "train --help lists the keys")
-    return UsageError(f"unknown config key {name}", hint)
+    close = closest(name, FIELDS)
+    return UnknownOption(name, _HINTS.get(name) or (f"did you mean --{close}?" if close else "`nanochat train --help` lists the options"))
+
+
+def shown(name: str, value: Any) -> str:
+    """A field's value as the help shows it and the command line takes it; "" where there is nothing to show."""
+    if FIELDS[name].metadata["auto"] and value in (-1, "auto"):
+        return "auto"
+    if isinstance(value, bool):
+        return "true" if value else ""
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def metavar(name: str) -> str:
+    """What stands for a field's value in the help; "" for a field that is on or off."""
+    about, kind = FIELDS[name].metadata, FIELDS[name].type
+    return about["metavar"] or "|".join(about["choices"]) or ("N" if kind is int else "")
+
+
+def _example(name: str) -> str:
+    return f"for example --{name}={shown(name, FIELDS[name].default) or ('true' if FIELDS[name].type is bool else metavar(name))}"

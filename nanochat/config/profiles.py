@@ -1,4 +1,4 @@
-"""The profiles (profiles/*.toml): a configuration for each kind of machine, and the config that one makes with a user's values on top."""
+"""The profiles (profiles/*.toml): a configuration for each kind of machine, and a Config from a profile and a user's values."""
 
 import tomllib
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 from nanochat.config.config import FIELDS, Config
 from nanochat.config.flags import convert, unknown_key
-from nanochat.errors import UsageError
+from nanochat.errors import UsageError, did_you_mean
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 # Inside the package where it is installed from a wheel, else at the top of the checkout.
@@ -14,7 +14,7 @@ PROFILES = _PACKAGE / "profiles" if (_PACKAGE / "profiles").is_dir() else _PACKA
 PROFILE_NAMES = ("cpu", "rtx4050", "rtx4090", "h100x8")
 PROFILE_ALIASES = {"4050": "rtx4050", "4090": "rtx4090", "3090": "rtx4090", "rtx3090": "rtx4090", "h100": "h100x8"}
 
-# The cpu profile's own numbers are for the embedded text; with another one these follow from its size.
+# The cpu profile's own numbers are for the embedded text; with another text these are chosen automatically from its size.
 TEXT_RULES: dict[str, Any] = {"dataset": "climbmix", "vocab_size": -1, "num_iterations": -1, "sft_iterations": -1}
 
 
@@ -22,7 +22,8 @@ def profile_name(name: str) -> str:
     """The profile that `name` or an alias (4050, 4090, 3090) stands for. Raises UsageError, listing them."""
     known = PROFILE_ALIASES.get(name.lower(), name.lower())
     if known not in PROFILE_NAMES:
-        raise UsageError(f"unknown profile {name!r}", f"one of: {', '.join(PROFILE_NAMES)}, auto (aliases: 4050, 4090, 3090)")
+        listed = (*PROFILE_NAMES, "auto (aliases: 4050, 4090, 3090)")
+        raise UsageError(f"unknown profile {name!r}", did_you_mean(name, [*PROFILE_NAMES, *PROFILE_ALIASES, "auto"], listed))
     return known
 
 

@@ -24,7 +24,7 @@ from nanochat.doctor.troubleshooting import explained
 from nanochat.errors import NanochatError, PreflightError
 from nanochat.hardware import nvml
 from nanochat.hardware.cpu import physical_cores
-from nanochat.hardware.toolchain import torch_compile_lacks, torch_compiler
+from nanochat.hardware.toolchain import c_compiler, torch_compile_lacks, torch_compiler
 from nanochat.hub import addresses as hub
 from nanochat.planning.plan import Plan, kept_checkpoints
 from nanochat.redaction import redact
@@ -208,9 +208,7 @@ def check_compiler(case: Case) -> Iterator[Finding]:
     """The compiler for the CPU's fused operations, or for torch.compile."""
     cuda = case.config.device == "cuda"
     if not cuda and case.config.compile != "on":
-        from nanochat.kernels import build as kernels
-
-        if path := kernels.compiler():
+        if path := c_compiler():
             yield Finding("compiler", OK, f"{path} for the fused operations")
         else:
             why = "training takes 1.3 to 1.6 times as long without the fused operations"

@@ -3,7 +3,7 @@
 import dataclasses
 import re
 
-from nanochat.errors import UsageError
+from nanochat.errors import UsageError, did_you_mean
 
 GIB = 2**30
 ESTIMATE = "estimate: 0.37 of the data sheet's peak"
@@ -69,6 +69,15 @@ RENTAL_GPUS = {
 }
 
 
+def profile_for(count: int, memory: int) -> str:
+    """The profile for a machine with `count` GPUs of `memory` bytes each."""
+    if not count:
+        return "cpu"
+    if count >= 8 and memory >= 70 * GIB:
+        return "h100x8"
+    return "rtx4090" if memory >= 20 * GIB else "rtx4050"
+
+
 def usable_bytes(memory: int) -> int:
     """Bytes that a GPU of `memory` bytes leaves to training: 5.2 of 6 GiB, 22.5 of 24, 76 of 80 (in 1e9 bytes)."""
     return int(0.9 * memory - 0.6e9)
@@ -89,8 +98,8 @@ def require_spec(name: str) -> GPUSpec:
     """The spec of the GPU that a user calls `name` (4070, h100, rtx 4090). Raises UsageError that lists the known ones."""
     found = find_spec(name)
     if found is None:
-        listed = ", ".join(spec.name.removeprefix("NVIDIA ").removeprefix("GeForce ") for spec in GPU_SPECS)
-        raise UsageError(f"no card {name!r} in the table", f"one of: {listed}")
+        known = [spec.name.removeprefix("NVIDIA ").removeprefix("GeForce ") for spec in GPU_SPECS]
+        raise UsageError(f"unknown GPU {name!r}", did_you_mean(name, [_numbered_words(spec)[0] for spec in known], known))
     return found
 
 

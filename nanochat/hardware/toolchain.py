@@ -5,6 +5,16 @@ import sysconfig
 from pathlib import Path
 
 
+def c_compiler() -> str:
+    """Path of the C compiler: for the fused operations and for Triton's kernels. Empty if there is none."""
+    return _first("cc", "gcc", "clang")
+
+
+def torch_compiler(cuda: bool) -> tuple[str, str]:
+    """The compiler that torch.compile needs, by its package, and the path of it or one like it; empty if none."""
+    return ("gcc", c_compiler()) if cuda else ("g++", _first("c++", "g++", "clang++"))
+
+
 def torch_compile_lacks(cuda: bool) -> list[str]:
     """What torch.compile needs at run time and this machine lacks: a compiler, the header that every kernel's bindings include."""
     name, found = torch_compiler(cuda)
@@ -12,7 +22,5 @@ def torch_compile_lacks(cuda: bool) -> list[str]:
     return lacking if Path(sysconfig.get_paths()["include"], "Python.h").exists() else [*lacking, "Python.h"]
 
 
-def torch_compiler(cuda: bool) -> tuple[str, str | None]:
-    """The compiler that torch.compile needs, and where it, or another that will do, is on this machine."""
-    names = ("gcc", "cc", "clang") if cuda else ("g++", "c++", "clang++")
-    return names[0], next(filter(None, map(shutil.which, names)), None)
+def _first(*names: str) -> str:
+    return next(filter(None, map(shutil.which, names)), "")

@@ -4,7 +4,7 @@ import os
 import re
 from pathlib import Path
 
-from nanochat.console import log
+from nanochat.console import VERBOSE, log
 from nanochat.errors import DataError
 from nanochat.hub.addresses import Remote
 from nanochat.hub.archive import extract_zip
@@ -38,7 +38,7 @@ def ensure_bundle() -> Path:
     if has_bundle():
         return folder
     url, archive = asset_url(f"{BUNDLE}.zip"), dataset_dir("tasks") / f"{BUNDLE}.zip"
-    log(f"fetching {url}")
+    log(f"fetching {url}", level=VERBOSE)
     if not BUNDLE_SHA256:
         log("warning: no hash is published for it: it is checked by size, and by the sums in the archive")
     try:

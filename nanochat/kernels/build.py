@@ -3,7 +3,6 @@
 import hashlib
 import os
 import platform
-import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from pathlib import Path
 import torch
 
 from nanochat import paths
+from nanochat.hardware.toolchain import c_compiler
 from nanochat.kernels import products, selection
 from nanochat.kernels.library import BLOCK
 from nanochat.kernels.private import why_not_private
@@ -56,7 +56,7 @@ def better_products() -> bool:
 
 
 def _load(source: Path, flags: tuple[str, ...], folder: Path, use: Callable[[str], None]) -> str:
-    found = compiler()
+    found = c_compiler()
     if not found:
         return "no C compiler (cc)"
     parts = sorted(source.parent.glob(f"{source.stem}*.[ch]"))
@@ -93,11 +93,6 @@ def _usable(path: Path, use: Callable[[str], None]) -> bool:
         path.unlink(missing_ok=True)
         return False
     return True
-
-
-def compiler() -> str:
-    """The C compiler; nothing where there is none."""
-    return next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), "")
 
 
 def _processor() -> str:

@@ -52,6 +52,7 @@ def identify(request: Request) -> Identity:
                 f"the run {config.run!r} was imported: it has no text and no optimizer state to go on with", "--run NEW starts another"
             )
         return Identity(config, None)
+    runs.remove_credentials(record)
     config = runs.inherit(as_begun(config, record.config), record, RL in request.stages)
     finished = _finished(record.config, request.stages)
     if finished and config.mirror:

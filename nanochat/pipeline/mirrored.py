@@ -35,11 +35,11 @@ def fetch(url: str, run: str) -> bool:
             _require_same_run(here, there, url)
         else:
             mirror.fetch_tokenizer()
-            paths.atomic_write(paths.run_dir(run) / RECORD, data)
+            there.write()
         came = mirror.fetch(paths.run_dir(run))
         reinforced = any(step.startswith(STAGES[-1]) for step in came)
         if reinforced or (here and here.paced != there.paced):
-            paths.atomic_write(paths.run_dir(run) / RECORD, data)
+            there.write()
     except NanochatError:
         raise
     except Exception as error:  # each kind of mirror has its own

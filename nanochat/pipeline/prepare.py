@@ -7,7 +7,7 @@ from pathlib import Path
 
 from nanochat import paths
 from nanochat.config import Config
-from nanochat.console import log
+from nanochat.console import NORMAL, VERBOSE, log
 from nanochat.data.finetuning import require_learnable
 from nanochat.data.shards import Dataset
 from nanochat.data.source import TextSource, text_source
@@ -23,6 +23,8 @@ from nanochat.planning.rules import normal, resolve
 from nanochat.report.collect import PLAN, has_report, write_report
 from nanochat.runs import trackers
 from nanochat.runs.record import Record, require_same
+
+DETAILS = ("dtype", "threads", "eval_tokens", "compile")  # fields whose automatic values are for VERBOSE alone
 
 
 def prepare(request: Request) -> Record | str:
@@ -68,31 +70,31 @@ def _resolve(request: Request, run: Identity, text_bytes: int | None) -> tuple[C
     for line in brief(plan).splitlines():
         log(line)
     for line in resolved.rules:
-        log(f"by rule: {line}")
-    for line in _skipped(resolved.config, request.stages):
-        log(f"skipped: {line}")
+        log(f"auto: {line}", level=VERBOSE if line.startswith(DETAILS) else NORMAL)
+    for line, level in _skipped(resolved.config, request.stages):
+        log(f"skipped: {line}", level=level)
     doctor.require(resolved.config, plan, run.config.device)
     return resolved.config, plan
 
 
-def _skipped(config: Config, stages: tuple[str, ...]) -> Iterator[str]:
-    """What a reader might expect of the run and does not get, each with its reason."""
+def _skipped(config: Config, stages: tuple[str, ...]) -> Iterator[tuple[str, int]]:
+    """What a reader might expect of the run and does not get, each with its reason and its message's level."""
     if BASE in stages and SFT not in stages:
-        yield "fine-tuning: this command pretrains only (`nanochat train` does both)"
+        yield "fine-tuning: this command pretrains only (`nanochat train` does both)", NORMAL
     elif text_source(config).conversations.empty:
-        yield "fine-tuning: there are no conversations (--chat-data FILE brings some); the model will continue texts, not converse"
+        yield "fine-tuning: there are no conversations (--chat-data FILE brings some); the model will continue texts, not converse", NORMAL
     if RL not in stages and SFT in stages and config.sft_iterations:
-        yield "reinforcement learning: --stage=rl adds it to the finished run, --rl_iterations=N to this one"
+        yield "reinforcement learning: --stage=rl adds it to the finished run, --rl_iterations=N to this one", NORMAL
     if config.eval_every > config.num_iterations:
-        yield f"evaluation every {config.eval_every} steps: the run ends before; once at the end"
+        yield f"evaluation every {config.eval_every} steps: the run ends before; once at the end", VERBOSE
     if config.save_every == -1:
-        yield f"checkpoints by step: one every {config.save_minutes:g} minutes and one at the end"
+        yield f"checkpoints by step: one every {config.save_minutes:g} minutes and one at the end", VERBOSE
     if config.compile == "off":
-        yield "torch.compile: off for this run"
+        yield "torch.compile: off for this run", VERBOSE
         if config.activation_memory_budget < 1:
-            yield "activation_memory_budget: only a compiled step (--compile=on) can compute its activations twice"
+            yield "activation_memory_budget: only a compiled step (--compile=on) can compute its activations twice", NORMAL
     if config.device == "cpu":
-        yield f"{'' if config.dtype == 'bfloat16' else 'bfloat16, '}CUDA kernels and mfu: there is no GPU in this run"
+        yield f"{'' if config.dtype == 'bfloat16' else 'bfloat16, '}CUDA kernels and mfu: there is no GPU in this run", VERBOSE
 
 
 def _with_problems(config: Config, source: TextSource) -> Config:
@@ -104,7 +106,7 @@ def _with_problems(config: Config, source: TextSource) -> Config:
     questions, _ = source.problems(config.rl_eval_examples)
     if config.rl_iterations == -1:
         config = config.replace(rl_iterations=max(len(questions) // config.rl_examples_per_step, 1))
-        log(f"by rule: rl_iterations = {config.rl_iterations}: one pass over {len(questions):,} questions")
+        log(f"auto: rl_iterations = {config.rl_iterations}: one pass over {len(questions):,} questions")
     return config
 
 

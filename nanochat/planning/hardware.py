@@ -1,7 +1,7 @@
 """What a run is planned for: this machine, a profile's GPU, or a GPU that the user names."""
 
 from nanochat.config import Config
-from nanochat.hardware.gpu_specs import GIB, PROFILE_GPUS, GPUSpec, require_spec, usable_bytes
+from nanochat.hardware.gpu_specs import PROFILE_GPUS, GPUSpec, profile_for, require_spec, usable_bytes
 from nanochat.hardware.machine import Hardware, this_machine
 
 
@@ -37,8 +37,4 @@ def choose_hardware(config: Config) -> Hardware:
 def detect_profile() -> str:
     """The profile for this machine, by the number and memory of its GPUs; cpu without any."""
     here = this_machine()
-    if not here.cuda:
-        return "cpu"
-    if here.count >= 8 and here.memory >= 70 * GIB:
-        return "h100x8"
-    return "rtx4090" if here.memory >= 20 * GIB else "rtx4050"
+    return profile_for(here.count if here.cuda else 0, here.memory)

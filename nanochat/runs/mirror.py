@@ -98,13 +98,13 @@ class Mirror:
         Raises DataError where it is damaged.
         """
         checkpoint, run = verify(step), step.parent.parent
+        if not self.fs.exists(self._path(RECORD)):
+            tokenizer = paths.tokenizer_dir(str(checkpoint.meta["tokenizer"]))
+            for path in sorted(tokenizer.iterdir()):
+                self._put(path, TOKENIZER, tokenizer.name, path.name)
+        if self.read(RECORD) != (run / RECORD).read_bytes():  # reinforcement learning brings settings, a newer version hides a password
+            self._put(run / RECORD, RECORD)
         if step.name not in self.steps(step.parent.name):
-            if not self.fs.exists(self._path(RECORD)):
-                tokenizer = paths.tokenizer_dir(str(checkpoint.meta["tokenizer"]))
-                for path in sorted(tokenizer.iterdir()):
-                    self._put(path, TOKENIZER, tokenizer.name, path.name)
-            if self.read(RECORD) != (run / RECORD).read_bytes():  # also where reinforcement learning has brought its settings
-                self._put(run / RECORD, RECORD)
             for name in checkpoint.files:
                 self._put(step / name, step.parent.name, step.name, name)
             self._put(run / METRICS, step.parent.name, step.name, METRICS)

@@ -5,6 +5,8 @@ runs/<run>/config.toml    the config, every auto resolved, and [frozen]: what el
 
 import contextlib
 import dataclasses
+import html
+import json
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +18,7 @@ from nanochat import paths, untrusted
 from nanochat.config import FIELDS, RL_FIELDS, Config, convert, differences
 from nanochat.console import log
 from nanochat.data.shards import Dataset, open_dataset
-from nanochat.errors import DataError, UsageError
+from nanochat.errors import DataError, UsageError, did_you_mean
 from nanochat.model.transformer import Transformer
 from nanochat.redaction import redact
 from nanochat.runs.checkpoint import Checkpoint, Checkpoints, held
@@ -78,6 +80,29 @@ def read_record(run: str) -> Record | None:
             f"{path} cannot be read ({untrusted.reason(error)})", f"start afresh with another --run, or restore {path}"
         ) from error
     return parse_record(data, path)
+
+
+def remove_credentials(record: Record) -> None:
+    """Remove the credentials of the mirror's address that an older version wrote into the files of a run, and say so.
+
+    Raises PreflightError where the disk refuses it.
+    """
+    address, shown = record.config.mirror, redact(record.config.mirror)
+    if shown == address:
+        return
+    folder = paths.run_dir(record.config.run)
+    spelled = {address, json.dumps(address)[1:-1], html.escape(address)}
+    try:
+        for path in (path for suffix in ("json", "md", "html") for path in folder.glob(f"[!.]*.{suffix}")):
+            text = before = path.read_bytes()
+            for form in spelled:
+                text = text.replace(form.encode(), shown.encode())
+            if text != before:
+                paths.atomic_write(path, text)
+    except OSError as error:
+        raise paths.disk_error(error, f"removing credentials from {folder}") from error
+    record.write()  # last: as long as it has them, the next command begins again
+    log(f"warning: an older version wrote the mirror's credentials into {folder}: they are removed; change them if others could read them")
 
 
 def current_steps(config: Config) -> dict[str, int]:
@@ -188,7 +213,8 @@ def _folder(run: str) -> Path:
     folder = paths.run_dir(run)
     if not folder.is_dir():
         others = sorted(path.name for path in paths.runs_dir().glob("*") if (path / RECORD).exists())
-        raise DataError(f"there is no run {run!r}", f"runs: {', '.join(others) or 'none yet; train one'}")
+        hint = did_you_mean(run, others, title="runs") if others else "there are no runs yet: `nanochat quickstart` trains one"
+        raise DataError(f"there is no run {run!r}", hint)
     return folder
 
 

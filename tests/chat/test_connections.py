@@ -3,6 +3,7 @@
 import contextlib
 import http.client
 import json
+import logging
 import os
 import resource
 import shutil
@@ -21,6 +22,7 @@ import pytest
 from nanochat.chat import connections
 from nanochat.chat.connections import ConnectionTable
 from nanochat.chat.middleware import Limits
+from nanochat.console import printable
 from tests.chat.serve_process import Serve
 from tests.chat.serving import KEY, PATH, loaded_model, one_message, running
 
@@ -179,6 +181,18 @@ def ticks(pid: int) -> int:
 
 
 @pytest.mark.long
+def test_what_uvicorn_logs_is_printed_by_the_console(capfd: pytest.CaptureFixture[str]) -> None:
+    """A traceback has the words of whoever caused it: they cannot steer the terminal."""
+    with running(None):
+        try:
+            raise ValueError("\x1b[2J\x9b31m\u202e")
+        except ValueError:
+            logging.getLogger("uvicorn.error").exception("failed: \x1b]0;title\x07")
+    err = capfd.readouterr().err
+    assert "error: failed: ]0;title" in err and "ValueError: [2J31m" in err
+    assert printable(err) == err
+
+
 def test_too_few_file_descriptors(trained: Path) -> None:
     """The limit is raised as far as it goes; beyond it there is one line, no traceback, no spinning, and probes are answered."""
     one = Serve(trained)

@@ -61,23 +61,23 @@ def told(err: str) -> tuple[str, str]:
         ("train --profile cpu --model_dim=512", 2, "unknown config key model_dim", "the width follows from the depth: use --depth"),
         ("train --profile cpu --model-dim 512", 2, "unknown config key model_dim", "use --depth"),
         ("train --profile rtx9999", 2, "unknown profile 'rtx9999'", "cpu, rtx4050, rtx4090, h100x8, auto"),
-        ("train --profile cpu --max_seq_len=256 --total_batch_size=1000", 2, "total_batch_size = 1000", "--total_batch_size=768 or 1024"),
+        ("train --profile cpu --max_seq_len=256 --total_batch_size=1000", 2, "--total_batch_size=1000", "--total_batch_size=768 or 1024"),
         (
             "train --profile cpu --total-batch-size=4096 --max-seq-len=256 --device-batch-size=3",
             2,
             "does not divide",
             "may be 1, 2, 4, 8, 16;",
         ),
-        ("train --profile cpu --stage=grpo", 2, "stage 'grpo' is unknown", "base, sft, rl, all"),
-        ("train --profile cpu --depth=x", 2, "depth = 'x' is not a whole number", "--depth=20"),
+        ("train --profile cpu --stage=grpo", 2, "--stage", "base, sft, rl, all"),
+        ("train --profile cpu --depth=x", 2, "--depth=x is not a whole number", "--depth=20"),
         ("train --profile cpu extra", 2, "unexpected argument 'extra'", "--"),
         ("train --profile", 2, "--profile", "--help"),
         ("plan --profile cpu --json --dephts=3", 2, "unknown config key dephts", "did you mean --depth?"),
-        ("quickstart --run=a/b", 2, "is no name of a folder", "--run"),
-        ("trian", 2, "trian", "--help"),
-        ("chat --top-k many", 2, "valid integer", "--help"),
+        ("quickstart --run=a/b", 2, "is not a directory name", "--run"),
+        ("trian", 2, "unknown command 'trian'", "nanochat train`"),
+        ("chat --top-k many", 2, "--top-k many is not a whole number", "--help"),
         ("chat --prompt hi", 4, "no trained model yet", "quickstart"),
-        ("chat --prompt hi --run nobody", 4, "no run 'nobody'", "runs:"),
+        ("chat --prompt hi --run nobody", 4, "no run 'nobody'", "quickstart` trains one"),
         ("eval", 4, "no trained model yet", "quickstart"),
         ("report", 4, "no trained model yet", "quickstart"),
         ("export --to hf --out x", 4, "no trained model yet", "quickstart"),
@@ -271,7 +271,9 @@ def test_stopped_and_killed_runs_go_on_with_the_same_losses(base: Path, text: Pa
 
 
 def test_a_second_signal_ends_at_once(base: Path, text: Path) -> None:
-    process = start(base, "entrypoint.py", *flags(text, total_batch_size=2**19, device_batch_size=64))  # steps of half a minute
+    process = start(
+        base, "entrypoint.py", *flags(text, total_batch_size=2**19, device_batch_size=64), "--verbose"
+    )  # steps of half a minute
     wait_for(process, "packing shard")
     time.sleep(1)
     process.send_signal(signal.SIGINT)
@@ -283,7 +285,10 @@ def test_a_second_signal_ends_at_once(base: Path, text: Path) -> None:
 
 
 def test_a_record_damaged_on_the_way_does_not_end_the_sign_of_life(base: Path, text: Path) -> None:
-    process, run_folder = start(base, "entrypoint.py", *flags(text, total_batch_size=2**19, device_batch_size=64)), base / "runs" / "tiny"
+    process, run_folder = (
+        start(base, "entrypoint.py", *flags(text, total_batch_size=2**19, device_batch_size=64), "--verbose"),
+        base / "runs" / "tiny",
+    )
     wait_for(process, "packing shard")
     while not (before := read_heartbeat(run_folder)):
         assert process.poll() is None

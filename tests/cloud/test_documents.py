@@ -39,7 +39,7 @@ exit "$(cat code)"
 
 def example() -> str:
     """The batch script in the document."""
-    (block,) = re.findall(r"```sh\n(#!/bin/bash\n#SBATCH.*?)```", (ROOT / "docs/guides/cluster.md").read_text(encoding="utf-8"), re.S)
+    (block,) = re.findall(r"```bash\n(#!/bin/bash\n#SBATCH.*?)```", (ROOT / "docs/guides/cluster.md").read_text(encoding="utf-8"), re.S)
     return block
 
 

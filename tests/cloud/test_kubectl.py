@@ -57,11 +57,11 @@ def test_submit_follow_show_cancel(cluster: FakeKubernetes, nodes: int, capfd: p
     assert posted == ["persistentvolumeclaims", "jobs", *training, *chat]
     assert tool().outcome(NAME, "chat") == ("running", "")
     cluster.fault("GET .*/log", *[(400, "BadRequest", "container train is waiting to start: ImagePullBackOff")] * 2)
-    cluster.logs = ["step 1\nstep 2\n", "step 3\n", "step 4\nstep 5\n", ""]
+    cluster.logs = ["step \x1b[2J1\u202e\nstep 2\n", "step 3\n", "step 4\nstep 5\n", ""]
     assert tool().logs(NAME, "train", follow=True, poll=0.05) == 0
     out, err = capfd.readouterr()
     assert err.count("waiting to start: ImagePullBackOff") == 1
-    assert out.splitlines() == [f"[pod/{NAME}-0/train] step {step}" for step in range(1, 6)]  # cut three times: each line once
+    assert out.splitlines() == [f"[pod/{NAME}-0/train] step {step}" for step in ("[2J1", 2, 3, 4, 5)]  # cut three times: each line once
     rows = {(row["kind"], row["name"]): row["state"] for row in tool().status(NAME)}
     assert rows["JobSet" if nodes == 2 else "Job", NAME] == "Complete"
     tool().cancel(NAME)
@@ -139,7 +139,7 @@ def test_status_shows_a_quotas_refusal(cluster: FakeKubernetes, nodes: int, capf
         submit(nodes, chat=True)
     kind = "Job" if nodes == 1 else "JobSet"
     cluster.warn(kind, NAME, "FailedCreate", "an older one", at="2026-11-23T00:00:00Z")
-    cluster.warn(kind, NAME, "FailedCreate", f"Error creating: {QUOTA}\n\x1b[31m")
+    cluster.warn(kind, NAME, "FailedCreate", f"Error creating: {QUOTA}\n\x1b[31m\u202e👩‍💻")
     cluster.warn(kind, NAME, "FailedCreate", "of another object of this name", at="2026-11-25T00:00:00Z", uid="gone")
     cluster.warn("Job", "another", "FailedCreate", "somebody else's")
     cluster.warn("PersistentVolumeClaim", f"{NAME}-data", "ProvisioningFailed", "no such storage class")
@@ -154,7 +154,7 @@ def test_status_shows_a_quotas_refusal(cluster: FakeKubernetes, nodes: int, capf
     cluster.warn("ReplicaSet", meta["name"], "FailedCreate", QUOTA)
     rows = {(row["kind"], row["name"]): row for row in tool().status(NAME)}
     refused = rows[kind, NAME]
-    assert refused["state"] == "FailedCreate" and refused["why"] == f"Error creating: {QUOTA} [31m" and "--memory" in refused["hint"]
+    assert refused["state"] == "FailedCreate" and refused["why"] == f"Error creating: {QUOTA} [31m👩‍💻" and "--memory" in refused["hint"]
     assert rows["ReplicaSet", meta["name"]]["why"] == QUOTA
     assert rows["PersistentVolumeClaim", f"{NAME}-data"]["why"] == "no such storage class"
     told = tool()

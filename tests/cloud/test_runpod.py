@@ -279,6 +279,7 @@ def test_key_is_bound_to_encryption_and_hidden(fake: FakeRunPod, api: RunPod, tm
     with pytest.raises(UsageError, match="no RunPod API key"):
         RunPod(" ")
     assert KEY not in api.hide(f"a\x1b[31m{KEY}b") and "\x1b" not in api.hide("\x1b[31m")
+    assert api.hide("你好\u3000世界 👩‍💻") == "你好\u3000世界 👩‍💻"  # what steers no terminal stays
     file = tmp_path / "key"
     file.write_text(KEY + "\n")
     file.chmod(0o600)

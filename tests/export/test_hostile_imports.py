@@ -104,7 +104,7 @@ def test_a_step_of_a_run(good: Path, tmp_path_factory: pytest.TempPathFactory, m
 def test_a_mirror(good: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     made = attack(tmp_path_factory, monkeypatch, good / "mirror")
 
-    @settings(MANY, max_examples=60)
+    @MANY
     @given(SEEDS)
     def try_one(seed: int) -> None:
         rng, received = random.Random(seed), made.fresh()

@@ -60,6 +60,6 @@ def test_the_peaks_of_the_metrics_mfu(name: str, peak: float) -> None:
 @pytest.mark.parametrize("name", ["GeForce GTX 1080", "nothing", "", "NVIDIA"])
 def test_unknown_names(name: str) -> None:
     assert find_spec(name) is None
-    with pytest.raises(UsageError, match="no card") as raised:
+    with pytest.raises(UsageError, match="unknown GPU") as raised:
         require_spec(name)
     assert "RTX 4070" in raised.value.hint

@@ -58,7 +58,7 @@ def test_it_is_said_before_anything_else(base: Path, tmp_path: Path, capfd: pyte
     import_texts(text)
     said = capfd.readouterr().err
     assert "about 9" in said and "Latin 100%" in said and "warning: this is little text" in said
-    assert said.index("text: ") < said.index("writing the dataset")
+    assert said.index("text: ") < said.index("kept for validation")
 
 
 def test_conversations() -> None:
