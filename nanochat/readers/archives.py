@@ -25,7 +25,7 @@ def unpack(archive: File, folder: Path, allowance: Allowance = TEXT) -> list[Fil
     left = max(allowance.free, allowance.ratio * archive.path.stat().st_size)
     for number, (name, stream) in enumerate(_zip(archive) if archive.kind == "zip" else _tar(archive)):
         path = PurePosixPath(name)
-        hidden = any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
+        hidden = any((part.startswith(".") and part != "..") or part == "__MACOSX" for part in path.parts)
         if number >= FILES:
             raise DataError(f"{archive} holds more than {FILES:,} files", _HINT)
         if hidden:

@@ -61,11 +61,13 @@ class _Page(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         if not self.silent:
-            self.parts.append(data if self.pre else re.sub(r"\s+", " ", data))
+            data = data if self.pre else re.sub(r"\s+", " ", data)
+            after_blank = not self.pre and self.parts and self.parts[-1].endswith((" ", "\n"))
+            self.parts.append(data.removeprefix(" ") if after_blank else data)
 
     def text(self) -> str:
         """What was collected, without blanks at the ends of lines, at most one blank line between two."""
-        joined = re.sub(r"[ \t]*\n[ \t]*" if not self.pre else r"[ \t]*\n", "\n", re.sub(r" {2,}", " ", "".join(self.parts)))
+        joined = re.sub(r"[ \t]+\n", "\n", "".join(self.parts))
         return re.sub(r"\n{3,}", "\n\n", joined).strip()
 
 
