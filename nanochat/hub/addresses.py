@@ -244,7 +244,7 @@ def get(url: str, headers: dict[str, str] | None = None) -> Any:
 def _token(url: str) -> Callable[[Any], Any] | None:
     """What adds HF_TOKEN to a request: only to the hub itself, never to a mirror, nor readable on the way.
 
-    A redirect to another host loses it (requests sees to that). Blanks at its ends are left out: a token read from a file ends in a newline.
+    A redirect to another host loses it (requests sees to that). Blanks at its ends are left out, such as a file's last newline.
     Raises UsageError where a header cannot hold it.
     """
     token, hub = os.environ.get("HF_TOKEN", "").strip(), urllib.parse.urlsplit(endpoint())
