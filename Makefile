@@ -62,8 +62,9 @@ lint: $(STAMP) ## ruff, mypy, clippy, the formatters' checks, hadolint, zizmor
 	cargo fmt --check $(CRATE)
 	cargo clippy --quiet --all-targets --all-features $(CRATE) -- -D warnings
 
-docs: $(STAMP) ## write the generated documents again: docs/file-map.md and docs/troubleshooting*.md
+docs: $(STAMP) ## write the generated documents again: file map, reference, troubleshooting, .env.example
 	$(PYTHON) -m scripts.file_map
+	$(PYTHON) -m scripts.reference
 	$(PYTHON) -m scripts.troubleshooting
 
 bench: $(STAMP) ## the measurements of docs/benchmarks/log.md

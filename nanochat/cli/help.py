@@ -86,7 +86,7 @@ class ConfigCommand(Command):
 
 
 class Group(TyperGroup):
-    """Commands, with the global options; without a command it shows its help."""
+    """Commands, with the global options; without a command it shows its help, unless it does something itself."""
 
     def __init__(self, *arguments: Any, **values: Any) -> None:
         super().__init__(*arguments, **values)
@@ -94,7 +94,8 @@ class Group(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Without a command, ask for the help."""
-        return super().parse_args(ctx, args or ([] if ctx.resilient_parsing else ["--help"]))
+        works = ctx.resilient_parsing or self.invoke_without_command
+        return super().parse_args(ctx, args or ([] if works else ["--help"]))
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The command that the arguments begin with. Raises UsageError."""
@@ -159,6 +160,11 @@ def first_line(command: Any) -> str:
     return inspect.cleandoc(command.help or "").partition("\n")[0].removesuffix(".")
 
 
+def paragraphs(command: Any) -> list[str]:
+    """The paragraphs of a command's help, each on one line."""
+    return [" ".join(part.split()) for part in inspect.cleandoc(command.help or "").split("\n\n")]
+
+
 def _entry(param: Any, ctx: Any) -> Entry:
     """The entry of an option or argument."""
     if param.param_type_name == "argument":
@@ -217,7 +223,7 @@ def render(command: Any, ctx: Any, parts: list[Section]) -> str:
     width = max(min(shutil.get_terminal_size().columns, WIDEST), 20)
     usage = f"Usage: {ctx.command_path} {' '.join(command.collect_usage_pieces(ctx))}"
     blocks = [_wrapped(usage, width, hanging=4)]
-    blocks += [_wrapped(" ".join(part.split("\n")), width) for part in inspect.cleandoc(command.help or "").split("\n\n")]
+    blocks += [_wrapped(paragraph, width) for paragraph in paragraphs(command)]
     column = min(max(len(entry.names) for section in parts for entry in section.entries), LEFT) + 4
     blocks += ["\n".join(_section_lines(section, width, column)) for section in parts]
     if command.epilog:
