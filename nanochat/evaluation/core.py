@@ -120,7 +120,7 @@ def common_length(sequences: Sequence[Sequence[int]]) -> int:
 
 
 def read_core(bundle: Path, max_rows: int = -1) -> list[CoreTask]:
-    """The bundle's tasks, at most the first `max_rows` rows of each (-1: all). Raises DataError where the bundle is not as published."""
+    """The bundle's tasks, at most the first `max_rows` rows of each (-1: all). Raises DataError if the bundle is not as published."""
     try:
         tasks = yaml.safe_load(untrusted.read_bytes(bundle / "core.yaml", TASKS_BYTES).decode("utf-8"))["icl_tasks"]
         with (bundle / "eval_meta_data.csv").open(encoding="utf-8", newline="") as file:
@@ -134,7 +134,7 @@ def read_core(bundle: Path, max_rows: int = -1) -> list[CoreTask]:
 
 
 def _read_task(bundle: Path, task: dict[str, Any], chance: float, max_rows: int) -> CoreTask:
-    """One task of the bundle's core.yaml. Raises ValueError where a row lacks a field."""
+    """One task of the bundle's core.yaml. Raises ValueError if a row lacks a field."""
     kind, shots, delimiter = task["icl_task_type"], task["num_fewshot"][0], task.get("continuation_delimiter", " ")
     untrusted.integer(shots, "num_fewshot", high=1000)
     path = untrusted.inside(bundle / "eval_data", task["dataset_uri"])

@@ -26,7 +26,7 @@ def write_items(folder: Path, items: Sequence[Item]) -> None:
 
 
 def read_items(path: Path) -> list[Item]:
-    """The questions of a jsonl file. Raises DataError where there are none."""
+    """The questions of a jsonl file. Raises DataError if there are none."""
     try:
         items = [Item(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, ValueError, TypeError) as error:

@@ -19,7 +19,7 @@ OLD_SUMMARY = "scores.json"
 
 
 def read_results(folder: Path) -> dict[str, Any]:
-    """The parts of a run's results, of an older run the summary of scores.json too; {} where there are none or the file is damaged."""
+    """The parts of a run's results, of an older run the summary of scores.json too; {} if there are none or the file is damaged."""
     results = read_json_object(folder / RESULTS)
     if SUMMARY not in results and (summary := read_json_object(folder / OLD_SUMMARY)):
         results[SUMMARY] = summary

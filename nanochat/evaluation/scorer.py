@@ -90,7 +90,7 @@ class Scorer:
     def _batched(
         self, items: Sequence[Item], length: Callable[[Item], int], work: Callable[[Sequence[Item]], Sequence[Result]]
     ) -> list[Result]:
-        """`work`'s results for `items`, in batches of items of like length. Raises OutOfMemoryError where one item does not fit."""
+        """`work`'s results for `items`, in batches of items of like length. Raises OutOfMemoryError if one item does not fit."""
         order = sorted(range(len(items)), key=lambda index: -length(items[index]))  # the largest first: what fits it fits all
         ordered = [items[index] for index in order]
         results, self.batch_tokens = map_with_oom_backoff(ordered, self.batch_tokens, work, self.device, "reading texts", length)

@@ -39,7 +39,7 @@ class Deadline:
 
     @contextlib.contextmanager
     def kept(self, stop: "StopSignal") -> Iterator[None]:
-        """Stop what runs inside the block at the end, as a signal to `stop` would. Raises PreflightError then, and where it is past."""
+        """Stop what runs inside the block at the end, as a signal to `stop` would. Raises PreflightError then, and if it is past."""
         if self.end is None:
             yield
             return

@@ -116,6 +116,6 @@ def forward_of(model: Transformer, config: DeviceConfig) -> Callable[[Tensor], T
 
 
 def peak_flops(device: torch.device) -> float:
-    """Peak bf16 FLOP/s of the GPU, for the metrics' mfu (model FLOPs utilisation); 0 where unknown."""
+    """Peak bf16 FLOP/s of the GPU, for the metrics' mfu (model FLOPs utilisation); 0 if unknown."""
     spec = find_spec(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
     return spec.peak_flops if spec else 0.0

@@ -57,7 +57,7 @@ def _norm(tensor: Tensor) -> float:
 
 @torch.no_grad()
 def _row_losses(model: Transformer, inputs: np.ndarray, targets: np.ndarray) -> list[float]:
-    """The mean loss of each row's targets, computed anew one by one; 0 where it has none."""
+    """The mean loss of each row's targets, computed anew one by one; 0 if it has none."""
     device = next(model.parameters()).device
     losses = []
     for row, wanted in zip(inputs, targets, strict=True):

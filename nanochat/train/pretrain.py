@@ -30,7 +30,7 @@ class TextBatches:
 
 
 def pretrain(session: Session) -> Transformer:
-    """Train the base stage of the run to its end. Raises DataError where the text gives no row."""
+    """Train the base stage of the run to its end. Raises DataError if the text gives no row."""
     config = session.config
     # On a CPU the cores would be the training's own: a step then takes ten times as long, and packing five times.
     packer, ahead = session.ranks.local_rank == 0, config.device != "cpu"

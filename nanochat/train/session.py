@@ -45,7 +45,7 @@ class Session:
     folder: Path
     ranks: Ranks
     stop: StopSignal
-    planned_rate: float = 0.0  # tokens per second, by the plan; 0 where there is none
+    planned_rate: float = 0.0  # tokens per second, by the plan; 0 if there is none
     uploader: Uploader | None = None  # to the mirror, on the main rank
     follow: Callable[[Metrics], object] = lambda metrics: None  # told of each stage's metrics, on the main rank
     pacer: Pacer | None = None  # decides how many steps pretraining gets, where its number may change

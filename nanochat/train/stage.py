@@ -25,9 +25,9 @@ class Stage:
     skip_bad_batches: int = 0  # steps with a NaN or Inf loss or gradient to skip before stopping; they update nothing
     skipped: int = 0  # of them before the step that training resumes from
     flops_per_token: float = 0.0
-    peak_flops: float = 0.0  # of one device, for mfu; 0 where unknown
-    planned_rate: float = 0.0  # tokens per second of all ranks, by the plan; 0 where there is none
-    evaluate: Callable[[], dict[str, float] | None] | None = None  # for the step's line; None where the memory was not enough
+    peak_flops: float = 0.0  # of one device, for mfu; 0 if unknown
+    planned_rate: float = 0.0  # tokens per second of all ranks, by the plan; 0 if there is none
+    evaluate: Callable[[], dict[str, float] | None] | None = None  # for the step's line; None if the memory was not enough
     sample: Callable[[int], None] | None = None
     pacer: Pacer | None = None  # may change the number of steps in the cooldown
     meta: dict[str, Any] = field(default_factory=dict)  # goes into every checkpoint

@@ -72,7 +72,7 @@ class StepLog:
             log(alarm)
 
     def step_seconds(self, newest: int) -> float | None:
-        """Mean seconds of one of the `newest` steps, or of at least SETTLED, the first SETTLED left out; None where there are too few."""
+        """Mean seconds of one of the `newest` steps, or of at least SETTLED, the first SETTLED left out; None if there are too few."""
         if len(self.seconds) <= 2 * SETTLED:
             return None
         return statistics.mean(self.seconds[SETTLED:][-max(newest, SETTLED) :])

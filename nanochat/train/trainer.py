@@ -56,7 +56,7 @@ class Trainer:
     def run(self) -> None:
         """Train to the end of the stage, saving, evaluating and sampling where that is due.
 
-        Raises OutOfMemoryError where the memory is not enough for one row, NonFiniteError before the update that would spread it (the
+        Raises OutOfMemoryError if the memory is not enough for one row, NonFiniteError before the update that would spread it (the
         first `skip_bad_batches` of such steps pass, without an update), Preempted after a signal's checkpoint.
         """
         stage = self.stage
@@ -186,7 +186,7 @@ class Trainer:
         return finite and learned
 
     def _skip(self, batch: StepBatch, lr: float, loss: float, norm: float) -> None:
-        """Write down what led to a NaN or Inf. Raises NonFiniteError where no more such steps may be skipped."""
+        """Write down what led to a NaN or Inf. Raises NonFiniteError if no more such steps may be skipped."""
         stage, run = self.stage, self.store.folder.parent
         self.skipped += 1
         folder = run / "nonfinite" / f"{stage.name}_step_{self.done:06d}"
@@ -204,7 +204,7 @@ class Trainer:
 
 
 def _halved(rows: int, batch: StepBatch, where: str) -> int:
-    """Half of `rows`, and a warning. Raises OutOfMemoryError where that is none."""
+    """Half of `rows`, and a warning. Raises OutOfMemoryError if that is none."""
     length = batch.inputs.shape[1]
     if rows == 1:
         raise OutOfMemoryError(

@@ -101,7 +101,7 @@ def test_they_are_refused_before_anything_is_launched(base: Path, driver: Any, m
     driver(visible=1)
     monkeypatch.setattr("nanochat.pipeline.prepare.this_machine", lambda device="auto": CARD)
     monkeypatch.setattr(run.ranks, "launch", lambda *arguments: pytest.fail("launched"))
-    with pytest.raises(PreflightError, match="2 processes asked, 1 GPU") as raised:
+    with pytest.raises(PreflightError, match="2 processes were requested; 1 GPU") as raised:
         run.train(gpu_config(nproc_per_node=2))
     assert "--nproc_per_node=1" in raised.value.hint
 

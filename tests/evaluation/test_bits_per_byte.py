@@ -85,7 +85,7 @@ def test_out_of_memory_halves_the_evaluations_batch(model: Transformer, capsys: 
     found = bits_per_byte(model, forward, inputs, targets, TOKEN_BYTES, 5, single())
     assert found == pytest.approx(slow_bits_per_byte(model, inputs, targets), rel=1e-5)
     assert calls == [5, 2, 2, 2, 1, 1, 1]
-    assert "goes on with 2 at a time" in capsys.readouterr().err
+    assert "continuing with batch size 2" in capsys.readouterr().err
 
 
 def test_an_evaluation_that_cannot_be_is_left_out(model: Transformer, capsys: pytest.CaptureFixture[str]) -> None:

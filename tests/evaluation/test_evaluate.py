@@ -64,7 +64,7 @@ def test_no_evaluation_costs_a_run(base: Path, tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(scorer, "score_batch", full)
     folder = trained(base, tmp_path, core_metric_max_per_task=6)
     said = capsys.readouterr().err
-    assert "warning: no core scores: out of memory reading texts, with one at a time" in said
+    assert "warning: no core scores: out of memory reading texts, at batch size 1" in said
     assert "warning: no chat scores: the files in" in said
     assert (folder / "report.json").exists() and set(read_results(folder)) == {"summary"}
 

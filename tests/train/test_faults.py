@@ -172,7 +172,7 @@ def test_a_stopped_worker(faulty: Faulty) -> None:
     quick = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "5"}
     done = faulty.call(fault, nproc_per_node=2, hang_timeout=5.0, environment=quick)
     assert done.returncode == 0, done.stderr
-    assert "rank 0 has not moved for" in done.stderr and "waiting for the other ranks in base step 6" in done.stderr
+    assert "rank 0 has made no progress for" in done.stderr and "waiting for the other ranks in base step 6" in done.stderr
     assert "a worker was lost; restart 1 of 2" in done.stderr and "resuming at step 5 of 12" in done.stderr
     print(f"{time.monotonic() - began:.0f} s from start to end, the hang and the restart in it")
     faulty.same(rel=1e-5)

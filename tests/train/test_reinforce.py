@@ -213,7 +213,7 @@ def test_out_of_memory_halves_what_is_sampled(monkeypatch: pytest.MonkeyPatch, c
     monkeypatch.setattr(Engine, "generate", generate)
     learner = source(problems())
     assert together([learner.batch(0, single())]) == together([whole])
-    assert learner.sampler.batch_size == 5 and "out of memory sampling answers: it goes on with 5" in capsys.readouterr().err
+    assert learner.sampler.batch_size == 5 and "out of memory sampling answers; continuing with batch size 5" in capsys.readouterr().err
 
 
 def test_pass_at_k_is_the_mean_over_choices(monkeypatch: pytest.MonkeyPatch) -> None:
