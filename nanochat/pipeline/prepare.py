@@ -8,6 +8,7 @@ from pathlib import Path
 from nanochat import paths
 from nanochat.config import Config
 from nanochat.console import NORMAL, VERBOSE, log
+from nanochat.data.finetuning import require_learnable
 from nanochat.data.shards import Dataset
 from nanochat.data.source import TextSource, text_source
 from nanochat.data.vocabulary import ensure_tokenizer
@@ -23,6 +24,7 @@ from nanochat.report.collect import PLAN, has_report, write_report
 from nanochat.runs import trackers
 from nanochat.runs.origin import Spec, copy_origin, descent, find, first_row
 from nanochat.runs.record import Record, read_record, require_same
+from nanochat.tokenizer.tokenizer import Tokenizer
 
 DETAILS = ("dtype", "threads", "eval_tokens", "compile")  # fields whose automatic values are for VERBOSE alone
 
@@ -45,7 +47,8 @@ def prepare(request: Request) -> Record | str:
         config, problems = _with_problems(config, source), source.problems_hash()
     dataset = source.open(config.shards) if config.num_iterations else None
     if SFT in request.stages and config.sft_iterations:
-        source.conversations.load()  # fetched and looked through now: a fault in them must not wait for the end of pretraining
+        # A fault in them must not wait for the end of pretraining.
+        require_learnable(source.conversations.load(), _tokenizer(config, dataset, run.record), config.max_seq_len)
     if run.record:
         record = _resumed(run.record, config, dataset, conversations, problems)
         if run.finished:
@@ -131,7 +134,7 @@ def _new(config: Config, plan: Plan, dataset: Dataset | None, conversations: str
         record = _continued(config, dataset, conversations, problems)
     else:
         assert dataset is not None, "a run that begins with nothing pretrains"
-        tokenizer = ensure_tokenizer(dataset, config.vocab_size, config.architecture)
+        tokenizer = _tokenizer(config, dataset, None)
         record = Record(config, dataset.folder.name, _names(dataset), tokenizer.id, conversations, problems)
     paths.atomic_write_json(paths.run_dir(config.run) / PLAN, plan.to_dict())
     record.write()  # last: where it is there, so are the plan and the copy
@@ -147,6 +150,15 @@ def _continued(config: Config, dataset: Dataset | None, conversations: str, prob
         text, shards = (source.dataset, source.shards) if source else ("", ())
     record = Record(config, text, shards, str(copy.meta["tokenizer"]), conversations, problems, descent(config, copy))
     return dataclasses.replace(record, first_row=first_row(record))
+
+
+def _tokenizer(config: Config, dataset: Dataset | None, record: Record | None) -> Tokenizer:
+    """The run's tokenizer: that of the run which it begins from, else its text's, trained if it is not there."""
+    if config.from_run:
+        known = record.tokenizer if record else str(find(Spec.parse(config.from_run)).meta["tokenizer"])
+        return Tokenizer.load(paths.tokenizer_dir(known))
+    assert dataset is not None, "a run that begins with nothing pretrains"
+    return ensure_tokenizer(dataset, config.vocab_size, config.architecture)
 
 
 def _names(dataset: Dataset) -> tuple[str, ...]:
