@@ -7,7 +7,6 @@ text or a length of pretraining is given (or --stage=base); else it begins with 
 """
 
 import contextlib
-import difflib
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from nanochat.config import Config
 from nanochat.console import log
 from nanochat.data.shards import read_manifest
 from nanochat.data.source import text_source
-from nanochat.errors import DataError, NanochatError, UsageError
+from nanochat.errors import DataError, NanochatError, UsageError, did_you_mean
 from nanochat.hardware.cpu import physical_cores
 from nanochat.hardware.machine import this_machine
 from nanochat.hub.download import require_space
@@ -48,13 +47,16 @@ class Spec:
     @staticmethod
     def parse(text: str) -> "Spec":
         """Raises UsageError where `text` is of another form."""
-        run, *rest = text.split(":")
-        stage = rest[0] if rest else None
-        if stage is not None and stage not in STAGES:
-            raise UsageError(f"--from {text}: the stage {stage!r} is unknown", f"one of: {', '.join(STAGES)}, as in --from {run}:{BASE}")
-        if len(rest) > 2 or (len(rest) == 2 and not rest[1].isdecimal()):
-            raise UsageError(f"--from {text} is not RUN, RUN:stage or RUN:stage:step", f"for example --from {run}:{stage}:100")
-        return Spec(Config(run=run).run, stage, int(rest[1]) if len(rest) == 2 else None)
+        run, *rest = text.rsplit(":", 2)  # a run's own name may have colons
+        if rest and rest[-1] in STAGES:
+            return Spec(Config(run=":".join([run, *rest[:-1]])).run, rest[-1])
+        if len(rest) == 2 and rest[0] in STAGES and rest[1].isascii() and rest[1].isdecimal() and len(rest[1]) < 16:
+            return Spec(Config(run=run).run, rest[0], int(rest[1]))
+        if rest:
+            raise UsageError(
+                f"--from {text} is not RUN, RUN:stage or RUN:stage:step", f"stages: {', '.join(STAGES)}; as in --from {run}:{BASE}"
+            )
+        return Spec(Config(run=run).run)
 
     def names(self, other: "Spec") -> bool:
         """Whether `other`, which leaves nothing out, is what this one may mean."""
@@ -183,9 +185,7 @@ def find(spec: Spec, stage: str = BASE) -> Checkpoint:
     folder = paths.run_dir(spec.run)
     if not folder.is_dir():
         names = sorted(path.name for path in paths.runs_dir().glob("[!.]*") if path.is_dir())
-        close = difflib.get_close_matches(spec.run, names, n=1)
-        hint = f"did you mean --from {close[0]}?" if close else f"runs: {', '.join(names) or 'none yet; train one'}"
-        raise UsageError(f"there is no run {spec.run!r} to begin from", hint)
+        raise UsageError(f"there is no run {spec.run!r} to begin from", did_you_mean(spec.run, names or ["none yet"], title="runs"))
     stages = [spec.stage] if spec.stage else [stage, *(each for each in STAGES[::-1] if each != stage)]
     for each in stages:
         store = Checkpoints(folder / each)
@@ -264,8 +264,9 @@ def first_row(record: Record) -> int:
 
 def _read_by(record: Record, stage: str) -> tuple[Any, ...]:
     """What decides the rows that a stage of a run reads, beside seed, tokenizer and context."""
-    config = record.config
     if stage == BASE:
         return record.dataset, record.shards
-    kind = type(text_source(config).conversations).__name__
-    return kind, record.conversations if stage == SFT else record.problems, config.chat_data, config.dataset, config.trial
+    source = text_source(record.config)
+    if stage == SFT:
+        return type(source.conversations).__name__, record.conversations, record.config.trial
+    return (record.problems or source.title,)

@@ -62,6 +62,7 @@ def test_what_a_name_may_mean() -> None:
     exact = Spec("a", "base", 4)
     assert all(Spec.parse(text).names(exact) for text in ("a", "a:base", "a:base:4"))
     assert not any(Spec.parse(text).names(exact) for text in ("b", "a:sft", "a:base:5"))
+    assert Spec.parse("a:b:base:4") == Spec("a:b", "base", 4) and Spec.parse("a:b:sft") == Spec("a:b", "sft")
     assert str(exact) == "a:base:4" and str(Spec("a")) == "a"
 
 
@@ -74,7 +75,7 @@ def test_the_newest_base_step_unless_named(base: Path) -> None:
         assert "src:base:4, src:base:6" in raised.value.hint
     with pytest.raises(UsageError, match="there is no run 'sr'") as raised:
         find(Spec("sr"))
-    assert "did you mean --from src?" in raised.value.hint
+    assert "did you mean src?" in raised.value.hint
     (read_folder("src") / "base/step_000004/model.safetensors").write_bytes(b"")
     with pytest.raises(DataError):
         find(Spec("src", "base", 4))
