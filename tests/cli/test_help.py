@@ -78,7 +78,7 @@ def test_help_fits_the_terminal(path: tuple[str, ...], columns: int, run: Any) -
     code, out, err = run(*path, "--help", columns=columns)
     assert (code, err) == (0, "")
     wide = [line for line in out.splitlines() if len(line) > columns and len(line.split()) > 2]
-    assert wide == [] and "..." not in out
+    assert wide == [] and "..." not in out.replace("RUN...", "")
 
 
 @pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
