@@ -184,7 +184,7 @@ def test_conversations_in_both_forms(tmp_path):
         ('[{"role": "user"}]', "message 1"),
         ('[{"role": "user", "content": 3}]', "not a string"),
         (json.dumps([*GOOD, {"role": "nobody", "content": "x"}]), "message 3 has the role 'nobody'"),
-        (json.dumps([{"role": "user", "content": "half \ud83d"}, GOOD[1]]), "no valid text"),
+        (json.dumps([{"role": "user", "content": "half \ud83d"}, GOOD[1]]), "not valid text"),
     ],
 )
 def test_bad_conversations_are_named_by_line(tmp_path, line, message):
