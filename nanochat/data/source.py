@@ -52,7 +52,7 @@ class TextSource(ABC):
 
     @property
     def fault(self) -> str | None:
-        """What keeps the text from being read, None where nothing does."""
+        """The reason why the text cannot be read, or None."""
         return None
 
     @property
@@ -70,14 +70,14 @@ class TextSource(ABC):
 
     @abstractmethod
     def open(self, shards: int = -1) -> Dataset:
-        """The text as a dataset of `shards` training shards (-1: all of them), made or downloaded where it is not there.
+        """The text as a dataset of `shards` training shards (-1: all of them), generated, imported or downloaded if missing.
 
         Raises DataError, UsageError, PreflightError.
         """
 
     @functools.cached_property
     def conversations(self) -> ConversationSource:
-        """What fine-tuning learns from: what the user has chosen, else the text's own."""
+        """The fine-tuning conversations: the user's choice, else those of the text."""
         return conversation_source(self.config, self.default_conversations)
 
     @property
@@ -86,7 +86,7 @@ class TextSource(ABC):
         return self.most_shards is not None or bool(self.conversations.sets)
 
     def missing(self) -> dict[str, int]:
-        """What is still to be downloaded, for people to read -> about how many bytes. No network. `config` must be resolved."""
+        """Missing downloads as description -> approximate bytes. No network. `config` must be resolved."""
         return self.conversations.missing()
 
     def fetch(self, check: bool = False) -> Path:
@@ -105,11 +105,11 @@ class TextSource(ABC):
         return dataset_dir(dataset.folder.name)
 
     def _missing_tasks(self) -> dict[str, int]:
-        """What the run's evaluation still lacks."""
+        """Missing files of the run's evaluation."""
         return {}
 
     def problems(self, held_out: int) -> tuple[list[Problem], list[Problem]]:
-        """What reinforcement learning learns from, and at most `held_out` problems that it is measured by. Raises DataError."""
+        """Problems to learn from in reinforcement learning, and at most `held_out` problems for its evaluation. Raises DataError."""
         if self.config.problems:
             return read_problems(Path(self.config.problems), held_out)
         return self.default_problems(held_out)
@@ -299,7 +299,7 @@ class Untouched(TextSource):
 def text_source(config: Config) -> TextSource:
     """The text that `config` asks for."""
     if is_hub_name(config.data):
-        raise UsageError(f"--data {config.data} is a dataset of a hub, not a path", f"--dataset {config.data}")
+        raise UsageError(f"--data {config.data} is a dataset of a hub, not a path", f"use --dataset {config.data}")
     return _text(config) if config.num_iterations else Untouched(config, _text(config))
 
 
