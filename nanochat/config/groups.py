@@ -83,7 +83,8 @@ class DataConfig(Group):
         try:
             "".encode(self.encoding or "utf-8")
         except LookupError:
-            raise UsageError(f"encoding = {self.encoding!r} is unknown", "a name such as utf-8, cp1252, big5 or gb18030") from None
+            hint = "it takes a name such as utf-8, cp1252, big5 or gb18030; without it, the encoding is detected"
+            raise UsageError(f"unknown encoding in --encoding={self.encoding}", hint) from None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import os
 import re
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -203,3 +204,17 @@ def test_a_plan_for_a_gpu_takes_the_profile_for_it(run: Any, base: Path) -> None
     for card, profile in (("5090", "rtx4090"), ("4060", "rtx4050")):
         code, out, err = run("plan", "--card", card)
         assert code == 0 and f"{profile}, on NVIDIA GeForce RTX {card}" in out and f"profile = {profile}" in err
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("line", ["--help", "train --profile rtx4090 --help", "submit k8s --help"])
+def test_help_is_quick(line: str) -> None:
+    """Half a second of processor time at most: other work on the machine does not count."""
+
+    def seconds() -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, "entrypoint.py", *line.split()], cwd=ROOT, capture_output=True, timeout=60, check=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+
+    assert min(seconds() for _ in range(3)) < 0.5
