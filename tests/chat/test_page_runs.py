@@ -1,5 +1,6 @@
 """The end of a training, the runs, the checkpoints and the live view, in a real browser against a real server."""
 
+import contextlib
 import json
 import shutil
 import time
@@ -8,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, Route, expect
+from playwright.sync_api import Browser, Error, Page, Route, expect
 
+from nanochat.report.collect import write_report
 from tests.chat.pages import PHONE, SHORT, accessible, done, message, narrow, opened, say
 from tests.chat.serve_process import Serve
 from tests.chat.serving import loaded_model, running
@@ -31,8 +33,8 @@ def two(trained: Path) -> Iterator[str]:
     other = json.loads((runs / "tiny" / "evaluation.json").read_text())
     other["summary"]["samples"] = [{"prompt": "Who?", "answer": "I am one."}]
     (runs / "tiny" / "evaluation.json").write_text(json.dumps(other))
-    metrics = runs / "second <b>" / "metrics.jsonl"
-    metrics.touch()
+    (runs / "second <b>" / "metrics.jsonl").touch()  # it is the newest one
+    write_report(runs / "second <b>")
     server = Serve(trained)
     yield server.url
     server.end()
@@ -104,7 +106,7 @@ def test_a_checkpoint_is_chosen_and_another_answers_beside_it(browser: Browser, 
         expect(dialog.locator(".card")).to_contain_text("256 tokens")
         accessible(page)
         dialog.get_by_label("Filter the checkpoints").fill("tiny:sft:1")
-        dialog.locator(".models button", has_text="tiny").press("Enter")
+        dialog.get_by_role("button", name="tiny fine-tuning · Step 1").press("Enter")
         expect(dialog.locator(".card")).to_contain_text("tiny")
         dialog.get_by_role("button", name="Done").click()
         expect(page.locator(".swap")).to_contain_text("tiny, fine-tuning step 1")
@@ -132,32 +134,39 @@ def reply(page: Page, state: dict[str, Any]) -> None:
     """Answer /api/training with `state` on top of what the server says."""
 
     def route(one: Route) -> None:
-        response = one.fetch()
-        one.fulfill(response=response, json=response.json() | state)
+        with contextlib.suppress(Error):  # the test may have ended meanwhile
+            response = one.fetch()
+            one.fulfill(response=response, json=response.json() | state)
 
     page.route("**/api/training", route)
 
 
 def live() -> dict[str, Any]:
     """A training at step 400 of 1000, with 200 of fine-tuning to come."""
-    curve = [
-        {"stage": "base", "step": n, "value": 6 - n / 100 + (n // 10 % 2) / 2, "lr": 0.1, "tokens_per_second": 900.0}
-        for n in range(10, 401, 10)
-    ]
-    samples = [
-        {"stage": "base", "step": n, "prompt": p, "text": f"said at {n}"} for n in (100, 200, 300, 400) for p in ("The sky", "A cat")
-    ]
-    state = {"run": "live", "stage": "base", "step": 400, "steps": 1000, "measure": "loss", "value": 2.0, "bpb": 1.2, "tokens": 409_600}
-    state |= {
+    steps = range(10, 401, 10)
+    curve = [{"stage": "base", "step": n, "value": 6 - n / 100 + (n // 10 % 2) / 2, "lr": 0.1, "tokens_per_second": 900.0} for n in steps]
+    said = [(n, prompt) for n in (100, 200, 300, 400) for prompt in ("The sky", "A cat")]
+    return {
+        "run": "live",
+        "stage": "base",
+        "step": 400,
+        "steps": 1000,
+        "measure": "loss",
+        "value": 2.0,
+        "bpb": 1.2,
+        "tokens": 409_600,
         "tokens_per_second": 900.0,
         "seconds_left": 960,
         "stage_seconds_left": 720,
         "elapsed_seconds": 480.0,
         "alive": True,
         "trial": False,
+        "checkpoint": None,
+        "curve": curve,
+        "validation": [{"stage": "base", "step": n, "bpb": 2 - n / 500} for n in (200, 400)],
+        "samples": [{"stage": "base", "step": n, "prompt": prompt, "text": f"said at {n}"} for n, prompt in said],
+        "stages": [{"stage": "base", "steps": 1000}, {"stage": "sft", "steps": 200}],
     }
-    state |= {"checkpoint": None, "curve": curve, "validation": [{"stage": "base", "step": n, "bpb": 2 - n / 500} for n in (200, 400)]}
-    return state | {"samples": samples, "stages": [{"stage": "base", "steps": 1000}, {"stage": "sft", "steps": 200}]}
 
 
 def test_the_live_view(browser: Browser) -> None:
@@ -170,7 +179,7 @@ def test_the_live_view(browser: Browser) -> None:
         expect(view.locator("[aria-current=step]")).to_have_text("pretraining")
         expect(view.locator(".stepper li")).to_have_text(["pretraining", "fine-tuning", "evaluation"])
         expect(view.locator(".stepper")).to_contain_text("16 min left in all")
-        axis = view.locator(".plot .step").all_inner_texts()
+        axis = view.locator(".plot .step").all_text_contents()
         assert axis[0] == "0" and axis[-1] in ("1,000", "1,200"), axis  # to the planned end of the last stage
         box = view.locator("polyline").first.bounding_box()
         plot = view.locator("svg.plot").bounding_box()
@@ -249,7 +258,8 @@ def test_a_thousand_conversations(browser: Browser) -> None:
     with running(loaded_model()) as server, opened(browser, server.url, SHORT) as page:
         page.evaluate(
             """() => { for (let n = 0; n < 1000; n++) {
-                const one = {id: n.toString(16), title: `talk ${n}`, updated: Date.now() - n * 4e6, messages: [{role: "user", text: `word${n}`}]};
+                const messages = [{role: "user", text: `word${n}`}];
+                const one = {id: n.toString(16), title: `talk ${n}`, updated: Date.now() - n * 4e6, messages};
                 localStorage.setItem(`nanochat.conversation.${one.id}`, JSON.stringify(one)); } }"""
         )
         page.reload()
