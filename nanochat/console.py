@@ -221,9 +221,9 @@ class Progress:
         print(f"{_CLEAR}{self._bar(width - columns(line))}{line}", end="", file=sys.stderr, flush=True)
         _shows_bar = True
 
-    def _bar(self, room: int) -> str:
-        """The bar and a space in at most `room` columns; "" where it would be too short to tell anything, or the end is not known."""
-        length = min(24, room - 3)
+    def _bar(self, width: int) -> str:
+        """The bar and a space in at most `width` columns; "" if it would be too short, or the total is unknown."""
+        length = min(24, width - 3)
         if not self.total or length < 6:
             return ""
         filled = int(length * min(self.done / self.total, 1))

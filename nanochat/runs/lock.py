@@ -1,6 +1,6 @@
 """A run's lock: flock, which the system frees when its holder dies, and a lease for volumes shared between machines.
 
-runs/<run>/lock    locked with flock; names its holder; its modification time is renewed every RENEW seconds; removed at the end
+runs/<run>/lock    locked with flock and removed at the end; names its holder, who renews its modification time every RENEW seconds
 
 A lock of a dead process on this machine is free. The processes of another machine or container are not visible from here, so their lock
 is free only when the file's time is EXPIRE seconds old, by the volume's clock.

@@ -50,7 +50,11 @@ class Mirror:
             self.fs, root = fsspec.core.url_to_fs(url, use_listings_cache=False, skip_instance_cache=True, **OPTIONS.get(scheme, {}))
         except ImportError as error:
             package = PACKAGES.get(scheme, "")
-            hint = f"install it: .venv/bin/python -m pip install {package}" if package else "use a URL with file:, s3:, gs: or hf:"
+            hint = (
+                f"install it: .venv/bin/python -m pip install {package}"
+                if package
+                else "use a URL that begins with file://, s3://, gs:// or hf://"
+            )
             raise UsageError(f"the mirror {url} needs the Python package {package or str(error)}, which is not installed", hint) from error
         except ValueError as error:
             raise UsageError(

@@ -83,7 +83,7 @@ def read_record(run: str) -> Record | None:
 
 
 def remove_credentials(record: Record) -> None:
-    """Remove the credentials of the mirror's address that an older version wrote into the files of a run, and say so.
+    """Remove the mirror's credentials that an older version wrote into a run's files, and print a note.
 
     Raises PreflightError where the disk refuses it.
     """

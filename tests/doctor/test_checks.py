@@ -129,7 +129,7 @@ def test_more_ranks_than_rows(base: Path, tmp_path: Path) -> None:
     command = [part for part in command if not part.startswith("--eval_tokens")]
     done = tiny.call(base, "entrypoint.py", *command, "--nproc_per_node=4", "--eval_tokens=16384", timeout=120)
     assert done.returncode == 4, done.stderr
-    assert "processes asked, and the text gives" in done.stderr and "--nproc_per_node=" in done.stderr
+    assert "processes were requested; the text has" in done.stderr and "--nproc_per_node=" in done.stderr
 
 
 def test_compiling_shows_a_line(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:

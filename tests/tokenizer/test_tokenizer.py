@@ -259,7 +259,7 @@ def test_a_prompt_loses_its_oldest_turns(turns: int, with_system: bool, room: in
 
 
 def test_a_prompt_ends_with_the_user() -> None:
-    with pytest.raises(DataError, match="end with the user"):
+    with pytest.raises(DataError, match="end with a user message"):
         TOKENIZER.render_prompt(CALL, 1000)
 
 

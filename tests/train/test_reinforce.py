@@ -195,7 +195,7 @@ def test_equal_rewards_teach_nothing(tmp_path: Path, capsys: pytest.CaptureFixtu
     Trainer(made, model, model, optimizer, single(), store, metrics, StopSignal(), 0).run()
     metrics.close()
     assert all(torch.equal(weight, before[name]) for name, weight in model.named_parameters())
-    assert optimizer.steps == 2 and "nothing to learn from this step, and no update" in capsys.readouterr().err
+    assert optimizer.steps == 2 and "no targets to learn from in this step" in capsys.readouterr().err
     line = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
     assert line["stage"] == "rl" and line["loss"] == line["reward"] == 0 and line["skipped"] and line["tokens"] > 0
 
