@@ -14,7 +14,7 @@ CRATE_FILES := $(wildcard rustbpe/*.toml rustbpe/*.pyi rustbpe/Cargo.lock) $(she
 export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test check test-slow test-containers test-browser lint docs bench lock clean
+.PHONY: help install quickstart chat serve test check test-slow test-containers test-browser lint docs bench lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' Makefile
@@ -26,6 +26,12 @@ $(STAMP): requirements.lock pyproject.toml scripts/install.sh $(CRATE_FILES)
 
 quickstart: $(STAMP) ## from nothing to a chat: train a small model on this machine's CPU and talk to it
 	$(PYTHON) entrypoint.py quickstart
+
+chat: $(STAMP) ## chat with the newest model in this terminal
+	$(PYTHON) entrypoint.py chat
+
+serve: $(STAMP) ## the chat page and the API on http://127.0.0.1:8000/ (make serve PORT=8080: another port)
+	$(PYTHON) entrypoint.py serve $(if $(PORT),--port $(PORT))
 
 test: $(STAMP) ## every test that needs no GPU, container or browser and is not marked slow
 	cargo test --quiet $(CRATE)
@@ -56,8 +62,9 @@ lint: $(STAMP) ## ruff, mypy, clippy, the formatters' checks, hadolint, zizmor
 	cargo fmt --check $(CRATE)
 	cargo clippy --quiet --all-targets --all-features $(CRATE) -- -D warnings
 
-docs: $(STAMP) ## write the generated documents again: docs/file-map.md and docs/troubleshooting*.md
+docs: $(STAMP) ## write the generated documents again: file map, reference, troubleshooting, .env.example
 	$(PYTHON) -m scripts.file_map
+	$(PYTHON) -m scripts.reference
 	$(PYTHON) -m scripts.troubleshooting
 
 bench: $(STAMP) ## the measurements of docs/benchmarks/log.md

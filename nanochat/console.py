@@ -7,6 +7,7 @@ import shutil
 import sys
 import time
 import traceback
+import unicodedata
 from functools import cache
 from pathlib import Path
 from types import TracebackType
@@ -22,10 +23,12 @@ _PRINTABLE = dict.fromkeys(_STEERING, "") | dict.fromkeys(_SURROGATES, "\ufffd")
 _ESCAPED = {code: f"\\u{code:04x}" for code in (*_STEERING, *_SURROGATES)}
 
 BOLD = "1"  # SGR code
+_CLEAR = "\r\x1b[K"  # to the line's first column, and nothing on it
 
 QUIET, NORMAL, VERBOSE = range(3)  # how much is printed on stderr: warnings, errors and results; progress too; details for experts too
 
 _muted = False
+_shows_bar = False  # the terminal's last line is a progress bar, without a newline
 _level = NORMAL
 
 
@@ -75,9 +78,26 @@ def log(message: str = "", code: str = "", level: int = NORMAL) -> None:
 
     The line is printable, no address in it has its credentials, and the commands in backticks run where it is printed.
     """
+    global _shows_bar
     if not _muted and (level <= _level or message.startswith(("warning:", "error:", "hint:"))):
         line = printable(" ".join(redact(runnable(message)).splitlines()))
-        print(style(line, code) if code else line, file=sys.stderr, flush=True)
+        bar, _shows_bar = _CLEAR if _shows_bar else "", False
+        print(bar + (style(line, code) if code else line), file=sys.stderr, flush=True)
+
+
+def confirm(question: str) -> bool:
+    """Whether a person at the terminal answers `question` with yes.
+
+    False for any other answer, at the end of the input, and without asking where stdin, stdout or stderr is no terminal.
+    """
+    if not all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr)):
+        return False
+    try:
+        print(f"{printable(question)} [y/N] ", end="", file=sys.stderr, flush=True)
+        return input().strip().lower() in ("y", "yes")
+    except (EOFError, KeyboardInterrupt):
+        log()
+        return False
 
 
 def show(text: str = "", end: str = "\n") -> None:
@@ -139,6 +159,29 @@ def quantity(value: float) -> str:
     return f"{value:.0f}"
 
 
+def columns(text: str) -> int:
+    """The columns that `text` takes on a terminal: two for a wide Chinese character, none for a combining one."""
+    wide = sum(unicodedata.east_asian_width(letter) in "WF" for letter in text)
+    return len(text) + wide - sum(unicodedata.category(letter) in ("Mn", "Me", "Cf") for letter in text)
+
+
+def fitted(text: str, width: int) -> str:
+    """`text`, cut where it takes more than `width` columns; then its last column is an ellipsis."""
+    if columns(text) <= width:
+        return text
+    while text and columns(text) > width - 1:
+        text = text[:-1]
+    return f"{text}…" if width > 0 else ""
+
+
+def terminal_width() -> int:
+    """The columns of the terminal on stderr; 80 where it does not say."""
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns or 80
+    except (OSError, ValueError):
+        return 80
+
+
 class Progress:
     """Progress of long work: a bar on a terminal, a plain line every few seconds elsewhere, with rate and time left.
 
@@ -164,23 +207,33 @@ class Progress:
             self._show(now)
 
     def _show(self, now: float) -> None:
+        global _shows_bar
         rate = self.done / max(now - self.began, 1e-9)
-        line = f"{self.what}: {quantity(self.done)}"
-        if self.total:
-            line += f"/{quantity(self.total)}"
-        line += f" {self.unit}, {quantity(rate)}/s"
-        if self.total and rate:
-            line += f", {duration(max(self.total - self.done, 0) / rate)} left"
-        if self.terminal:
-            filled = int(24 * min(self.done / self.total, 1)) if self.total else 0
-            bar = f"[{'#' * filled}{'.' * (24 - filled)}] " if self.total else ""
-            print(f"\r\x1b[K{bar}{printable(line)}", end="", file=sys.stderr, flush=True)
-        else:
-            log(line)
+        done = f"{self.what}: {quantity(self.done)}" + (f"/{quantity(self.total)}" if self.total else "")
+        left = f", {duration(max(self.total - self.done, 0) / rate)} left" if self.total and rate else ""
+        whole = f"{done} {self.unit}, {quantity(rate)}/s{left}"
+        if not self.terminal:
+            log(whole)
+            return
+        width = terminal_width() - 1  # a terminal may wrap after its last column
+        shorter = (printable(line) for line in (whole, f"{done}{left}", done))
+        line = next((line for line in shorter if columns(line) <= width), fitted(printable(done), width))
+        print(f"{_CLEAR}{self._bar(width - columns(line))}{line}", end="", file=sys.stderr, flush=True)
+        _shows_bar = True
+
+    def _bar(self, room: int) -> str:
+        """The bar and a space in at most `room` columns; "" where it would be too short to tell anything, or the end is not known."""
+        length = min(24, room - 3)
+        if not self.total or length < 6:
+            return ""
+        filled = int(length * min(self.done / self.total, 1))
+        return f"[{'#' * filled}{'.' * (length - filled)}] "
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self.terminal:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+        global _shows_bar
+        if self.terminal and _shows_bar:
+            _shows_bar = False
+            print(_CLEAR, end="", file=sys.stderr, flush=True)
         if kind is None:
             seconds = time.monotonic() - self.began
             log(f"{self.what}: {quantity(self.done)} {self.unit} in {duration(seconds)}", level=NORMAL if seconds >= 1 else VERBOSE)

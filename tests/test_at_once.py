@@ -5,6 +5,8 @@ import re
 import shutil
 import socket
 import subprocess
+import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -69,8 +71,8 @@ def trained(done: list[Done]) -> None:
         assert sum("is finished" in err for _, err in done) == 1, done
 
 
-def a_round(begun: Begun, folder: Path) -> None:
-    """Two trainings, an export and an import: of a run that was begun, then of a name that is new."""
+def a_round(begun: Begun, folder: Path) -> list[str]:
+    """Two trainings, an export and an import: of a run that was begun, then of a name that is new. Returns how they ended."""
     base, out = folder / "base", folder / "out"
     shutil.copytree(begun.base, base)
     train = begun.flags("tiny")
@@ -82,6 +84,7 @@ def a_round(begun: Begun, folder: Path) -> None:
     assert again.returncode == 0, again.stderr
     assert imported[0] in (2, 3) and "tiny" in one_error(imported), imported
     whole(base, "tiny", begun)
+    ended = [f"train {sorted((first[0], second[0]))}, export {exported[0]}, import {imported[0]}"]
 
     new = begun.flags("new")
     import_ = ["import", str(begun.exported), "--run=new"]
@@ -95,6 +98,7 @@ def a_round(begun: Begun, folder: Path) -> None:
         trained([first, second])
         whole(base, "new", begun)
     shutil.rmtree(folder)
+    return [*ended, f"new: train {sorted((first[0], second[0]))}, import {imported[0]}"]
 
 
 def whole(base: Path, run: str, begun: Begun) -> None:
@@ -113,5 +117,5 @@ def test_two_trainings_an_export_and_an_import_at_once(begun: Begun, tmp_path: P
 
 @pytest.mark.slow
 def test_two_trainings_an_export_and_an_import_at_once_many_times(begun: Begun, tmp_path: Path) -> None:
-    for number in range(ROUNDS):
-        a_round(begun, tmp_path / str(number))
+    ended = Counter(each for number in range(ROUNDS) for each in a_round(begun, tmp_path / str(number)))
+    print("\n".join(f"{count} x {each}" for each, count in ended.items()), file=sys.stderr)

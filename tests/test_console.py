@@ -3,13 +3,14 @@
 import ast
 import io
 import json
+import os
 import sys
 from pathlib import Path
 
 import pytest
 
 from nanochat import console
-from nanochat.console import Progress, duration, fail, log, printable, quantity, show, show_json, style
+from nanochat.console import Progress, columns, duration, fail, log, printable, quantity, show, show_json, style
 from nanochat.errors import DataError, Preempted
 
 PACKAGE = Path(console.__file__).parent
@@ -83,6 +84,33 @@ def test_a_failure_is_not_told_as_done(capfd: pytest.CaptureFixture[str]) -> Non
     with pytest.raises(ValueError), Progress("reading", 0, "bytes"):
         raise ValueError
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("width", [120, 80, 40, 20, 8, 1])
+@pytest.mark.parametrize("what", ["packing shard_00000.parquet", "打包訓練資料 shard_00000.parquet"])
+def test_a_bar_never_wraps(what: str, width: int, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line that wraps is not erased by the next one; the terminal's last column may wrap as well."""
+    now = [0.0]
+    monkeypatch.setattr("nanochat.console.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("os.get_terminal_size", lambda *_: os.terminal_size((width, 24)))
+    with Progress(what, 123_456_789, "documents") as progress:
+        for _ in range(20):
+            now[0] += 987.6
+            progress.advance(6_000_000)
+        log("a message above the bar")
+    frames = capfd.readouterr().err.split("\r\x1b[K")
+    shown = [frame for frame in frames if "\n" not in frame]
+    assert len(shown) > 20 and max(map(columns, shown)) <= max(width - 1, 0)
+    assert frames[-2:] == [*frames[-2:-1], f"a message above the bar\n{what}: 120.0M documents in 5 h 29 min\n"]
+    if width == 120:
+        assert shown[-1].startswith("[#######################.] ") and "6.1K/s, 9 min" in shown[-1]
+    if width == 40:
+        assert shown[-1].startswith(what[:8])
+
+
+def test_columns_of_wide_and_combining_characters() -> None:
+    assert (columns("abc"), columns("訓練"), columns("e\u0301"), columns("（）")) == (3, 4, 1, 4)
 
 
 # ---- foreign text ---------------------------------------------------------------------------------------------------

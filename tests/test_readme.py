@@ -65,6 +65,14 @@ def commands(page: str) -> Iterator[str]:
                     yield " ".join(command.split())
 
 
+def inline(page: str) -> Iterator[str]:
+    """Whole commands in the running text: those that leave nothing out, as COMMAND and ... do."""
+    text = re.sub(r"^```.*?^```$", "", (ROOT / page).read_text(encoding="utf-8"), flags=re.M | re.S)
+    for command in re.findall(r"`((?:nanochat|docker compose|make) [^`\n]+)`", text):
+        if "..." not in command and "COMMAND" not in command and command not in ("docker compose run", "docker compose run --rm nanochat"):
+            yield command
+
+
 def parse_command(words: list[str]) -> None:
     """Arguments of `nanochat`, by its own parser; where a run is configured, the config is built as well."""
     command, names = typer.main.get_command(app), []
@@ -79,7 +87,9 @@ def parse_command(words: list[str]) -> None:
     context = command.make_context(" ".join(names), list(words), resilient_parsing=False)
     if context.args or "profile" in context.params:
         profile = context.params.get("profile") or "cpu"
-        run_config("cpu" if profile == "auto" else profile, bool(context.params.get("trial")), context.args)
+        if profile == "auto":  # as on a machine that the arguments fit
+            profile = "h100x8" if any(word.startswith("--nproc_per_node") for word in context.args) else "cpu"
+        run_config(profile, bool(context.params.get("trial")), context.args)
 
 
 def parse_python(words: list[str]) -> None:
@@ -110,8 +120,7 @@ def parse_compose(words: list[str]) -> None:
     action, *rest = words
     options = [word for word in rest if word.startswith("-")]
     if action == "run":
-        assert rest[0] == "--rm"
-        rest = rest[1:]
+        rest = rest[rest[0] == "--rm" :]
         while rest[0] == "-v":
             assert rest[1].count(":") in (1, 2), rest
             rest = rest[2:]
@@ -180,7 +189,7 @@ def parse(command: str) -> None:
         assert words[0] != "cp" or (ROOT / words[1]).exists(), words
 
 
-ALL = list(dict.fromkeys(command for page in PAGES for command in commands(page)))
+ALL = list(dict.fromkeys(command for page in PAGES for command in (*commands(page), *inline(page))))
 
 
 @pytest.mark.parametrize("command", ALL)

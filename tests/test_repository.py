@@ -41,10 +41,63 @@ def test_tests_mirror_the_package(files: list[str]) -> None:
     assert [folder for folder in folders - {"containers", "crate"} if not (ROOT / "nanochat" / folder).is_dir()] == []
 
 
+def plain(document: str) -> str:
+    """A document without its blocks of code."""
+    return re.sub(r"^```.*?^```$", "", read(document), flags=re.M | re.S)
+
+
+def headings(document: str) -> list[tuple[int, str]]:
+    """(level, text) of each heading."""
+    return [(len(marks), text) for marks, text in re.findall(r"^(#+) (.+)$", plain(document), re.M)]
+
+
+def anchors(document: str) -> set[str]:
+    """Anchors of the headings, as GitHub makes them."""
+    found: list[str] = []
+    for _, text in headings(document):
+        words = re.sub(r"[^\w\- ]", "", re.sub(r"\]\([^)]*\)", "]", text).lower()).replace(" ", "-")
+        found.append(f"{words}-{found.count(words)}" if words in found else words)
+    return set(found)
+
+
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_links_lead_somewhere(document: str) -> None:
-    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", read(document)):
-        assert "://" in target or (ROOT / document).parent.joinpath(target).exists(), target
+    for target, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]+))?[^)]*\)", plain(document)):
+        if "://" in target or target.startswith("mailto:"):
+            continue
+        path = (ROOT / document).parent.joinpath(target).resolve() if target else ROOT / document
+        assert path.exists(), target
+        if anchor:
+            assert anchor in anchors(str(path.relative_to(ROOT))), f"{target}#{anchor}"
+
+
+def test_anchors_are_those_of_github() -> None:
+    assert {"older-debian-and-ubuntu", "1-install-the-tools"} <= anchors("docs/start/linux.md")
+
+
+IN_BOTH = [
+    "README",
+    *(f"docs/start/{page}" for page in ("windows", "linux", "docker")),
+    *(f"docs/guides/{page}" for page in ("train", "your-text", "chat-and-api", "export", "evaluate", "reinforcement-learning", "cluster")),
+    "docs/from-the-guide",
+]
+
+
+@pytest.mark.parametrize("page", IN_BOTH)
+def test_both_languages_have_the_same_sections(page: str) -> None:
+    english, chinese = (headings(page + end) for end in (".md", ".zh-TW.md"))
+    assert english and [level for level, _ in english] == [level for level, _ in chinese]
+
+
+@pytest.mark.parametrize("page", [f"{page}.md" for page in IN_BOTH])
+def test_each_language_leads_to_the_other(page: str) -> None:
+    chinese = page.replace(".md", ".zh-TW.md")
+    assert f"]({Path(chinese).name})" in read(page) and f"]({Path(page).name})" in read(chinese)
+
+
+@pytest.mark.parametrize("readme", READMES)
+def test_a_readme_is_short(readme: str) -> None:
+    assert len(read(readme).splitlines()) <= 150
 
 
 def test_the_security_table_names_tests_that_exist() -> None:
@@ -60,12 +113,19 @@ def test_the_security_table_names_tests_that_exist() -> None:
             assert found[2] in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}, f"{promise}: {name}"
 
 
+def test_make_targets() -> None:
+    """The READMEs name two commands, CONTRIBUTING.md all of them."""
+    targets = set(re.findall(r"^([a-z-]+):", read("Makefile"), re.M)) - {"help"}
+    named = {name: set(re.findall(r"(?:^|`)make ([a-z-]+)", read(name), re.M)) for name in (*READMES, "CONTRIBUTING.md")}
+    assert all({"quickstart", "test"} <= named[readme] <= targets for readme in READMES)
+    assert named["CONTRIBUTING.md"] == targets
+
+
 @pytest.mark.parametrize("readme", READMES)
-def test_make_targets(readme: str) -> None:
-    targets = set(re.findall(r"^([a-z-]+):", read("Makefile"), re.M))
-    assert targets >= {"install", "quickstart", "test", "check", "test-slow", "test-containers", "lint", "docs", "bench", "lock", "clean"}
-    named = set(re.findall(r"(?:^|`)make ([a-z-]+)", read(readme), re.M))
-    assert targets - {"help"} <= named <= targets
+def test_a_readme_has_its_two_commands_in_a_block(readme: str) -> None:
+    block = r"```sh\nmake quickstart +#[^\n]*\nmake test +#[^\n]*\n```"
+    assert len(re.findall(block, read(readme))) == 1
+    assert "`docker compose run train --profile rtx4050`" in read(readme) and "`docker compose up chat`" in read(readme)
 
 
 def locked() -> dict[str, str]:

@@ -157,3 +157,5 @@ def test_compose_limits_every_container() -> None:
 def test_who_is_told_about_a_weakness() -> None:
     text = (ROOT / "docs/security.md").read_text(encoding="utf-8")
     assert "Report a vulnerability" in text and re.search(r"^\| version \| supported \|$", text, re.M)
+    found_by_github = (ROOT / ".github/SECURITY.md").read_text(encoding="utf-8")
+    assert "Report a vulnerability" in found_by_github and "(../docs/security.md)" in found_by_github

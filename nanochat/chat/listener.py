@@ -30,7 +30,7 @@ def http_server(scheduler: Scheduler, metrics: ServerMetrics, limits: Limits, ho
     proxies = limits.trusted_proxies
     table = ConnectionTable(limits.connections_per_client, limits.connections, lambda peer: within(address_of(peer), proxies))
     config = uvicorn.Config(
-        create_app(scheduler, metrics, limits, TrainingView(paths.runs_dir())),
+        create_app(scheduler, metrics, limits, TrainingView(paths.runs_dir()), paths.runs_dir()),
         host=host,
         port=port,
         loop="asyncio",  # connections.py accepts in its stead

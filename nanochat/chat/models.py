@@ -1,4 +1,8 @@
-"""Which model answers: the newest checkpoint, loaded while the server runs, on a device that no training run needs."""
+"""Which model answers: the newest checkpoint, loaded while the server runs, on a device that no training run needs.
+
+A model that converses is only replaced by a newer one of its run that converses too: nobody's conversation continues with a base model,
+or with another run's, unasked.
+"""
 
 import contextlib
 import threading
@@ -72,10 +76,17 @@ class ModelWatcher:
     def _choices(self, device: str) -> Iterator[Choice]:
         try:
             for folder in self._find():
+                if not self._may_follow(folder):
+                    continue
                 with contextlib.suppress(FileNotFoundError):  # it was pruned meanwhile
                     yield Choice(folder, (folder / MANIFEST).stat().st_mtime, device)
         except DataError:  # no run yet
             return
+
+    def _may_follow(self, folder: Path) -> bool:
+        """Whether the checkpoint in `folder` may take the place of the model that answers now."""
+        current = self._scheduler.current
+        return current is None or not current.chats or (folder.parts[-3] == current.name and folder.parts[-2] != "base")
 
     def _take(self, choice: Choice) -> bool:
         """Whether the scheduler now answers with `choice`."""

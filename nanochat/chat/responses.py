@@ -29,11 +29,13 @@ def chunks_of(prepared: PreparedRequest, delta: Delta) -> list[dict[str, Any]]:
 
 
 def first_chunks(prepared: PreparedRequest) -> list[dict[str, Any]]:
-    """The first chunks of a streamed chat: each answer's role, and how many turns of the history were dropped."""
+    """The first chunks of a streamed chat: each answer's role, which checkpoint answers, how many turns of the history were dropped."""
     count = prepared.choices if prepared.chat else 0
-    dropped = {"dropped_turns": prepared.dropped_turns} if prepared.dropped_turns else {}
+    more: dict[str, Any] = {"checkpoint": {"stage": prepared.loaded.stage, "step": prepared.loaded.step}}
+    if prepared.dropped_turns:
+        more["dropped_turns"] = prepared.dropped_turns
     delta = {"role": "assistant", "content": ""}
-    return [_chunk(prepared, {"index": index, "delta": delta, "finish_reason": None}) | dropped for index in range(count)]
+    return [_chunk(prepared, {"index": index, "delta": delta, "finish_reason": None}) | more for index in range(count)]
 
 
 def usage_chunk(prepared: PreparedRequest, completion_tokens: int) -> dict[str, Any]:

@@ -3,8 +3,10 @@
 listener.py listens, server.py answers, models.py chooses the model.
 """
 
+import errno
 import ipaddress
 import os
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,16 +65,49 @@ def serve(options: ServeOptions) -> int:
     )
     limits = Limits(key, tuple(hosts), in_all=options.queue + MAX_SLOTS, trusted_proxies=tuple(proxies))
     server = http_server(scheduler, metrics, limits, options.host, options.port)
+    sockets = bind(options.host, options.port)  # before the model is loaded: a busy port is known at once
     try:
         watcher.start()
-        server.run()
-    except SystemExit as ended:  # uvicorn could not bind; it has said why
-        raise PreflightError(
-            f"cannot listen on {options.host}:{options.port}", "another server may have that port: choose one with --port"
-        ) from ended
+        server.run(sockets)
+    except (SystemExit, OSError) as error:  # uvicorn could not listen: another process has begun to since
+        raise _cannot_listen(options.host, options.port, "the port is in use") from error
     finally:
         watcher.stop()
+        for one in sockets:
+            one.close()
     return 0
+
+
+def bind(host: str, port: int) -> list[socket.socket]:
+    """A socket for each address of `host`, bound to `port` and not listening yet. Raises PreflightError where that is not possible."""
+    sockets: list[socket.socket] = []
+    failure: OSError | None = None
+    try:
+        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError) as error:
+        raise PreflightError(f"--host {host}: there is no such address", "use 127.0.0.1, 0.0.0.0, or this machine's name") from error
+    for family, kind, protocol, _, address in dict.fromkeys(addresses):
+        one = socket.socket(family, kind, protocol)
+        try:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            one.bind(address)
+            sockets.append(one)
+        except OSError as error:
+            one.close()
+            failure = error
+            if error.errno != errno.EADDRNOTAVAIL:  # a name may stand for an IPv6 address that this machine does not have
+                break
+    if failure and (not sockets or failure.errno != errno.EADDRNOTAVAIL):
+        for one in sockets:
+            one.close()
+        raise _cannot_listen(host, port, os.strerror(failure.errno or 0).lower()) from failure
+    return sockets
+
+
+def _cannot_listen(host: str, port: int, why: str) -> PreflightError:
+    return PreflightError(f"cannot listen on {host}:{port}: {why}", "another server may have that port: choose one with --port")
 
 
 def _given(options: tuple[str, ...], flag: str, variable: str) -> list[tuple[str, str]]:

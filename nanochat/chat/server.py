@@ -31,6 +31,7 @@ from nanochat.chat.middleware import MAY_KNOW, Limits, SecurityMiddleware
 from nanochat.chat.prepare import PreparedRequest, prepare_chat, prepare_completion
 from nanochat.chat.scheduler import Scheduler
 from nanochat.chat.schema import BaseRequest, ChatRequest, CompletionRequest
+from nanochat.chat.suggestions import suggestions
 from nanochat.console import command
 
 WEB = Path(__file__).resolve().parent / "web"
@@ -45,18 +46,18 @@ def _page_files() -> dict[str, bytes]:
 
 @dataclass
 class Services:
-    """What the routes use. `training` returns the running training as the page shows it, None if there is none."""
+    """What the routes use. `look` returns what the page shows of the runs: {training, suggestions}."""
 
     scheduler: Scheduler
     metrics: ServerMetrics
-    training: Callable[[], dict[str, Any] | None]
+    look: Callable[[], dict[str, Any]]
     page_files: dict[str, bytes] = field(default_factory=_page_files)
-    _reading: "asyncio.Task[dict[str, Any] | None] | None" = None
+    _reading: "asyncio.Task[dict[str, Any]] | None" = None
 
-    async def running_training(self) -> dict[str, Any] | None:
-        """What `training` returns, read in one thread for all who ask meanwhile: many tabs must not take all threads."""
+    async def looked(self) -> dict[str, Any]:
+        """What `look` returns, read in one thread for all who ask meanwhile: many tabs must not take all threads."""
         if self._reading is None or self._reading.done():
-            self._reading = asyncio.create_task(asyncio.to_thread(self.training))
+            self._reading = asyncio.create_task(asyncio.to_thread(self.look))
         return await asyncio.shield(self._reading)
 
     def loaded(self, name: str | None = None) -> LoadedModel:
@@ -148,9 +149,12 @@ async def metrics(request: Request) -> Response:
 @pages.get("/api/training", responses=RESPONSES)
 async def training_view(request: Request) -> dict[str, Any]:
     """What the page shows: the model that answers, the training that runs, and what to do where there is neither."""
+    found = await services(request).looked()
     current = services(request).scheduler.current
     about = {"run": current.name} | {name: getattr(current, name) for name in SHOWN} if current else None
-    return {"model": about, "training": await services(request).running_training(), "hint": f"{command()} quickstart"}
+    if about:
+        about["suggestions"] = found["suggestions"]
+    return {"model": about, "training": found["training"], "hint": f"{command()} quickstart"}
 
 
 @pages.get("/", include_in_schema=False)
@@ -171,10 +175,19 @@ def create_app(
     metrics: ServerMetrics,
     limits: Limits,
     training: Callable[[], dict[str, Any] | None] = lambda: None,
+    runs: Path | None = None,
 ) -> SecurityMiddleware:
-    """The ASGI application around a scheduler. `training` returns the running training as the page shows it."""
+    """The ASGI application around a scheduler. `training` returns the running training as the page shows it, None if there is none.
+
+    `runs` is the directory of the runs; None: nothing is shown of them.
+    """
+
+    def look() -> dict[str, Any]:
+        current = scheduler.current
+        return {"training": training(), "suggestions": suggestions(runs / current.name) if runs and current else []}
+
     app = FastAPI(title="NanoChat Appliance", docs_url=None, redoc_url=None, lifespan=_lifespan)
-    app.state.services = Services(scheduler, metrics, training)
+    app.state.services = Services(scheduler, metrics, look)
     app.include_router(openai)
     app.include_router(pages)
     for kind in (ApiError, RequestValidationError, HTTPException):

@@ -9,6 +9,7 @@ import threading
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from nanochat.runs.checkpoint import MANIFEST
 from nanochat.runs.heartbeat import HEARTBEAT, read_heartbeat
 from nanochat.runs.metrics import SAMPLES, STAGES
 
@@ -88,6 +89,7 @@ class TrainingView:
             "seconds_left": left,
             "alive": beat["alive"],
             "trial": beat["trial"],
+            "checkpoint": _newest_checkpoint(folder),
             "curve": [{"stage": line["stage"], "step": line["step"], "value": line[measure]} for line in chosen],
             "samples": _samples(folder / SAMPLES),
         }
@@ -142,6 +144,15 @@ class TrainingView:
         if _order(line) == last:
             self._lines.pop()
         self._lines.append(line)
+
+
+def _newest_checkpoint(folder: Path) -> dict[str, Any] | None:
+    """{stage, step} of the newest checkpoint of a run's last stage; None where there is none to talk to yet."""
+    for stage in reversed(STAGES):
+        steps = [path.parent.name.removeprefix("step_") for path in folder.glob(f"{stage}/step_*/{MANIFEST}")]
+        if numbers := [int(step) for step in steps if step.isdecimal()]:
+            return {"stage": stage, "step": max(numbers)}
+    return None
 
 
 def _order(line: Line) -> tuple[int, int]:

@@ -159,6 +159,11 @@ def first_line(command: Any) -> str:
     return inspect.cleandoc(command.help or "").partition("\n")[0].removesuffix(".")
 
 
+def paragraphs(command: Any) -> list[str]:
+    """The paragraphs of a command's help, each on one line."""
+    return [" ".join(part.split()) for part in inspect.cleandoc(command.help or "").split("\n\n")]
+
+
 def _entry(param: Any, ctx: Any) -> Entry:
     """The entry of an option or argument."""
     if param.param_type_name == "argument":
@@ -217,7 +222,7 @@ def render(command: Any, ctx: Any, parts: list[Section]) -> str:
     width = max(min(shutil.get_terminal_size().columns, WIDEST), 20)
     usage = f"Usage: {ctx.command_path} {' '.join(command.collect_usage_pieces(ctx))}"
     blocks = [_wrapped(usage, width, hanging=4)]
-    blocks += [_wrapped(" ".join(part.split("\n")), width) for part in inspect.cleandoc(command.help or "").split("\n\n")]
+    blocks += [_wrapped(paragraph, width) for paragraph in paragraphs(command)]
     column = min(max(len(entry.names) for section in parts for entry in section.entries), LEFT) + 4
     blocks += ["\n".join(_section_lines(section, width, column)) for section in parts]
     if command.epilog:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from nanochat.cli.options import AsJson, Commands, Device, Run, relaunch, require_choice
-from nanochat.console import show, show_json
+from nanochat.console import log, show, show_json
 
 app = Commands()
 
@@ -15,7 +15,7 @@ app = Commands()
 def chat(
     prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="One message; only its answer is printed on stdout")] = None,
     run: Run = None,
-    temperature: Annotated[float, typer.Option(metavar="T", help="Sampling temperature; 0: always the most likely token")] = 0.7,
+    temperature: Annotated[float, typer.Option(metavar="T", help="Sampling temperature; 0: always the most likely token")] = 0.8,
     top_k: Annotated[int, typer.Option("--top-k", "--top_k", metavar="K", help="Sampling from the K most likely tokens; 0: all")] = 50,
     max_tokens: Annotated[int, typer.Option("--max-tokens", "--max_tokens", metavar="N", help="Most tokens in one answer")] = 512,
     seed: Annotated[int | None, typer.Option(metavar="N", help="Seed of the sampling; without it, a random one")] = None,
@@ -144,6 +144,7 @@ def report(
 
         found = comparison.compare(*(paths.run_dir(plain_name(name)) for name in compare))
         show_json(found) if as_json else show(comparison.describe(found))
+        log(f"page: {comparison.write_page(found, paths.run_dir(plain_name(compare[0])))}")
         return
     folder = paths.run_dir(run or newest_run())
     value = write_report(folder)

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from nanochat.cli.options import ALSO_CONFIG, FLAGS, AsJson, Commands, Profile, Trial, run_config
-from nanochat.console import show, show_json
+from nanochat.console import log, show, show_json
 
 app = Commands()
 
@@ -25,12 +25,15 @@ def plan(
     Prints parameters, tokens, memory, time, disk space, download and cost, and whether the run fits. Trains nothing.
     """
     from nanochat.data.source import text_source
-    from nanochat.hardware.gpu_specs import require_spec
+    from nanochat.hardware.gpu_specs import profile_for, require_spec
     from nanochat.planning.autosize import decide
     from nanochat.planning.describe import describe
     from nanochat.planning.hardware import choose_hardware, gpu_hardware
     from nanochat.planning.rules import normal
 
+    if card and profile == "auto":
+        profile = profile_for(1, require_spec(card).memory)
+        log(f"auto: profile = {profile}: by the memory of {require_spec(card).name}")
     config = normal(run_config(profile, trial, context.args))
     if card:
         config = config.replace(device="cuda")

@@ -8,7 +8,7 @@ import typer
 from nanochat.cli.help import ConfigCommand
 from nanochat.cli.options import ALSO_CONFIG, FLAGS, Commands, Profile, Trial, relaunch, require_choice, run_config
 from nanochat.config import build_config, parse_flags
-from nanochat.console import show
+from nanochat.console import confirm, show
 from nanochat.errors import UsageError
 
 QUICKSTART_RUN = "quickstart"
@@ -51,7 +51,12 @@ def quickstart(context: typer.Context) -> None:
     config = build_config("cpu", False, {"run": QUICKSTART_RUN} | parse_flags(context.args))
     from nanochat.pipeline.train import train as run
 
-    raise typer.Exit(run(config, relaunch=relaunch()))
+    code = run(config, relaunch=relaunch())
+    if code == 0 and confirm("Chat with the model now?"):
+        from nanochat.cli.model import chat
+
+        chat(run=config.run)
+    raise typer.Exit(code)
 
 
 @app.command(context_settings=FLAGS, rich_help_panel="Train", epilog=ALSO_CONFIG)

@@ -20,6 +20,7 @@ from nanochat.hardware.machine import this_machine
 from nanochat.model import scaling
 from nanochat.paths import atomic_write, atomic_write_json, dataset_dir, disk_error, read_json_object
 from nanochat.redaction import redact
+from nanochat.report import origin
 from nanochat.report.html import page
 from nanochat.report.markdown import markdown
 from nanochat.runs.metrics import EVALUATED, SAMPLES, STAGES, read_metrics
@@ -39,7 +40,7 @@ def write_report(run_dir: Path) -> Report:
     """
     if not run_dir.is_dir():
         raise DataError(f"there is no run in {run_dir}", "give --run the name of one, or start it with train")
-    report = _collect(run_dir)
+    report = collect(run_dir)
     try:
         for name, text in _texts(report).items():
             atomic_write(run_dir / name, text)
@@ -63,8 +64,8 @@ def _texts(report: Report) -> dict[str, str]:
     return {"report.md": printable(markdown(report)), "report.html": printable(page(report))}
 
 
-def _collect(run_dir: Path) -> Report:
-    """The report of what `run_dir` holds."""
+def collect(run_dir: Path) -> Report:
+    """The report of what `run_dir` holds, not written."""
     config = _read_config(run_dir / "config.toml")
     lines = read_metrics(run_dir / "metrics.jsonl")
     results = read_results(run_dir)
@@ -79,6 +80,9 @@ def _collect(run_dir: Path) -> Report:
         "profile": config.get("profile", ""),
         "trial": bool(config.get("trial", False)),
         "finished": bool(summary),
+        "date": origin.date(run_dir),
+        "command": origin.command(config),
+        "revision": origin.revision(run_dir),
         "scores": summary.get("scores"),
         "bpb": summary.get("bpb", measured[-1] if measured else None),
         "seconds": summary.get("seconds", last.get("elapsed_seconds", 0.0)),

@@ -1,11 +1,15 @@
-"""`report --compare RUN RUN`: what differs between two runs, in their settings and in what came of them."""
+"""`report --compare RUN RUN`: what differs between two runs, in their settings and in what came of them, as text and as a page."""
 
 from collections.abc import Callable
+from html import escape
 from pathlib import Path
 from typing import Any, Literal
 
-from nanochat.console import duration, quantity
+from nanochat.console import duration, printable, quantity
+from nanochat.paths import atomic_write, disk_error
 from nanochat.report.collect import write_report
+from nanochat.report.curves import NARROW, overlay
+from nanochat.report.html import document
 from nanochat.report.markdown import markdown_table, score_rows
 from nanochat.runs.report_schema import Report
 
@@ -22,22 +26,39 @@ _IGNORED = ("run", "profile")  # settings that always differ and decide nothing
 
 
 def compare(first: Path, second: Path) -> dict[str, Any]:
-    """Two runs, reports written anew: {runs, config: {name: [a, b]} where they differ, figures, scores, bpb: [[step, a, b]]}.
+    """Two runs, reports written anew: {runs, config: {name: [a, b]} where they differ, figures, scores, bpb, samples, curves}.
 
-    bpb has the bits per byte of the steps of pretraining at which both were evaluated. Raises DataError where a run is missing.
+    bpb has [step, a, b] of the steps of pretraining at which both were evaluated; samples the answers to the prompts that both were
+    given, {prompt, answers: [a, b]}; curves each run's loss by stage. Raises DataError where a run is missing.
     """
     reports = [write_report(folder) for folder in (first, second)]
     one, other = (report["config"] for report in reports)
     names = [name for name in {**one, **other} if name not in _IGNORED and one.get(name) != other.get(name)]
     measured = [_base_bpb(report) for report in reports]
     skills = [_scores(report) for report in reports]
+    said = [{str(sample.get("prompt")): str(sample.get("answer")) for sample in report["samples"]} for report in reports]
     return {
         "runs": [report["run"] for report in reports],
         "config": {name: [one.get(name), other.get(name)] for name in names},
         "figures": {name: [report[name] for report in reports] for name in _FIGURES},
         "scores": {name: [skills[0].get(name), skills[1].get(name)] for name in {**skills[0], **skills[1]}},
         "bpb": [[step, measured[0][step], measured[1][step]] for step in sorted(measured[0].keys() & measured[1].keys())],
+        "samples": [{"prompt": prompt, "answers": [said[0][prompt], said[1][prompt]]} for prompt in said[0] if prompt in said[1]],
+        "curves": [report["curve"] for report in reports],
     }
+
+
+def write_page(found: dict[str, Any], folder: Path) -> Path:
+    """Write a comparison as compare-OTHER.html into the first run's `folder`; returns its path.
+
+    Raises PreflightError where the disk refuses.
+    """
+    path = folder / f"compare-{found['runs'][1]}.html"
+    try:
+        atomic_write(path, printable(page(found)))
+    except OSError as error:
+        raise disk_error(error, "writing the comparison") from error
+    return path
 
 
 def _base_bpb(report: Report) -> dict[int, float]:
@@ -51,22 +72,46 @@ def _scores(report: Report) -> dict[str, float]:
     return {name: row["trained"] for name, row in score_rows(report) if row.get("trained") is not None}
 
 
-def describe(found: dict[str, Any]) -> str:
-    """A comparison as Markdown."""
+def _tables(found: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]]]]:
+    """(heading, columns, rows) of a comparison's parts that are not empty; the first has no heading."""
 
     def both(values: list[Any], form: Callable[[Any], str]) -> list[str]:
         return ["-" if value is None else form(value) for value in values]
 
     heads = ["", *found["runs"]]
-    figures = [[name, *both(values, _FIGURES[name])] for name, values in found["figures"].items()]
-    parts = [f"# {found['runs'][0]} and {found['runs'][1]}", markdown_table(heads, figures)]
-    if found["config"]:
-        settings = [[name, *both(values, str)] for name, values in found["config"].items()]
-        parts += ["## Settings that differ", markdown_table(heads, settings)]
-    if found["scores"]:
-        scores = [[name, *both(values, lambda value: f"{value:.1%}")] for name, values in found["scores"].items()]
-        parts += ["## Held-out questions", markdown_table(heads, scores)]
-    if found["bpb"]:
-        steps = [[str(step), f"{one:.4f}", f"{other:.4f}"] for step, one, other in found["bpb"]]
-        parts += ["## Bits per byte at equal steps", markdown_table(["step", *found["runs"]], steps)]
+    parts = [
+        ("", heads, [[name, *both(values, _FIGURES[name])] for name, values in found["figures"].items()]),
+        ("Settings that differ", heads, [[name, *both(values, str)] for name, values in found["config"].items()]),
+        ("Held-out questions", heads, [[name, *both(values, lambda value: f"{value:.1%}")] for name, values in found["scores"].items()]),
+        (
+            "Bits per byte at equal steps",
+            ["step", *found["runs"]],
+            [[str(step), f"{one:.4f}", f"{other:.4f}"] for step, one, other in found["bpb"]],
+        ),
+        ("Answers to the same prompts", ["prompt", *found["runs"]], [[one["prompt"], *one["answers"]] for one in found["samples"]]),
+    ]
+    return [part for part in parts if part[2]]
+
+
+def describe(found: dict[str, Any]) -> str:
+    """A comparison as Markdown."""
+    parts = [f"# {found['runs'][0]} and {found['runs'][1]}"]
+    for heading, columns, rows in _tables(found):
+        parts += [*([f"## {heading}"] if heading else []), markdown_table(columns, rows)]
     return "\n\n".join(parts)
+
+
+def page(found: dict[str, Any]) -> str:
+    """A comparison as a page of its own, with the curves over each other."""
+    title = f"{found['runs'][0]} and {found['runs'][1]}"
+    parts = [f"<h1>{escape(title)}</h1>"]
+    runs = list(zip(found["runs"], found["curves"], strict=True))
+    if any(curve for _, curve in runs):
+        drawings = (("desktop", overlay(runs)), ("phone", overlay(runs, NARROW)))
+        parts += ["<h2>Loss</h2>", *(f'<div class="{name}">{drawing}</div>' for name, drawing in drawings)]
+    for heading, columns, rows in _tables(found):
+        head = "".join(f"<th>{escape(text)}</th>" for text in columns)
+        body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
+        parts.append(f"<h2>{heading or 'Figures'}</h2>")
+        parts.append(f'<div class="wide" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>')
+    return document(title, parts)

@@ -37,6 +37,15 @@ def status(report: Report) -> str:
     return "Not finished: there are no scores yet." if report["stages"] else "Nothing is trained yet."
 
 
+def origin(report: Report) -> list[tuple[str, str]]:
+    """When, by which command and by which revision the run was trained."""
+    return [
+        (name, value)
+        for name, value in (("date", report["date"]), ("command", report["command"]), ("revision", report["revision"]))
+        if value
+    ]
+
+
 def facts(report: Report) -> list[tuple[str, str]]:
     """The few figures that stand first."""
     found = []
@@ -169,7 +178,12 @@ def markdown(report: Report) -> str:
             quoted = [f"    > {line}" for line in prompt.splitlines()] + [f"    {line}" for line in answer.splitlines()]
             parts.append("\n".join(quoted))
     parts += _sections(step_samples(report))
-    for heading, values in (("Data", report["data"]), ("Machine", report["machine"]), ("Config", report["config"])):
+    for heading, values in (
+        ("Run", dict(origin(report))),
+        ("Data", report["data"]),
+        ("Machine", report["machine"]),
+        ("Config", report["config"]),
+    ):
         if values:
             parts += [f"## {heading}", markdown_table(["", ""], [[key, str(value)] for key, value in values.items()])]
     return "\n\n".join(parts) + "\n"

@@ -58,6 +58,9 @@ class Report(TypedDict):
     profile: str
     trial: bool
     finished: bool
+    date: str  # of the newest step, in UTC
+    command: str  # that trains the run again; "" where its config does not tell
+    revision: str  # of the program that wrote the first report
     scores: dict[str, Any] | None  # of the held-out questions: {untrained, trained, items, by_skill: {skill: the same three}}
     bpb: float | None  # bits per byte of pretraining's last evaluation
     seconds: float  # of training and evaluation, installation not counted

@@ -16,6 +16,7 @@ from nanochat.chat.loading import load_model
 from nanochat.chat.metrics import ServerMetrics
 from nanochat.chat.models import ModelWatcher
 from nanochat.chat.scheduler import Scheduler
+from nanochat.chat.serve import bind
 from nanochat.errors import DataError
 from nanochat.runs import record as runs
 from nanochat.runs.heartbeat import HEARTBEAT, heartbeat
@@ -49,14 +50,33 @@ def test_key_files(base: Path, tmp_path: Path) -> None:
         assert name in done.stderr
 
 
-def test_a_taken_port(base: Path) -> None:
+def test_a_taken_port_is_known_before_the_model_is_loaded(trained: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        done = call(base, "entrypoint.py", "serve", f"--port={taken.getsockname()[1]}")
+        port = taken.getsockname()[1]
+        done = call(trained, "entrypoint.py", "serve", f"--port={port}")
     assert done.returncode == 3
-    assert "cannot listen" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert done.stderr.startswith(f"error: cannot listen on 127.0.0.1:{port}: address already in use\nhint: ")
+    assert "serving run" not in done.stderr and "Traceback" not in done.stderr
+
+
+def test_an_address_that_is_not_this_machines(base: Path) -> None:
+    for host, why in (("192.0.2.1", "cannot assign requested address"), ("no.such.host.invalid", "there is no such address")):
+        done = call(base, "entrypoint.py", "serve", f"--host={host}", "--insecure-no-key")
+        assert done.returncode == 3 and why in done.stderr and "Traceback" not in done.stderr
+
+
+def test_both_addresses_of_localhost(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name may stand for two addresses, of which this machine may lack one."""
+    answers = [
+        (socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("2001:db8::1", 0, 0, 0)),
+        (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 0)),
+    ]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: answers)
+    sockets = bind("localhost", 0)
+    assert [one.family for one in sockets] == [socket.AF_INET]
+    sockets[0].close()
 
 
 def test_an_answer_and_a_key(trained: Path, tmp_path: Path) -> None:
@@ -200,6 +220,45 @@ def test_the_chat_leaves_the_gpu_to_a_training(tmp_path: Path, capsys: pytest.Ca
     watcher.look()
     assert places == ["cuda", "cpu", "cuda"]
     assert capsys.readouterr().err.count("the training of a has the GPU") == 1
+
+
+def test_a_model_that_converses_is_not_replaced_unasked(tmp_path: Path) -> None:
+    """Not by a base model, nor by another run's; a newer one of its run takes over, and a base model gives way to any."""
+    found: list[Path] = []
+
+    def put(run: str, stage: str, step: int) -> None:
+        folder = tmp_path / run / stage / f"step_{step:06}"
+        folder.mkdir(parents=True)
+        (folder / "manifest.json").write_text("{}")
+        found.insert(0, folder)
+
+    def load_from(folder: Path, _place: str) -> Any:
+        loaded = loaded_model(name=folder.parts[-3], chats=folder.parts[-2] != "base")
+        loaded.stage, loaded.step = folder.parts[-2], int(folder.name.removeprefix("step_"))
+        return loaded
+
+    scheduler = Scheduler(ServerMetrics())
+    watcher = ModelWatcher(scheduler, lambda: list(found), load_from, tmp_path)
+
+    def answers() -> tuple[str, str, int]:
+        watcher.look()
+        assert scheduler.current
+        return scheduler.current.name, scheduler.current.stage, scheduler.current.step
+
+    put("a", "base", 1)
+    assert answers() == ("a", "base", 1)
+    put("b", "base", 1)
+    assert answers() == ("b", "base", 1)
+    put("a", "sft", 2)
+    assert answers() == ("a", "sft", 2)
+    put("b", "sft", 9)
+    assert answers() == ("a", "sft", 2)  # another run's
+    put("a", "base", 9)
+    assert answers() == ("a", "sft", 2)  # a base model
+    put("a", "sft", 3)
+    assert answers() == ("a", "sft", 3)
+    put("a", "rl", 1)
+    assert answers() == ("a", "rl", 1)
 
 
 def test_a_watcher_survives_whatever_it_finds(tmp_path: Path) -> None:

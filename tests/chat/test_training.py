@@ -36,7 +36,7 @@ def test_the_training_view_follows_a_run(tmp_path: Path) -> None:
         while not (run / HEARTBEAT).exists():
             time.sleep(0.01)
         assert view() == {"run": "mine", "stage": "base", "step": 0, "steps": 10, "measure": "loss", "value": None, "bpb": None} | {
-            "tokens_per_second": None, "seconds_left": None, "alive": True, "trial": True, "curve": [], "samples": []
+            "tokens_per_second": None, "seconds_left": None, "alive": True, "trial": True, "checkpoint": None, "curve": [], "samples": []
         }  # fmt: skip
         metrics = run / "metrics.jsonl"
         metrics.write_text(line("base", 1) + line("base", 2))

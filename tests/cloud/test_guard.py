@@ -117,7 +117,7 @@ def test_the_image_s_own_command_is_guarded(pod: tuple[FakeRunPod, dict[str, str
     refused = subprocess.run(
         [*command, "--depth=0"], cwd=ROOT, env=environment | until(600), capture_output=True, text=True, timeout=120, check=False
     )
-    assert refused.returncode == 2 and "error: depth" in refused.stderr and KEY not in refused.stderr
+    assert refused.returncode == 2 and "error: --depth" in refused.stderr and KEY not in refused.stderr
     assert fake.running == []
     fake.create({"name": "n", "image": "i", "gpu": {"id": "g", "count": 1}})
     with subprocess.Popen(

@@ -395,12 +395,24 @@ def test_a_launcher_that_does_not_follow_its_workers(codes: list[str], ends: boo
 # ---- what others can reach, and what is unpickled ------------------------------------------------------------------
 
 HOOK = """
-import os, sys
+import os, pickle, sys
+def told(what):
+    with open(os.environ["UNPICKLED"], "a") as file:
+        file.write(f"{os.getpid()} {sys.argv} {what} in {sys._getframe(2).f_code}\\n")
 def hook(event, arguments):
     if event == "pickle.find_class" and sys._getframe(1).f_globals.get("__name__") != "sysconfig":
-        with open(os.environ["UNPICKLED"], "a") as file:
-            file.write(f"{os.getpid()} {sys.argv} {arguments}\\n")
+        told(arguments)
 sys.addaudithook(hook)
+class Unpickler(pickle.Unpickler):  # also of what needs no class
+    def __init__(self, *arguments, **options):
+        told("Unpickler")
+        super().__init__(*arguments, **options)
+def watched(function):
+    def call(*arguments, **options):
+        told(function.__name__)
+        return function(*arguments, **options)
+    return call
+pickle.Unpickler, pickle.load, pickle.loads = Unpickler, watched(pickle.load), watched(pickle.loads)
 """
 
 
@@ -428,6 +440,20 @@ def listening(processes: set[int]) -> dict[str, set[int]]:
     return found
 
 
+def named_outward(folder: Path) -> list[str]:
+    """What to put before a command for which this machine's name is to lead to an address that others reach, as a server's does.
+
+    By that name gloo chooses where to listen. Nothing where this user may not have names of its own, or there is no such address.
+    """
+    addresses = subprocess.run(["hostname", "-I"], capture_output=True, text=True, check=False).stdout.split()
+    outward = next((address for address in addresses if ":" not in address), "")
+    (folder / "hosts").write_text(f"127.0.0.1 localhost\n{outward} outward\n")
+    script = 'hostname outward && mount --bind "$0" /etc/hosts && exec "$@"'
+    command = ["unshare", "--uts", "--mount", "sh", "-c", script, str(folder / "hosts")]
+    may = outward and not os.geteuid() and shutil.which("unshare")
+    return command if may and not subprocess.run([*command, "true"], capture_output=True, check=False).returncode else []
+
+
 @pytest.mark.skipif(not shutil.which("ss"), reason="ss is not here")
 @pytest.mark.parametrize("own", [False, True], ids=["train", "torchrun --standalone"])
 def test_one_machines_processes_listen_on_loopback_alone_and_unpickle_nothing(base: Path, tmp_path: Path, own: bool) -> None:
@@ -441,7 +467,8 @@ def test_one_machines_processes_listen_on_loopback_alone_and_unpickle_nothing(ba
         shim = "from nanochat.cli.upstream import torchrun; torchrun()"
         command = ["-c", shim, "--standalone", "--nproc_per_node=2", "-m", "scripts.base_train", *options]
     environment = tiny.environment(base) | {"UNPICKLED": str(tmp_path / "unpickled"), "PYTHONPATH": f"{tmp_path / 'hook'}:{ROOT}"}
-    process = subprocess.Popen([sys.executable, *command], cwd=ROOT, env=environment, text=True, stderr=subprocess.PIPE)
+    command = [*named_outward(tmp_path), sys.executable, *command]
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, text=True, stderr=subprocess.PIPE)
     found: dict[str, set[int]] = {}
     told: list[str] = []
     assert process.stderr is not None

@@ -105,14 +105,17 @@ def test_a_data_directory_that_others_may_write_to(base: Path, place: Path, tmp_
     assert make(place) == place / NAME
 
 
-def test_a_volume_that_shows_everything_as_open(base: Path, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As those of Windows: chmod says that all is well and changes nothing."""
+@pytest.mark.parametrize("mode", [0o777, 0o755])
+def test_a_volume_that_shows_everything_as_open(
+    base: Path, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int
+) -> None:
+    """As those of Windows: chmod says that all is well and changes nothing, so that no mode there means anything."""
     real = Path.mkdir
 
     def mkdir(self: Path, *arguments: int, **options: bool) -> None:
         real(self, *arguments, **options)
         if base in self.parents:
-            os.chmod(self, 0o777)
+            os.chmod(self, mode)
 
     monkeypatch.setattr(Path, "mkdir", mkdir)
     assert make(place) == tmp_path / "xdg" / "nanochat-compiled" / NAME
@@ -142,6 +145,7 @@ def test_folders_that_the_user_names(
     assert f"TRITON_CACHE_DIR is not used: others may write to {shared}" in capsys.readouterr().err
     monkeypatch.setenv(device.INDUCTOR, str(shared))
     assert device.cache_folder("cpu").parent == place and os.environ[device.INDUCTOR].startswith(str(place))
+    assert (Path(os.environ[device.INDUCTOR]) / private.MADE_HERE).exists()  # a private one in its place
     assert "TORCHINDUCTOR_CACHE_DIR is not used" in capsys.readouterr().err
 
 

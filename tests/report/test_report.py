@@ -1,8 +1,12 @@
 """A report of a whole run, of an unfinished one, and of one that a crash has torn."""
 
 import json
+import os
 import re
+import shlex
+import shutil
 from html.parser import HTMLParser
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +15,7 @@ import tomli_w
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanochat.config import build_config
+from nanochat.config import build_config, parse_flags
 from nanochat.console import printable
 from nanochat.errors import DataError
 from nanochat.evaluation.results import SUMMARY, forget_summary, read_results, write_part
@@ -19,7 +23,7 @@ from nanochat.planning.rules import resolve
 from nanochat.report import collect as report
 from nanochat.report import curves
 from nanochat.report.collect import has_report, write_report
-from nanochat.report.compare import compare, describe
+from nanochat.report.compare import compare, describe, write_page
 from nanochat.runs.report_schema import Report, StageReport
 
 SKILLS = {"addition": {"untrained": 0.0, "trained": 1.0, "items": 100}, "facts": {"untrained": 0.01, "trained": 0.9, "items": 200}}
@@ -216,6 +220,43 @@ def test_samples_by_step(run: Path) -> None:
     (run / "samples.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in said) + torn)
     assert write_report(run)["samples_by_step"] == said[-report.SAMPLED :]
     assert "<b>cat</b> 29" in Page((run / "report.html").read_text()).words
+
+
+def test_the_command_trains_the_run_again(run: Path) -> None:
+    """As it is printed: the config that its words make is the run's."""
+    for profile, trial, values in (
+        ("cpu", False, {"run": "mine", "num_iterations": 7, "deterministic": True}),
+        ("cpu", True, {"run": "cpu-trial"}),
+        ("rtx4090", False, {"run": "the big one", "depth": 4, "data": "/texts/my books"}),
+    ):
+        config = resolve(build_config(profile, trial, values))
+        (run / "config.toml").write_text(tomli_w.dumps(config.to_dict() | {"frozen": {"shards": []}}))
+        words = shlex.split(write_report(run)["command"])
+        assert words[:4] == ["nanochat", "train", "--profile", profile] and ("--trial" in words) == trial
+        flags = parse_flags([word for word in words[4:] if word != "--trial"])
+        assert set(flags) <= {*values, "run"}, flags
+        assert resolve(build_config(profile, trial, flags)) == config
+    (run / "config.toml").write_text(tomli_w.dumps(resolve(build_config("cpu", False, {"run": "quickstart"})).to_dict()))
+    assert write_report(run)["command"] == "nanochat quickstart"
+
+
+def test_date_and_revision_are_those_of_the_training(run: Path) -> None:
+    os.utime(run / "metrics.jsonl", (1.8e9, 1.8e9))
+    made = write_report(run)
+    assert made["date"] == "2027-01-15 08:00 UTC" and made["revision"].startswith(metadata.version("nanochat-appliance"))
+    (run / "report.json").write_text(json.dumps(made | {"revision": "0.0.1 (abc)"}))
+    assert write_report(run)["revision"] == "0.0.1 (abc)"
+    assert "2027-01-15 08:00 UTC" in (run / "report.html").read_text() and "0.0.1 (abc)" in (run / "report.md").read_text()
+
+
+def test_two_runs_compared_make_a_page(run: Path, tmp_path: Path) -> None:
+    other = tmp_path / "b<script>"
+    shutil.copytree(run, other)
+    path = write_page(compare(run, other), run)
+    page = Page(path.read_text(encoding="utf-8"))
+    assert path == run / "compare-b<script>.html" and "script" not in page.tags and page.tags.count("polyline") == 4
+    assert {"main", "h1", "table"} <= set(page.tags) and "Answers to the same prompts" in page.words
+    assert not [value for name, value in page.attributes if name in ("src", "href") or name.startswith("on")]
 
 
 def test_two_runs_are_compared(run: Path, tmp_path: Path) -> None:

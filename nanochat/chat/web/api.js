@@ -70,7 +70,7 @@ export async function status() {
 }
 
 /**
- * Ask for an answer. Yields {text}, {calculator: {expression, result}}, {dropped} and {finish} as they come.
+ * Ask for an answer. Yields {model}, {text}, {calculator: {expression, result}}, {dropped} and {finish} as they come.
  * Throws ApiError, or an AbortError after `signal`.
  */
 export async function* answer(messages, settings, signal) {
@@ -85,6 +85,7 @@ export async function* answer(messages, settings, signal) {
     if (data === "[DONE]") return;
     const chunk = JSON.parse(data);
     if (chunk.error) throw new ApiError("other", chunk.error.message);
+    if (chunk.checkpoint) yield { model: { run: chunk.model, ...chunk.checkpoint } };
     if (chunk.dropped_turns) yield { dropped: chunk.dropped_turns };
     for (const { delta, finish_reason: finish } of chunk.choices) {
       if (delta?.content) yield { text: delta.content };

@@ -7,9 +7,10 @@ import { byId, el, icon } from "./dom.js";
 import { number, stage, switchLanguage, t, translate } from "./i18n.js";
 import { announce, toast } from "./notices.js";
 import { drawSettings, drawTheme, loadSettings, resetSettings, settings, setUpTheme } from "./settings.js";
-import { drawConversations, setUpSidebar, showSidebar } from "./sidebar.js";
+import { drawConversations, focusAfter, setUpSidebar, showSidebar } from "./sidebar.js";
 import { drawTraining, percent } from "./training.js";
 import { Transcript } from "./transcript.js";
+import { drawWelcome } from "./welcome.js";
 
 const LIVE = 2000; // milliseconds between looks at a training, or while there is no model or no server
 const CALM = 10000; // and otherwise
@@ -26,12 +27,13 @@ const ready = () => !status || model() !== null; // until the server has spoken,
 const chat = new Chat(settings, model, { opened, changed: (answer) => transcript.update(answer), ended, kept });
 const transcript = new Transcript(
   { edit, again, retry: (kind) => (kind === "key" ? askKey() : again()), announce },
-  () => model()?.context ?? null,
+  model,
 );
 
 let storageFull = false;
 function drawNotice() {
-  const kind = offline ? "offline" : keyless ? "error_key" : storageFull ? "storage_full" : conversations.persistent() ? "" : "storage_none";
+  const told = !showsTraining && chat.current.messages.at(-1)?.error?.kind === "network"; // below the message, with its button
+  const kind = offline ? (told ? "" : "offline") : keyless ? "error_key" : storageFull ? "storage_full" : conversations.persistent() ? "" : "storage_none";
   const notice = byId("notice");
   const state = kind && t(kind);
   if (notice.dataset.state === state) return;
@@ -43,8 +45,9 @@ function drawNotice() {
 // The conversation.
 
 function opened() {
+  drawChat(); // first what is seen: a hidden list has no end to scroll to
   transcript.show(chat.current, chat.busy);
-  drawChat();
+  drawNotice();
   const hash = chat.current.messages.length ? `#${chat.current.id}` : " ";
   if (location.hash !== hash.trim()) history.replaceState(null, "", hash === " " ? location.pathname : hash);
 }
@@ -53,6 +56,7 @@ function ended(conversation, answer) {
   if (conversation === chat.current) {
     transcript.finish(answer);
     drawChat();
+    drawNotice();
     announce(answer.error ? "" : t("answered", conversations.textOf(answer)));
   }
   if (answer.error) look();
@@ -90,10 +94,12 @@ function bringBack(conversation) {
 }
 
 function remove(conversation) {
+  const focus = byId("conversations").contains(document.activeElement) ? focusAfter(conversation.id) : () => {};
   chat.stop(conversation.id);
   conversations.remove(conversation.id);
   if (conversation === chat.current) chat.open();
   drawChat();
+  focus();
   toast(t("deleted", conversation.title || t("untitled")), () => undo(conversation));
 }
 
@@ -139,7 +145,11 @@ function drawChat() {
   byId("send").disabled = !busy && (!ready() || !message.value.trim());
   byId("welcome").hidden = current.messages.length > 0;
   byId("messages").hidden = current.messages.length === 0;
-  drawWelcome();
+  drawWelcome(answering, (text) => {
+    message.value = text;
+    submit();
+    focusMessage();
+  });
   drawConversations(current, {
     open: (conversation) => {
       showChat();
@@ -150,24 +160,6 @@ function drawChat() {
     rename,
     remove,
   });
-}
-
-function drawWelcome() {
-  const answering = model();
-  const base = answering?.chats === false;
-  const ask = (text) => {
-    message.value = text;
-    submit();
-    focusMessage();
-  };
-  const tries = t(base ? "suggestions_base" : "suggestions").map((text) => el("button", { type: "button", onclick: () => ask(text) }, text));
-  byId("welcome").replaceChildren(
-    el("img", { src: "/web/icon.svg", alt: "", width: 56, height: 56 }),
-    el("h3", {}, t(base ? "welcome_base" : "welcome")),
-    ...(base ? [el("p", {}, t("welcome_base_text"))] : []),
-    ...(answering?.trial ? [el("p", {}, t("trial_note"))] : []),
-    ...(answering ? [el("div", { class: "suggestions", role: "group", "aria-label": t("try_these") }, ...tries)] : []),
-  );
 }
 
 function drawModel() {
@@ -198,6 +190,8 @@ function show(training) {
   if (training) byId("open-training").setAttribute("aria-current", "page");
   else byId("open-training").removeAttribute("aria-current");
   drawChat();
+  drawNotice();
+  if (!training) transcript.back();
 }
 
 function openTraining() {
@@ -205,6 +199,12 @@ function openTraining() {
   show(true);
   showSidebar(false);
   byId("training").focus();
+}
+
+function closeTraining() {
+  showChat();
+  showSidebar(false);
+  focusMessage();
 }
 
 // The server's state, looked at again and again while the page is visible.
@@ -228,7 +228,10 @@ async function look() {
   drawNotice();
   drawModel();
   const drawn = JSON.stringify([ready(), model(), offline]);
-  if (drawn !== look.drawn) drawChat();
+  if (drawn !== look.drawn) {
+    drawChat();
+    transcript.modelChanged();
+  }
   look.drawn = drawn;
   clearTimeout(timer);
   const wait = failed || !model() || status.training?.alive ? LIVE : CALM;
@@ -253,8 +256,8 @@ function draw() {
   drawSettings();
   drawHelp();
   drawModel();
-  transcript.show(chat.current, chat.busy);
   drawChat();
+  transcript.show(chat.current, chat.busy);
   drawNotice();
 }
 
@@ -292,7 +295,7 @@ function setUp() {
   for (const node of document.querySelectorAll("[data-close]")) node.addEventListener("click", () => node.closest("dialog").close());
   const clicks = {
     "new-chat": newChat,
-    "open-training": () => (showsTraining ? newChat() : openTraining()),
+    "open-training": () => (showsTraining ? closeTraining() : openTraining()),
     "training-pill": openTraining,
     "open-settings": () => byId("settings").showModal(),
     "reset-settings": resetSettings,

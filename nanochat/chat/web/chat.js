@@ -102,7 +102,8 @@ export class Chat {
 
   async #stream(conversation, message, sent, settings, signal) {
     let saved = Date.now();
-    for await (const { text, calculator, dropped, finish } of answer(sent, settings, signal)) {
+    for await (const { model, text, calculator, dropped, finish } of answer(sent, settings, signal)) {
+      if (model) message.model = model;
       if (text) add(message.parts, "text", text);
       if (calculator) message.parts.push({ type: "python", text: calculator.expression });
       if (typeof calculator?.result === "string") message.parts.push({ type: "python_output", text: calculator.result });

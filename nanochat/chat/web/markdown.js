@@ -4,6 +4,7 @@
 // CALL stands in the source where a calculator call belongs; the caller supplies its node.
 
 import { el } from "./dom.js";
+import { t } from "./i18n.js";
 
 export const CALL = "\uE000"; // of the private use area; the caller removes it from the text itself
 
@@ -13,6 +14,7 @@ const HEADING = /^ {0,3}(#{1,6})\s+(.*)$/;
 const RULE = /^ {0,3}(?:(?:-\s*){3,}|(?:\*\s*){3,}|(?:_\s*){3,})$/;
 const QUOTE = /^ {0,3}> ?/;
 const ITEM = /^( *)([-*+]|\d{1,9}[.)])( +)(?=\S)/;
+const TASK = /^\[([ xX])\] +(?=\S)/;
 const DIVIDER = /^ *\|?(?: *:?-+:? *\|)* *:?-+:? *\|? *$/;
 
 /** Keeps a container equal to a growing source. Blocks that did not change keep their nodes, and so the reader's selection. */
@@ -71,8 +73,9 @@ function blockAt(lines, at) {
   if (RULE.test(line)) return ["rule", at + 1];
   if (QUOTE.test(line)) return ["quote", until((other) => !QUOTE.test(other))];
   if (ITEM.test(line)) {
-    const belongs = (other) => ITEM.test(other) || /^ {2,}\S/.test(other);
-    const ends = (other, end) => !belongs(other) && (!lines[end - 1].trim() || [FENCE, HEADING, RULE].some((mark) => mark.test(other)));
+    const same = (other) => !startsItem(other, line) || isOrdered(other) === isOrdered(line); // else it begins a list of its own
+    const belongs = (other) => (ITEM.test(other) && same(other)) || /^ {2,}\S/.test(other);
+    const ends = (other, end) => !belongs(other) && (!same(other) || !lines[end - 1].trim() || [FENCE, HEADING, RULE].some((mark) => mark.test(other)));
     return ["list", until((other, end) => (other.trim() ? ends(other, end) : !belongs(lines[end + 1] ?? "")))];
   }
   if (startsTable(lines, at)) return ["table", until((other) => !other.includes("|"))];
@@ -80,9 +83,18 @@ function blockAt(lines, at) {
   return ["paragraph", until(interrupts)];
 }
 
+// Whether a line is an item of the list that `first` begins, or of one beside it, and not of one within.
+function startsItem(line, first) {
+  const found = ITEM.exec(line);
+  return Boolean(found) && found[1].length <= ITEM.exec(first)[1].length + 1;
+}
+
+const isOrdered = (line) => /\d/.test(ITEM.exec(line)[2]);
+
 const startsTable = (lines, at) => lines[at].includes("|") && (lines[at + 1] ?? "").includes("-") && DIVIDER.test(lines[at + 1]);
 
 function render({ kind, lines, source }, make, depth) {
+  const direction = depth ? {} : { dir: "auto" }; // within a list or a quote it is theirs, with their mark's side
   if (depth >= DEPTH) return el("p", {}, source);
   const inside = (inner) => split(inner).map((block) => render(block, make, depth + 1));
   switch (kind) {
@@ -90,18 +102,18 @@ function render({ kind, lines, source }, make, depth) {
       return codeBlock(lines, make);
     case "heading": {
       const [, marks, text] = HEADING.exec(lines[0]);
-      return el(`h${Math.min(marks.length + 3, 6)}`, {}, ...inline(text.replace(/\s#+\s*$/, ""), make));
+      return el(`h${Math.min(marks.length + 3, 6)}`, direction, ...inline(text.replace(/\s#+\s*$/, ""), make));
     }
     case "rule":
       return el("hr");
     case "quote":
-      return el("blockquote", {}, ...inside(lines.map((line) => line.replace(QUOTE, ""))));
+      return el("blockquote", { dir: "auto" }, ...inside(lines.map((line) => line.replace(QUOTE, ""))));
     case "list":
       return list(lines, inside);
     case "table":
       return table(lines, make);
     default:
-      return el("p", {}, ...inline(lines.join("\n"), make));
+      return el("p", direction, ...inline(lines.join("\n"), make));
   }
 }
 
@@ -117,26 +129,35 @@ function codeBlock(lines, make) {
 }
 
 function list(lines, inside) {
-  const [, indent, mark] = ITEM.exec(lines[0]);
+  const [, , mark] = ITEM.exec(lines[0]);
   const items = [];
   let margin = 0;
   for (const line of lines) {
-    const found = ITEM.exec(line);
-    if (found && found[1].length <= indent.length + 1) {
-      margin = found[0].length;
+    if (startsItem(line, lines[0])) {
+      margin = ITEM.exec(line)[0].length;
       items.push([line.slice(margin)]);
     } else {
       items.at(-1).push(line.slice(Math.min(margin, line.length - line.trimStart().length)));
     }
   }
-  const ordered = /\d/.test(mark);
-  const nodes = items.map((item) => el("li", {}, ...inside(item)));
-  return ordered ? el("ol", { start: parseInt(mark, 10) }, ...nodes) : el("ul", {}, ...nodes);
+  const nodes = items.map((item) => listItem(item, inside));
+  return isOrdered(lines[0]) ? el("ol", { start: parseInt(mark, 10) }, ...nodes) : el("ul", {}, ...nodes);
+}
+
+function listItem(lines, inside) {
+  const box = TASK.exec(lines[0]);
+  if (!box) return el("li", { dir: "auto" }, ...inside(lines));
+  const done = box[1] !== " ";
+  const mark = el("input", { type: "checkbox", disabled: true, checked: done, "aria-label": t(done ? "task_done" : "task_open") });
+  return el("li", { class: "task", dir: "auto" }, mark, el("div", {}, ...inside([lines[0].slice(box[0].length), ...lines.slice(1)])));
 }
 
 function table(lines, make) {
   const cells = (line) => line.trim().replace(/^\||\|$/g, "").split("|");
-  const row = (line, tag) => el("tr", {}, ...cells(line).map((cell) => el(tag, {}, ...inline(cell.trim(), make))));
+  const sides = cells(lines[1] ?? "").map((cell) => /^\s*(:?)-+(:?)\s*$/.exec(cell) ?? []);
+  const classes = sides.map(([, left, right]) => (right ? (left ? "centre" : "right") : undefined));
+  const cell = (tag, text, column) => el(tag, { class: classes[column], dir: "auto" }, ...inline(text.trim(), make));
+  const row = (line, tag) => el("tr", {}, ...cells(line).map((text, column) => cell(tag, text, column)));
   const body = lines.slice(2).map((line) => row(line, "td"));
   return el("div", { class: "wide-table", tabindex: 0 }, el("table", {}, el("thead", {}, row(lines[0], "th")), el("tbody", {}, ...body)));
 }

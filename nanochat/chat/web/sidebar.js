@@ -16,7 +16,7 @@ export function drawConversations(current, on) {
 
 function item(conversation, open, on) {
   const title = conversation.title || t("untitled");
-  const button = el("button", { type: "button", class: "row", title, onclick: () => on.open(conversation) }, el("span", {}, title));
+  const button = el("button", { type: "button", class: "row", title, onclick: () => on.open(conversation) }, el("span", { dir: "auto" }, title));
   if (open) button.setAttribute("aria-current", "page");
   const rename = iconButton("edit", `${t("rename")}: ${title}`, () => startRenaming(row, conversation, on), { class: "icon rename" });
   const remove = iconButton("trash", `${t("delete")}: ${title}`, () => on.remove(conversation), { class: "icon delete" });
@@ -24,8 +24,17 @@ function item(conversation, open, on) {
   return row;
 }
 
+/** Move the focus from a conversation that is about to go to the one that takes its place, or to the button above the list. */
+export function focusAfter(id) {
+  const index = conversations.all().findIndex((conversation) => conversation.id === id);
+  return () => {
+    const rows = list.querySelectorAll("li > .row");
+    (rows[Math.min(index, rows.length - 1)] ?? byId("new-chat")).focus();
+  };
+}
+
 function startRenaming(row, conversation, on) {
-  const input = el("input", { "aria-label": t("title_label"), maxlength: 120 });
+  const input = el("input", { "aria-label": t("title_label"), dir: "auto", maxlength: 120 });
   input.value = conversation.title;
   let done = false;
   const end = (keep) => {

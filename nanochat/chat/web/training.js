@@ -44,7 +44,7 @@ function view({ model, training, hint }, on) {
   const label = t("step_of", number(step), number(steps));
   const parts = [
     ["title", [run, at, trial], () => title(run, at, trial)],
-    ["state", [alive, ready], () => state(alive, ready, on)],
+    ["state", [alive, Boolean(training.checkpoint)], () => state(alive, training.checkpoint, on)],
     ["progress", [step, steps], () => el("progress", { value: step, max: Math.max(steps, 1), "aria-label": label })],
     ["stats", training, () => stats(training)],
   ];
@@ -64,9 +64,9 @@ function title(run, at, trial) {
   return el("h3", {}, run, ...(trial ? [el("span", { class: "badge" }, t("trial"))] : []), el("small", {}, stage(at)));
 }
 
-function state(alive, ready, on) {
+function state(alive, checkpoint, on) {
   if (!alive) return el("p", { class: "error" }, icon("warning"), t("training_stopped"));
-  if (!ready) return el("p", {}, t("no_model_training"));
+  if (!checkpoint) return el("p", {}, t("no_model_training"));
   return el("div", { class: "ready" }, el("p", {}, t("model_so_far")), el("button", { type: "button", class: "quiet", onclick: on.chat }, t("talk")));
 }
 

@@ -2,23 +2,25 @@
 
 import * as conversations from "./conversations.js";
 import { byId, copyButton, el, icon, iconButton } from "./dom.js";
-import { number, t } from "./i18n.js";
+import { number, stage, t } from "./i18n.js";
 import { CALL, Markdown } from "./markdown.js";
 
-const NEAR = 80; // pixels from the end: nearer than this, the page follows the answer
+const NEAR = 8; // pixels from the end: nearer than this, it counts as the end
 
 export class Transcript {
-  /** `on` does what the buttons ask for: edit(index, text), again(), retry(kind), announce(text). `context()` is the model's, or null. */
-  constructor(on, context) {
+  /** `on` does what the buttons ask for: edit(index, text), again(), retry(kind), announce(text). `model()` would answer now, or null. */
+  constructor(on, model) {
     this.on = on;
-    this.context = context;
+    this.model = model;
     this.list = byId("messages");
     this.scroll = byId("scroll");
-    this.scroll.addEventListener("scroll", () => this.#showToEnd(), { passive: true });
+    this.following = true; // the page stays at the end while an answer comes, until the reader scrolls up
+    this.top = 0; // of the view, when it was last looked at
+    this.scroll.addEventListener("scroll", () => this.#scrolled(), { passive: true });
     byId("to-end").addEventListener("click", () => this.toEnd());
   }
 
-  /** Show a conversation from its beginning. `busy`: its last answer is still on its way. */
+  /** Show a conversation, at its end. `busy`: its last answer is still on its way. */
   show(conversation, busy) {
     this.conversation = conversation;
     const { messages } = conversation;
@@ -27,7 +29,18 @@ export class Transcript {
     this.pending = null;
     if (messages.at(-1)?.role === "assistant") this.#fill(messages.at(-1), busy);
     this.#markForgotten();
+    this.#markSwaps();
+    this.swap = this.last?.textContent; // it is there already: nothing to announce
     this.toEnd();
+  }
+
+  /** Another model may answer from now on: it is said in the conversation. */
+  modelChanged() {
+    if (!this.conversation) return;
+    this.#markSwaps();
+    if (this.last && this.last.textContent !== this.swap) this.on.announce(this.last.textContent);
+    this.swap = this.last?.textContent;
+    if (this.following) this.toEnd();
   }
 
   /** More of the last answer has come: it is drawn with the next frame. */
@@ -50,6 +63,15 @@ export class Transcript {
   /** Scroll to the newest message. */
   toEnd() {
     this.scroll.scrollTop = this.scroll.scrollHeight;
+    this.top = this.scroll.scrollTop;
+    this.following = true;
+    this.#showToEnd();
+  }
+
+  /** After the view was hidden, which takes its position: where the reader was. */
+  back() {
+    if (this.following) this.toEnd();
+    else this.scroll.scrollTop = this.top;
     this.#showToEnd();
   }
 
@@ -61,10 +83,10 @@ export class Transcript {
 
   #draw(message, busy) {
     this.pending = null;
-    const follow = this.#atEnd();
     this.#fill(message, busy);
     this.#markForgotten();
-    if (follow) this.toEnd();
+    this.#markSwaps();
+    if (this.following) this.toEnd();
     else this.#showToEnd();
   }
 
@@ -72,12 +94,21 @@ export class Transcript {
     return this.scroll.scrollHeight - this.scroll.scrollTop - this.scroll.clientHeight < NEAR;
   }
 
+  #scrolled() {
+    if (!this.scroll.clientHeight) return; // it is hidden
+    const { scrollTop } = this.scroll;
+    if (this.#atEnd()) this.following = true;
+    else if (scrollTop < this.top) this.following = false;
+    this.top = scrollTop;
+    this.#showToEnd();
+  }
+
   #showToEnd() {
     byId("to-end").hidden = this.#atEnd();
   }
 
   #question(message, index) {
-    const text = el("p", { class: "text" }, message.text);
+    const text = el("p", { class: "text", dir: "auto" }, message.text);
     const item = el("li", { class: "message user" }, el("h3", { class: "unseen" }, t("you")), text);
     const edit = iconButton("edit", t("edit"), () => this.#edit(item, message, index), { class: "icon edit" });
     item.append(el("div", { class: "actions" }, this.#copyButton(() => message.text), edit));
@@ -86,7 +117,7 @@ export class Transcript {
 
   #edit(item, message, index) {
     const before = [...item.childNodes];
-    const area = el("textarea", { "aria-label": t("edit_label"), rows: Math.min(message.text.split("\n").length + 1, 12) });
+    const area = el("textarea", { "aria-label": t("edit_label"), dir: "auto", rows: Math.min(message.text.split("\n").length + 1, 12) });
     area.value = message.text;
     const close = () => {
       item.classList.remove("editing");
@@ -118,7 +149,7 @@ export class Transcript {
     const calls = () => callsOf(message.parts);
     const code = (text) => copyButton(t("copy_code"), text, () => this.on.announce(t("copied")));
     item.markdown = new Markdown(body, code, (index) => chip(calls()[index]));
-    item.plain = el("p", { class: "text" });
+    item.plain = el("p", { class: "text", dir: "auto" });
     if (message.continues) body.append(item.plain);
     this.#body(item, message);
     this.#below(item, message, false);
@@ -141,7 +172,8 @@ export class Transcript {
 
   // What stands below an answer: what became of it, and its buttons.
   #below(item, message, busy) {
-    const state = JSON.stringify([message.waiting, message.error, message.finish, busy]);
+    const last = message === this.conversation.messages.at(-1);
+    const state = JSON.stringify([message.waiting, message.error, message.finish, busy, last]);
     if (item.state === state) return;
     item.state = state;
     const below = item.querySelector(".below");
@@ -151,20 +183,31 @@ export class Transcript {
       if (!message.waiting) below.append(el("p", { class: "thinking" }, el("span", { class: "unseen" }, t("thinking"))));
       return;
     }
-    if (message.error) below.append(this.#error(message.error));
+    if (message.error) below.append(this.#error(message.error, last));
+    const empty = isBlank(message) && !message.error && message.finish !== "stopped";
+    if (empty) below.append(this.#empty(message, last));
     if (message.finish === "stopped") below.append(el("p", { class: "note" }, t("stopped")));
     if (message.finish === "length" && !message.continues) below.append(el("p", { class: "note" }, t("cut")));
     const actions = el("div", { class: "actions" });
     if (message.parts.length) actions.append(this.#copyButton(() => conversations.textOf(message)));
-    const last = message === this.conversation.messages.at(-1);
-    if (last && !message.error) actions.append(iconButton("again", t("again"), () => this.on.again(), { class: "icon again" }));
+    if (last && !message.error && !empty) actions.append(iconButton("again", t("again"), () => this.on.again(), { class: "icon again" }));
     if (actions.childNodes.length) below.append(actions);
   }
 
-  #error({ kind, message }) {
-    const argument = kind === "too_long" ? this.context() && number(this.context()) : kind === "other" ? message : undefined;
-    const retry = el("button", { type: "button", class: "quiet retry", onclick: () => this.on.retry(kind) }, t("retry"));
-    return el("div", { class: "error" }, icon("warning"), el("p", {}, t(`error_${kind}`, argument)), retry);
+  // What went wrong. Only the last message can be tried again: what came after an earlier one would be lost.
+  #error({ kind, message }, last) {
+    const context = this.model()?.context;
+    const argument = kind === "too_long" ? context && number(context) : kind === "other" ? message : undefined;
+    return el("div", { class: "error" }, icon("warning"), el("p", {}, t(`error_${kind}`, argument)), ...this.#retry(kind, last));
+  }
+
+  // The model's first token was the end of its answer, or the page was closed before the first one came.
+  #empty({ finish }, last) {
+    return el("div", { class: "empty-answer" }, el("p", { class: "note" }, t(finish ? "empty_answer" : "stopped")), ...this.#retry("empty", last));
+  }
+
+  #retry(kind, last) {
+    return last ? [el("button", { type: "button", class: "quiet retry", onclick: () => this.on.retry(kind) }, t("retry"))] : [];
   }
 
   #copyButton(text) {
@@ -181,18 +224,51 @@ export class Transcript {
     const count = turns ? conversations.messagesInTurns(messages, last, turns) : 0;
     this.items.forEach((item, index) => item.classList.toggle("forgotten", index < count));
     if (!count) return;
-    const context = this.context();
+    const context = this.model()?.context;
     const text = t("forgotten", turns, context && number(context));
     this.forgotten = Object.assign(el("li", { class: "divider" }, el("p", {}, text)), { turns, last });
     this.items[count - 1].after(this.forgotten);
     this.on.announce(text);
   }
+
+  // A line before each answer that another model gave than the one before, and at the end where another one answers now.
+  #markSwaps() {
+    const { messages } = this.conversation;
+    const wanted = [];
+    let before = null;
+    messages.forEach((message, index) => {
+      if (!message.model) return;
+      if (before && !sameModel(before, message.model)) wanted.push([this.items[index], message.model]);
+      before = message.model;
+    });
+    const now = this.model();
+    const busy = this.items.at(-1)?.classList.contains("busy");
+    const ahead = Boolean(now && before && !busy && !sameModel(before, now));
+    const state = JSON.stringify([wanted.map(([item, model]) => [this.items.indexOf(item), model]), ahead && nameOf(now)]);
+    if (this.list.dataset.swaps === state && (!this.swaps?.length || this.swaps[0].isConnected)) return;
+    this.list.dataset.swaps = state;
+    for (const line of this.swaps ?? []) line.remove();
+    const line = (model) => el("li", { class: "divider swap" }, el("p", {}, t("swapped", nameOf(model))));
+    this.swaps = wanted.map(([item, model]) => {
+      const node = line(model);
+      item.before(node);
+      return node;
+    });
+    this.last = ahead ? line(now) : null;
+    if (this.last) this.list.append(this.last);
+    if (this.last) this.swaps.push(this.last);
+  }
 }
+
+const sameModel = (a, b) => a.run === b.run && a.stage === b.stage && a.step === b.step;
+const nameOf = ({ run, stage: at, step }) => t("model_name", { run, stage: stage(at), step: number(step) });
 
 // An answer's text, with CALL where the calculator was asked.
 function source(parts) {
   return parts.map(({ type, text }) => (type === "python" ? CALL : type === "text" ? text.replaceAll(CALL, "") : "")).join("");
 }
+
+const isBlank = ({ parts }) => parts.every(({ type, text }) => type === "text" && !text.trim());
 
 function callsOf(parts) {
   const calls = [];

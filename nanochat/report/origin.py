@@ -1,0 +1,71 @@
+"""Where a run comes from, for its report: when it was trained, by which command, by which revision of the program."""
+
+import shlex
+import subprocess
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import nanochat
+from nanochat.config import FIELDS, build_config, convert
+from nanochat.errors import NanochatError
+from nanochat.paths import read_json_object
+from nanochat.planning.rules import resolve
+from nanochat.runs.report_schema import REPORT
+
+PACKAGE = "nanochat-appliance"
+NOT_FLAGS = ("run", "profile", "trial")
+
+
+def date(run_dir: Path) -> str:
+    """When the run took its newest step, in UTC; "" where it has neither steps nor a config."""
+    for name in ("metrics.jsonl", "config.toml"):
+        path = run_dir / name
+        if path.is_file():
+            return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(path.stat().st_mtime))
+    return ""
+
+
+def command(config: dict[str, Any]) -> str:
+    """The command that trains the run of a config.toml again: its profile, and a flag for each value that differs; "" where unknown."""
+    try:
+        run, profile, trial = str(config["run"]), str(config["profile"]), bool(config["trial"])
+        values = {name: convert(name, config[name]) for name in FIELDS if name in config}
+        plain = build_config(profile, trial)
+        given = {name: value for name, value in values.items() if name not in NOT_FLAGS and value != getattr(plain, name)}
+        if run != plain.run:
+            given["run"] = run
+        for name in [name for name in given if name != "run"]:
+            fewer = {other: value for other, value in given.items() if other != name}
+            if all(getattr(resolve(build_config(profile, trial, fewer)), field) == value for field, value in values.items()):
+                given = fewer  # it follows from the others, or is chosen automatically
+    except (KeyError, NanochatError, AssertionError, TypeError, ValueError):
+        return ""
+    words = ["train", "--profile", profile, *(["--trial"] if trial else [])]
+    if (given.get("run"), profile, trial) == ("quickstart", "cpu", False):
+        words = ["quickstart"]
+        del given["run"]
+    return shlex.join(["nanochat", *words, *(f"--{name}={value}" for name, value in given.items() if value != "")])
+
+
+def revision(run_dir: Path) -> str:
+    """The program's version, in a Git checkout also its commit: of the first report of the run, which stays."""
+    known = read_json_object(run_dir / REPORT).get("revision")
+    return known if isinstance(known, str) and known else _revision()
+
+
+def _revision() -> str:
+    try:
+        version = metadata.version(PACKAGE)
+    except metadata.PackageNotFoundError:
+        version = ""
+    root = Path(nanochat.__file__).resolve().parent.parent
+    commit = ""
+    if (root / ".git").exists():
+        try:
+            asked = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+            commit = subprocess.run(asked, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+        except (OSError, subprocess.SubprocessError):
+            commit = ""
+    return " ".join(part for part in (version, f"({commit})" if commit else "") if part)
