@@ -114,7 +114,7 @@ class Kubectl:
                 log(f"warning: {warning}" + (f"\nhint: {warning.hint}" if warning.hint else ""))
 
     def outcome(self, name: str, component: str) -> tuple[str, str]:
-        """("running" | "complete" | "failed" | "", why); "" where there is no such object."""
+        """("running" | "complete" | "failed" | "", why); "" if there is no such object."""
         found = self.controllers(name, component)
         for condition in (condition for one in found for condition in one.get("status", {}).get("conditions", [])):
             if condition.get("status") == "True" and condition["type"] in ("Complete", "Completed"):
@@ -124,7 +124,7 @@ class Kubectl:
         return ("running", "") if found else ("", "")
 
     def wait(self, name: str, component: str, poll: float = POLL_SECONDS) -> None:
-        """Wait until a component is complete. Raises NanochatError where it failed or has gone."""
+        """Wait until a component is complete. Raises NanochatError if it failed or has gone."""
         began, said = time.monotonic(), 0.0
         while True:
             state, why = self.outcome(name, component)
@@ -197,7 +197,7 @@ class Kubectl:
         return max(ended)[1] or 1 if ended else 1
 
     def status(self, name: str) -> list[dict[str, Any]]:
-        """One line for each object: kind, name, state (or what it waits for), why, restarts. Raises UsageError where there is none."""
+        """One line for each object: kind, name, state (or what it waits for), why, restarts. Raises UsageError if there is none."""
         objects = self.objects("job,pod,deployment,replicaset,persistentvolumeclaim", name) + self.objects("jobset", name)
         warned = self.warnings(objects) if objects else {}
         rows = []

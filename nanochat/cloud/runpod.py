@@ -64,7 +64,7 @@ def cuda_floor() -> str:
 
 
 def candidates(api: RunPod, work: Workload, options: RentalOptions) -> list[Candidate]:
-    """What may be rented, in order, free ones first. Raises UsageError and PreflightError where nothing is left, saying why."""
+    """What may be rented, in order, free ones first. Raises UsageError and PreflightError if nothing is left, saying why."""
     if not work.cards:
         raise UsageError(
             f"the profile {work.config.profile} needs no card", "RunPod is for rtx4050, rtx4090 and h100x8; `make quickstart` runs here"
@@ -152,7 +152,7 @@ def body(work: Workload, options: RentalOptions, one: Candidate, now: float) -> 
 
 
 def find(api: RunPod, name: str) -> dict[str, Any] | None:
-    """The pod of that name. Raises UsageError where there are several."""
+    """The pod of that name. Raises UsageError if there are several."""
     found = [pod for pod in api.pods() if pod["name"] == name and pod["status"] != "TERMINATED"]
     if len(found) > 1:
         raise UsageError(
@@ -162,14 +162,14 @@ def find(api: RunPod, name: str) -> dict[str, Any] | None:
 
 
 def require(api: RunPod, name: str) -> dict[str, Any]:
-    """The pod of that name. Raises UsageError where there is none."""
+    """The pod of that name. Raises UsageError if there is none."""
     if pod := find(api, name):
         return pod
     raise UsageError(f"there is no pod named {name!r}", "submit status --on runpod lists them")
 
 
 def rent(api: RunPod, work: Workload, options: RentalOptions, found: Sequence[Candidate]) -> tuple[dict[str, Any], Candidate]:
-    """Rent the first candidate that is to be had; never two. Raises PreflightError where none is."""
+    """Rent the first candidate that is to be had; never two. Raises PreflightError if none is."""
     refused = []
     for one in found:
         for _ in range(3):

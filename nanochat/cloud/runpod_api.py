@@ -115,7 +115,7 @@ class RunPod:
         return self._call("PATCH", f"/v2/pods/{quote(identifier, safe='')}", body)
 
     def act(self, identifier: str, action: str) -> None:
-        """start, stop, restart or terminate. Raises Conflict where the pod's state does not allow it."""
+        """start, stop, restart or terminate. Raises Conflict if the pod's state does not allow it."""
         self._call("POST", f"/v2/pods/{quote(identifier, safe='')}/action", {"action": action})
 
     def _call(

@@ -71,7 +71,7 @@ class Workload:
         return ("download", "--for", *self.options, *([f"--nproc_per_node={processes}"] if self.nodes > 1 else []))
 
     def environment(self, main: str = "", rank: str = "0") -> dict[str, str]:
-        """A training container's environment; `main` is the address of node 0 where there are several nodes."""
+        """A training container's environment; `main` is the address of node 0 if there are several nodes."""
         values = {"NANOCHAT_BASE_DIR": DATA, "PYTHONUNBUFFERED": "1"}
         if self.nodes > 1:
             values |= {

@@ -325,7 +325,7 @@ def check_data(case: Case) -> Iterator[Finding]:
 
 
 def _unreachable() -> str | None:
-    """Why the hub cannot be reached, None where it can: any answer will do."""
+    """Why the hub cannot be reached, None if it can: any answer will do."""
     import requests
 
     try:

@@ -20,7 +20,7 @@ from nanochat.console import log
 from nanochat.data.shards import read_manifest
 from nanochat.data.source import text_source
 from nanochat.errors import DataError, NanochatError, UsageError
-from nanochat.export import vocabulary
+from nanochat.export import card, vocabulary
 from nanochat.export.output import new_folder
 from nanochat.hardware.memory import require_memory
 from nanochat.hub.download import require_space
@@ -188,7 +188,7 @@ library_name: transformers
 pipeline_tag: text-generation
 license: other
 license_name: {json.dumps(licence, ensure_ascii=False)}
----
+{card.front_matter(opened.run)}---
 
 # {opened.run}
 
@@ -212,6 +212,10 @@ ids = tokenizer.apply_chat_template([{{"role": "user", "content": "Who are you?"
 print(tokenizer.batch_decode(model.generate(**ids, max_new_tokens=64)))
 ```
 
+{card.sections(opened.run)}
+
+## Notes
+
 {engines}
 
 The chat template is text: special tokens that a user spells out in a message are taken for real ones, as with every such template.
@@ -220,7 +224,7 @@ Calls of the calculator (`<|python_start|>...<|python_end|>`) are not answered o
 
 
 def write_folder(opened: TrainedModel, out: Path) -> None:
-    """Write `out` as a whole. Raises UsageError where it exists, PreflightError where it cannot be written."""
+    """Write `out` as a whole. Raises UsageError if it exists, PreflightError if it cannot be written."""
     gpt, tokenizer, meta = opened.model.config, opened.tokenizer, opened.checkpoint.meta
     licence = licence_of(opened.run)
     about = {"format": FORMAT, "run": opened.run, "licence": licence, "meta": meta}
@@ -230,7 +234,7 @@ def write_folder(opened: TrainedModel, out: Path) -> None:
         with safetensors_errors(out / WEIGHTS):
             save_file(hf_weights(opened.model), folder / WEIGHTS, metadata={"format": "pt"})
         paths.atomic_write_json(folder / "config.json", config)
-        paths.atomic_write_json(folder / "generation_config.json", generation | {"do_sample": True, "temperature": 0.7, "top_k": 50})
+        paths.atomic_write_json(folder / "generation_config.json", generation | {"do_sample": True, "temperature": 0.8, "top_k": 50})
         paths.atomic_write_json(folder / "tokenizer.json", vocabulary.tokenizer_json(tokenizer))
         paths.atomic_write_json(folder / "tokenizer_config.json", vocabulary.tokenizer_config(gpt.max_seq_len))
         shutil.copyfile(vocabulary.TEMPLATE, folder / vocabulary.TEMPLATE.name)
@@ -243,8 +247,8 @@ def write_folder(opened: TrainedModel, out: Path) -> None:
 def import_folder(folder: Path, run: str | None = None) -> str:
     """A folder that `write_folder` wrote as the run `run` (its old name unless given); returns the name.
 
-    The folder is somebody else's: nothing of it is used unchecked, and the run appears whole or not at all. Raises DataError where it is
-    no such one or damaged, UsageError where a run of that name exists, PreflightError where memory or disk do not suffice.
+    The folder is somebody else's: nothing of it is used unchecked, and the run appears whole or not at all. Raises DataError if it is
+    no such one or damaged, UsageError if a run of that name exists, PreflightError if memory or disk do not suffice.
     """
     try:
         meta, tokenizer, old_name = _read_about(folder)
@@ -287,7 +291,7 @@ def _read_about(folder: Path) -> tuple[dict[str, Any], Tokenizer, Any]:
 
 
 def _read_model(path: Path, gpt: GPTConfig) -> Transformer:
-    """A model with the weights of an exported file. Raises ValueError where one is missing, left over or of another shape."""
+    """A model with the weights of an exported file. Raises ValueError if one is missing, left over or of another shape."""
     saved = tensor_shapes(path)
     if gpt.depth > len(saved):  # before its layers are built, if without memory for them
         raise ValueError(f"{len(saved)} weights are too few for {gpt.depth} layers")

@@ -101,5 +101,5 @@ def _command(path: str, command: Any, context: Any, say: Any) -> Iterator[str]:
 def _rows(entries: list[Entry], say: Any) -> Iterator[tuple[str, str]]:
     for entry in entries:
         note, _, value = entry.note.partition(": ")
-        form = f"{{}} ({note}: {{}})" if value else f"{{}} ({note})" if note else "{}"  # whole, for the marks of another language
-        yield f"`{entry.names}`", say(form).format(say(entry.help), f"`{value}`")
+        template = f"{{help}} ({note}: {{value}})" if value else f"{{help}} ({note})" if note else "{help}"
+        yield f"`{entry.names}`", say(template).format(help=say(entry.help), value=f"`{value}`")

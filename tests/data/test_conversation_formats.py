@@ -109,7 +109,7 @@ def test_each_form(case: str) -> None:
         (["hi"], "message 1"),
         (talk(("nobody", "x")), "role 'nobody'"),
         (talk((U, 3), (A, "x")), "not a string"),
-        (talk((U, "half \ud83d"), (A, "x")), "no valid text"),
+        (talk((U, "half \ud83d"), (A, "x")), "not valid text"),
         ({"messages": "[1, "}, "Expecting value"),
     ],
 )
@@ -183,7 +183,7 @@ def test_a_folder_of_all_forms_says_what_it_understood(tmp_path: Path, capsys: p
 def test_a_row_that_is_none_is_named_or_in_a_set_of_others_counted(tmp_path: Path) -> None:
     bad = [*ROWS, {"messages": talk((U, "half \ud83d"), (A, "x"))}]
     write(tmp_path / "a.jsonl", bad, "jsonl")
-    with pytest.raises(DataError, match=r"a\.jsonl:21: the content of message 1 is no valid text"):
+    with pytest.raises(DataError, match=r"a\.jsonl:21: the content of message 1 is not valid text"):
         read_conversations(tmp_path / "a.jsonl")
     pq.write_table(pa.Table.from_pylist([*ROWS, {"messages": talk(("nobody", "x"))}]), tmp_path / "a.parquet")
     found = read_conversations(tmp_path, [tmp_path / "a.parquet"], strict=False)
