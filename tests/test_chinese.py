@@ -78,7 +78,7 @@ def prose(text: str) -> str:
     return re.sub(r"\]\([^)]*\)", "]", text)
 
 
-TABLES = ["nanochat/doctor/troubleshooting.toml"]
+TABLES = ["nanochat/doctor/troubleshooting.toml", "scripts/reference/glossary.toml", "scripts/reference/zh-TW.toml"]
 TEXTS = {name: (ROOT / name).read_text(encoding="utf-8") for name in pages()}
 TEXTS |= {name: table(name) for name in TABLES} | {"page": page_strings()}
 
