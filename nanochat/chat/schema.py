@@ -46,6 +46,8 @@ REASONS = {  # a refused field -> why it cannot be ignored
     **dict.fromkeys(("tools", "tool_choice", "functions", "function_call"), _NO_TOOLS),
     "response_format": "answers are not constrained to a grammar; ask for the form in words, and check what comes",
     **dict.fromkeys(("modalities", "audio"), "the models here read and write text alone"),
+    **dict.fromkeys(("previous_response_id", "conversation", "background", "prompt"), "this server keeps no conversation: send all of it"),
+    "text": "answers are not constrained to a grammar; ask for the form in words, and check what comes",
     "best_of": "n gives several answers to choose from",
 }
 

@@ -24,7 +24,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
-from nanochat.chat import runs_api
+from nanochat.chat import responses_api, runs_api
 from nanochat.chat.api_errors import RESPONSES, ApiError, shown
 from nanochat.chat.complaints import complaint
 from nanochat.chat.delivery import EventStream, Submission, whole
@@ -42,7 +42,8 @@ from nanochat.console import command
 WEB = Path(__file__).resolve().parent / "web"
 ALIAS = "nanochat"  # a model's name that always means the one that is served
 LATEST = ":latest"  # behind a model's name: Ollama's clients add it
-COUNTED_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/models")  # in the metrics: a bounded set, whatever is asked for
+# In the metrics: a bounded set, whatever is asked for.
+COUNTED_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/models")
 SHOWN = ("stage", "step", "chats", "trial", "context", "parameters", "device")  # of the model, on the page
 
 
@@ -111,6 +112,13 @@ async def completions(request: Request, body: Annotated[CompletionRequest, Body(
     """Continue a text."""
     prepared = await asyncio.to_thread(prepare_completion, body, await services(request).asked(body.model))
     return await respond(prepared, request, body)
+
+
+@openai.post("/responses")
+async def responses(request: Request, body: Annotated[responses_api.ResponsesRequest, Body()]) -> Response:
+    """Answer messages in the shape of OpenAI's newer API."""
+    prepared = await asyncio.to_thread(prepare_chat, body.as_chat(), await services(request).asked(body.model))
+    return await responses_api.respond(body, prepared, Submission(services(request).scheduler, prepared), request)
 
 
 async def respond(prepared: PreparedRequest, request: Request, body: BaseRequest) -> Response:

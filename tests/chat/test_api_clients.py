@@ -196,3 +196,51 @@ def test_a_prompt_of_the_wrong_kind(server: Running) -> None:
     assert answer.json()["error"]["message"] == "prompt: must be a text or a list, and is an object"
     answer = httpx.post(server.url + PATH, content="{", headers={"content-type": "application/json"})
     assert answer.status_code == 400 and answer.json()["error"]["message"].startswith("the body is not JSON: ")
+
+
+# ---- the Responses API
+
+
+def test_a_response(server: Running, client: openai.OpenAI) -> None:
+    """The answer of the chat completion with the same messages, in the client's own types; whole and streamed."""
+    messages: Any = [message("system", "be brief"), message("user", "hi")]
+    right = client.chat.completions.create(model="tiny", messages=messages, max_tokens=6, temperature=0)
+    asked: Any = {"model": "tiny", "instructions": "be brief", "input": "hi", "max_output_tokens": 6, "temperature": 0}
+    found = client.responses.create(**asked)
+    assert found.output_text == right.choices[0].message.content and right.usage and found.usage
+    assert (found.usage.input_tokens, found.usage.output_tokens) == (right.usage.prompt_tokens, right.usage.completion_tokens)
+    assert found.status == "incomplete" and found.incomplete_details and found.incomplete_details.reason == "max_output_tokens"
+    events = list(client.responses.create(**asked, stream=True))
+    assert "".join(event.delta for event in events if event.type == "response.output_text.delta") == found.output_text
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    assert (events[0].type, events[-1].type) == ("response.created", "response.incomplete")
+    assert events[-1].response.output_text == found.output_text  # type: ignore[union-attr]
+
+
+def test_a_response_to_a_conversation(server: Running, client: openai.OpenAI) -> None:
+    first = client.responses.create(model="tiny", input=[message("user", "hi")], max_output_tokens=3, temperature=0)  # type: ignore[list-item]
+    history: Any = [
+        message("user", "hi"),
+        *(item.model_dump() for item in first.output),
+        message("user", [{"type": "input_text", "text": "so?"}]),
+    ]
+    second = client.responses.create(model="tiny", input=history, max_output_tokens=4, temperature=0)
+    messages: Any = [message("user", "hi"), message("assistant", first.output_text), message("user", "so?")]
+    right = client.chat.completions.create(model="tiny", messages=messages, max_tokens=4, temperature=0)
+    assert second.output_text == right.choices[0].message.content
+
+
+@pytest.mark.parametrize(
+    ("more", "param"),
+    [
+        ({"tools": [{"type": "web_search"}]}, "tools"),
+        ({"previous_response_id": "resp_1"}, "previous_response_id"),
+        ({"text": {"format": {"type": "json_object"}}}, "text"),
+        ({"input": [message("user", [{"type": "input_image", "image_url": "x"}])]}, "input"),
+        ({"input": []}, "input"),
+    ],
+)
+def test_what_a_response_cannot_be(client: openai.OpenAI, more: dict[str, Any], param: str) -> None:
+    with pytest.raises(openai.BadRequestError) as raised:
+        client.responses.create(**{"model": "tiny", "input": "hi"} | more)
+    assert raised.value.param == param
