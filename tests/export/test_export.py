@@ -167,11 +167,11 @@ def test_damage_is_refused(base: Path, tmp_path: Path) -> None:
     folder.write_folder(ours, out)
     with pytest.raises(UsageError, match="exists"):
         folder.write_folder(ours, out)
-    with pytest.raises(DataError, match="is not a folder"):
+    with pytest.raises(DataError, match="is not an export"):
         folder.import_folder(tmp_path / "nothing")
     weights = out / folder.WEIGHTS
     weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(DataError, match="is not a folder"):
+    with pytest.raises(DataError, match="is not an export"):
         folder.import_folder(out)
 
 
