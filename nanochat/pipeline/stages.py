@@ -1,4 +1,4 @@
-"""The stages of a run in their order: pretraining, fine-tuning, reinforcement learning, each from the one before."""
+"""The stages of a run in order: pretraining, fine-tuning and reinforcement learning, each from the previous one."""
 
 from collections.abc import Sequence
 
@@ -14,9 +14,9 @@ from nanochat.train.session import Session
 
 
 def train_stages(session: Session, stages: Sequence[str]) -> None:
-    """Train those of `stages` that are not complete yet.
+    """Train the incomplete ones of `stages`.
 
-    Raises UsageError if a stage lacks the one before it, or has another model's checkpoints; what the trainer raises.
+    Raises UsageError if the previous stage is missing or the checkpoints are of another model, and the trainer's errors.
     """
     source = text_source(session.config)
     base = _newest(session, BASE)
@@ -33,7 +33,7 @@ def train_stages(session: Session, stages: Sequence[str]) -> None:
 
 def _finetune(session: Session, base: Checkpoint | None, source: TextSource) -> None:
     if base is None or base.step < session.config.num_iterations:
-        raise UsageError("fine-tuning begins from a finished base model", "train it first: --stage=base, or --stage=all")
+        raise UsageError("fine-tuning needs a finished base model", "train it first with --stage=base, or use --stage=all")
     if not _complete(session, SFT, _newest(session, SFT)):
         finetune(session, base, source.conversations.load())
 
@@ -41,13 +41,13 @@ def _finetune(session: Session, base: Checkpoint | None, source: TextSource) -> 
 def _reinforce(session: Session, source: TextSource) -> None:
     sft = _newest(session, SFT)
     if sft is None or sft.step < session.config.sft_iterations:
-        raise UsageError("reinforcement learning begins from a fine-tuned model", "train it first: the same command without --stage")
+        raise UsageError("reinforcement learning needs a fine-tuned model", "train it first with the same command without --stage")
     if not _complete(session, RL, _newest(session, RL)):
         reinforce(session, sft, *source.problems(session.config.rl_eval_examples))
 
 
 def _complete(session: Session, stage: str, newest: Checkpoint | None) -> bool:
-    """Whether a stage has its last step, and that step its evaluation."""
+    """Whether a stage has its last step, evaluated."""
     steps = session.config.steps[stage]
     lines = read_metrics(session.folder / "metrics.jsonl")
     evaluated = any(line["stage"] == stage and line["step"] == steps and EVALUATED[stage] in line for line in lines)
@@ -55,11 +55,11 @@ def _complete(session: Session, stage: str, newest: Checkpoint | None) -> bool:
 
 
 def _newest(session: Session, stage: str) -> Checkpoint | None:
-    """The newest checkpoint of a stage. Raises UsageError if it is another model's, put there by hand."""
+    """The newest checkpoint of a stage. Raises UsageError if it is of another model, copied there by hand."""
     newest = session.checkpoints(stage).newest()
     if newest and (newest.meta["model"], newest.meta["tokenizer"]) != (session.gpt.to_dict(), session.tokenizer.id):
         raise UsageError(
-            f"{newest.folder} is the checkpoint of another model than the run {session.config.run!r} trains",
-            "move that folder away, or choose a new name with --run NEW",
+            f"the model in {newest.folder} is not that of the run {session.config.run!r}",
+            "move that directory away, or choose a new name with --run NEW",
         )
     return newest

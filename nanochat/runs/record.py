@@ -215,7 +215,7 @@ def _folder(run: str) -> Path:
     folder = paths.run_dir(run)
     if not folder.is_dir():
         others = sorted(path.name for path in paths.runs_dir().glob("*") if (path / RECORD).exists())
-        hint = did_you_mean(run, others, title="runs") if others else "there are no runs yet: `nanochat quickstart` trains one"
+        hint = did_you_mean(run, others, title="runs") if others else "train one in minutes with `nanochat quickstart`"
         raise DataError(f"there is no run {run!r}", hint)
     return folder
 

@@ -93,7 +93,7 @@ def findings(config: Config, hardware: Hardware, quick: bool = True) -> dict[str
 def test_more_processes_than_gpus(base: Path, driver: Any) -> None:
     driver(visible=1)
     found = findings(gpu_config(nproc_per_node=8, total_batch_size=2048), CARD)["processes"]
-    assert found.level == doctor.ERROR and found.what == "8 processes asked, 1 GPU(s) visible"
+    assert found.level == doctor.ERROR and found.what == "8 processes were requested; 1 GPU(s) are visible"
     assert "--nproc_per_node=1 (or --device=cpu)" in found.fix and "invalid device ordinal" in found.why
 
 
@@ -296,4 +296,4 @@ def test_a_device_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpus.ranks, "launch", lambda *arguments, **options: 1)
     assert gpus.check_gpus("cuda", 2)[0].level == doctor.ERROR
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    assert gpus.check_gpus("cuda")[0].what == "there is no GPU to be tried"
+    assert gpus.check_gpus("cuda")[0].what == "there is no GPU to test"

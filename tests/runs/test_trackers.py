@@ -139,7 +139,7 @@ def test_wandb_is_online_where_there_is_a_key(
     base: Path, package: Package, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write(base, "wandb", range(1, 3))
-    assert package.inits[-1]["mode"] == "offline" and "wandb sync /somewhere uploads it" in capsys.readouterr().err
+    assert package.inits[-1]["mode"] == "offline" and "`wandb sync /somewhere`" in capsys.readouterr().err
     netrc = tmp_path / ".netrc"
     netrc.write_text(f"machine api.wandb.ai login user password {KEY}\n")
     netrc.chmod(0o600)
