@@ -136,8 +136,8 @@ def kill_points(copied: Callable[..., Path], finished: Path, command: list[str],
 
 
 def test_killed_where_a_report_is_half_there(copied: Callable[..., Path], finished: Path) -> None:
-    # 1-2 the questions, 3-4 the scores, 5-6 report.md, 7-8 report.html, 9-10 report.json: its file is written, then its folder synced
-    for number, kept in ((3, False), (7, True), (9, True)):
+    # 1 the lock, 2-3 the questions, 4-5 the scores, 6-7 report.md, 8-9 report.html, 10-11 report.json: a file, then its folder synced
+    for number, kept in ((4, False), (8, True), (10, True)):
         base = copied("evaluation.json", *REPORTS, to=finished.parent / str(number))
         assert kill_at(base, number, TRAIN) == KILLED
         assert has_summary(base) == kept and not (base / "runs/tiny/report.json").exists()
@@ -149,7 +149,7 @@ def test_killed_where_a_report_is_half_there(copied: Callable[..., Path], finish
 def test_killed_at_each_write(copied: Callable[..., Path], finished: Path, command: list[str]) -> None:
     without = ("evaluation.json", *REPORTS) if command == TRAIN else REPORTS
     points = kill_points(copied, finished, command, range(1, MOST_WRITES), *without)
-    assert points == (10 if command == TRAIN else 6)
+    assert points == (11 if command == TRAIN else 6)
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from nanochat import paths
 from nanochat.chat.connections import Acceptor, ConnectionTable, Seldom
 from nanochat.chat.headers import address_of, within
+from nanochat.chat.library import ModelLibrary
 from nanochat.chat.metrics import ServerMetrics
 from nanochat.chat.middleware import PROBES_ONLY, Limits
 from nanochat.chat.scheduler import Scheduler
@@ -25,12 +26,14 @@ DRAIN_SECONDS = 25  # that running answers have after SIGTERM
 PROBE_SECONDS = 2.0  # for the headers on a connection that was accepted for a probe alone
 
 
-def http_server(scheduler: Scheduler, metrics: ServerMetrics, limits: Limits, host: str, port: int) -> "Server":
+def http_server(
+    scheduler: Scheduler, metrics: ServerMetrics, limits: Limits, host: str, port: int, library: ModelLibrary | None = None
+) -> "Server":
     """The application in uvicorn, with bounds on headers, connections and time."""
     proxies = limits.trusted_proxies
     table = ConnectionTable(limits.connections_per_client, limits.connections, lambda peer: within(address_of(peer), proxies))
     config = uvicorn.Config(
-        create_app(scheduler, metrics, limits, TrainingView(paths.runs_dir()), paths.runs_dir()),
+        create_app(scheduler, metrics, limits, TrainingView(paths.runs_dir()), paths.runs_dir(), library),
         host=host,
         port=port,
         loop="asyncio",  # connections.py accepts in its stead

@@ -63,7 +63,7 @@ class ModelWatcher:
 
     def look(self) -> None:
         """Take over the checkpoint that should answer now, unless it already does."""
-        device = self._place()
+        device = self.place()
         for choice in self._choices(device):
             if choice == self._chosen:
                 return
@@ -101,7 +101,7 @@ class ModelWatcher:
         log(f"serving run {loaded.name}, {loaded.stage} step {loaded.step}, on the {'GPU' if loaded.device == 'cuda' else 'CPU'}")
         return True
 
-    def _place(self) -> str:
+    def place(self) -> str:
         """The device to answer on: not the GPU while a training run uses it, so that neither causes the other's out of memory."""
         if self._device != "cuda":
             return self._device

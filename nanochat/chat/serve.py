@@ -14,6 +14,7 @@ from nanochat import paths
 from nanochat.chat.api_key import read_key
 from nanochat.chat.connections import raise_file_limit
 from nanochat.chat.headers import allowed_host, trusted_proxy
+from nanochat.chat.library import ModelLibrary
 from nanochat.chat.listener import http_server
 from nanochat.chat.loading import MAX_SLOTS, load_model
 from nanochat.chat.metrics import ServerMetrics
@@ -64,7 +65,8 @@ def serve(options: ServeOptions) -> int:
         device,
     )
     limits = Limits(key, tuple(hosts), in_all=options.queue + MAX_SLOTS, trusted_proxies=tuple(proxies))
-    server = http_server(scheduler, metrics, limits, options.host, options.port)
+    library = ModelLibrary(lambda folder: load_model(folder, watcher.place(), options.slots), paths.runs_dir(), options.run)
+    server = http_server(scheduler, metrics, limits, options.host, options.port, library)
     sockets = bind(options.host, options.port)  # before the model is loaded: a busy port is known at once
     try:
         watcher.start()

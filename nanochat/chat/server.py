@@ -23,8 +23,10 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
+from nanochat.chat import runs_api
 from nanochat.chat.api_errors import RESPONSES, ApiError, shown
 from nanochat.chat.delivery import EventStream, Submission, whole
+from nanochat.chat.library import ModelLibrary, Name
 from nanochat.chat.loading import LoadedModel
 from nanochat.chat.metrics import ServerMetrics
 from nanochat.chat.middleware import MAY_KNOW, Limits, SecurityMiddleware
@@ -32,6 +34,7 @@ from nanochat.chat.prepare import PreparedRequest, prepare_chat, prepare_complet
 from nanochat.chat.scheduler import Scheduler
 from nanochat.chat.schema import BaseRequest, ChatRequest, CompletionRequest
 from nanochat.chat.suggestions import suggestions
+from nanochat.chat.training import last_trained
 from nanochat.console import command
 
 WEB = Path(__file__).resolve().parent / "web"
@@ -46,11 +49,14 @@ def _page_files() -> dict[str, bytes]:
 
 @dataclass
 class Services:
-    """What the routes use. `look` returns what the page shows of the runs: {training, suggestions}."""
+    """What the routes use. `look` returns what the page shows of the runs: {training, last, suggestions}."""
 
     scheduler: Scheduler
     metrics: ServerMetrics
     look: Callable[[], dict[str, Any]]
+    runs: Path | None = None  # the directory of the runs
+    library: ModelLibrary | None = None
+    readers: runs_api.Readers = field(default_factory=runs_api.Readers)
     page_files: dict[str, bytes] = field(default_factory=_page_files)
     _reading: "asyncio.Task[dict[str, Any]] | None" = None
 
@@ -59,6 +65,13 @@ class Services:
         if self._reading is None or self._reading.done():
             self._reading = asyncio.create_task(asyncio.to_thread(self.look))
         return await asyncio.shield(self._reading)
+
+    async def asked(self, name: str | None) -> LoadedModel:
+        """The model that a request names: the one that answers, or another checkpoint. Raises ApiError."""
+        current = self.scheduler.current
+        if self.library is None or name is None or name in ("", ALIAS):
+            return self.loaded(name)
+        return current if current and Name.parse(name).fits(current) else await self.library.get(name)
 
     def loaded(self, name: str | None = None) -> LoadedModel:
         """The model that answers. Raises ApiError if there is none, or if `name` is another."""
@@ -85,14 +98,14 @@ openai = APIRouter(prefix="/v1", responses=RESPONSES)
 async def chat_completions(request: Request, body: Annotated[ChatRequest, Body()]) -> Response:
     """Answer a conversation."""
     # In a thread: encoding a long text takes its time, without the interpreter's lock, and the event loop must not wait.
-    prepared = await asyncio.to_thread(prepare_chat, body, services(request).loaded(body.model))
+    prepared = await asyncio.to_thread(prepare_chat, body, await services(request).asked(body.model))
     return await respond(prepared, request, body)
 
 
 @openai.post("/completions")
 async def completions(request: Request, body: Annotated[CompletionRequest, Body()]) -> Response:
     """Continue a text."""
-    prepared = await asyncio.to_thread(prepare_completion, body, services(request).loaded(body.model))
+    prepared = await asyncio.to_thread(prepare_completion, body, await services(request).asked(body.model))
     return await respond(prepared, request, body)
 
 
@@ -154,7 +167,7 @@ async def training_view(request: Request) -> dict[str, Any]:
     about = {"run": current.name} | {name: getattr(current, name) for name in SHOWN} if current else None
     if about:
         about["suggestions"] = found["suggestions"]
-    return {"model": about, "training": found["training"], "hint": f"{command()} quickstart"}
+    return {"model": about, "training": found["training"], "last": found["last"], "hint": f"{command()} quickstart"}
 
 
 @pages.get("/", include_in_schema=False)
@@ -176,20 +189,23 @@ def create_app(
     limits: Limits,
     training: Callable[[], dict[str, Any] | None] = lambda: None,
     runs: Path | None = None,
+    library: ModelLibrary | None = None,
 ) -> SecurityMiddleware:
     """The ASGI application around a scheduler. `training` returns the running training as the page shows it, None if there is none.
 
-    `runs` is the directory of the runs; None: nothing is shown of them.
+    `runs` is the directory of the runs; None: nothing is shown of them. `library` has the other checkpoints that may be asked for.
     """
 
     def look() -> dict[str, Any]:
         current = scheduler.current
-        return {"training": training(), "suggestions": suggestions(runs / current.name) if runs and current else []}
+        tries = suggestions(runs / current.name) if runs and current else []
+        return {"training": training(), "last": last_trained(runs) if runs else None, "suggestions": tries}
 
     app = FastAPI(title="NanoChat Appliance", docs_url=None, redoc_url=None, lifespan=_lifespan)
-    app.state.services = Services(scheduler, metrics, look)
+    app.state.services = Services(scheduler, metrics, look, runs, library)
     app.include_router(openai)
     app.include_router(pages)
+    app.include_router(runs_api.router)
     for kind in (ApiError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, _answer_error)
 

@@ -3,6 +3,7 @@
 The files are taken as they come: a line, a field or a heartbeat that is not what a training writes is skipped.
 """
 
+import contextlib
 import json
 import os
 import threading
@@ -14,11 +15,22 @@ from nanochat.runs.heartbeat import HEARTBEAT, read_heartbeat
 from nanochat.runs.metrics import SAMPLES, STAGES
 
 CURVE_POINTS = 300
-SAMPLES_SHOWN = 6
+SAMPLES_SHOWN = 120
 SAMPLE_BYTES = 1 << 18  # of the end of the samples, that are read
 SAMPLE_TEXTS = ("stage", "prompt", "text")
 LINE_BYTES = 1 << 16  # of a line of metrics; what is longer is none
-KEPT = ("stage", "step", "loss", "reward", "bpb", "tokens_per_second", "step_seconds")  # of a line of metrics
+KEPT = (
+    "stage",
+    "step",
+    "loss",
+    "reward",
+    "bpb",
+    "lr",
+    "tokens",
+    "tokens_per_second",
+    "step_seconds",
+    "elapsed_seconds",
+)  # of a line of metrics
 RATE_STEPS = 20  # the last steps that the rate and the time left are taken from
 
 Line = dict[str, Any]
@@ -69,14 +81,19 @@ class TrainingView:
         recent = [line for line in self._lines[-RATE_STEPS:] if line["stage"] == stage]
         rates = [line["tokens_per_second"] for line in recent if line["tokens_per_second"] is not None]
         seconds = [line["step_seconds"] for line in recent if line["step_seconds"] is not None]
-        left = None
+        left = stage_left = None
+        planned = {name: beat["steps"][name] for name in STAGES if beat["steps"].get(name)}
         if seconds and beat["alive"]:
-            later = beat["steps"].get("sft", 0) if stage == "base" else 0
-            left = round((steps - last["step"] + later) * sorted(seconds)[len(seconds) // 2])
+            each = sorted(seconds)[len(seconds) // 2]
+            later = sum(count for name, count in planned.items() if STAGES.index(name) > STAGES.index(stage))
+            stage_left = round(max(steps - last["step"], 0) * each)
+            left = stage_left + round(later * each)
         measure = "reward" if stage == "rl" else "loss"  # its loss only says which way it goes
         lines = [line for line in self._lines if (line["stage"] == "rl") == (stage == "rl") and line[measure] is not None]
         every = -(-len(lines) // CURVE_POINTS) or 1
         chosen = lines[(len(lines) - 1) % every :: every]
+        measured = [line for line in self._lines if line["bpb"] is not None]
+        measured = measured[:: -(-len(measured) // CURVE_POINTS) or 1]
         return {
             "run": _clean(folder.name),
             "stage": stage,
@@ -87,11 +104,20 @@ class TrainingView:
             "bpb": next((line["bpb"] for line in reversed(self._lines) if line.get("bpb") is not None), None),
             "tokens_per_second": sorted(rates)[len(rates) // 2] if rates else None,
             "seconds_left": left,
+            "stage_seconds_left": stage_left,
+            "elapsed_seconds": last.get("elapsed_seconds"),
+            "tokens": last.get("tokens"),
+            "stages": [{"stage": name, "steps": count} for name, count in planned.items()],
             "alive": beat["alive"],
             "trial": beat["trial"],
             "checkpoint": _newest_checkpoint(folder),
-            "curve": [{"stage": line["stage"], "step": line["step"], "value": line[measure]} for line in chosen],
-            "samples": _samples(folder / SAMPLES),
+            "curve": [
+                {"stage": line["stage"], "step": line["step"], "value": line[measure]}
+                | {"lr": line["lr"], "tokens_per_second": line["tokens_per_second"]}
+                for line in chosen
+            ],
+            "validation": [{"stage": line["stage"], "step": line["step"], "bpb": line["bpb"]} for line in measured],
+            "samples": read_samples(folder / SAMPLES),
         }
 
     def _restart(self) -> None:
@@ -186,7 +212,23 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and -1e15 < value < 1e15
 
 
-def _samples(path: Path) -> list[dict[str, Any]]:
+def last_trained(runs: Path) -> str | None:
+    """The name of the run that took the newest step."""
+    newest, when = None, 0.0
+    try:
+        with os.scandir(runs) as entries:
+            for entry in entries:
+                if not entry.name.startswith("."):
+                    with contextlib.suppress(OSError):
+                        written = os.stat(os.path.join(entry.path, "metrics.jsonl")).st_mtime
+                        if written > when:
+                            newest, when = entry.name, written
+    except OSError:
+        return None
+    return None if newest is None else _clean(newest)
+
+
+def read_samples(path: Path) -> list[dict[str, Any]]:
     """The newest samples, the newest last."""
     if not path.is_file():
         return []

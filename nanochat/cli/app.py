@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.exceptions import TyperException
 
-from nanochat.cli import dataset, model, plan, submit, train
+from nanochat.cli import dataset, model, plan, runs, submit, train
 from nanochat.cli.mistakes import usage_error
 from nanochat.cli.options import application
 from nanochat.console import QUIET, fail, log, show
@@ -27,6 +27,7 @@ TRAINING = ("train", "quickstart", "plan")  # commands that take training steps:
 app = application("Train your own ChatGPT from nothing on the machine you have, then chat with it.", completion=True)
 for commands in (train.app, plan.app, model.app, dataset.app):
     app.add_typer(commands)
+app.add_typer(runs.app, name="runs", rich_help_panel="Inspect")
 app.add_typer(submit.app, name="submit", rich_help_panel="Cluster")
 
 

@@ -86,7 +86,7 @@ class ConfigCommand(Command):
 
 
 class Group(TyperGroup):
-    """Commands, with the global options; without a command it shows its help."""
+    """Commands, with the global options; without a command it shows its help, unless it does something itself."""
 
     def __init__(self, *arguments: Any, **values: Any) -> None:
         super().__init__(*arguments, **values)
@@ -94,7 +94,8 @@ class Group(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Without a command, ask for the help."""
-        return super().parse_args(ctx, args or ([] if ctx.resilient_parsing else ["--help"]))
+        works = ctx.resilient_parsing or self.invoke_without_command
+        return super().parse_args(ctx, args or ([] if works else ["--help"]))
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The command that the arguments begin with. Raises UsageError."""

@@ -15,7 +15,8 @@ from nanochat.data.problems import Problem, arithmetic_problems, grade_school_pr
 from nanochat.data.published import sets
 from nanochat.data.published.shards import Origin, ensure_shards, have_shards, is_hub_name, origin
 from nanochat.data.shards import SHARD_BYTES, SHARD_TEXT_BYTES, Dataset, verify
-from nanochat.data.text.documents import import_texts
+from nanochat.data.text.documents import import_texts, is_readable
+from nanochat.errors import UsageError
 from nanochat.hub.download import require_space
 from nanochat.paths import base_dir, dataset_dir
 
@@ -129,11 +130,19 @@ class Local(TextSource):
 
     @property
     def fault(self) -> str | None:
-        return None if Path(self.config.data).expanduser().exists() else f"{self.config.data} does not exist"
+        return None if is_readable(*self._place, self.config.encoding) else f"{self.config.data} does not exist"
+
+    @property
+    def _place(self) -> tuple[Path, str]:
+        """PATH or PATH:COLUMN: the path, and the column, "" where none is named."""
+        path, _, column = self.config.data.rpartition(":")
+        whole = Path(self.config.data).expanduser()
+        named = path and "/" not in column and not whole.exists() and not is_readable(whole, "", self.config.encoding)
+        return (Path(path).expanduser(), column) if named else (whole, "")
 
     @functools.cached_property
     def _dataset(self) -> Dataset:
-        return import_texts(Path(self.config.data))
+        return import_texts(*self._place, self.config.encoding)
 
     def text_bytes(self) -> int | None:
         return self._dataset.text_bytes
@@ -142,7 +151,7 @@ class Local(TextSource):
         return self._dataset.first(shards) if shards != -1 else self._dataset
 
     def _fetch_text(self, check: bool) -> Path:
-        return Path(self.config.data)
+        return self._place[0]
 
 
 class Embedded(TextSource):
@@ -221,6 +230,8 @@ class Hub(TextSource):
 
 def text_source(config: Config) -> TextSource:
     """The text that `config` asks for."""
+    if is_hub_name(config.data):
+        raise UsageError(f"--data {config.data} is a dataset of a hub, not a path", f"--dataset {config.data}")
     if config.data:
         return Local(config)
     return Embedded(config) if config.dataset == EMBEDDED else Hub(config)

@@ -20,7 +20,7 @@ from nanochat.console import log
 from nanochat.data.shards import read_manifest
 from nanochat.data.source import text_source
 from nanochat.errors import DataError, NanochatError, UsageError
-from nanochat.export import vocabulary
+from nanochat.export import card, vocabulary
 from nanochat.export.output import new_folder
 from nanochat.hardware.memory import require_memory
 from nanochat.hub.download import require_space
@@ -198,7 +198,7 @@ library_name: transformers
 pipeline_tag: text-generation
 license: other
 license_name: {json.dumps(licence, ensure_ascii=False)}
----
+{card.front_matter(opened.run)}---
 
 # {opened.run}
 
@@ -222,6 +222,10 @@ ids = tokenizer.apply_chat_template([{{"role": "user", "content": "Who are you?"
 print(tokenizer.batch_decode(model.generate(**ids, max_new_tokens=64)))
 ```
 
+{card.sections(opened.run)}
+
+## Notes
+
 {engines}
 
 As with any chat template, special tokens that a user types in a message are read as real ones. Calculator calls
@@ -240,7 +244,7 @@ def write_folder(opened: TrainedModel, out: Path) -> None:
         with safetensors_errors(out / WEIGHTS):
             save_file(hf_weights(opened.model), folder / WEIGHTS, metadata={"format": "pt"})
         paths.atomic_write_json(folder / "config.json", config)
-        paths.atomic_write_json(folder / "generation_config.json", generation | {"do_sample": True, "temperature": 0.7, "top_k": 50})
+        paths.atomic_write_json(folder / "generation_config.json", generation | {"do_sample": True, "temperature": 0.8, "top_k": 50})
         paths.atomic_write_json(folder / "tokenizer.json", vocabulary.tokenizer_json(tokenizer))
         paths.atomic_write_json(folder / "tokenizer_config.json", vocabulary.tokenizer_config(gpt.max_seq_len))
         shutil.copyfile(vocabulary.TEMPLATE, folder / vocabulary.TEMPLATE.name)

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from nanochat import untrusted
 from nanochat.console import log
-from nanochat.errors import DataError
+from nanochat.errors import DataError, UsageError
 from nanochat.redaction import redact
 
 ENDPOINT = "https://huggingface.co"  # HF_ENDPOINT replaces it
@@ -244,12 +244,17 @@ def get(url: str, headers: dict[str, str] | None = None) -> Any:
 def _token(url: str) -> Callable[[Any], Any] | None:
     """What adds HF_TOKEN to a request: only to the hub itself, never to a mirror, nor readable on the way.
 
-    A redirect to another host loses it (requests sees to that).
+    A redirect to another host loses it (requests sees to that). Blanks at its ends are left out, such as a file's last newline.
+    Raises UsageError where a header cannot hold it.
     """
-    token, hub = os.environ.get("HF_TOKEN"), urllib.parse.urlsplit(endpoint())
+    token, hub = os.environ.get("HF_TOKEN", "").strip(), urllib.parse.urlsplit(endpoint())
     private = hub.scheme == "https" or hub.hostname in ("localhost", "127.0.0.1", "::1")
     if not token or not private or not url.startswith(endpoint() + "/"):
         return None
+    if not re.fullmatch(r"[!-~]+", token):
+        raise UsageError(
+            "HF_TOKEN is no token: it has blanks, control characters or letters beyond ASCII in it", "copy it again from the hub"
+        )
 
     def add(request: Any) -> Any:
         request.headers["Authorization"] = f"Bearer {token}"

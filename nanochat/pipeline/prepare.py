@@ -8,6 +8,7 @@ from pathlib import Path
 from nanochat import paths
 from nanochat.config import Config
 from nanochat.console import NORMAL, VERBOSE, log
+from nanochat.data.finetuning import require_learnable
 from nanochat.data.shards import Dataset
 from nanochat.data.source import TextSource, text_source
 from nanochat.data.vocabulary import ensure_tokenizer
@@ -41,7 +42,9 @@ def prepare(request: Request) -> Record | str:
     config, plan = _resolve(request, run, source.text_bytes())
     dataset = source.open(config.shards)
     if SFT in request.stages and config.sft_iterations:
-        source.conversations.load()  # fetched and checked now, so that an error does not appear only after pretraining
+        # Checked before pretraining, so that an error does not appear only after it.
+        tokenizer = ensure_tokenizer(dataset, config.vocab_size, config.architecture)
+        require_learnable(source.conversations.load(), tokenizer, config.max_seq_len)
     if RL in request.stages:
         config = _with_problems(config, source)
     if run.record:

@@ -12,6 +12,7 @@ from nanochat.readers.parquet_pages import CELL_BYTES
 BLOCK = 1 << 20  # characters read at once
 _BETWEEN = re.compile(r"[\s,]*")
 _SPACE = re.compile(r"\s*")
+_NUMBER_TAIL = 3  # so much of a number, as in 1.5e+, may be no part of it yet
 _TAIL = 64  # a syntax error this close to the end of what was read may be a value that is cut there
 
 
@@ -92,7 +93,7 @@ class _Text:
                 raise self.error(f"more than {untrusted.JSON_VALUES:,} values")
             try:
                 value, end = self.decode(self.text, self.place)
-                if end < len(self.text) or self.ended:
+                if end < len(self.text) - _NUMBER_TAIL * isinstance(value, int | float) or self.ended:
                     self.place = end
                     return value
             except RecursionError:

@@ -46,5 +46,5 @@ def read_heartbeat(folder: Path) -> dict[str, Any] | None:
     try:
         about: dict[str, Any] = json.loads((folder / HEARTBEAT).read_text(encoding="utf-8"))
         return about | {"alive": time.time() - about["time"] < ALIVE_SECONDS}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None

@@ -101,5 +101,5 @@ def _command(path: str, command: Any, context: Any, say: Any) -> Iterator[str]:
 def _rows(entries: list[Entry], say: Any) -> Iterator[tuple[str, str]]:
     for entry in entries:
         note, _, value = entry.note.partition(": ")
-        noted = f" ({say(note)}: `{value}`)" if value else f" ({say(note)})" if note else ""
-        yield f"`{entry.names}`", say(entry.help) + noted
+        template = f"{{help}} ({note}: {{value}})" if value else f"{{help}} ({note})" if note else "{help}"
+        yield f"`{entry.names}`", say(template).format(help=say(entry.help), value=f"`{value}`")

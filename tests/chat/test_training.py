@@ -23,9 +23,8 @@ from nanochat.runs.heartbeat import HEARTBEAT, heartbeat, read_heartbeat
 
 
 def line(stage: str, step: int, **more: Any) -> str:
-    return (
-        json.dumps({"stage": stage, "step": step, "loss": 5.0 - step / 10, "tokens_per_second": 100.0, "step_seconds": 2.0} | more) + "\n"
-    )
+    entry = {"stage": stage, "step": step, "loss": 5.0 - step / 10, "lr": 0.5, "tokens_per_second": 100.0, "step_seconds": 2.0}
+    return json.dumps(entry | more) + "\n"
 
 
 def test_the_training_view_follows_a_run(tmp_path: Path) -> None:
@@ -36,34 +35,38 @@ def test_the_training_view_follows_a_run(tmp_path: Path) -> None:
         while not (run / HEARTBEAT).exists():
             time.sleep(0.01)
         assert view() == {"run": "mine", "stage": "base", "step": 0, "steps": 10, "measure": "loss", "value": None, "bpb": None} | {
-            "tokens_per_second": None, "seconds_left": None, "alive": True, "trial": True, "checkpoint": None, "curve": [], "samples": []
+            "tokens_per_second": None, "seconds_left": None, "alive": True, "trial": True, "checkpoint": None, "curve": [], "samples": [],
+            "stage_seconds_left": None, "elapsed_seconds": None, "tokens": None, "validation": [],
+            "stages": [{"stage": "base", "steps": 10}, {"stage": "sft", "steps": 4}],
         }  # fmt: skip
         metrics = run / "metrics.jsonl"
         metrics.write_text(line("base", 1) + line("base", 2))
         state = view() or {}
         assert (state["step"], state["value"], state["seconds_left"]) == (2, 4.8, 2 * (8 + 4))
+        assert state["stage_seconds_left"] == 2 * 8
         with metrics.open("a") as file:
             file.write(line("base", 3)[:20])  # half a line is not there yet
         assert (view() or {})["step"] == 2
         metrics.write_text(line("base", 1) + line("base", 2) + line("base", 3, bpb=1.5) + line("base", 4))
         state = view() or {}
         assert (state["step"], state["bpb"], [point["step"] for point in state["curve"]]) == (4, 1.5, [1, 2, 3, 4])
+        assert state["validation"] == [{"stage": "base", "step": 3, "bpb": 1.5}]
         metrics.write_text(line("base", 1))  # a resumed run cuts what lies after its checkpoint
         assert (view() or {})["step"] == 1
         metrics.write_text("".join(line("base", i + 1) for i in range(2000)) + line("sft", 1))
         state = view() or {}
         assert (state["stage"], state["steps"], state["seconds_left"]) == ("sft", 4, 6)
         assert len(state["curve"]) <= 300
-        assert state["curve"][-1] == {"stage": "sft", "step": 1, "value": 4.9}
+        assert state["curve"][-1] == {"stage": "sft", "step": 1, "value": 4.9, "lr": 0.5, "tokens_per_second": 100.0}
         with metrics.open("a") as file:  # the loss of reinforcement learning only says which way it goes
             file.write("".join(line("rl", step, reward=step / 10) for step in (1, 2)))
         state = view() or {}
         assert (state["stage"], state["measure"], state["value"]) == ("rl", "reward", 0.2)
-        assert state["curve"] == [{"stage": "rl", "step": 1, "value": 0.1}, {"stage": "rl", "step": 2, "value": 0.2}]
+        assert [(point["step"], point["value"]) for point in state["curve"]] == [(1, 0.1), (2, 0.2)]
         (run / "samples.jsonl").write_text(
-            "".join(json.dumps({"stage": "base", "step": i, "prompt": "a", "text": "b"}) + "\n" for i in range(9))
+            "".join(json.dumps({"stage": "base", "step": i, "prompt": "a", "text": "b"}) + "\n" for i in range(130))
         )
-        assert [sample["step"] for sample in (view() or {})["samples"]] == [3, 4, 5, 6, 7, 8]
+        assert [sample["step"] for sample in (view() or {})["samples"]] == list(range(10, 130))
     assert view() is None
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from nanochat import paths
 from nanochat.data.embedded import corpus
@@ -217,3 +218,27 @@ def test_the_card_names_the_licence_of_the_text(base: Path, tmp_path: Path) -> N
     folder.write_folder(random_model("nanochat", 1), tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
     assert 'license_name: "MIT"' in card and "embedded" in card
+
+
+def test_the_card_tells_language_datasets_scores_samples_and_limits(base: Path, tmp_path: Path) -> None:
+    from nanochat.config import build_config
+    from nanochat.evaluation.results import SUMMARY, write_part
+    from nanochat.runs.record import Record
+
+    def card(out: str, **values: Any) -> tuple[dict[str, Any], str]:
+        Record(build_config("cpu", overrides={"run": "tiny"} | values), "folder", ("x",), "t").write()
+        folder.write_folder(random_model("nanochat", 1), tmp_path / out)
+        head, text = (tmp_path / out / "README.md").read_text().removeprefix("---\n").split("---\n", 1)
+        return yaml.safe_load(head), text
+
+    head, text = card("plain")
+    assert head["language"] == ["en", "zh"] and "datasets" not in head and "## Limits" in text and "## Scores" not in text
+    row = {"untrained": 0.0, "trained": 0.985, "items": 80}
+    samples = [{"prompt": "Who are you?", "answer": "I am | **small**\n# not a heading"}]
+    write_part(paths.run_dir("tiny"), SUMMARY, {"scores": row | {"by_skill": {"addition": row}}, "bpb": 0.52, "samples": samples})
+    head, text = card("scored", dataset="climbmix")
+    assert head["language"] == ["en"] and head["datasets"] == ["karpathy/climbmix-400b-shuffle"]
+    assert "| addition | 0.0% | 98.5% | 80 |" in text and "| **all** | 0.0% | 98.5% | 80 |" in text and "0.520" in text
+    assert "    > Who are you?\n    I am | **small**\n    # not a heading\n" in text
+    head, _ = card("own", data="/texts")
+    assert "language" not in head and "datasets" not in head

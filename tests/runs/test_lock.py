@@ -183,6 +183,18 @@ def test_who_stood_still_for_longer_than_a_lease_does_not_go_on(base: Path) -> N
 
 
 @pytest.mark.long
+def test_where_flock_reaches_nobody_takes_the_run_of_who_stands_still(base: Path) -> None:
+    """As a container that is paused: its lease is over, its lock is not."""
+    first = held(start(where="there"))
+    first.send_signal(signal.SIGSTOP)
+    time.sleep(5)
+    refused(start(where="here"), first.pid)
+    first.send_signal(signal.SIGCONT)
+    first.terminate()
+    first.wait()
+
+
+@pytest.mark.long
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="namespaces are root's")
 def test_two_containers_on_one_volume(base: Path) -> None:
     """Each with process ids and a host name of its own; both see process 1."""

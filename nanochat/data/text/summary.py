@@ -1,6 +1,7 @@
 """What a user's text is like, in a few lines, before anything is trained on it: how much, in which scripts, how often repeated."""
 
 import bisect
+import zlib
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -13,6 +14,8 @@ SAMPLE = 400  # characters of a document whose script is looked at, ...
 FIRST, EVERY = 2000, 50  # ... of the first documents, and of each so-manieth after that
 REMEMBERED = 5_000_000  # documents whose duplicates are looked for
 REPEATS = 0.1  # part of the documents that may be duplicates without a word
+SAMPLED, LOOKED_AT = 10_000, 2000  # documents that near-duplicates are looked for among, and characters of each
+SKETCH, SIMILAR, MOST_ALIKE = 24, 0.6, 8  # smallest hashes kept of a document; part of them that two share; documents compared with
 DEPTHS = range(1, 33)
 # Bytes of a token, about, at a vocabulary that the rules choose; a character of the wide scripts has three bytes.
 LATIN_BYTES, WIDE_BYTES = round(bytes_per_token(4096), 1), 3.0
@@ -39,6 +42,27 @@ def script_of(character: str) -> str:
     return _BLOCKS[bisect.bisect_right(_STARTS, ord(character)) - 1][1]
 
 
+class NearDuplicates:
+    """How many documents of a sample are nearly the same as an earlier one: sketches of their word triples (bottom-k MinHash)."""
+
+    def __init__(self) -> None:
+        self.documents = self.found = 0
+        self.by_hash: dict[int, list[frozenset[int]]] = {}  # sketches by each of their two smallest hashes
+
+    def add(self, text: str) -> None:
+        """Look at one document that is no exact duplicate."""
+        words = text[:LOOKED_AT].lower().split()
+        if len(words) < SKETCH:
+            return
+        hashes = sorted({zlib.crc32(" ".join(words[place : place + 3]).encode()) for place in range(len(words) - 2)})[:SKETCH]
+        sketch = frozenset(hashes)
+        self.documents += 1
+        self.found += any(len(sketch & other) / len(sketch | other) >= SIMILAR for key in hashes[:2] for other in self.by_hash.get(key, ()))
+        for key in hashes[:2]:
+            if len(kept := self.by_hash.setdefault(key, [])) < MOST_ALIKE:
+                kept.append(sketch)
+
+
 class Summary:
     """Counts that grow with each document; `lines` puts them into words."""
 
@@ -46,18 +70,22 @@ class Summary:
         self.documents = self.bytes = self.duplicates = 0
         self.scripts: Counter[str] = Counter()
         self.seen: set[int] = set()
+        self.near = NearDuplicates()
         self.traditional = self.simplified = 0
 
     def add(self, text: str, size: int, key: int) -> None:
         """Count one document of `size` UTF-8 bytes whose content hashes to `key`."""
         self.documents += 1
         self.bytes += size
+        before = self.duplicates
         if key in self.seen:
             self.duplicates += 1
         elif len(self.seen) < REMEMBERED:
             self.seen.add(key)
         if self.documents > FIRST and self.documents % EVERY:
             return
+        if self.duplicates == before and self.near.documents < SAMPLED:
+            self.near.add(text)
         sample = text[:SAMPLE]
         self.scripts.update(map(script_of, sample))
         self.traditional += sum(character in TRADITIONAL for character in sample)
@@ -77,6 +105,9 @@ class Summary:
         named = ", ".join(f"{self._name(script)} {share:.0%}" for script, share in shares if share >= 0.01)
         amount = f"{self.documents} documents, {quantity(self.bytes)}B, about {quantity(self.tokens)} tokens"
         found = [f"text: {amount}; {named or 'no letters'}; {self.duplicates} duplicates"]
+        if self.near.found > REPEATS * self.near.documents:
+            share = self.near.found / self.near.documents
+            found.append(f"warning: {share:.0%} of {self.near.documents:,} documents looked at are nearly the same as others")
         if self.duplicates > REPEATS * self.documents:
             found.append(
                 f"warning: {self.duplicates / self.documents:.0%} of the documents are duplicates: they teach less than their number"

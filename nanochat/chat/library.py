@@ -1,0 +1,133 @@
+"""The checkpoints that can be asked for beside the model that is served: loaded when they are, a few at a time.
+
+A model's name is RUN, RUN:STAGE or RUN:STAGE:STEP.
+"""
+
+import asyncio
+import dataclasses
+import json
+from collections import OrderedDict
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from nanochat import untrusted
+from nanochat.chat.api_errors import ApiError, shown
+from nanochat.chat.loading import LoadedModel
+from nanochat.errors import NanochatError
+from nanochat.runs.listing import checkpoints, list_runs, summary
+from nanochat.runs.metrics import STAGES
+from nanochat.runs.record import plain_name
+from nanochat.runs.step_files import META
+
+KEPT = 2  # models beside the one that is served: each takes memory
+WAITING = 4  # requests that may wait for a model to be loaded
+
+
+@dataclasses.dataclass(frozen=True)
+class Name:
+    """A model's name, taken apart; None: the newest."""
+
+    run: str
+    stage: str | None = None
+    step: int | None = None
+
+    @staticmethod
+    def parse(text: str) -> "Name":
+        """The parts of RUN, RUN:STAGE or RUN:STAGE:STEP; a run's own name may have colons. Raises ValueError."""
+        run, *rest = text.rsplit(":", 2)
+        if rest and rest[-1] in STAGES:
+            return Name(":".join([run, *rest[:-1]]), rest[-1])
+        if len(rest) == 2 and rest[0] in STAGES and rest[1].isascii() and rest[1].isdecimal() and len(rest[1]) < 16:
+            return Name(run, rest[0], int(rest[1]))
+        return Name(text)
+
+    def fits(self, loaded: LoadedModel) -> bool:
+        """Whether `loaded` is what this name asks for."""
+        step = loaded.step if self.step is None else self.step
+        return (self.run, self.stage or loaded.stage, step) == (loaded.name, loaded.stage, loaded.step)
+
+
+class ModelLibrary:
+    """Models by name. `load` opens a checkpoint's directory where the server answers; `only` is the one run that is served, if it is."""
+
+    def __init__(self, load: Callable[[Path], LoadedModel], runs: Path, only: str | None = None):
+        self._load, self._runs, self._only = load, runs, only
+        self._loaded: OrderedDict[Path, LoadedModel] = OrderedDict()
+        self._lock = asyncio.Lock()
+        self._waiting = 0
+
+    async def get(self, text: str) -> LoadedModel:
+        """The model of that name. Raises ApiError where there is none, or it cannot be loaded."""
+        try:
+            folder = await asyncio.to_thread(self._find, Name.parse(text))
+        except (NanochatError, ValueError, OSError):
+            folder = None
+        if folder is None:
+            raise ApiError(404, f"the model {shown(text)} is not served here", "model_not_found", "model")
+        if self._waiting >= WAITING:
+            raise ApiError(429, "models are being loaded for others", "too_many_requests", retry_after=5)
+        self._waiting += 1
+        try:
+            async with self._lock:
+                if folder not in self._loaded:
+                    self._make_room()
+                    self._loaded[folder] = await asyncio.to_thread(self._load, folder)
+                self._loaded.move_to_end(folder)
+                return self._loaded[folder]
+        except (NanochatError, OSError, MemoryError, RuntimeError) as error:
+            raise ApiError(503, f"the model {shown(text)} cannot be loaded: {untrusted.reason(error)}", "model_not_loaded") from error
+        finally:
+            self._waiting -= 1
+
+    def _make_room(self) -> None:
+        """Forget the models that were not asked for the longest; answers that are on their way keep theirs."""
+        while len(self._loaded) >= KEPT:
+            self._loaded.popitem(last=False)
+
+    def _find(self, name: Name) -> Path | None:
+        """The directory of the checkpoint that a name asks for."""
+        folder = self._runs / plain_name(name.run)
+        if (self._only and name.run != self._only) or folder.is_symlink() or not folder.is_dir():
+            return None
+        for found in checkpoints(folder):
+            if (name.stage or found["stage"], found["step"] if name.step is None else name.step) == (found["stage"], found["step"]):
+                return folder / found["stage"] / f"step_{found['step']:06d}"
+        return None
+
+    def list(self) -> list[dict[str, Any]]:
+        """Every checkpoint that may be asked for, by run, the newest run first."""
+        if self._only:
+            one = summary(self._runs / self._only)
+            runs = [one] if one else []
+        else:
+            runs = list_runs(self._runs)
+        return [_card(self._runs, run, step, newest=number == 0) for run in runs for number, step in enumerate(run["checkpoints"])]
+
+
+def _card(runs: Path, run: Any, step: Any, newest: bool) -> dict[str, Any]:
+    """What the page shows of a checkpoint: the score is of the run's newest one."""
+    about = _about(runs / run["name"] / step["stage"] / f"step_{step['step']:06d}" / META)
+    return {
+        "id": f"{run['name']}:{step['stage']}:{step['step']}",
+        "run": run["name"],
+        **step,
+        "chats": step["stage"] != "base",
+        "trial": run["trial"],
+        "parameters": run["parameters"],
+        "context": about.get("context"),
+        "score": run["score"] if newest else None,
+        "bpb": run["bpb"] if newest or step["stage"] == "base" else None,
+        "date": run["date"],
+    }
+
+
+@lru_cache(maxsize=4096)
+def _about(path: Path) -> dict[str, Any]:
+    """What a checkpoint says of its model; it is never written again."""
+    try:
+        context = json.loads(untrusted.read_bytes(path, 1 << 20))["model"]["max_seq_len"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return {}
+    return {"context": context} if isinstance(context, int) else {}
