@@ -17,7 +17,7 @@ _NOTE = "<!-- made of nanochat/doctor/troubleshooting.toml by python -m scripts.
 
 @functools.cache
 def table() -> dict[str, Any]:
-    """The whole table: findings {id: {en, zh}} and the documents' paragraphs {en, zh}, in order."""
+    """The whole table: explanations of findings by id, and the documents' paragraphs in order, all as {en, zh}."""
     return tomllib.loads(_TABLE.read_text(encoding="utf-8"))
 
 
