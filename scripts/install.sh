@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Implementation of `make install`: .venv at the root with everything in requirements.lock, rustbpe and the project.
-# Reads TORCH_BACKEND, a name of uv's --torch-backend such as cpu or cu126 (empty: the torch of the lock).
+# Reads TORCH_BACKEND, a name of uv's --torch-backend such as cpu or cu130 (empty: the torch of the lock).
 # Index addresses, proxies and certificates come from the machine's configuration.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -21,7 +21,7 @@ from tests.tiny import MODEL, call
 pytestmark = pytest.mark.long
 
 TRAIN = [
-    *("entrypoint.py", "train", "--profile=cpu", "--core_metric_max_per_task=0"),
+    *("entrypoint.py", "train", "--verbose", "--profile=cpu", "--core_metric_max_per_task=0"),
     *(
         f"--{name}={value}"
         for name, value in (MODEL | {"max_seq_len": 64, "num_iterations": 2, "sft_iterations": 2, "run": "tiny"}).items()

@@ -74,7 +74,7 @@ def tokenizer(context: typer.Context, profile: Profile = "auto") -> None:
 @app.command(rich_help_panel="Data")
 def identity(
     file: Annotated[
-        Path | None, typer.Argument(metavar="[FILE]", help="TOML file with the model's name, maker, languages and traits")
+        Path | None, typer.Argument(metavar="FILE", help="TOML file with the model's name, maker, languages and traits")
     ] = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="jsonl file to write; without it, beside the TOML file")] = None,
 ) -> None:

@@ -77,7 +77,7 @@ def told(err: str) -> tuple[str, str]:
         ("trian", 2, "unknown command 'trian'", "nanochat train`"),
         ("chat --top-k many", 2, "--top-k many is not a whole number", "--help"),
         ("chat --prompt hi", 4, "no trained model yet", "quickstart"),
-        ("chat --prompt hi --run nobody", 4, "no run 'nobody'", "quickstart` trains one"),
+        ("chat --prompt hi --run nobody", 4, "no run 'nobody'", "nanochat quickstart`"),
         ("eval", 4, "no trained model yet", "quickstart"),
         ("report", 4, "no trained model yet", "quickstart"),
         ("export --to hf --out x", 4, "no trained model yet", "quickstart"),

@@ -1,4 +1,4 @@
-"""What a user's text is like, in a few lines, before anything is trained on it: how much, in which scripts, how often repeated."""
+"""A summary of a user's text before training: size, scripts, duplicates, near-duplicates, and the model size that it is enough for."""
 
 import bisect
 import zlib
@@ -13,9 +13,9 @@ from nanochat.model.scaling import BEST_RATIO, MAXIMUM_EPOCHS, bytes_per_token, 
 SAMPLE = 400  # characters of a document whose script is looked at, ...
 FIRST, EVERY = 2000, 50  # ... of the first documents, and of each so-manieth after that
 REMEMBERED = 5_000_000  # documents whose duplicates are looked for
-REPEATS = 0.1  # part of the documents that may be duplicates without a word
+REPEATS = 0.1  # share of duplicates that gets no warning
 SAMPLED, LOOKED_AT = 10_000, 2000  # documents that near-duplicates are looked for among, and characters of each
-SKETCH, SIMILAR, MOST_ALIKE = 24, 0.6, 8  # smallest hashes kept of a document; part of them that two share; documents compared with
+SKETCH, SIMILAR, MOST_ALIKE = 24, 0.6, 8  # hashes in a sketch, shared part of similar ones, sketches per hash
 DEPTHS = range(1, 33)
 # Bytes of a token, about, at a vocabulary that the rules choose; a character of the wide scripts has three bytes.
 LATIN_BYTES, WIDE_BYTES = round(bytes_per_token(4096), 1), 3.0
@@ -43,7 +43,7 @@ def script_of(character: str) -> str:
 
 
 class NearDuplicates:
-    """How many documents of a sample are nearly the same as an earlier one: sketches of their word triples (bottom-k MinHash)."""
+    """Counts near-duplicates in a sample of documents by bottom-k MinHash sketches of their word triples."""
 
     def __init__(self) -> None:
         self.documents = self.found = 0
@@ -119,7 +119,7 @@ class Summary:
                 f"depth 1 wants about {quantity(wanted(1) / MAXIMUM_EPOCHS)} tokens of it"
             )
         else:
-            found.append(f"text: enough for a depth of {depth} (read {MAXIMUM_EPOCHS} times); a deeper model would learn it by heart")
+            found.append(f"text: enough for a depth of {depth} (read {MAXIMUM_EPOCHS} times); a deeper model would memorize it")
         return found
 
     def _name(self, script: str) -> str:
