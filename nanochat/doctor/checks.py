@@ -293,7 +293,7 @@ def check_limits(case: Case) -> Iterator[Finding]:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < FILES:
         what, why = f"the limit of open files is {soft}", "shards, rows, workers and chats need some hundreds"
-        yield Finding("files", WARNING, what, why, f"ulimit -n {min(max(hard, FILES), 65536)}")
+        yield Finding("files", WARNING, what, why, f"raise the limit: ulimit -n {min(max(hard, FILES), 65536)}")
     newest = max(path.stat().st_mtime for path in Path(__file__).parent.glob("*.py"))
     if time.time() < newest - 2 * 86400:
         what = f"the clock is wrong: {time.strftime('%Y-%m-%d %H:%M')} is before this program's release"

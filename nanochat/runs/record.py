@@ -17,7 +17,7 @@ import torch
 from nanochat import paths, untrusted
 from nanochat.config import FIELDS, RL_FIELDS, Config, convert, differences
 from nanochat.console import log
-from nanochat.data.shards import Dataset, open_dataset
+from nanochat.data.shards import Dataset, mend, open_dataset
 from nanochat.errors import DataError, UsageError, did_you_mean
 from nanochat.model.transformer import Transformer
 from nanochat.redaction import redact
@@ -134,7 +134,7 @@ def open_text(record: Record) -> Dataset:
     known = {shard.path.name: shard for shard in dataset.training}
     missing = [name for name in record.shards if name not in known]
     if missing:
-        raise DataError(f"{missing[0]} of the run's text is missing in {dataset.folder}", f"download it with -n {len(record.shards)}")
+        raise DataError(f"{missing[0]} of the run's text is missing in {dataset.folder}", mend(record.dataset, dataset.folder))
     return Dataset(
         dataset.name, dataset.folder, dataset.source, dataset.licence, tuple(known[name] for name in record.shards), dataset.validation
     )
