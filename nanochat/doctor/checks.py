@@ -317,7 +317,7 @@ def check_data(case: Case) -> Iterator[Finding]:
     what = f"to be downloaded: {', '.join(lacking)} ({_size(sum(lacking.values()))})"
     command = f"`nanochat download --for {config.profile or 'cpu'}{' --trial' if config.trial else ''}` to download it beforehand"
     if not case.quick and (wrong := _unreachable()):
-        fix = "check the network and HF_ENDPOINT (a mirror), or use --dataset=embedded, which needs no download"
+        fix = f"check the network and HF_ENDPOINT (a mirror), run {command}, or use --dataset=embedded, which needs none"
         yield Finding("network", ERROR, what, f"{redact(hub.endpoint())} does not answer: {wrong}", fix)
     else:
         yield Finding("data", OK, f"{what}; run {command}")

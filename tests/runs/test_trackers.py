@@ -96,7 +96,7 @@ def test_off_unless_it_is_asked_for(base: Path) -> None:
 @pytest.mark.parametrize("name", trackers.TRACKERS)
 def test_a_missing_package_is_said_before_anything_begins(name: str, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard" if name == "tensorboard" else name, None)
-    with pytest.raises(UsageError, match=f"--log_to {name} needs the package {name}") as raised:
+    with pytest.raises(UsageError, match=f"--log_to {name} needs the Python package {name}") as raised:
         run.train(tiny.config(tiny.sentences(tmp_path / "text.txt"), log_to=name))
     assert raised.value.exit_code == 2 and f"pip install {name}" in raised.value.hint
     assert not (base / "runs").exists()

@@ -308,7 +308,7 @@ def test_out_of_memory_halves_the_batch_and_goes_on(error: type[Exception], tmp_
     said = capsys.readouterr().err
     assert (
         "out of memory in base step 3 with micro-batches of 4 sequences of 16 tokens" in said
-        and "with 2 rows" in said
+        and "continuing with 2, " in said
         and "--device_batch_size=1" in said
     )
     for one, other in zip(straight.weights(), run.weights(), strict=True):
