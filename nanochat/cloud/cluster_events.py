@@ -26,7 +26,7 @@ class Warn:
         if not any(word in self.message for word in ("exceeded quota", "failed quota", "LimitRange", "per Pod is", "per Container is")):
             return ""
         see = "see the limits with `kubectl describe quota,limitrange`"
-        return f"{see}, then run `nanochat submit cancel` and submit again with lower --cpus, --memory or --nodes"
+        return f"{see}, then run `nanochat submit cancel NAME` and submit again with lower --cpus, --memory or --nodes"
 
 
 def newest_warnings(events: Iterable[dict[str, Any]], objects: Iterable[dict[str, Any]]) -> dict[str, Warn]:

@@ -27,12 +27,12 @@ _KLOG = re.compile(r"[EWI]\d{4} ")  # a line of kubectl's log, which its error r
 _HINTS = (
     (("Unauthorized", "must be logged in"), "log in to the cluster again, then run the same command"),
     (("Forbidden", "forbidden"), "ask the cluster's administrator for this permission, or use another --namespace"),
-    (("field is immutable", "is invalid"), "stop the running job with `nanochat submit cancel`, or choose another --name"),
+    (("field is immutable", "is invalid"), "stop the running job with `nanochat submit cancel NAME`, or choose another --name"),
     (
         ("no matches for kind", "doesn't have a resource type"),
         "install JobSet in the cluster, which several nodes need, or use --nodes 1",
     ),
-    (("not found", "NotFound"), "list the runs with `nanochat submit status`, or set another --namespace"),
+    (("not found", "NotFound"), "see the run with `nanochat submit status NAME`, or set another --namespace"),
 )
 _AGAIN: tuple[str, ...] = (
     "Conflict",

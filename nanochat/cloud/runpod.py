@@ -115,7 +115,7 @@ def describe(work: Workload, options: RentalOptions, found: Sequence[Candidate])
         lines.append(
             f"disk      {gigabytes} GB in the pod; the pod is stopped at the end, and its disk then costs about ${cost:.2f} a month"
         )
-        lines.append("          until `nanochat submit terminate`, which deletes it with the checkpoints")
+        lines.append("          until `nanochat submit terminate NAME`, which deletes it with the checkpoints")
     return "\n".join(lines)
 
 

@@ -105,7 +105,7 @@ def workload(image: str, name: str, profile: str, trial: bool, arguments: Sequen
     if config.hours:
         raise UsageError(
             "--hours measures this machine, not the cluster",
-            f"run `nanochat plan --hours={config.hours:g} --card NAME`, then submit with its --depth; --max-hours ends the run",
+            f"run `nanochat plan --hours={config.hours:g} --card H100`, then submit with its --depth; --max-hours ends the run",
         )
     name = name or f"nanochat-{config.run}".lower().replace("_", "-")
     if not _NAME.fullmatch(name):
