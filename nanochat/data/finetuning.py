@@ -39,7 +39,7 @@ class ConversationSource:
         return self.identity is None
 
     def missing(self) -> dict[str, int]:
-        """What is still to be downloaded, for people to read -> about how many bytes. No network."""
+        """Missing downloads as description -> approximate bytes. No network."""
         return {f"the conversations of {name}": sets.set_bytes(name) for name in self.sets if not sets.has_set(name)}
 
     def fetch(self, check: bool = False) -> None:

@@ -48,7 +48,7 @@ class TextSource(ABC):
 
     @property
     def fault(self) -> str | None:
-        """What keeps the text from being read, None where nothing does."""
+        """The reason why the text cannot be read, or None."""
         return None
 
     @property
@@ -66,14 +66,14 @@ class TextSource(ABC):
 
     @abstractmethod
     def open(self, shards: int = -1) -> Dataset:
-        """The text as a dataset of `shards` training shards (-1: all of them), made or downloaded where it is not there.
+        """The text as a dataset of `shards` training shards (-1: all of them), generated, imported or downloaded if missing.
 
         Raises DataError, UsageError, PreflightError.
         """
 
     @functools.cached_property
     def conversations(self) -> ConversationSource:
-        """What fine-tuning learns from: what the user has chosen, else the text's own."""
+        """The fine-tuning conversations: the user's choice, else those of the text."""
         return conversation_source(self.config, self.default_conversations)
 
     @property
@@ -82,7 +82,7 @@ class TextSource(ABC):
         return self.most_shards is not None or bool(self.conversations.sets)
 
     def missing(self) -> dict[str, int]:
-        """What is still to be downloaded, for people to read -> about how many bytes. No network. `config` must be resolved."""
+        """Missing downloads as description -> approximate bytes. No network. `config` must be resolved."""
         return self.conversations.missing()
 
     def fetch(self, check: bool = False) -> Path:
@@ -101,11 +101,11 @@ class TextSource(ABC):
         return dataset_dir(dataset.folder.name)
 
     def _missing_tasks(self) -> dict[str, int]:
-        """What the run's evaluation still lacks."""
+        """Missing files of the run's evaluation."""
         return {}
 
     def problems(self, held_out: int) -> tuple[list[Problem], list[Problem]]:
-        """What reinforcement learning learns from, and the `held_out` problems that it is measured by. Raises DataError."""
+        """Problems to learn from in reinforcement learning, and `held_out` problems for its evaluation. Raises DataError."""
         return grade_school_problems(held_out)
 
     @property
@@ -231,7 +231,7 @@ class Hub(TextSource):
 def text_source(config: Config) -> TextSource:
     """The text that `config` asks for."""
     if is_hub_name(config.data):
-        raise UsageError(f"--data {config.data} is a dataset of a hub, not a path", f"--dataset {config.data}")
+        raise UsageError(f"--data {config.data} is a dataset of a hub, not a path", f"use --dataset {config.data}")
     if config.data:
         return Local(config)
     return Embedded(config) if config.dataset == EMBEDDED else Hub(config)

@@ -25,7 +25,7 @@ def extract_zip(archive: Path, folder: Path, prefix: str, most_bytes: int) -> No
     """Unpack what is under `prefix` in `archive` so that `folder` appears whole, each file's sum (CRC-32) checked.
 
     Raises DataError for an archive that is damaged, holds links or names that lead elsewhere, or unpacks to more than `most_bytes`,
-    PreflightError where the disk has no room. Until the last file is good, nothing is at `folder`.
+    PreflightError if the disk is too full. `folder` does not exist until the last file is verified.
     """
     with checked_zip(archive) as found:
         targets = _targets(found, prefix)
@@ -43,7 +43,7 @@ def extract_zip(archive: Path, folder: Path, prefix: str, most_bytes: int) -> No
 
 @contextlib.contextmanager
 def checked_zip(archive: Path, name: str = "", hint: str = "") -> Iterator[zipfile.ZipFile]:
-    """An open zip archive whose list of files is of a bounded size. What goes wrong in it becomes a DataError, a ValueError too.
+    """An open zip archive whose list of files is of a bounded size. Raises DataError for damage, and for a ValueError of the block.
 
     name: of the archive in messages.
     """
@@ -58,7 +58,7 @@ def checked_zip(archive: Path, name: str = "", hint: str = "") -> Iterator[zipfi
 
 
 def read_entry(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
-    """The content of a file in an archive, `most` bytes at most. Raises KeyError where it is not there, ValueError where it is more."""
+    """The content of a file in an archive, `most` bytes at most. Raises KeyError if it is missing, ValueError if it is larger."""
     entry = archive.getinfo(name)
     require_plain(entry)
     with archive.open(entry) as source:
@@ -77,7 +77,7 @@ def require_plain(entry: zipfile.ZipInfo) -> None:
 
 
 def _check_directory(archive: Path) -> None:
-    """Raise ValueError where the archive's list of files is larger than any of ours: zipfile holds all of it in memory."""
+    """Raise ValueError where the archive's list of files is too large, because zipfile keeps all of it in memory."""
     size = untrusted.regular_file(archive)
     with archive.open("rb") as file:
         file.seek(max(size - _END_BYTES - _COMMENT_BYTES - _ZIP64_BYTES, 0))

@@ -1,4 +1,4 @@
-"""Which files of a folder are read, and as what; what is not text is named as what it is, and counted."""
+"""The files of a directory that are read, with their kinds; other files are counted, and placeholders for data are refused."""
 
 import contextlib
 import os
@@ -52,7 +52,7 @@ class File:
 
 
 def kind_of(path: PurePath) -> str:
-    """What a file's name says that it is, "" where that is nothing that is read."""
+    """The kind of a file by its name, "" for a file that is not read."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] in COMPRESSED:
         suffixes.pop()
@@ -62,7 +62,7 @@ def kind_of(path: PurePath) -> str:
 def find(path: Path, option: str = "--data", kinds: tuple[str, ...] = READ) -> list[File]:
     """The files to read, sorted; a file that is named itself may have any suffix. Raises DataError where there is none.
 
-    What a folder holds besides is counted in one line.
+    One line counts the other files of a directory.
     """
     if path.is_file():
         refuse_other(path)
@@ -99,7 +99,7 @@ def choose(name: str, paths: list[AnyPath], kinds: tuple[str, ...] = READ, insid
         listed = ", ".join(f"{count} ({why})" for why, count in left.most_common(8))
         log(f"{name}: {left.total()} file(s) left out: {listed}")
     if not found:
-        raise DataError(f"{name} holds no file that can be read", f"what can be read: {FORMATS}")
+        raise DataError(f"{name} holds no file that can be read", f"give files of these formats: {FORMATS}")
     return sorted(found)
 
 
@@ -125,7 +125,7 @@ def _marked(file: PurePath, words: tuple[str, ...]) -> bool:
 
 
 def walk(root: Path) -> Iterator[Path]:
-    """Every path below `root` that is not hidden; links are followed, each folder once, and a line says so."""
+    """Yield every path below `root` that is not hidden; follow links, visit each directory once, and log the links."""
     seen: set[tuple[int, int]] = set()
     links: list[Path] = []
     folders, linked = [root], list[Path]()

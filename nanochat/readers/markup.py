@@ -66,7 +66,7 @@ class _Page(HTMLParser):
             self.parts.append(data.removeprefix(" ") if after_blank else data)
 
     def text(self) -> str:
-        """What was collected, without blanks at the ends of lines, at most one blank line between two."""
+        """The collected text, without spaces at line ends and with at most one blank line in a row."""
         joined = re.sub(r"[ \t]+\n", "\n", "".join(self.parts))
         return re.sub(r"\n{3,}", "\n\n", joined).strip()
 
@@ -136,12 +136,14 @@ def _part(file: File, archive: zipfile.ZipFile, name: str) -> bytes:
         return read_entry(archive, name, PAGE_BYTES)
     except (KeyError, ValueError) as error:
         raise DataError(
-            f"{file} is no {file.kind} file that can be read: {untrusted.reason(error)}", "save it again, or leave it out"
+            f"{file} is no {file.kind} file that can be read: {untrusted.reason(error)}", "replace it with a good copy, or leave it out"
         ) from error
 
 
 def _unreadable(file: File, error: Exception) -> DataError:
-    return DataError(f"{file} is no {file.kind} file that can be read: {untrusted.reason(error)}", "save it again, or leave it out")
+    return DataError(
+        f"{file} is no {file.kind} file that can be read: {untrusted.reason(error)}", "replace it with a good copy, or leave it out"
+    )
 
 
 def _parse(file: File, xml: bytes, start: Callable[[str, dict[str, str]], Any], end: Any = None, text: Any = None) -> None:
@@ -160,7 +162,7 @@ def _parse(file: File, xml: bytes, start: Callable[[str, dict[str, str]], Any], 
         parser.Parse(xml, True)
     except (expat.ExpatError, ValueError, KeyError) as error:
         raise DataError(
-            f"{file} is no {file.kind} file that can be read: {untrusted.reason(error)}", "save it again, or leave it out"
+            f"{file} is no {file.kind} file that can be read: {untrusted.reason(error)}", "replace it with a good copy, or leave it out"
         ) from error
 
 
@@ -175,6 +177,8 @@ def _pdf(file: File) -> Iterator[str]:
                 found = found or bool(text.strip())
                 yield text + "\n\n"
     except (pypdf.errors.PyPdfError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise DataError(f"{file} cannot be read as PDF: {untrusted.reason(error)}", "save it without a password, or as text") from error
+        raise DataError(
+            f"{file} cannot be read as PDF: {untrusted.reason(error)}", "replace it with a copy without a password, or with its text"
+        ) from error
     if not found:
-        raise DataError(f"{file} holds no text: its pages are pictures", "recognise the text in it first (OCR), or leave it out")
+        raise DataError(f"{file} holds no text: its pages are pictures", "run text recognition (OCR) on it first, or leave it out")

@@ -104,7 +104,7 @@ def test_each_form(case: str) -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"text": "a"}, "no list of messages; its fields are: text"),
+        ({"text": "a"}, "no list of messages among the fields text"),
         ("hi", "a string instead of an object"),
         (["hi"], "message 1"),
         (talk(("nobody", "x")), "role 'nobody'"),
@@ -170,11 +170,11 @@ def test_a_folder_of_all_forms_says_what_it_understood(tmp_path: Path, capsys: p
     lines = "\n".join(found.lines())
     assert len(found) == 23
     for said in (
-        "20 understood as messages; the first: user: What is 0? | assistant: 0,",
+        "20 understood as messages, such as user: What is 0? | assistant: 0,",
         "1 understood as Alpaca",
         "1 understood as ShareGPT",
-        "1 understood as prompt and completion; the first: user: hi, you",
-        f"1 {EMPTY} (first in {tmp_path / 'b.json'}:1)",
+        "1 understood as prompt and completion, such as user: hi, you",
+        f"1 {EMPTY}, first in {tmp_path / 'b.json'}:1",
     ):
         assert said in lines, lines
     assert "1 file(s) left out: 1 (.txt)" in capsys.readouterr().err

@@ -38,14 +38,14 @@ HELD_OUT_MOST = 0.1  # ... but not more than about this part
 def import_texts(path: Path, column: str = "", encoding: str = "") -> Dataset:
     """The text of a file or folder as a dataset in data/user-<hash>/; made once, and anew where the content has changed.
 
-    column: of files of rows, "" where it is to be found. encoding: of all files that have one, "" where it is to be detected.
+    The text is in `column` of files of rows ("": found). Text files are in `encoding` ("": detected).
     Validation is about 1% of the bytes, at least 64 KB but at most a tenth, chosen by the hash of a document's
     content: a document and its duplicates are all on one side. Raises DataError for text that cannot be used.
     """
     path = path.expanduser()
     how = _how(column, encoding)
     if not path.exists() and (folder := imported.known_folder(path, how)):
-        log(f"{path} is not there any more: the text that was imported from it is used")
+        log(f"{path} no longer exists; using the text that was imported from it")
         return open_dataset(folder)
     files = find(path)
     stamp = imported.stamp(path, files)
@@ -207,7 +207,7 @@ def _hash(text: str) -> int:
 def _choose_validation(documents: Iterable[str], path: Path, summary: Summary) -> tuple[set[int], int]:
     """Hashes of the documents to hold out: the smallest hashes, until their bytes suffice; and all documents' bytes.
 
-    `summary` is told of each document. Only the smallest hashes are kept in memory, twice as many bytes' worth as needed so
+    `summary` counts each document. Only the smallest hashes are kept in memory, twice as many bytes' worth as needed so
     far. Raises DataError where the text is too small, or cannot be divided.
     """
     smallest: list[tuple[int, int]] = []  # a heap of (-hash, bytes): the largest hash is on top

@@ -1,7 +1,7 @@
-"""Which dataset holds a user's text: by the content of its files, wherever they are and whenever they were touched.
+"""The dataset of a user's text, identified by the content of its files, not by their paths or times.
 
 data/user-<hash>/        the text as a dataset
-data/user-texts.json     what was imported from where: {path: {stamp, folder}}; saves hashing files that nobody touched
+data/user-texts.json     the imports by path, each with a stamp, so that unchanged files are not hashed again
 """
 
 import hashlib

@@ -1,21 +1,22 @@
-"""What a user's text is like, in a few lines, before anything is trained on it: how much, in which scripts, how often repeated."""
+"""A summary of a user's text before training: size, scripts, duplicates, near-duplicates, and the model size that it is enough for."""
 
 import bisect
+import hashlib
 import zlib
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable
 
 from nanochat.config import Config
 from nanochat.console import quantity
 from nanochat.model.scaling import BEST_RATIO, MAXIMUM_EPOCHS, bytes_per_token, gpt_config
+from nanochat.tokenizer.conversation import Conversation
 
 SAMPLE = 400  # characters of a document whose script is looked at, ...
 FIRST, EVERY = 2000, 50  # ... of the first documents, and of each so-manieth after that
 REMEMBERED = 5_000_000  # documents whose duplicates are looked for
-REPEATS = 0.1  # part of the documents that may be duplicates without a word
+REPEATS = 0.1  # share of duplicates that gets no warning
 SAMPLED, LOOKED_AT = 10_000, 2000  # documents that near-duplicates are looked for among, and characters of each
-SKETCH, SIMILAR, MOST_ALIKE = 24, 0.6, 8  # smallest hashes kept of a document; part of them that two share; documents compared with
+SKETCH, SIMILAR, MOST_ALIKE = 24, 0.6, 8  # hashes in a sketch, shared part of similar ones, sketches per hash
 DEPTHS = range(1, 33)
 # Bytes of a token, about, at a vocabulary that the rules choose; a character of the wide scripts has three bytes.
 LATIN_BYTES, WIDE_BYTES = round(bytes_per_token(4096), 1), 3.0
@@ -43,7 +44,7 @@ def script_of(character: str) -> str:
 
 
 class NearDuplicates:
-    """How many documents of a sample are nearly the same as an earlier one: sketches of their word triples (bottom-k MinHash)."""
+    """Counts near-duplicates in a sample of documents by bottom-k MinHash sketches of their word triples."""
 
     def __init__(self) -> None:
         self.documents = self.found = 0
@@ -119,7 +120,7 @@ class Summary:
                 f"depth 1 wants about {quantity(wanted(1) / MAXIMUM_EPOCHS)} tokens of it"
             )
         else:
-            found.append(f"text: enough for a depth of {depth} (read {MAXIMUM_EPOCHS} times); a deeper model would learn it by heart")
+            found.append(f"text: enough for a depth of {depth} (read {MAXIMUM_EPOCHS} times); a deeper model would memorize it")
         return found
 
     def _name(self, script: str) -> str:
@@ -139,13 +140,16 @@ def suits(tokens: int) -> int:
     return max((depth for depth in DEPTHS if wanted(depth) <= MAXIMUM_EPOCHS * tokens), default=0)
 
 
-def conversations_line(conversations: Sequence[list[dict[str, Any]]]) -> str:
-    """One line about a user's conversations."""
-    turns = sum(len(messages) for messages in conversations)
-    size = sum(len(str(message["content"]).encode(errors="replace")) for messages in conversations for message in messages)
-    duplicates = len(conversations) - len({str(messages) for messages in conversations})
-    system = sum(messages[0]["role"] == "system" for messages in conversations)
+def conversations_line(conversations: Iterable[Conversation]) -> str:
+    """One line about a user's conversations: count, messages, size, system messages, exact duplicates (by hash)."""
+    count = turns = size = system = 0
+    seen: set[bytes] = set()
+    for messages in conversations:
+        text = str(messages).encode(errors="replace")
+        count, turns, system = count + 1, turns + len(messages), system + (messages[0]["role"] == "system")
+        size += sum(len(str(message["content"]).encode(errors="replace")) for message in messages)
+        seen.add(hashlib.blake2b(text, digest_size=16).digest())
     return (
-        f"conversations: {len(conversations)}, {turns / len(conversations):.1f} messages each, {quantity(size)}B; "
-        f"{system} with a system message, {duplicates} duplicates"
+        f"conversations: {count:,}, {turns / max(count, 1):.1f} messages each, {quantity(size)}B; "
+        f"{system} with a system message, {count - len(seen)} duplicates"
     )

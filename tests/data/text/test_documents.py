@@ -78,7 +78,7 @@ def test_opened_again_and_made_anew_when_changed(base, tmp_path, capsys):
     assert import_texts(path) == first  # touched
     moved = path.rename(tmp_path / "b.jsonl")
     assert import_texts(moved) == first == import_texts(path)  # moved, and still known by its old name
-    assert "not there any more" in capsys.readouterr().err
+    assert "no longer exists" in capsys.readouterr().err
     write_jsonl(path, [{"text": text} for text in ENGLISH[1:]])
     assert import_texts(path).folder != first.folder
 
