@@ -8,7 +8,7 @@ import { byId, el, icon } from "./dom.js";
 import { setUpFiles } from "./files.js";
 import { switchLanguage, t, translate } from "./i18n.js";
 import { setUpKeys } from "./keys.js";
-import { chooseModel, drawModelButton, modelNamed, nameOf } from "./models.js";
+import { chooseModel, drawModelButton, modelNamed } from "./models.js";
 import { announce, toast } from "./notices.js";
 import { drawSettings, drawTheme, loadSettings, resetSettings, settings, settingsOf, setUpTheme } from "./settings.js";
 import { drawConversations, focusAfter, setUpSidebar, showSidebar } from "./sidebar.js";
@@ -137,7 +137,8 @@ function newChat(name) {
   const { model: kept, beside } = chat.current;
   showChat();
   chat.open();
-  chat.current.model = typeof name === "string" ? (name === nameOf(serverModel()) ? undefined : name) : kept;
+  const own = typeof name === "string" && modelNamed(name).run === serverModel()?.run; // the server follows the newest one by itself
+  chat.current.model = typeof name === "string" ? (own ? undefined : name) : kept;
   if (typeof name !== "string") chat.current.beside = beside;
   drawModel();
   drawChat();
