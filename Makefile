@@ -50,10 +50,11 @@ test-containers: $(STAMP) ## the tests that build and run containers
 test-browser: $(STAMP) ## the page in headless Chromium (skipped where there is none)
 	$(PYTHON) -m pytest -m browser
 
-lint: $(STAMP) ## ruff, mypy, clippy, the formatters' checks, hadolint, zizmor
+lint: $(STAMP) ## ruff, mypy, clippy, the formatters' checks, prose, hadolint, zizmor
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+	$(PYTHON) -m scripts.prose
 	.venv/bin/hadolint Dockerfile.cuda
 	.venv/bin/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	.venv/bin/check-jsonschema --quiet --builtin-schema vendor.renovate .github/renovate.json

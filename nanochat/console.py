@@ -1,4 +1,4 @@
-"""Messages and progress on stderr; stdout is left to results."""
+"""Messages and progress on stderr, results on stdout."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from typing import Any
 from nanochat.errors import NanochatError, Preempted
 from nanochat.redaction import redact
 
-# What could move the cursor, hide text or show it in another order than it has: C0 and C1 controls, and bidirectional overrides.
+# Characters that move the cursor, hide text or reorder it: C0 and C1 controls, and bidirectional overrides.
 _STEERING = [code for code in (*range(32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A)) if chr(code) not in "\t\n"]
 _SURROGATES = range(0xD800, 0xE000)  # lone ones, which no encoding holds
 _PRINTABLE = dict.fromkeys(_STEERING, "") | dict.fromkeys(_SURROGATES, "\ufffd")
@@ -39,22 +39,22 @@ def set_level(level: int) -> None:
 
 
 def mute() -> None:
-    """Print nothing more: for every rank but the main one."""
+    """Print nothing from now on; called on every rank but the main one."""
     global _muted
     _muted = True
 
 
 def printable(text: str) -> str:
-    """`text` from wherever it comes, without what could steer a terminal; tab and newline stay."""
+    """`text` without the characters that control a terminal; tab and newline stay."""
     return text.translate(_PRINTABLE)
 
 
 @cache
 def command() -> str:
-    """What a user types here to run `nanochat`, in a shell opened just now.
+    """The command that runs `nanochat` in a fresh shell here.
 
-    `nanochat` where that is this installation's, else its path. In a container: NANOCHAT_COMMAND, which docker-compose.yml sets to its
-    own form for the host's shell.
+    `nanochat` if that name on the PATH is this installation, else its path. In a container NANOCHAT_COMMAND, which docker-compose.yml
+    sets to the `docker compose` command of the host's shell.
     """
     if chosen := os.environ.get("NANOCHAT_COMMAND"):
         return chosen
@@ -69,14 +69,14 @@ def command() -> str:
 
 
 def runnable(text: str) -> str:
-    """`text` with each command in backticks, written `nanochat ...` in the code, in the form that runs here: see `command`."""
+    """`text` with each command in backticks, `nanochat ...` in the code, in the form that runs here (see `command`)."""
     return text.replace("`nanochat ", f"`{command()} ")
 
 
 def log(message: str = "", code: str = "", level: int = NORMAL) -> None:
-    """Print one line on stderr, at once, in the SGR style `code`, unless `level` is above the one that is set. Warnings and errors always.
+    """Print one line on stderr without buffering, in the SGR style `code`, if `level` is at most the one set (warnings and errors always).
 
-    The line is printable, no address in it has its credentials, and the commands in backticks run where it is printed.
+    Control characters and credentials are removed, and commands in backticks get the form that runs here.
     """
     global _shows_bar
     if not _muted and (level <= _level or message.startswith(("warning:", "error:", "hint:"))):
@@ -101,7 +101,7 @@ def confirm(question: str) -> bool:
 
 
 def show(text: str = "", end: str = "\n", code: str = "") -> None:
-    """Print a result, or a part of one, on stdout, at once: printable, and with ? for what stdout's encoding lacks.
+    """Print a result, or a part of one, on stdout without buffering; characters that stdout's encoding lacks become ?.
 
     On a terminal in the SGR style `code`, unless NO_COLOR is set.
     """
@@ -112,18 +112,18 @@ def show(text: str = "", end: str = "\n", code: str = "") -> None:
 
 
 def show_json(value: Any) -> None:
-    """Print a result as one line of JSON on stdout, with what could steer a terminal as JSON's own escapes."""
+    """Print a result as one line of JSON on stdout, with control characters as JSON escapes."""
     encoding = sys.stdout.encoding or "utf-8"
     text = json.dumps(value, ensure_ascii=encoding.lower().replace("-", "") != "utf8")
     print(text.translate(_ESCAPED), flush=True)
 
 
 def fail(error: NanochatError) -> int:
-    """Print an error and its hint, a line each; returns its exit code. Under NANOCHAT_DEBUG=1 it is raised instead, to show where."""
+    """Print an error and its hint, a line each, and return its exit code. With NANOCHAT_DEBUG=1 raise it, for the traceback."""
     if os.environ.get("NANOCHAT_DEBUG") == "1":
         sys.excepthook = _show_traceback
         raise error
-    message = " ".join(error.message.split())  # one line, whatever a library's own words hold
+    message = " ".join(error.message.split())  # one line, although a library's message may have several
     log(message if isinstance(error, Preempted) else f"error: {message}", level=QUIET)
     if error.hint:
         log(f"hint: {error.hint}")
@@ -131,7 +131,7 @@ def fail(error: NanochatError) -> int:
 
 
 def _show_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Print a traceback as Python does, printable and without credentials: an exception has the words of servers and files."""
+    """Print a traceback through `log`, because an exception's text may come from a server or a file."""
     for part in traceback.format_exception(kind, error, trace):
         for line in part.splitlines():
             log(line)
@@ -145,7 +145,7 @@ def style(text: str, code: str = BOLD) -> str:
 
 
 def duration(seconds: float) -> str:
-    """`seconds` for people: 42 s, 3 min 05 s, 2 h 10 min, 3 d 4 h."""
+    """`seconds` in readable units: 42 s, 3 min 05 s, 2 h 10 min, 3 d 4 h."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -188,9 +188,9 @@ def terminal_width() -> int:
 
 
 class Progress:
-    """Progress of long work: a bar on a terminal, a plain line every few seconds elsewhere, with rate and time left.
+    """Progress of long work with units per second and time left: a bar on a terminal, else a line every few seconds.
 
-    `total` may be 0 where the end is not known. Use as a context manager; `advance` may be called very often.
+    `total` is 0 if unknown. Use as a context manager; `advance` is cheap to call often.
     """
 
     def __init__(self, what: str, total: float, unit: str, plain_every: float = 10.0):
@@ -226,9 +226,9 @@ class Progress:
         print(f"{_CLEAR}{self._bar(width - columns(line))}{line}", end="", file=sys.stderr, flush=True)
         _shows_bar = True
 
-    def _bar(self, room: int) -> str:
-        """The bar and a space in at most `room` columns; "" where it would be too short to tell anything, or the end is not known."""
-        length = min(24, room - 3)
+    def _bar(self, width: int) -> str:
+        """The bar and a space in at most `width` columns; "" if it would be too short, or the total is unknown."""
+        length = min(24, width - 3)
         if not self.total or length < 6:
             return ""
         filled = int(length * min(self.done / self.total, 1))

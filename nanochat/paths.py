@@ -1,4 +1,4 @@
-"""The data directory: the paths in it, and atomic writes: after a crash a file is the old one or the whole new one."""
+"""The data directory: paths, locks, and atomic writes that leave the old file or the whole new one after a crash."""
 
 import contextlib
 import errno
@@ -16,11 +16,11 @@ from typing import Any
 from nanochat.console import Progress, log
 from nanochat.errors import NanochatError, PreflightError
 
-TEMPORARY = ".tmp-"  # prefix of unfinished files and folders; never read, swept when stale
+TEMPORARY = ".tmp-"  # prefix of unfinished files and directories; never read, and removed when stale
 STALE_SECONDS = 86400
 
 
-# How a place that cannot hold our files answers: it may not be written, or a part of its path is no folder.
+# Errors of a path that cannot be written: no permission, read-only, or a part of it is not a directory.
 _REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENOENT, errno.ENAMETOOLONG)
 
 
@@ -31,32 +31,32 @@ def base_dir() -> Path:
 
 
 def dataset_dir(name: str) -> Path:
-    """Folder of a dataset's shards and manifest."""
+    """Directory of a dataset's shards and manifest."""
     return base_dir() / "data" / name
 
 
 def tokens_dir(tokenizer_id: str) -> Path:
-    """Folder of the rows that a tokenizer's ids were packed into."""
+    """Directory of the rows packed with a tokenizer."""
     return base_dir() / "tokens" / tokenizer_id
 
 
 def tokenizer_dir(tokenizer_id: str) -> Path:
-    """Folder of one tokenizer."""
+    """Directory of one tokenizer."""
     return base_dir() / "tokenizer" / tokenizer_id
 
 
 def runs_dir() -> Path:
-    """Folder of all runs."""
+    """Directory of all runs."""
     return base_dir() / "runs"
 
 
 def run_dir(run: str) -> Path:
-    """Folder of one run: config.toml, metrics.jsonl, base/, sft/, report.*"""
+    """Directory of one run: config.toml, metrics.jsonl, base/, sft/, report.*"""
     return runs_dir() / run
 
 
 def fsync_dir(folder: Path) -> None:
-    """Make the names in `folder` durable."""
+    """Make the directory entries of `folder` durable."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -65,7 +65,7 @@ def fsync_dir(folder: Path) -> None:
 
 
 def fsync_file(path: Path) -> None:
-    """Make the bytes of `path` durable."""
+    """Make the content of `path` durable."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
 
@@ -97,12 +97,12 @@ def atomic_write(path: Path, data: bytes | str) -> None:
 
 
 def atomic_write_json(path: Path, value: Any) -> None:
-    """`atomic_write` of one JSON value, indented for people; a lone surrogate, which UTF-8 cannot hold, stays an escape."""
+    """Write one JSON value, indented, with `atomic_write`; a lone surrogate, which UTF-8 cannot encode, stays an escape."""
     atomic_write(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace"))
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; {} where it is missing or damaged."""
+    """The JSON object in a file; {} if it is missing or damaged."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -112,9 +112,9 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def atomic_folder(path: Path, exclusive: bool = False) -> Iterator[Path]:
-    """Fill a temporary folder that becomes `path` in one rename when the block ends well, and vanishes otherwise.
+    """Fill a temporary directory that becomes `path` in one rename when the block succeeds, and is removed when it fails.
 
-    Where `path` appeared meanwhile, by another process doing the same work, that one is kept; FileExistsError if `exclusive`.
+    If another process has created `path` meanwhile, its directory is kept; FileExistsError if `exclusive`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f"{TEMPORARY}{uuid.uuid4().hex}"
@@ -138,9 +138,9 @@ def atomic_folder(path: Path, exclusive: bool = False) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def locked(path: Path, holder: str = "") -> Iterator[None]:
-    """Hold the lock that the file `path` stands for: one process at a time, freed by the system when its holder dies.
+    """Hold the lock of the file `path`: one process at a time; the system frees it when its holder dies.
 
-    Where there is a wait, `holder` says for whom. Raises PreflightError where the file cannot be made.
+    `holder` names the other process in the message printed before waiting. Raises PreflightError if the file cannot be made.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -158,7 +158,7 @@ def locked(path: Path, holder: str = "") -> Iterator[None]:
 
 
 def sweep() -> None:
-    """Remove what a crash left unfinished a day ago or longer: nobody is still writing it."""
+    """Remove unfinished files that are older than a day: no process is still writing them."""
     for place in (".", "data", "tokenizer", "tokens/*/*", "runs", "runs/*", "runs/*/*"):
         for path in base_dir().glob(f"{place}/{TEMPORARY}*"):
             with contextlib.suppress(OSError):
@@ -167,23 +167,25 @@ def sweep() -> None:
 
 
 def disk_error(error: OSError, doing: str, out: Path | None = None) -> NanochatError:
-    """The error a user sees when the disk refuses a write while `doing` something.
+    """The error for a disk that refuses a write while `doing` something.
 
-    It was into the data directory, unless `out` is the folder that the user has named.
+    `out` is the directory that the user named; without it the write was to the data directory.
     """
     where = out or error.filename or base_dir()
     if error.errno == errno.ENOSPC or error.errno == errno.EDQUOT:
-        place, larger = (out.parent, "give --out a folder on") if out else (base_dir(), "point NANOCHAT_BASE_DIR to")
-        hint = f"free some space under {place}, or {larger} a larger disk, and run the same command again"
+        place, larger = (out.parent, "set --out to a directory on") if out else (base_dir(), "set NANOCHAT_BASE_DIR to a directory on")
+        hint = f"free some space under {place}, or {larger} a larger disk, then run the same command again"
         return PreflightError(f"the disk is full while {doing} ({where})", hint)
     if error.errno in _REFUSED:
-        other = "give --out one that is" if out else "point NANOCHAT_BASE_DIR to one that is"
-        return PreflightError(f"cannot write while {doing}: {error.strerror} ({where})", f"make the folder writable, or {other}")
+        other = "set --out" if out else "set NANOCHAT_BASE_DIR"
+        return PreflightError(
+            f"cannot write while {doing}: {error.strerror} ({where})", f"make the directory writable, or {other} to another one"
+        )
     return NanochatError(f"{error.strerror or error} while {doing} ({where})", "see docs/troubleshooting.md")
 
 
 def require_writable(folder: Path) -> None:
-    """Raise PreflightError unless files can be made in `folder` (which is created)."""
+    """Create `folder`; raise PreflightError if files cannot be written in it."""
     probe = folder / f"{TEMPORARY}{uuid.uuid4().hex}"
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,12 +1,12 @@
-"""Addresses without their credentials: what is printed, kept in a file or told by an error passes through `redact`."""
+"""Removal of credentials from text: all messages, errors and stored addresses pass through `redact`."""
 
 import os
 import re
 from urllib.parse import quote, unquote
 
 HIDDEN = "***"
-SHORTEST = 4  # characters of a secret that is hidden wherever it appears; a shorter one is hidden within its address alone
-# Variables whose whole value is a secret, and variables that hold addresses (a proxy's in both cases).
+SHORTEST = 4  # characters; a shorter secret is hidden only within its address
+# Variables whose value is a secret, and variables that hold addresses (proxy variables in upper and lower case).
 SECRETS = (
     *("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY", "TRACKIO_WRITE_TOKEN", "RUNPOD_API_KEY", "NANOCHAT_API_KEY"),
     *("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"),
@@ -15,13 +15,13 @@ _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 ADDRESSES = ("HF_ENDPOINT", "NANOCHAT_MIRRORS", "NANOCHAT_ASSET_URL", *_PROXIES, *map(str.lower, _PROXIES))
 # Up to the last @ of the authority. A password may hold an unquoted slash: then the @ comes later, and no port is before the slash.
 _USERINFO = re.compile(r"(?<=://)(?:[^\s/?#]*|[^\s/?#@:]*:(?!\d*(?:[/?#]|$))\S*)@")
-# Any value may be a key or a signature; only these names of ours and of the hub's are known to hold none.
+# Any query value may be a key or a signature, except those of these parameters of the hub's API.
 _QUERY = re.compile(r"""([?&#](?!(?:recursive|expand|limit|cursor)=)[^\s=&#?/"<>]+=)([^\s&#"<>]+?)(?=[:,.;)'\]}]*(?:[\s&#"<>]|$))""")
 _remembered: set[str] = set()
 
 
 def redact(text: str) -> str:
-    """`text` with *** for the user and password of every address in it, for the values of its query, and for secrets that are known."""
+    """Return `text` with *** in place of the credentials and query values of its addresses, and of known secrets."""
     text = _QUERY.sub(rf"\1{HIDDEN}", _USERINFO.sub(f"{HIDDEN}@", text))
     for secret in sorted(_remembered | _from_environment(), key=len, reverse=True):
         text = text.replace(secret, HIDDEN)
@@ -29,12 +29,12 @@ def redact(text: str) -> str:
 
 
 def remember(address: str) -> None:
-    """Have `redact` hide the credentials of `address` also where a library tells them decoded, or apart from the address."""
+    """Have `redact` hide the credentials of `address` anywhere, because libraries print them decoded or apart from the address."""
     _remembered.update(_credentials(address))
 
 
 def _from_environment() -> set[str]:
-    """The secrets that this process was given."""
+    """The secrets in this process's environment variables."""
     found = {value for value in map(os.environ.get, SECRETS) if value and len(value) >= SHORTEST}
     for value in filter(None, map(os.environ.get, ADDRESSES)):
         for address in value.split(","):
@@ -43,7 +43,7 @@ def _from_environment() -> set[str]:
 
 
 def _credentials(address: str) -> set[str]:
-    """The password of an address (the user, where there is only one, may be a token) and the values of its query, quoted and not."""
+    """The password and query values of an address, quoted and unquoted; a user name without a password may be a token."""
     whole = address.strip() if "://" in address else f"://{address.strip()}"
     named = [found[0].removesuffix("@") for found in _USERINFO.finditer(whole)]
     values = [name.partition(":")[2] or name for name in named] + [found[2] for found in _QUERY.finditer(whole)]

@@ -1,6 +1,6 @@
-"""Reads what somebody else wrote, a received folder or a mirror: each file and each value is bounded and checked before it is used.
+"""Bounded, checked reading of untrusted files, from a received directory or a mirror.
 
-Every function raises ValueError with what is wrong, or OSError where a file cannot be read; the caller says which file it was.
+Every function raises ValueError with the reason, or OSError if a file cannot be read; the caller adds which file it was.
 """
 
 import json
@@ -9,30 +9,30 @@ import stat
 from pathlib import Path
 from typing import Any
 
-JSON_BYTES = 16 << 20  # of a JSON file, unless the caller allows more
-JSON_VALUES = 20_000_000  # of one JSON text: each takes some 60 bytes as a Python object, however few it has on disk
+JSON_BYTES = 16 << 20  # size limit of a JSON file, unless the caller allows more
+JSON_VALUES = 20_000_000  # limit of values in one JSON text: each takes some 60 bytes as a Python object
 INTEGER_MOST = 2**53
-_CHECKED_BYTES = 1 << 20  # of a JSON text whose values cannot take much memory
+_CHECKED_BYTES = 1 << 20  # a shorter JSON text cannot take much memory, and its values are not counted
 
 
 def shown(value: Any, most: int = 80) -> str:
-    """`value` for a message, as Python writes it: on one line, without control characters, at most `most` characters of it."""
+    """`value` for a message, as Python's repr: one line without control characters, cut at `most` characters."""
     text = value[: most + 1] if isinstance(value, str) else value
     try:
         text = repr(text)
-    except (ValueError, RecursionError):  # an integer of thousands of digits, or nested that deep
+    except (ValueError, RecursionError):  # an integer of thousands of digits, or deep nesting
         return f"a {type(value).__name__}"
     return text if len(text) <= most else f"{text[:most]}..."
 
 
 def reason(error: BaseException, most: int = 300) -> str:
-    """What an error says, for a message of ours: a library's may hold all of what it could not read."""
+    """An error's text, cut to `most` characters: a library's message may contain the whole input."""
     said = " ".join(str(error).split())
     return said if len(said) <= most else f"{said[:most]}..."
 
 
 def parse_json(text: str | bytes) -> Any:
-    """The value of a JSON text. Raises ValueError also where it is nested too deeply or has too many values."""
+    """Parse a JSON text. Raises ValueError also if it is nested too deeply or has too many values."""
     if len(text) > _CHECKED_BYTES:
         marks: tuple[Any, ...] = (b",", b"[", b"{") if isinstance(text, bytes) else (",", "[", "{")
         if sum(text.count(mark) for mark in marks) > JSON_VALUES:
@@ -44,15 +44,15 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def read_bytes(path: Path, most: int = JSON_BYTES) -> bytes:
-    """A file's content, at most `most` bytes. Raises ValueError for more, and for what is no regular file (a pipe, a device)."""
+    """A file's content, at most `most` bytes. Raises ValueError if it is longer or not a regular file (a pipe, a device)."""
     size = regular_file(path)
     if size <= most:
         with path.open("rb") as file:
-            data = file.read(most + 1)  # it may grow meanwhile, and files of /proc have no size
+            data = file.read(most + 1)  # the file may grow meanwhile, and files of /proc have no size
         if len(data) <= most:
             return data
         size = len(data)
-    raise ValueError(f"{path.name} has {size:,} bytes, and at most {most:,} are possible")
+    raise ValueError(f"{path.name} has {size:,} bytes; at most {most:,} are allowed")
 
 
 def read_json(path: Path, most: int = JSON_BYTES) -> Any:
@@ -64,54 +64,54 @@ def regular_file(path: Path) -> int:
     """The size of a regular file. Raises ValueError for anything else: reading a pipe or a device may never end."""
     found = path.stat()
     if not stat.S_ISREG(found.st_mode):
-        raise ValueError(f"{path.name} is no regular file")
+        raise ValueError(f"{path.name} is not a regular file")
     return found.st_size
 
 
 def file_name(value: Any, what: str = "a file's name") -> str:
-    """`value`, where it is the plain name of a file: no path, not hidden, printable."""
+    """Return `value` if it is a plain file name: no path, not hidden, printable."""
     if not isinstance(value, str) or not 0 < len(value) <= 255 or not value.isprintable() or re.search(r"[/\\]|^\.", value):
-        raise ValueError(f"{what} is {shown(value)}, no plain name")
+        raise ValueError(f"{what} is {shown(value)}, not a plain file name")
     return value
 
 
 def inside(folder: Path, name: str) -> Path:
-    """The path of `name`, which may have several parts, in `folder`. Raises ValueError where it leads out of it, also by a link."""
+    """The path of `name`, which may have several parts, in `folder`. Raises ValueError if it leads outside, also by a link."""
     if not isinstance(name, str) or not name or "\0" in name or "\\" in name or any(part in ("", ".", "..") for part in name.split("/")):
-        raise ValueError(f"{shown(name)} leads out of its folder")
+        raise ValueError(f"{shown(name)} leads outside its directory")
     path, root = folder / name, folder.resolve()
     try:
         target = path.resolve()
     except RuntimeError as error:  # a link to itself
         raise ValueError(f"{shown(name)} is a link to itself") from error
     if root not in target.parents:
-        raise ValueError(f"{shown(name)} is a link that leads out of its folder")
+        raise ValueError(f"{shown(name)} is a link that leads outside its directory")
     return path
 
 
 def table(value: Any, what: str) -> dict[str, Any]:
-    """`value`, where it is a JSON object."""
+    """Return `value` if it is a JSON object."""
     if not isinstance(value, dict):
         raise ValueError(f"{what} is {shown(value)}, not an object")
     return value
 
 
 def integer(value: Any, what: str, low: int = 0, high: int = INTEGER_MOST) -> int:
-    """`value`, where it is an integer from `low` to `high`."""
+    """Return `value` if it is an integer from `low` to `high`."""
     if type(value) is not int or not low <= value <= high:
         raise ValueError(f"{what} is {shown(value)}, not an integer from {low} to {high}")
     return value
 
 
 def text(value: Any, what: str, most: int = 1000) -> str:
-    """`value`, where it is a string of at most `most` characters."""
+    """Return `value` if it is a string of at most `most` characters."""
     if not isinstance(value, str) or len(value) > most:
         raise ValueError(f"{what} is {shown(value)}, not a string of at most {most} characters")
     return value
 
 
 def sha256(value: Any, what: str) -> str:
-    """`value`, where it is a SHA-256 as 64 hex digits."""
+    """Return `value` if it is a SHA-256 as 64 hex digits."""
     if not isinstance(value, str) or not re.fullmatch(r"[0-9a-f]{64}", value):
-        raise ValueError(f"{what} is {shown(value)}, no SHA-256")
+        raise ValueError(f"{what} is {shown(value)}, not a SHA-256")
     return value

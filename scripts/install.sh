@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What `make install` does: .venv at the root with everything in requirements.lock, rustbpe and the project.
-# Reads TORCH_BACKEND (a name that uv's --torch-backend knows: cpu, cu126, ...; empty: the torch of the lock).
+# Reads TORCH_BACKEND (a name that uv's --torch-backend knows: cpu, cu130, ...; empty: the torch of the lock).
 # Index addresses, proxies and certificates come from the machine's own configuration, never from here.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -79,7 +79,8 @@ IN_BOTH = [
     "README",
     *(f"docs/start/{page}" for page in ("windows", "linux", "docker")),
     *(f"docs/guides/{page}" for page in ("train", "your-text", "chat-and-api", "export", "evaluate", "reinforcement-learning", "cluster")),
-    "docs/from-the-guide",
+    *("docs/from-the-guide", "docs/troubleshooting"),
+    *(f"docs/reference/{page}" for page in ("cli", "settings", "exit-codes", "profiles", "glossary")),
 ]
 
 

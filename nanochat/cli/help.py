@@ -9,7 +9,7 @@ from functools import cache
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import CompletionItem, TyperCommand, TyperGroup
 
 from nanochat import console
 from nanochat.cli.mistakes import unknown_command, unknown_option
@@ -70,6 +70,15 @@ class Command(TyperCommand):
             return super().invoke(ctx)
         except UnknownOption as error:
             raise unknown_option(error, ctx) from error
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[CompletionItem]:
+        """Completions of an option, the config's among them where the command takes those."""
+        found = super().shell_complete(ctx, incomplete)
+        if incomplete.startswith("--") and self.context_settings.get("ignore_unknown_options"):
+            typed, taken = incomplete.replace("-", "_"), {item.value for item in found}
+            names = [f"--{name}" for name in FIELDS if f"__{name}".startswith(typed) and f"--{name}" not in taken]
+            found += [CompletionItem(name, help=FIELDS[name[2:]].metadata["help"]) for name in names]
+        return found
 
     def get_help(self, ctx: Any) -> str:
         """The help text, as wide as the terminal."""
@@ -169,6 +178,7 @@ def _entry(param: Any, ctx: Any) -> Entry:
     """The entry of an option or argument."""
     if param.param_type_name == "argument":
         names = param.metavar or param.name.upper()
+        names = names if param.required else f"[{names}]"
     else:
         # An underscored spelling is accepted for each dashed one, and not shown.
         kept = [option for option in (*param.opts, *param.secondary_opts) if option.replace("_", "-") == option or "-" not in option[2:]]
@@ -218,17 +228,29 @@ def chosen_profile(arguments: list[str]) -> tuple[str, bool]:
     return profile_name(name), "--trial" in arguments
 
 
+def usage(command: Any, ctx: Any) -> str:
+    """How a command is typed: its name, arguments and options."""
+    if hasattr(command, "commands"):
+        return f"{ctx.command_path} COMMAND [OPTIONS]"
+    arguments = [param for param in command.params if param.param_type_name == "argument"]
+    names = [param.metavar or param.name.upper() for param in arguments]
+    typed = [name if param.required else f"[{name}]" for name, param in zip(names, arguments, strict=True)]
+    return " ".join([ctx.command_path, *typed, "[OPTIONS]"])
+
+
 def render(command: Any, ctx: Any, parts: list[Section]) -> str:
     """A command's help as text."""
+    return layout(usage(command, ctx), paragraphs(command), parts, command.epilog or "")
+
+
+def layout(usage: str, paragraphs: list[str], parts: list[Section], epilog: str = "") -> str:
+    """A help text, as wide as the terminal."""
     width = max(min(shutil.get_terminal_size().columns, WIDEST), 20)
-    usage = f"Usage: {ctx.command_path} {' '.join(command.collect_usage_pieces(ctx))}"
-    blocks = [_wrapped(usage, width, hanging=4)]
-    blocks += [_wrapped(paragraph, width) for paragraph in paragraphs(command)]
+    blocks = [_wrapped(f"Usage: {usage}", width, hanging=4)]
+    blocks += [_wrapped(paragraph, width) for paragraph in paragraphs]
     column = min(max(len(entry.names) for section in parts for entry in section.entries), LEFT) + 4
     blocks += ["\n".join(_section_lines(section, width, column)) for section in parts]
-    if command.epilog:
-        blocks.append(_wrapped(command.epilog, width))
-    return "\n\n".join(blocks)
+    return "\n\n".join(blocks + ([_wrapped(epilog, width)] if epilog else []))
 
 
 def _section_lines(section: Section, width: int, column: int) -> Iterator[str]:

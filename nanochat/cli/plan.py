@@ -16,7 +16,7 @@ def plan(
     context: typer.Context,
     profile: Profile = "auto",
     trial: Trial = False,
-    card: Annotated[str, typer.Option(metavar="GPU", help="GPU to plan for instead of this machine's: 4070, A100, H100, ...")] = "",
+    card: Annotated[str, typer.Option(metavar="GPU", help="GPU to plan for instead of this machine's, as in 4070 or A100")] = "",
     price: Annotated[float, typer.Option(metavar="DOLLARS", help="Rent per GPU and hour; 0: what is known of the GPU")] = 0.0,
     as_json: AsJson = False,
 ) -> None:

@@ -67,7 +67,7 @@ def _size(count: int) -> str:
 
 @app.command(name="show")
 def show_run(name: Annotated[str, typer.Argument(metavar="RUN", help="Name of the run")], as_json: AsJson = False) -> None:
-    """Show a run: its state, its checkpoints, its command."""
+    """Show a run's state, checkpoints and command."""
     from nanochat import paths
     from nanochat.errors import DataError
     from nanochat.report.collect import collect
@@ -97,11 +97,11 @@ def show_run(name: Annotated[str, typer.Argument(metavar="RUN", help="Name of th
 @app.command(name="rm")
 def remove(
     names: Annotated[list[str], typer.Argument(metavar="RUN...", help="Names of the runs to remove")],
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Remove without asking")] = False,
 ) -> None:
     """Remove runs with all their checkpoints.
 
-    Asks first. A run that is being trained is refused, as is one whose checkpoints are at its mirror alone.
+    Asks first. Refuses a run that is training now, and a run whose checkpoints are on its mirror alone.
     """
     from nanochat.runs.listing import list_runs, remove_run
 

@@ -221,7 +221,7 @@ def _rented(on: str) -> bool:
 
 @app.command()
 def status(
-    name: Annotated[str, typer.Argument(metavar="[NAME]", help="Name of the job; on RunPod without it all pods")] = "",
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the job; on RunPod without it all pods")] = "",
     on: On = "k8s",
     namespace: Namespace = "",
     cluster: Context = "",

@@ -8,8 +8,9 @@ import typer
 from nanochat.cli.help import ConfigCommand
 from nanochat.cli.options import ALSO_CONFIG, FLAGS, Commands, Profile, Trial, relaunch, require_choice, run_config
 from nanochat.config import build_config, parse_flags
-from nanochat.console import confirm, show
+from nanochat.console import confirm, log, show
 from nanochat.errors import UsageError
+from nanochat.hardware.nvml import read_driver
 
 QUICKSTART_RUN = "quickstart"
 STAGES = ("base", "sft", "rl", "all")
@@ -49,6 +50,8 @@ def quickstart(context: typer.Context) -> None:
         if name in parse_flags(context.args):
             raise UsageError(f"quickstart always trains the cpu profile, without --{name}", "`nanochat train --help` lists the profiles")
     config = build_config("cpu", False, {"run": QUICKSTART_RUN} | parse_flags(context.args))
+    if config.device == "cpu" and (gpus := getattr(read_driver(), "gpus", ())):
+        log(f"quickstart trains on the CPU and does not use the {gpus[0].name}; `nanochat train` does")
     from nanochat.pipeline.train import train as run
 
     code = run(config, relaunch=relaunch())
@@ -74,7 +77,7 @@ def tokenizer(context: typer.Context, profile: Profile = "auto") -> None:
 @app.command(rich_help_panel="Data")
 def identity(
     file: Annotated[
-        Path | None, typer.Argument(metavar="[FILE]", help="TOML file with the model's name, maker, languages and traits")
+        Path | None, typer.Argument(metavar="FILE", help="TOML file with the model's name, maker, languages and traits")
     ] = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="jsonl file to write; without it, beside the TOML file")] = None,
 ) -> None:

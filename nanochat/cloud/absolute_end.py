@@ -17,7 +17,7 @@ def _training_variables(made: Sequence[Manifest]) -> Iterator[Manifest]:
 
 
 def end_of(made: Sequence[Manifest]) -> str:
-    """The absolute end of a training, in seconds since 1970; "" where it has none."""
+    """The absolute end of a training, in seconds since 1970; "" if it has none."""
     return next((str(variable.get("value", "")) for variable in _training_variables(made) if variable["name"] == END), "")
 
 

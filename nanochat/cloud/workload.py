@@ -71,7 +71,7 @@ class Workload:
         return ("download", "--for", *self.options, *([f"--nproc_per_node={processes}"] if self.nodes > 1 else []))
 
     def environment(self, main: str = "", rank: str = "0") -> dict[str, str]:
-        """A training container's environment; `main` is the address of node 0 where there are several nodes."""
+        """A training container's environment; `main` is the address of node 0 if there are several nodes."""
         values = {"NANOCHAT_BASE_DIR": DATA, "PYTHONUNBUFFERED": "1"}
         if self.nodes > 1:
             values |= {
@@ -104,7 +104,7 @@ def workload(image: str, name: str, profile: str, trial: bool, arguments: Sequen
     if config.hours:
         raise UsageError(
             "--hours chooses a plan by what this machine measures, which is not the cluster's",
-            f"plan --hours={config.hours:g} --card NAME shows what it would choose; submit takes its --depth, and --max-hours ends it",
+            f"`nanochat plan --hours={config.hours:g} --card H100` shows its --depth: pass that to submit, and --max-hours to end it",
         )
     name = name or f"nanochat-{config.run}".lower().replace("_", "-")
     if not _NAME.fullmatch(name):

@@ -1,4 +1,4 @@
-"""A user's conversations, and those of a public set, from files of rows: understood, checked, and kept on disk where they are many."""
+"""Conversations of a user's files or a public set: parsed, checked, and kept on disk if they are large."""
 
 import json
 import tempfile
@@ -20,7 +20,9 @@ from nanochat.tokenizer.conversation import Conversation
 
 IN_MEMORY = 64 << 20  # bytes of conversations; more of them are kept in a file
 EXAMPLE = 60  # characters of a message in the example of a form
-_HINT = 'repair it or leave it out: a row is {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}'
+_HINT = (
+    'correct it or leave it out; a record is {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}'
+)
 
 
 class Conversations(Sequence[Conversation]):
@@ -59,11 +61,11 @@ class Conversations(Sequence[Conversation]):
         return found
 
     def lines(self) -> Iterator[str]:
-        """What was understood, a line for each form with its first example, and what was left out."""
+        """A line for each form with its count and first example, then a line for each reason of omission."""
         for form, count in self.forms.most_common():
-            yield f"conversations: {count:,} understood as {form}; the first: {_example(self.examples[form])}"
+            yield f"conversations: {count:,} understood as {form}, such as {_example(self.examples[form])}"
         for reason, count in (+self.left).most_common():
-            yield f"left out of the conversations: {count:,} {reason} (first in {self.left_at[reason]})"
+            yield f"left out of the conversations: {count:,} {reason}, first in {self.left_at[reason]}"
 
 
 def _example(conversation: Conversation) -> str:

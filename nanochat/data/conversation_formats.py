@@ -1,6 +1,6 @@
 """Conversations in the forms that people have them: Hugging Face and OpenAI messages, ShareGPT, Alpaca, prompt and completion.
 
-`understand` makes a Conversation of a row of a file or a public set; what it leaves out is counted with its reason.
+`understand` converts a record of a file or a public set into a Conversation and counts what it leaves out, by reason.
 """
 
 from collections import Counter
@@ -65,7 +65,7 @@ def _messages(row: Any) -> tuple[str, list[Any]]:
     if isinstance(row, list):
         return _form(row), row
     if not isinstance(row, dict):
-        raise ValueError(f"a {json_type(row)} instead of an object; what can be read: {FORMS}")
+        raise ValueError(f"a {json_type(row)} instead of an object; the known forms are {FORMS}")
     for key in LISTS:
         value = row.get(key)
         if isinstance(value, str) and value.lstrip().startswith("["):  # tables without nested columns
@@ -79,7 +79,7 @@ def _messages(row: Any) -> tuple[str, list[Any]]:
     fields = ", ".join(map(str, row)) or "none"
     if not any(value is not None for value in row.values()):
         return "messages", []
-    raise ValueError(f"no list of messages; its fields are: {fields}; what can be read: {FORMS}")
+    raise ValueError(f"no list of messages among the fields {fields}; the known forms are {FORMS}")
 
 
 def _form(messages: list[Any]) -> str:
@@ -165,13 +165,13 @@ def _parts(content: Any) -> list[dict[str, str]]:
 
 
 def _read(message: Any, number: int, left: Counter[str]) -> tuple[str, Any]:
-    """The role of a message (user, assistant, system, tool or call), and its content as text or as parts of ours. Raises ValueError."""
+    """The role of a message (user, assistant, system, tool or call), and its content as text or parts. Raises ValueError."""
     if not isinstance(message, dict) or not ({"role", "from"} & message.keys() and {"content", "value", "tool_calls"} & message.keys()):
-        raise ValueError(f"message {number} is no object with role and content (or from and value)")
+        raise ValueError(f"message {number} is not an object with role and content (or from and value)")
     said = message.get("role", message.get("from"))
     role = ROLES.get(said.lower()) if isinstance(said, str) else None
     if role is None:
-        raise ValueError(f"message {number} has the role {said!r}; known are: {', '.join(ROLES)}")
+        raise ValueError(f"message {number} has the role {said!r}; known roles are {', '.join(ROLES)}")
     content = message.get("content", message.get("value"))
     if isinstance(content, list):
         ours = role == "assistant" and all(isinstance(part, dict) and part.get("type") in OURS for part in content)

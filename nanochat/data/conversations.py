@@ -156,18 +156,18 @@ def with_identity(others: Sequence[Conversation], path: Path, seed: int) -> Mixt
 
 
 def conversations(name: str) -> Sequence[Conversation]:
-    """One set: a name of TASKS, identity or hf:OWNER/NAME. Fetched where it is not there. Raises UsageError for another name, DataError."""
+    """One set: a name of TASKS, identity or hf:OWNER/NAME. Downloads what is missing. Raises UsageError for another name, DataError."""
     if name == "identity":
         return read_conversations(ensure_identity())
     if is_hub_name(name):
         return public_set(name)
     if name not in TASKS:
-        raise UsageError(f"no set {name!r} for fine-tuning", f"one of: identity, {', '.join(TASKS)}")
+        raise UsageError(f"no set {name!r} for fine-tuning", f"use one of: identity, {', '.join(TASKS)}")
     return Rows(ensure_task(name), _CONVERT[name])
 
 
 def public_set(name: str) -> Conversations:
-    """The conversations of hf:OWNER/NAME in every known form; rows that are none are counted. Fetched where it is not there. DataError."""
+    """The conversations of hf:OWNER/NAME in every known form; other records are counted. Downloads what is missing. Raises DataError."""
     files = ensure_task(name)
     return read_conversations(files[0].parent, files, strict=False)
 

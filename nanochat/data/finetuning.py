@@ -1,8 +1,12 @@
 """The conversations of a run's fine-tuning: the user's, those of public sets, or the embedded ones; and the user's identity."""
 
 import functools
+import itertools
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
 
 from nanochat.config import Config
 from nanochat.console import log
@@ -15,6 +19,9 @@ from nanochat.data.shards import sha256
 from nanochat.data.text.summary import conversations_line
 from nanochat.errors import DataError
 from nanochat.tokenizer.conversation import Conversation
+from nanochat.tokenizer.tokenizer import Tokenizer
+
+CHECKED = 2000  # conversations that are encoded before a run begins
 
 
 class ConversationSource:
@@ -32,7 +39,7 @@ class ConversationSource:
         return self.identity is None
 
     def missing(self) -> dict[str, int]:
-        """What is still to be downloaded, for people to read -> about how many bytes. No network."""
+        """Missing downloads as description -> approximate bytes. No network."""
         return {f"the conversations of {name}": sets.set_bytes(name) for name in self.sets if not sets.has_set(name)}
 
     def fetch(self, check: bool = False) -> None:
@@ -131,6 +138,33 @@ class EmbeddedConversations(ConversationSource):
 
     def _read(self) -> Sequence[Conversation]:
         return corpus.conversations(identity=self.identity is None)
+
+
+def require_learnable(conversations: Sequence[Conversation], tokenizer: Tokenizer, seq_len: int) -> None:
+    """Say how many of the conversations (of CHECKED of them, evenly spread) are cut at the sequence length, or have no answer before it.
+
+    Raises DataError where none has one, so that a run that could not be fine-tuned does not begin.
+    """
+    if not len(conversations):
+        raise DataError("there are no conversations to fine-tune on", "give --chat-data a file with some")
+    places = np.unique(np.linspace(0, len(conversations) - 1, CHECKED).astype(np.int64)).tolist()
+    cut = unanswered = 0
+    needed = sys.maxsize  # tokens up to the first answer, of the conversation that needs the fewest
+    for place in itertools.chain(places, range(len(conversations))):  # all of them only while none is good
+        ids, mask = tokenizer.render(conversations[place])
+        cut += len(ids) > seq_len + 1
+        first = mask.index(1) if 1 in mask else sys.maxsize
+        unanswered += first > seq_len
+        needed = min(needed, first)
+        if needed <= seq_len and place == places[-1]:
+            break
+    if needed > seq_len:
+        hint = f"use shorter conversations, or --max_seq_len {needed} or more" if needed < sys.maxsize else "give some with answers"
+        message = f"none of the {len(conversations):,} conversations has an answer within the sequence length of {seq_len:,} tokens"
+        raise DataError(message, hint)
+    if cut:
+        looked = f"{len(places):,}" if len(places) == len(conversations) else f"{len(places):,} looked at"
+        log(f"conversations: {cut:,} of {looked} are cut at {seq_len:,} tokens; {unanswered:,} of them have no answer before that")
 
 
 def conversation_source(config: Config, default: type[ConversationSource]) -> ConversationSource:

@@ -30,7 +30,7 @@ class Problem:
 
 
 def grade_school_problems(held_out: int) -> tuple[list[Problem], list[Problem]]:
-    """GSM8K: all questions of its training part, and `held_out` of its test part. Fetched where they are not there. Raises DataError."""
+    """GSM8K: all questions of its training part, and `held_out` of its test part. Downloads what is missing. Raises DataError."""
 
     def problem(row: dict[str, Any]) -> Problem:
         return Problem(grade_school(row)[0]["content"], final_number(row["answer"]) or "", final_number)

@@ -1,7 +1,7 @@
 """From shards to batches: rows of T + 1 ids, packed once in Rust, dealt in an order that only the seed decides.
 
-    tokens/<tokenizer id>/T<T>-v<packer>/<shard hash>.bin    ids, memory-mapped; a rolling cache of bounded size
-                                         <shard hash>.json   its row count; outlives the rows
+    tokens/<tokenizer id>/T<T>-v<packer>/<shard hash>.bin    ids, memory-mapped, in a rolling cache of bounded size
+                                         <shard hash>.json   its row count, which outlives the rows
 
 Step k takes the next rows of one endless order: the seed permutes the shards, then the rows within each; an epoch
 is a new permutation. So the cursor is the step itself, and what a step sees depends neither on the number of ranks
@@ -162,7 +162,7 @@ class RowOrder:
             self.begins.append(self.begins[-1] + count)
             ended = (len(self.begins) - 1) % self.segments == 0  # an epoch
             if ended and self.begins[-1] == self.begins[-1 - self.segments]:
-                raise DataError("the text gives no row to train on", "give it more text")
+                raise DataError("the training text is shorter than one sequence", "add text, or lower --max_seq_len")
         visit = bisect.bisect_right(self.begins, first) - 1
         while first < last:
             begin, end = self.begins[visit], self.begins[visit + 1]

@@ -124,7 +124,7 @@ def read_manifest(folder: Path) -> Dataset:
         raise DataError(f"no dataset in {folder}: {MANIFEST} is missing", mend(folder.name, folder)) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         hint = f"remove {path}; then {mend(folder.name, folder)}"
-        raise DataError(f"the manifest {path} cannot be read: {type(error).__name__}: {untrusted.reason(error)}", hint) from error
+        raise DataError(f"the manifest {path} cannot be read ({type(error).__name__}: {untrusted.reason(error)})", hint) from error
 
 
 def _shard(folder: Path, entry: dict[str, Any]) -> Shard:
@@ -149,7 +149,7 @@ def open_dataset(folder: Path) -> Dataset:
 
 
 def damage(shard: Shard) -> str | None:
-    """What a glance at the file shows to be wrong with it (missing, wrong size); None where all is well."""
+    """The damage that a file's metadata shows (missing, wrong size), or None."""
     try:
         size = untrusted.regular_file(shard.path)
     except ValueError as error:

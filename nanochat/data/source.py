@@ -15,7 +15,8 @@ from nanochat.data.problems import Problem, arithmetic_problems, grade_school_pr
 from nanochat.data.published import sets
 from nanochat.data.published.shards import Origin, ensure_shards, have_shards, is_hub_name, origin
 from nanochat.data.shards import SHARD_BYTES, SHARD_TEXT_BYTES, Dataset, verify
-from nanochat.data.text.documents import import_texts
+from nanochat.data.text.documents import import_texts, is_readable
+from nanochat.errors import UsageError
 from nanochat.hub.download import require_space
 from nanochat.paths import base_dir, dataset_dir
 
@@ -47,7 +48,7 @@ class TextSource(ABC):
 
     @property
     def fault(self) -> str | None:
-        """What keeps the text from being read, None where nothing does."""
+        """The reason why the text cannot be read, or None."""
         return None
 
     @property
@@ -65,14 +66,14 @@ class TextSource(ABC):
 
     @abstractmethod
     def open(self, shards: int = -1) -> Dataset:
-        """The text as a dataset of `shards` training shards (-1: all of them), made or downloaded where it is not there.
+        """The text as a dataset of `shards` training shards (-1: all of them), generated, imported or downloaded if missing.
 
         Raises DataError, UsageError, PreflightError.
         """
 
     @functools.cached_property
     def conversations(self) -> ConversationSource:
-        """What fine-tuning learns from: what the user has chosen, else the text's own."""
+        """The fine-tuning conversations: the user's choice, else those of the text."""
         return conversation_source(self.config, self.default_conversations)
 
     @property
@@ -81,7 +82,7 @@ class TextSource(ABC):
         return self.most_shards is not None or bool(self.conversations.sets)
 
     def missing(self) -> dict[str, int]:
-        """What is still to be downloaded, for people to read -> about how many bytes. No network. `config` must be resolved."""
+        """Missing downloads as description -> approximate bytes. No network. `config` must be resolved."""
         return self.conversations.missing()
 
     def fetch(self, check: bool = False) -> Path:
@@ -100,11 +101,11 @@ class TextSource(ABC):
         return dataset_dir(dataset.folder.name)
 
     def _missing_tasks(self) -> dict[str, int]:
-        """What the run's evaluation still lacks."""
+        """Missing files of the run's evaluation."""
         return {}
 
     def problems(self, held_out: int) -> tuple[list[Problem], list[Problem]]:
-        """What reinforcement learning learns from, and the `held_out` problems that it is measured by. Raises DataError."""
+        """Problems to learn from in reinforcement learning, and `held_out` problems for its evaluation. Raises DataError."""
         return grade_school_problems(held_out)
 
     @property
@@ -129,11 +130,19 @@ class Local(TextSource):
 
     @property
     def fault(self) -> str | None:
-        return None if Path(self.config.data).expanduser().exists() else f"{self.config.data} does not exist"
+        return None if is_readable(*self._place, self.config.encoding) else f"{self.config.data} does not exist"
+
+    @property
+    def _place(self) -> tuple[Path, str]:
+        """PATH or PATH:COLUMN: the path, and the column, "" where none is named."""
+        path, _, column = self.config.data.rpartition(":")
+        whole = Path(self.config.data).expanduser()
+        named = path and "/" not in column and not whole.exists() and not is_readable(whole, "", self.config.encoding)
+        return (Path(path).expanduser(), column) if named else (whole, "")
 
     @functools.cached_property
     def _dataset(self) -> Dataset:
-        return import_texts(Path(self.config.data))
+        return import_texts(*self._place, self.config.encoding)
 
     def text_bytes(self) -> int | None:
         return self._dataset.text_bytes
@@ -142,7 +151,7 @@ class Local(TextSource):
         return self._dataset.first(shards) if shards != -1 else self._dataset
 
     def _fetch_text(self, check: bool) -> Path:
-        return Path(self.config.data)
+        return self._place[0]
 
 
 class Embedded(TextSource):
@@ -221,6 +230,8 @@ class Hub(TextSource):
 
 def text_source(config: Config) -> TextSource:
     """The text that `config` asks for."""
+    if is_hub_name(config.data):
+        raise UsageError(f"--data {config.data} is a dataset of a hub, not a path", f"use --dataset {config.data}")
     if config.data:
         return Local(config)
     return Embedded(config) if config.dataset == EMBEDDED else Hub(config)

@@ -50,7 +50,7 @@ def ensure_tokenizer(dataset: Dataset, vocab_size: int, architecture: str = "nan
 
 
 def _source(path: Path) -> Any:
-    """What a tokenizer was trained from; None where its file is damaged, then another is trained."""
+    """The dataset that a tokenizer was trained on; None if its file is damaged, so that another one is trained."""
     try:
         return untrusted.read_json(path, untrusted.JSON_BYTES)
     except (OSError, ValueError):

@@ -1,8 +1,8 @@
-"""Notices within a minute that another process of the training run is gone: killed, its machine lost, the network cut.
+"""Detection, within a minute, of a lost process of the training run: killed, its machine lost, or the network cut.
 
-A collective would wait on: a cut connection says nothing, and the limits of gloo and NCCL are many minutes. So each rank's heartbeat
-is a number in the launcher's store that it counts up, and it looks at the others' numbers. Unlike the watchdog, which waits for
-progress, this may be quick: a rank counts whatever else it does.
+A collective would keep waiting: a cut connection raises no error, and the timeouts of gloo and NCCL are many minutes. So each rank
+increments a counter in the launcher's store, its heartbeat, and reads the others'. The timeout can be short, unlike the watchdog's,
+because a thread sends heartbeats regardless of the training step's progress.
 """
 
 import os
@@ -16,18 +16,18 @@ import torch.distributed as dist
 
 from nanochat.errors import HungError, NanochatError
 
-HEARTBEAT_SECONDS = 3.0  # between two heartbeats, and between two looks at the others'
+HEARTBEAT_SECONDS = 3.0  # between two heartbeats, and between two checks of the others'
 LOST = 40.0  # seconds without a heartbeat after which a rank is lost
-START = 300.0  # seconds until a rank's first heartbeat: machines differ in how long they take to load torch
-LAST_WORD = 5.0  # seconds in which the code of a rank that failed reaches the others
-LEFT = 1 << 40  # a rank that has left stands at this and its exit code
+START = 300.0  # seconds until a rank's first heartbeat, because loading torch takes long on some machines
+LAST_WORD = 5.0  # seconds for a failed rank's exit code to reach the others
+LEFT = 1 << 40  # counter of a rank that has exited: this plus its exit code
 
 
 class Liveness:
-    """Ends this process where another rank is lost (exit 7), or has failed (with that one's code). A context manager.
+    """Ends this process if another rank is lost (exit code 7) or has failed (with that rank's code). A context manager.
 
-    `store` is a connection of its own: one that waits for a key takes no second request. `end` gets the exit code. `lost` and `start`
-    are the seconds without a heartbeat that are too many, of a rank that has given one and of one that never has.
+    `store` must be a separate connection, because one that waits for a key accepts no second request. `end` receives the exit code.
+    `lost` is the timeout in seconds between heartbeats, `start` that before the first one.
     """
 
     def __init__(
@@ -40,10 +40,10 @@ class Liveness:
         self.moved = dict.fromkeys(self.counts, time.monotonic())
         self.over, self.look = threading.Event(), threading.Event()
         self.code = 0
-        self.talking = threading.Thread(target=self._talk, name="liveness", daemon=True)
+        self.publisher = threading.Thread(target=self._publish, name="liveness", daemon=True)
 
     def __enter__(self) -> "Liveness":
-        self.talking.start()
+        self.publisher.start()
         threading.Thread(target=self._watch, name="liveness watch", daemon=True).start()
         return self
 
@@ -52,10 +52,10 @@ class Liveness:
             self.code = error.exit_code if isinstance(error, NanochatError) else 1
         self.over.set()
         self.look.set()
-        self.talking.join(LAST_WORD)  # not for ever: the network may be gone
+        self.publisher.join(LAST_WORD)  # with a timeout, because the network may be down
 
     def failed(self, wait: float = 0.0) -> int:
-        """The exit code that another rank has failed with; 0 where none has within `wait` seconds."""
+        """The exit code of a failed rank; 0 if none fails within `wait` seconds."""
         end = time.monotonic() + wait
         while not (code := max((count - LEFT for count in self.counts.values()), default=0)) > 0:
             if time.monotonic() >= end:
@@ -67,8 +67,8 @@ class Liveness:
     def _add(self, rank: int, count: int) -> int:
         return int(self.store.add(f"nanochat/alive/{self.attempt}/{rank}", count))
 
-    def _talk(self) -> None:
-        """Count, and look at the others. A request waits as long as the network lets it."""
+    def _publish(self) -> None:
+        """Send heartbeats and read the others'. A request may block for as long as the network does."""
         own = 0
         try:
             while not self.over.is_set():
@@ -79,26 +79,26 @@ class Liveness:
                 self.look.wait(self.interval)
                 self.look.clear()
             self._add(self.rank, LEFT + self.code - own)
-        except RuntimeError:  # the store has gone with the main rank's machine: nobody is heard of from here on
+        except RuntimeError:  # the store is lost with the main rank's machine; `_watch` sees no more heartbeats
             return
 
     def _silent(self) -> dict[int, float]:
-        """Ranks that are lost, and seconds since the last heartbeat of each."""
+        """Lost ranks -> seconds since their last heartbeat."""
         now = time.monotonic()
         silence = {rank: now - at for rank, at in self.moved.items() if self.counts[rank] < LEFT}
         return {rank: seconds for rank, seconds in silence.items() if seconds > (self.lost if self.counts[rank] else self.start)}
 
     def _watch(self) -> None:
-        """Asks the store nothing: it might never answer."""
+        """End the process when a rank is lost or has failed. Makes no request to the store, which might block."""
         while not self.over.wait(self.interval):
             silent = self._silent()
             code = self.failed()
             if not silent and not code:
                 continue
-            if self.over.wait(LAST_WORD if code else 0):  # the main thread's own error is likely on its way
+            if self.over.wait(LAST_WORD if code else 0):  # the main thread will probably raise its own error first
                 return
-            unheard = f"nothing was heard of rank {', '.join(map(str, silent))} for {max(silent.values(), default=0):.0f} s"
-            what = unheard if silent else "another rank has failed"
+            timeout = f"no heartbeat from rank {', '.join(map(str, silent))} for {max(silent.values(), default=0):.0f} s"
+            what = timeout if silent else "another rank has failed"
             again = "run the same command again: it resumes at the newest checkpoint"
             print(f"error: rank {self.rank}: {what}\nhint: {again}", file=sys.stderr, flush=True)
             self.end(code if code > 1 else HungError.exit_code)

@@ -1,7 +1,7 @@
-"""The device's memory: a cap on what this process takes of it, and smaller parts of the same work where it is not enough.
+"""Device memory: a limit for this process, and back-off to smaller batches when out of memory.
 
-Over the cap is "out of memory", also where a driver would rather move what does not fit to the system's memory, as Windows' and WSL's
-do: that would be fifty times slower, and silent. Out of memory does not end a run: the same work is done in smaller parts.
+The limit makes an allocation fail that the drivers of Windows and WSL would silently move to system memory, where it is fifty times
+slower. Out of memory does not end a run: the same work is done in smaller batches.
 """
 
 import gc
@@ -19,12 +19,12 @@ from nanochat.hardware.gpu_specs import usable_bytes
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-RESERVE = 256 * 2**20  # bytes of what is free that libraries take beside torch's allocator
-WORDS = ("can't allocate memory", "not enough memory", "CUDA error: out of memory", "ALLOC_FAILED")  # of other errors than torch's own
+RESERVE = 256 * 2**20  # bytes left for libraries that bypass torch's allocator
+WORDS = ("can't allocate memory", "not enough memory", "CUDA error: out of memory", "ALLOC_FAILED")  # in errors of other libraries
 
 
 def cap(device: torch.device) -> int | None:
-    """Bytes that torch may take of a GPU from now on: what a plan counts on, less where others hold some of it; None on a CPU."""
+    """Limit torch's memory on a GPU to what a plan assumes, or to what other programs leave; returns the bytes, None on a CPU."""
     if device.type != "cuda":
         return None
     free, total = torch.cuda.mem_get_info(device)
@@ -34,16 +34,16 @@ def cap(device: torch.device) -> int | None:
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether `error` is the device's or the system's way to say so."""
+    """Whether `error` means out of memory, on the device or in the system."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(word in str(error) for word in WORDS)
 
 
 class Attempt:
-    """Work that may need too much memory: `with Attempt(device) as attempt: ...`, and afterwards `attempt.failed`.
+    """Work that may run out of memory: `with Attempt(device) as attempt: ...`, and afterwards `attempt.failed`.
 
-    What the failed work held is free again by then; any other error passes.
+    The failed work's memory has been freed by then; any other error is raised.
     """
 
     def __init__(self, device: torch.device):
@@ -55,7 +55,7 @@ class Attempt:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool:
         self.failed = is_out_of_memory(error)
         if self.failed:
-            traceback.clear_frames(trace)  # their variables hold the activations
+            traceback.clear_frames(trace)  # their variables keep the activations alive
             gc.collect()
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
@@ -70,10 +70,10 @@ def map_with_oom_backoff(
     what: str,
     cost: Callable[[Item], int] = lambda item: 1,
 ) -> tuple[list[Result], int]:
-    """`work`'s results for `items`, done in parts whose items cost `size` together, each as much as the part's first one.
+    """`work`'s results for `items`, in batches whose items cost at most `size` together, each counted as the first of its batch.
 
-    A part that needs too much memory is halved, and so are those after it; the second value is the size that was enough.
-    `what` is for the messages. Raises OutOfMemoryError where one item alone is too much.
+    When out of memory, the batch and all later ones are halved; the second value is the final size. `what` is for messages.
+    Raises OutOfMemoryError if a single item does not fit.
     """
     results: list[Result] = []
     while len(results) < len(items):
@@ -84,7 +84,9 @@ def map_with_oom_backoff(
         if not attempt.failed:
             continue
         if len(part) == 1:
-            raise OutOfMemoryError(f"out of memory {what}, with one at a time", "close what else uses the device, or use --device=cpu")
+            raise OutOfMemoryError(
+                f"out of memory {what}, at batch size 1", "close other programs that use the device, or use --device=cpu"
+            )
         size = each * (len(part) // 2)
-        log(f"warning: out of memory {what}: it goes on with {len(part) // 2} at a time")
+        log(f"warning: out of memory {what}; continuing with batch size {len(part) // 2}")
     return results, size

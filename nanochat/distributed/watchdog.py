@@ -1,7 +1,7 @@
-"""A thread that notices a hang: it says what this rank was doing, and ends it so that the launcher restarts it.
+"""A watchdog thread: when training hangs, it prints what this rank was doing and ends the process, so that the launcher restarts it.
 
-A rank that is lost or stuck leaves the others waiting in a collective for as long as they are let. Each rank has its own
-watchdog, so that all of them say where they stand before the first one ends.
+A lost or stuck rank leaves the others waiting in a collective. Each rank has its own watchdog, so that all print their position before
+the first one ends.
 """
 
 import os
@@ -17,16 +17,16 @@ import torch
 from nanochat.distributed.ranks import record_exit
 from nanochat.errors import HungError
 
-GRACE = 3.0  # seconds between the word and the end, so that every rank is heard
-FRAMES = 3  # of the main thread's stack that are shown
-SLOW = 0.25  # part of the planned rate below which something is wrong: a plan's own error is a factor of two at most
-SHORT_STEP = 0.2  # seconds of a step below which its overhead decides, which no plan counts
-RETRIES = 5  # of torch's allocator in the first steps, at its cap
-FULL = 0.97  # part of a GPU's memory above which the driver has probably moved some of it
+GRACE = 3.0  # seconds between the message and the end, so that every rank prints its own
+FRAMES = 3  # frames of the main thread's stack in the message
+SLOW = 0.25  # fraction of the planned tokens per second below which a warning is due; a plan is within a factor of two
+SHORT_STEP = 0.2  # seconds of a step below which overhead dominates, which a plan does not include
+RETRIES = 5  # of torch's allocator in the first steps, at its limit
+FULL = 0.97  # fraction of a GPU's memory above which the driver has probably moved some of it to system memory
 
 
 class Watchdog:
-    """Ends the process with exit 7 where `heartbeat` has not been called for `timeout` seconds; 0 is never. A context manager."""
+    """Ends the process with exit code 7 if `heartbeat` is not called for `timeout` seconds (0: never). A context manager."""
 
     def __init__(self, timeout: float, rank: int = 0, end: Callable[[int], object] = os._exit):
         self.timeout, self.rank, self.end = timeout, rank, end
@@ -35,7 +35,7 @@ class Watchdog:
         self.main = threading.get_ident()
 
     def heartbeat(self, where: str) -> None:
-        """This rank has made progress; `where` is what begins now."""
+        """Record progress; `where` names the work that begins now."""
         self.where, self.since = where, time.monotonic()
 
     def __enter__(self) -> "Watchdog":
@@ -52,21 +52,22 @@ class Watchdog:
         while not self.over.wait(interval):
             now = time.monotonic()
             if now - looked > 2 * interval:
-                # All of the process stood still (Ctrl-Z, a paused container), before or after the last heartbeat: that is no hang.
+                # The whole process was suspended (Ctrl-Z, a paused container), before or after the last heartbeat: not a hang.
                 self.since = min(self.since + now - looked, now)
             looked, since = now, self.since
             if now - since < self.timeout:
                 continue
             stack = traceback.extract_stack(sys._current_frames()[self.main])[-FRAMES:]
             places = " < ".join(f"{os.path.basename(frame.filename)}:{frame.lineno} {frame.name}" for frame in reversed(stack))
-            # Not by console.log, which is mute on all ranks but the main one.
-            print(f"rank {self.rank} has not moved for {now - since:.0f} s: {self.where} ({places})", file=sys.stderr, flush=True)
+            # Not with console.log, which is muted on all ranks but the main one.
+            print(f"rank {self.rank} has made no progress for {now - since:.0f} s: {self.where} ({places})", file=sys.stderr, flush=True)
             if self.over.wait(GRACE):
                 return
             if self.since != since:
-                print(f"rank {self.rank} moves again", file=sys.stderr, flush=True)
+                print(f"rank {self.rank} makes progress again", file=sys.stderr, flush=True)
                 continue
-            print("error: nothing moves any more\nhint: run the same command again: it resumes at the newest checkpoint", file=sys.stderr)
+            what = f"error: no progress for {now - since:.0f} s (--hang_timeout)"
+            print(f"{what}\nhint: run the same command again: it resumes at the newest checkpoint", file=sys.stderr)
             sys.stderr.flush()
             record_exit(HungError.exit_code)
             self.end(HungError.exit_code)
@@ -74,31 +75,30 @@ class Watchdog:
 
 
 def slow(device: torch.device, rate: float, planned: float, tokens: int, waited: float, rows: int) -> str | None:
-    """A line where training is far slower than planned, with its likely cause and what to lower; None where it is not.
+    """A warning if training is far slower than planned, with the likely cause and what to change; else None.
 
-    rate, planned: tokens a second; tokens: of one step; waited: the part of a step in which rows are read; rows: of a device batch.
+    rate, planned: measured and planned tokens per second.
+    tokens: number of tokens per step.
+    waited: fraction of a step spent reading rows.
+    rows: micro-batch size.
     """
     if rate >= SLOW * planned or tokens / rate < SHORT_STEP:
         return None
     if waited > 0.5:
-        cause = "the rows come too slowly: put NANOCHAT_BASE_DIR on a faster disk, or wait until no other program keeps it busy"
+        cause = "reading data is slow; put NANOCHAT_BASE_DIR on a faster disk, or stop other programs that use it"
     elif device.type == "cuda" and _memory_short(device):
-        lower = (
-            f"lower --device_batch_size (now {rows}): the losses stay the same" if rows > 1 else "use a smaller --depth or --max_seq_len"
-        )
-        cause = f"the GPU's memory is full: {lower}"
+        lower = f"lower --device_batch_size (now {rows}), which keeps the losses" if rows > 1 else "use a smaller --depth or --max_seq_len"
+        cause = f"the GPU's memory is full; {lower}"
     elif os.getloadavg()[0] > 1.5 * (cores := os.cpu_count() or 1):
-        cause = (
-            f"other programs keep the processors busy ({os.getloadavg()[0]:.0f} threads want {cores} cores): end them, or lower --threads"
-        )
+        cause = f"other programs use the CPU ({os.getloadavg()[0]:.0f} threads for {cores} cores); stop them, or lower --threads"
     elif device.type == "cuda":
-        cause = "the GPU may be hot, capped or used by others: doctor --gpus measures it"
+        cause = "the GPU may be hot, power-limited or shared; run `nanochat doctor --gpus` to measure it"
     else:
-        cause = "the processor may be hot, capped or shared with others: doctor measures it; a smaller --depth is quicker"
-    return f"warning: {rate / planned:.0%} of the planned tokens a second: {cause}"
+        cause = "the CPU may be hot, power-limited or shared; run `nanochat doctor` to measure it"
+    return f"warning: {rate / planned:.0%} of the planned tokens per second: {cause}"
 
 
 def _memory_short(device: torch.device) -> bool:
-    """Whether a GPU's memory is so full that the driver moves some of it to the system's, or torch frees and asks anew all the time."""
+    """Whether a GPU's memory is so full that the driver moves some of it to system memory, or torch's allocator retries constantly."""
     free, total = torch.cuda.mem_get_info(device)
     return free < (1 - FULL) * total or torch.cuda.memory_stats(device)["num_alloc_retries"] >= RETRIES

@@ -1,7 +1,7 @@
-"""The worker processes of this machine: where they meet, what each is told, and that all of them end if one fails.
+"""The worker processes of this machine: rendezvous, environment, signals, and their common end if one fails.
 
-They meet at a store in the launcher's process: on one machine it listens on loopback alone, on several node 0's on PET_MASTER_PORT.
-torchrun's elastic rendezvous is not used: it listens on every address, and unpickles what anybody sends to it.
+They meet at a store in the launcher's process. On one machine it listens on loopback only, on several node 0's on PET_MASTER_PORT.
+torchrun's elastic rendezvous is not used, because it listens on every address and unpickles the data that it receives.
 """
 
 import contextlib
@@ -22,22 +22,22 @@ import torch.distributed as dist
 from nanochat.errors import PreflightError, UsageError
 
 LOOPBACK = "127.0.0.1"
-EXIT_CODES = "NANOCHAT_EXIT_CODES"  # folder in which each worker leaves its exit code, for the launcher to read
+EXIT_CODES = "NANOCHAT_EXIT_CODES"  # directory in which each worker records its exit code for the launcher
 LAUNCHER = "NANOCHAT_LAUNCHER"  # the launcher's process id
-KEPT_OPEN = "NANOCHAT_KEPT_OPEN"  # file descriptors that workers inherit, divided by spaces
-GRACE = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"  # seconds in which workers may save after a signal, by torchrun's name for it
+KEPT_OPEN = "NANOCHAT_KEPT_OPEN"  # file descriptors that workers inherit, separated by spaces
+GRACE = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"  # torchrun's variable: seconds for workers to save after a signal
 GRACE_SECONDS = "120"
-GATHER = 600.0  # seconds until the launchers of all nodes have come: an image may still be on its way
-LEAVE = 5.0  # seconds that node 0's store stays for the other nodes to read how its workers ended
-POLL = 0.05  # seconds between two looks at the processes
+GATHER = 600.0  # seconds to wait for the launchers of all nodes, which may still be pulling an image
+LEAVE = 5.0  # seconds that node 0's store stays open for the other nodes to read its workers' result
+POLL = 0.05  # seconds between two checks of the processes
 NODE_DEFAULTS = {"PET_NODE_RANK": "0", "PET_NNODES": "1", "PET_MASTER_PORT": "29500"}
-# Collectives within one machine stay on it: by themselves gloo and NCCL listen at an address that other machines reach.
+# On one machine collectives use loopback; by default gloo and NCCL listen on an address that other machines can reach.
 LOCAL_SOCKETS = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "=lo"}
 
 
 @dataclass(frozen=True)
 class Node:
-    """This machine among those that train together, by the names that torchrun reads."""
+    """This machine's place among those of the run, from torchrun's variables."""
 
     index: int
     count: int
@@ -50,19 +50,19 @@ class Node:
         numbers = {name: environment.get(name, default) for name, default in NODE_DEFAULTS.items()}
         for name, text in numbers.items():
             if not text.isdigit():
-                raise UsageError(f"{name} = {text!r} is not a number", f"as in {name}={NODE_DEFAULTS[name]}")
+                raise UsageError(f"{name} = {text!r} is not a number", f"set it to a number, as in {name}={NODE_DEFAULTS[name]}")
         index, count, port = (int(text) for text in numbers.values())
         if not 0 <= index < count:
-            raise UsageError(f"PET_NODE_RANK = {index} of PET_NNODES = {count} machines", f"PET_NODE_RANK is 0 to {count - 1}")
+            raise UsageError(f"PET_NODE_RANK = {index} of PET_NNODES = {count} machines", f"set PET_NODE_RANK to 0 to {count - 1}")
         return Node(index, count, environment.get("PET_MASTER_ADDR", LOOPBACK), port)
 
 
 @contextlib.contextmanager
 def meeting(environment: Mapping[str, str], processes: int, stopped: Callable[[], bool]) -> Iterator[list[dict[str, str]] | None]:
-    """What each of this machine's `processes` workers is told, while the store at which they meet exists.
+    """The environments of this machine's `processes` workers, while the store at which they meet exists.
 
-    None where the launchers of the other nodes did not come within `GATHER` seconds, or `stopped` said so first. Raises
-    PreflightError where node 0 cannot listen on its port, UsageError for PET_ variables that make no sense.
+    None if the launchers of the other nodes do not connect within `GATHER` seconds, or once `stopped` returns True. Raises
+    PreflightError if node 0 cannot listen on its port, UsageError for invalid PET_ variables.
     """
     node = Node.of(environment)
     if node.count == 1:
@@ -81,7 +81,7 @@ def meeting(environment: Mapping[str, str], processes: int, stopped: Callable[[]
 
 
 def _local_store() -> tuple[dist.TCPStore, int]:
-    """A store of this process that only this machine's processes reach, and its port."""
+    """A store that listens on loopback, and its port."""
     with socket.create_server((LOOPBACK, 0)) as listening:
         port = int(listening.getsockname()[1])
         store = dist.TCPStore(LOOPBACK, port, is_master=True, wait_for_workers=False, master_listen_fd=listening.detach())
@@ -89,7 +89,7 @@ def _local_store() -> tuple[dist.TCPStore, int]:
 
 
 def loopback_rendezvous(parameters: Any) -> Any:
-    """A rendezvous handler for the agent of a user's torchrun on one machine."""
+    """A rendezvous handler on loopback, for the agent of a user's torchrun on one machine."""
     from torch.distributed.elastic.rendezvous.static_tcp_rendezvous import StaticTCPRendezvous
 
     class Loopback(StaticTCPRendezvous):
@@ -109,14 +109,14 @@ def _hosted(port: int) -> dist.TCPStore:
     except RuntimeError as error:
         raise PreflightError(
             f"this machine cannot listen on PET_MASTER_PORT = {port}: {str(error).splitlines()[0]}",
-            "end what uses the port, or give all machines another PET_MASTER_PORT",
+            "stop the program that uses the port, or set another PET_MASTER_PORT on all machines",
         ) from error
 
 
 def _reach(node: Node, end: float, stopped: Callable[[], bool]) -> dist.TCPStore | None:
-    """A connection to node 0's store, once it is there."""
+    """A connection to node 0's store, once it exists; None after `end`."""
     while time.monotonic() < end and not stopped():
-        # First with a socket of our own: torch's constructor can be interrupted by nothing, and writes a warning for each attempt.
+        # First with a plain socket, because torch's constructor cannot be interrupted and prints a warning for each attempt.
         with contextlib.suppress(OSError, RuntimeError):
             socket.create_connection((node.address, node.port), timeout=2.0).close()
             return dist.TCPStore(node.address, node.port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=10))
@@ -125,7 +125,7 @@ def _reach(node: Node, end: float, stopped: Callable[[], bool]) -> dist.TCPStore
 
 
 def _gather(store: dist.Store, node: Node, processes: int, end: float, stopped: Callable[[], bool]) -> list[int] | None:
-    """The number of workers of each node; None where not all have come."""
+    """The number of workers of each node; None if not all have connected in time."""
     names = [f"nanochat/node/{index}" for index in range(node.count)]
     with contextlib.suppress(RuntimeError, ValueError):
         store.set(names[node.index], str(processes))
@@ -138,7 +138,7 @@ def _gather(store: dist.Store, node: Node, processes: int, end: float, stopped: 
 
 
 def _leave(store: dist.Store, node: Node) -> None:
-    """Say that this node's workers have ended; node 0, whose store it is, gives the others time to say so too."""
+    """Record that this node's workers have ended; node 0, which has the store, waits for the other nodes' records."""
     with contextlib.suppress(RuntimeError):
         store.set(f"nanochat/left/{node.index}", "")
         end = time.monotonic() + LEAVE
@@ -155,55 +155,55 @@ def _told(environment: Mapping[str, str], processes: int, first: int, world_size
         "LOCAL_WORLD_SIZE": str(processes),
         "MASTER_ADDR": address,
         "MASTER_PORT": str(port),
-        "TORCHELASTIC_USE_AGENT_STORE": "True",  # to torch's rendezvous: rank 0 is to connect to that store, not to make one
+        "TORCHELASTIC_USE_AGENT_STORE": "True",  # makes rank 0 connect to that store instead of creating one
         LAUNCHER: str(os.getpid()),
     }
     defaults = {"TORCH_NCCL_ASYNC_ERROR_HANDLING": "1"} | (LOCAL_SOCKETS if world_size == processes else {})
     return [
-        {**defaults, **environment, **common, "RANK": str(first + local), "LOCAL_RANK": str(local)}  # one rank after the other
+        {**defaults, **environment, **common, "RANK": str(first + local), "LOCAL_RANK": str(local)}  # ranks are consecutive
         for local in range(processes)
     ]
 
 
 def left_codes(folder: str) -> list[int]:
-    """The exit codes that workers have left so far."""
+    """The exit codes that workers have recorded so far."""
     texts = [path.read_text(encoding="utf-8") for path in Path(folder).iterdir()]
-    return [int(text) for text in texts if text]  # one may be about to be written
+    return [int(text) for text in texts if text]  # an empty file is being written
 
 
 def echoed(first: float | None) -> bool:
-    """Whether a signal that comes now is the one of `first` (by time.monotonic) again, within NANOCHAT_SIGNAL_ECHO seconds.
+    """Whether a signal that arrives now repeats the one of `first` (by time.monotonic), within NANOCHAT_SIGNAL_ECHO seconds.
 
-    The image sets it: `docker compose run` delivers one Ctrl-C twice, and the second of two signals means "at once".
+    The image sets the variable, because `docker compose run` delivers one Ctrl-C twice, and a second signal means "end immediately".
     """
     return first is not None and time.monotonic() - first < float(os.environ.get("NANOCHAT_SIGNAL_ECHO", 0))
 
 
 class Workers:
-    """Worker processes, to which SIGINT and SIGTERM are passed on, also one that comes before there are any. A context manager."""
+    """Worker processes, to which SIGINT and SIGTERM are forwarded, also a signal from before their start. A context manager."""
 
     def __init__(self) -> None:
         self.processes: list[subprocess.Popen[bytes]] = []
-        self.asked: set[int] = set()  # process ids of those that a signal was passed on to
-        self.came: float | None = None  # when the first signal did
+        self.asked: set[int] = set()  # ids of the processes that got a forwarded signal
+        self.came: float | None = None  # time of the first signal
 
     def start(self, command: list[str], environments: list[dict[str, str]]) -> None:
-        """Start `command` once with each environment, each process in a session of its own.
+        """Start `command` once with each environment, each process in its own session.
 
-        So Ctrl-C in the terminal reaches it once, through us, and not twice: the second ends it at once.
+        Then Ctrl-C in the terminal reaches a process only once, through this one; a second signal would end it immediately.
         """
         for environment in environments:
             kept = [int(number) for number in environment.get(KEPT_OPEN, "").split()]
             process = subprocess.Popen(command, env=environment, start_new_session=True, pass_fds=kept)
             self.processes.append(process)
-            if self.came is not None and process.pid not in self.asked:  # before there was anybody to pass it on to
+            if self.came is not None and process.pid not in self.asked:  # the signal came before this process was started
                 process.terminate()
 
     def wait(self, folder: str, grace: float, linger: float) -> int:
-        """Wait for the end of all: 0, or the first code that is not.
+        """Wait for all workers; returns the first non-zero exit code, else 0.
 
-        If one fails, or a signal came, the others get `grace` seconds to end after SIGTERM. If all have left their exit code in
-        `folder`, one of them an error, they get `linger` seconds to follow.
+        If one fails, or a signal came, the others get `grace` seconds to end after SIGTERM. If all have recorded their exit codes in
+        `folder`, one of them an error, they get `linger` seconds to end.
         """
         end, over = float("inf"), 0.0
         while None in (codes := [process.poll() for process in self.processes]):

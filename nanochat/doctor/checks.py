@@ -140,7 +140,7 @@ def check_torch(case: Case) -> Iterator[Finding]:
     major = int(case.driver.version.split(".")[0]) if case.driver.version.split(".")[0].isdigit() else floor
     if major < floor:
         what = f"driver {case.driver.version} is too old for torch {torch.__version__} with CUDA {cuda}"
-        fix = f"update the driver to R{floor} or newer, or: make install TORCH_BACKEND=cu126"
+        fix = f"update the driver to R{floor} or newer (this torch has no build for an older one), or use --device=cpu"
         yield Finding("driver", ERROR, what, f"it needs driver {floor} or newer", fix)
         return
     yield Finding("driver", OK, f"driver {case.driver.version}, torch {torch.__version__} with CUDA {cuda}")
@@ -325,7 +325,7 @@ def check_data(case: Case) -> Iterator[Finding]:
 
 
 def _unreachable() -> str | None:
-    """Why the hub cannot be reached, None where it can: any answer will do."""
+    """Why the hub cannot be reached, None if it can: any answer will do."""
     import requests
 
     try:

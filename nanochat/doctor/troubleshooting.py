@@ -8,6 +8,10 @@ from typing import Any
 DOCUMENTS = {"en": "troubleshooting.md", "zh": "troubleshooting.zh-TW.md"}  # in docs/
 _TABLE = Path(__file__).with_name("troubleshooting.toml")
 _HEADINGS = {"en": ("What the doctor finds", "finding", "what it means"), "zh": ("doctor 會發現什麼", "項目", "意思")}
+_SWITCH = {
+    "en": f"**English** | [繁體中文]({DOCUMENTS['zh']})",
+    "zh": f"[English]({DOCUMENTS['en']}) | **繁體中文**",
+}
 _NOTE = "<!-- made of nanochat/doctor/troubleshooting.toml by python -m scripts.troubleshooting: change that file -->"
 
 
@@ -28,4 +32,4 @@ def document(language: str) -> str:
     title, *heads = _HEADINGS[language]
     rows = [f"| {' | '.join(heads)} |", "|---|---|", *(f"| `{id}` | {text[language]} |" for id, text in found["findings"].items())]
     opening, *rest = [entry[language] for entry in found["entry"]]
-    return "\n\n".join([opening, _NOTE, *rest, f"## {title}", "\n".join(rows)]) + "\n"
+    return "\n\n".join([opening, _NOTE, _SWITCH[language], *rest, f"## {title}", "\n".join(rows)]) + "\n"

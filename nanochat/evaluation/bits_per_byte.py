@@ -1,4 +1,4 @@
-"""Bits per byte of text: how well a model predicts it, whatever its tokenizer."""
+"""Bits per byte of text, a model's loss in a unit that is independent of its tokenizer."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -25,11 +25,11 @@ def bits_per_byte(
     device_batch_size: int,
     ranks: Ranks,
 ) -> float | None:
-    """Nats over ln 2 times bytes, of the targets that are text; independent of the tokenizer, so vocabularies can be compared.
+    """Loss in nats divided by ln 2 and by the bytes of the targets that are text, so that vocabularies can be compared.
 
-    inputs and targets (n, T), targets of IGNORE not counted; token_bytes (V,), 0 for a special; `forward` is the model's, compiled or
-    not. Each rank takes its share of the rows, `device_batch_size` at a time and fewer where the memory is not enough. None, on every
-    rank, where it is not enough for one row.
+    inputs and targets (n, T), without counting targets of IGNORE; token_bytes (V,), 0 for special tokens. `forward` is the model's,
+    compiled or not. Each rank takes its share of the rows in micro-batches of `device_batch_size`, or smaller when out of memory. None,
+    on all ranks, if one row does not fit into memory.
     """
     size = torch.from_numpy(token_bytes).to(ranks.device)
     totals = torch.zeros(3, dtype=torch.float64, device=ranks.device)
@@ -49,6 +49,6 @@ def bits_per_byte(
         totals[2] = 1
     nats_sum, byte_sum, failed = ranks.all_reduce_sum(totals).tolist()
     if failed:
-        log("warning: no evaluation: out of memory with one row")
+        log("warning: evaluation skipped, out of memory with one sequence")
         return None
     return nats_sum / (math.log(2) * max(byte_sum, 1))

@@ -1,8 +1,8 @@
-"""Tasks for a model that converses: ARC, MMLU and GSM8K, from their published test sets.
+"""Chat tasks: ARC, MMLU and GSM8K, from their published test sets.
 
-ARC (Clark et al., 2018) and MMLU (Hendrycks et al., 2021) are answered by a letter: of the letters there are, the one that the
-model finds likeliest. GSM8K (Cobbe et al., 2021) is answered in words, with the calculator: the number after #### must be the right one.
-HumanEval is left out: its answers are programs, which would have to be run, and there is no sandbox here that deserves the name.
+For ARC (Clark et al., 2018) and MMLU (Hendrycks et al., 2021) the answer is the most likely of the choices' letters. For GSM8K (Cobbe et
+al., 2021) the model writes an answer, with the calculator, and the number after #### must be correct. HumanEval is not included, because
+its answers are programs, which cannot be run safely without a sandbox.
 """
 
 import json
@@ -16,12 +16,12 @@ from nanochat.evaluation.scorer import Scorer
 from nanochat.generate.engine import prompt_ids
 from nanochat.paths import sha256
 
-ANSWER_TOKENS = 512  # of one answer in words
+ANSWER_TOKENS = 512  # limit of a written answer
 
 
 @dataclass(frozen=True)
 class Question:
-    """What the user asks, the letters to choose from (none where words answer), and the right answer."""
+    """The user's message, the letters to choose from (none for a written answer), and the right answer."""
 
     prompt: str
     letters: tuple[str, ...]
@@ -42,7 +42,7 @@ def _gsm8k(row: dict[str, Any]) -> Question:
     return Question(grade_school(row)[0]["content"], (), final_number(row["answer"]) or "")
 
 
-# Task -> its set (data/hub/sets.py), what guessing scores, and how a row of it becomes a question.
+# Task -> (its dataset in data/published/sets.py, the score of guessing, function from a row to a question).
 CHAT_TASKS: dict[str, tuple[str, float, Callable[[dict[str, Any]], Question]]] = {
     "ARC-Easy": ("arc-easy-test", 0.25, _arc),
     "ARC-Challenge": ("arc-challenge-test", 0.25, _arc),
@@ -53,7 +53,7 @@ CHAT_TASKS: dict[str, tuple[str, float, Callable[[dict[str, Any]], Question]]] =
 
 @dataclass(frozen=True)
 class ChatTask:
-    """One task: its questions, in the order in which they are asked."""
+    """One task: its questions, in order."""
 
     name: str
     chance: float
@@ -64,11 +64,11 @@ class ChatTask:
         return len(self.questions)
 
     def length(self, index: int) -> int:
-        """About how many characters the question has."""
+        """Approximate length of a question in characters."""
         return len(self.questions[index].prompt)
 
     def grade(self, scorer: Scorer, indices: Sequence[int]) -> list[bool]:
-        """Which of the questions the model answers correctly."""
+        """Whether the model answers each question correctly."""
         asked = [self.questions[index] for index in indices]
         prompts = [prompt_ids(scorer.tokenizer, question.prompt) for question in asked]
         if asked and asked[0].letters:
@@ -79,7 +79,7 @@ class ChatTask:
 
 
 def read_chat_task(name: str, max_questions: int = -1) -> ChatTask:
-    """A task of CHAT_TASKS whose files are there, at most its first `max_questions` (-1: all). Raises DataError."""
+    """A task of CHAT_TASKS whose files are present, with at most `max_questions` questions (-1: all). Raises DataError."""
     source, chance, convert = CHAT_TASKS[name]
     files = task_files(source)
     questions = Rows(files).sample(convert, max_questions)

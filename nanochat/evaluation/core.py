@@ -3,10 +3,10 @@
 The evaluation bundle, as karpathy/nanochat publishes it:
 
     eval_bundle/core.yaml           the tasks: kind, number of examples shown, delimiter
-                eval_meta_data.csv  what chance alone scores, in percent
+                eval_meta_data.csv  the score of guessing, in percent
                 eval_data/...jsonl  their rows
 
-Rows, examples and prompts are chosen and put together as there, to the last character, so that scores can be compared.
+Rows, examples and prompts are exactly those of karpathy/nanochat, so that scores can be compared.
 """
 
 import csv
@@ -25,41 +25,41 @@ from nanochat.evaluation.scorer import Scorer, Span
 from nanochat.paths import sha256
 from nanochat.tokenizer.tokenizer import Tokenizer
 
-ORDER_SEED = 1337  # of the rows, so that the first N are a fair sample
-TASKS_BYTES = 1 << 20  # of core.yaml at most
-EXAMPLES_SEED = 1234  # plus the row's index: of the examples shown before it
+ORDER_SEED = 1337  # shuffles the rows, so that the first N are a random sample
+TASKS_BYTES = 1 << 20  # size limit of core.yaml
+EXAMPLES_SEED = 1234  # plus the row's index: seed of its few-shot examples
 
-# Kind of task -> what a row must have.
+# Kind of task -> the required fields of a row.
 FIELDS = {
     "multiple_choice": ("query", "choices", "gold"),  # one context, several continuations
     "schema": ("context_options", "continuation", "gold"),  # several contexts, one continuation
-    "language_modeling": ("context", "continuation"),  # one continuation, to be said word for word
+    "language_modeling": ("context", "continuation"),  # one continuation, which must be predicted exactly
 }
 
 
 def choose_examples(index: int, rows: int, shots: int) -> list[int]:
-    """Which rows are shown before row `index`, never itself: all others where there are fewer than `shots`."""
+    """The few-shot examples of row `index`, other rows; all others if there are fewer than `shots`."""
     chosen = random.Random(EXAMPLES_SEED + index).sample(range(rows - 1), min(shots, rows - 1))
     return [other + (other >= index) for other in chosen]
 
 
 @dataclass(frozen=True)
 class CoreTask:
-    """One task: its rows, in the order in which they are asked, and how they are put."""
+    """One task: its rows in order, and the format of its prompts."""
 
     name: str
     kind: str  # a key of FIELDS
     shots: int
     delimiter: str  # between a row's context and its continuation
-    chance: float  # what guessing scores, as a part of 1
+    chance: float  # score of guessing, 0 to 1
     rows: list[dict[str, Any]]
-    digest: str  # of the file and of what is said above
+    digest: str  # hash of the file and of the fields above
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def prompts(self, index: int) -> list[str]:
-        """The texts of row `index`, one an option; of language modelling the text without and with its continuation."""
+        """The texts of row `index`, one per option; for language modelling the text without and with its continuation."""
         shown = "".join(f"{self._example(self.rows[i])}\n\n" for i in choose_examples(index, len(self.rows), self.shots))
         row = self.rows[index]
         if self.kind == "multiple_choice":
@@ -67,10 +67,10 @@ class CoreTask:
         if self.kind == "schema":
             return [f"{shown}{context}{self.delimiter}{row['continuation']}" for context in row["context_options"]]
         before = f"{shown}{str(row['context']).strip()}{self.delimiter}"
-        return [before.strip(), f"{before}{row['continuation']}"]  # the next token would swallow a blank at the end
+        return [before.strip(), f"{before}{row['continuation']}"]  # a space at the end would belong to the next token
 
     def _example(self, row: dict[str, Any]) -> str:
-        """A row with its right answer."""
+        """A row with its correct answer, as a few-shot example."""
         if self.kind == "multiple_choice":
             return f"{row['query']}{self.delimiter}{row['choices'][row['gold']]}"
         if self.kind == "schema":
@@ -78,13 +78,13 @@ class CoreTask:
         return f"{str(row['context']).strip()}{self.delimiter}{row['continuation']}"
 
     def length(self, index: int) -> int:
-        """How many characters the question has, to ask those together that are alike."""
+        """Length of a question in characters, to batch questions of similar length."""
         return max(map(len, self.prompts(index)))
 
     def spans(self, index: int, tokenizer: Tokenizer) -> list[Span]:
-        """The options of row `index` as ids, each with the part that is scored: what the options do not have in common.
+        """The options of row `index` as ids, each with its scored part, in which the options differ.
 
-        A schema's options end alike, so there it is what they have in common that is scored.
+        A schema's options differ in their beginnings; there the common ending is scored.
         """
         ids = [[tokenizer.bos, *tokenizer.encode(prompt)] for prompt in self.prompts(index)]
         if self.kind == "schema":
@@ -96,9 +96,9 @@ class CoreTask:
         return [Span(one, start, len(one)) for one in ids]
 
     def grade(self, scorer: Scorer, indices: Sequence[int]) -> list[bool]:
-        """Which of the rows the model answers correctly.
+        """Whether the model answers each row correctly.
 
-        The right option has the lowest mean loss; of language modelling, each id of the continuation is the likeliest.
+        The correct option must have the lowest mean loss; for language modelling, each id of the continuation must be the most likely.
         """
         options = [self.spans(index, scorer.tokenizer) for index in indices]
         scored = iter(scorer.score_spans([span for spans in options for span in spans]))
@@ -110,7 +110,7 @@ class CoreTask:
 
 
 def common_length(sequences: Sequence[Sequence[int]]) -> int:
-    """With how many ids all of `sequences` begin."""
+    """Length of the common prefix of `sequences`."""
     count = 0
     for together in zip(*sequences, strict=False):
         if len(set(together)) > 1:
@@ -120,7 +120,7 @@ def common_length(sequences: Sequence[Sequence[int]]) -> int:
 
 
 def read_core(bundle: Path, max_rows: int = -1) -> list[CoreTask]:
-    """The bundle's tasks, at most the first `max_rows` rows of each (-1: all). Raises DataError where the bundle is not as published."""
+    """The bundle's tasks, at most the first `max_rows` rows of each (-1: all). Raises DataError if the bundle is not as published."""
     try:
         tasks = yaml.safe_load(untrusted.read_bytes(bundle / "core.yaml", TASKS_BYTES).decode("utf-8"))["icl_tasks"]
         with (bundle / "eval_meta_data.csv").open(encoding="utf-8", newline="") as file:
@@ -128,13 +128,13 @@ def read_core(bundle: Path, max_rows: int = -1) -> list[CoreTask]:
         return [_read_task(bundle, task, chance[task["label"]], max_rows) for task in tasks]
     except (OSError, yaml.YAMLError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
         raise DataError(
-            f"{bundle} is not the evaluation bundle: {type(error).__name__}: {untrusted.reason(error)}",
-            f"remove {bundle} and run: download --evaluation",
+            f"{bundle} is not the evaluation bundle ({type(error).__name__}: {untrusted.reason(error)})",
+            f"remove {bundle} and run `nanochat download --evaluation`",
         ) from error
 
 
 def _read_task(bundle: Path, task: dict[str, Any], chance: float, max_rows: int) -> CoreTask:
-    """One task of the bundle's core.yaml. Raises ValueError where a row lacks a field."""
+    """One task of the bundle's core.yaml. Raises ValueError if a row lacks a field."""
     kind, shots, delimiter = task["icl_task_type"], task["num_fewshot"][0], task.get("continuation_delimiter", " ")
     untrusted.integer(shots, "num_fewshot", high=1000)
     path = untrusted.inside(bundle / "eval_data", task["dataset_uri"])
@@ -144,7 +144,7 @@ def _read_task(bundle: Path, task: dict[str, Any], chance: float, max_rows: int)
     for number, row in enumerate(rows, 1):
         options = row.get("choices") or row.get("context_options") or []
         if any(field not in row for field in FIELDS[kind]) or ("gold" in FIELDS[kind] and not 0 <= row["gold"] < len(options)):
-            raise ValueError(f"row {number} of {path} is no {kind}: {', '.join(row)}")
+            raise ValueError(f"row {number} of {path} is not a {kind} row (it has {', '.join(row)})")
     random.Random(ORDER_SEED).shuffle(rows)
     rows = rows[:max_rows] if max_rows >= 0 else rows
     if not rows:

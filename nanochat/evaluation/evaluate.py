@@ -1,7 +1,7 @@
-"""`eval`: bits per byte, CORE, the chat tasks and the held-out questions, from files that are there; nothing is fetched.
+"""`eval`: bits per byte, CORE, chat tasks and held-out questions, from local files.
 
 runs/<run>/evaluation.json  the results (results.py), for the report
-          /evaluation/      answers on the way: a killed evaluation resumes, and an equal one is not asked again
+          /evaluation/      cached answers, so that a killed evaluation resumes and an equal one is immediate
 """
 
 import os
@@ -28,13 +28,13 @@ from nanochat.hub.assets import BUNDLE, has_bundle
 from nanochat.runs import record as runs
 
 PARTS = ("bpb", "core", "chat", "skills")
-TASK_PARTS = {"core": "base", "chat": None}  # part of tasks -> the stage whose model is asked; None: the newest there is
-ANSWERS = "evaluation"  # folder of the answers on the way
-FETCH_HINT = "download --evaluation brings them"
+TASK_PARTS = {"core": "base", "chat": None}  # part of tasks -> the stage whose model is evaluated; None: the last stage
+ANSWERS = "evaluation"  # directory of cached answers
+FETCH_HINT = "run `nanochat download --evaluation`"
 
 
 def missing_parts() -> dict[str, str]:
-    """Part whose questions are not on this machine -> why not. No network."""
+    """Parts whose questions are not on this machine -> reason, without network access."""
     missing = {}
     if not has_bundle():
         missing["core"] = f"there is no {paths.base_dir() / BUNDLE}"
@@ -51,9 +51,9 @@ def read_tasks(part: str, max_per_task: int) -> Sequence[EvaluationTask]:
 
 
 def evaluate_part(run: str, part: str, max_per_task: int, here: ranks.Ranks, again: bool = False) -> dict[str, Any]:
-    """Evaluate the run's newest model on "core" or "chat", on all ranks, and keep the result. Raises DataError.
+    """Evaluate the run's newest model on "core" or "chat", on all ranks, and store the result. Raises DataError.
 
-    With `again`, answers of earlier evaluations are discarded.
+    With `again`, cached answers are discarded.
     """
     stage = TASK_PARTS[part] if runs.has_stage(run, TASK_PARTS[part]) else None
     opened = runs.open_model(run, str(here.device), stage)
@@ -71,32 +71,35 @@ def evaluate_part(run: str, part: str, max_per_task: int, here: ranks.Ranks, aga
 
 
 def evaluate_finished(config: Config, here: ranks.Ranks) -> None:
-    """Evaluate a finished run on CORE and the chat tasks, on all ranks. The model is saved: nothing that fails here fails the run."""
+    """Evaluate a finished run on CORE and the chat tasks, on all ranks. Errors are warnings, because the model is already saved."""
     max_per_task = config.core_metric_max_per_task
     if not max_per_task:
         return
     missing = missing_parts()
     for part in TASK_PARTS:
         if part in missing:
-            log(f"skipped: {part} tasks: {missing[part]} ({FETCH_HINT}; then: eval)")
+            log(f"skipped: {part} tasks, because {missing[part]} ({FETCH_HINT}, then `nanochat eval`)")
             continue
         if part == "chat" and not runs.has_stage(config.run, "sft"):
-            continue  # a model that only continues texts
+            continue  # a base model, which only continues text
         try:
             result = evaluate_part(config.run, part, max_per_task, here)
-            log(f"{part}: {result['score']:.4f} over {len(result['tasks'])} tasks (0: as by guessing, 1: all right)")
+            log(f"{part}: {result['score']:.4f} over {len(result['tasks'])} tasks (0: guessing, 1: all correct)")
         except Preempted:
             raise
         except Exception as error:
-            log(f"warning: no {part} scores: {error} (the model is saved; `eval` asks again)")
+            log(f"warning: no {part} scores: {error} (the model is saved; run `nanochat eval` to try again)")
 
 
 def evaluate(
     run: str | None, parts: Sequence[str], items: Path | None, max_per_task: int, device: str, again: bool = False
 ) -> dict[str, Any] | None:
-    """Evaluate a run's newest models on `parts` (none: what is there); None on all ranks but the main one. Raises UsageError, DataError."""
+    """Evaluate a run's newest models on `parts` (none: all that are present); None except on the main rank.
+
+    Raises UsageError, DataError.
+    """
     if unknown := [part for part in parts if part not in PARTS]:
-        raise UsageError(f"--only {unknown[0]} is unknown", f"some of: {', '.join(PARTS)}")
+        raise UsageError(f"--only {unknown[0]} is unknown", f"choose from: {', '.join(PARTS)}")
     if os.environ.get("RANK", "0") != "0":
         console.mute()
     with ranks.join(device) as here:
@@ -114,19 +117,17 @@ def evaluate(
 
 
 def _choose_parts(run: str, parts: Sequence[str], items: Path | None, chats: bool) -> Sequence[str]:
-    """The parts to evaluate: those that were named; without names those that are there, and why the others are not. Raises DataError."""
+    """The named parts, or without names all whose files are present, with a message for each missing one. Raises DataError."""
     missing = missing_parts()
     if runs.read_record(run) is None:
-        missing["bpb"] = f"the run {run!r} was imported, without its text"
+        missing["bpb"] = f"the run {run!r} was imported without its text"
     if not (items or paths.run_dir(run) / HELDOUT).exists():
-        missing["skills"] = f"the run {run!r} has no held-out questions (--items FILE brings some)"
+        missing["skills"] = f"the run {run!r} has no held-out questions (--items FILE reads others)"
     if items:
         parts = parts or ("skills",)
     for part in parts:
         if part in missing and part != "skills":
-            raise DataError(
-                f"no {part} score: {missing[part]}", FETCH_HINT if part in TASK_PARTS else "leave it out: --only names the others"
-            )
+            raise DataError(f"no {part} score: {missing[part]}", FETCH_HINT if part in TASK_PARTS else f"leave {part} out of --only")
     if parts:
         return parts
     if not chats:
@@ -135,12 +136,12 @@ def _choose_parts(run: str, parts: Sequence[str], items: Path | None, chats: boo
         log(f"skipped: {part}: {why}")
     wanted = [part for part in PARTS if part not in missing]
     if not wanted:
-        raise DataError(f"there is nothing to ask the run {run!r}", f"{FETCH_HINT}; or --items FILE")
+        raise DataError(f"there are no questions to evaluate the run {run!r} on", f"{FETCH_HINT}, or use --items FILE")
     return wanted
 
 
 def _evaluate_text(run: str, here: ranks.Ranks) -> dict[str, Any]:
-    """Evaluate the base model's bits per byte on validation text and on as much of the first text that it was trained on."""
+    """Bits per byte of the base model on validation text, and on the same amount of its first training text."""
     record = runs.read_record(run)
     assert record is not None, run
     stage = "base" if runs.has_stage(run, "base") else None
@@ -164,12 +165,12 @@ def _evaluate_text(run: str, here: ranks.Ranks) -> dict[str, Any]:
 
 
 def print_results(results: dict[str, Any]) -> None:
-    """Print what `evaluate` returned."""
+    """Print the results of `evaluate`."""
     if "by_skill" in results:
         print_scores(results)
     if bpb := results.get("bpb"):
         trained, validation = (f"{bpb[name]:.4f}" if bpb[name] else "-" for name in ("train", "validation"))
-        show(f"bits per byte: {trained} of text it was trained on, {validation} of text it was not")
+        show(f"bits per byte: {trained} on training text, {validation} on validation text")
     for part in TASK_PARTS:
         if part in results:
             show(f"{part + ' tasks':60} {'questions':>9} {'accuracy':>9} {'centred':>8}")

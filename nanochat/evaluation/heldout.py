@@ -1,4 +1,4 @@
-"""Held-out questions: whether the model's answer is exactly the right one, by skill, untrained beside trained."""
+"""Held-out questions: exact-match scores by skill, of the untrained and the trained model."""
 
 import json
 from collections.abc import Sequence
@@ -14,9 +14,9 @@ from nanochat.generate.engine import Engine, answer_text
 from nanochat.model.build import build_model
 from nanochat.runs import record as runs
 
-HELDOUT = "heldout.jsonl"  # in a run's folder: the questions that were held out of its text, so that anyone can ask them again
-FORMAT_HINT = "one JSON object a line: skill, prompt, answer"
-CALCULATOR_TOKENS = 24  # of a call of the calculator and its output, beside the answer itself
+HELDOUT = "heldout.jsonl"  # in a run's directory: its held-out questions, so that anyone can repeat the evaluation
+FORMAT_HINT = "write one JSON object per line, with skill, prompt and answer"
+CALCULATOR_TOKENS = 24  # tokens of a calculator call and its result, beside the answer itself
 
 
 def write_items(folder: Path, items: Sequence[Item]) -> None:
@@ -26,7 +26,7 @@ def write_items(folder: Path, items: Sequence[Item]) -> None:
 
 
 def read_items(path: Path) -> list[Item]:
-    """The questions of a jsonl file. Raises DataError where there are none."""
+    """The questions of a jsonl file. Raises DataError if there are none."""
     try:
         items = [Item(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, ValueError, TypeError) as error:
@@ -37,20 +37,20 @@ def read_items(path: Path) -> list[Item]:
 
 
 def evaluate_items(run: str | None, path: Path | None) -> dict[str, Any]:
-    """The scores of a run's model on the questions of a jsonl file, by default the run's own held-out ones. Raises DataError."""
+    """Scores of a run's model on the questions of a jsonl file, by default the run's held-out questions. Raises DataError."""
     opened = runs.open_model(run)
     runs.describe(opened)
     items = read_items(path or paths.run_dir(opened.run) / HELDOUT)
     untrained_model = build_model(opened.model.config)
-    untrained, _ = grade_items(Engine(untrained_model, opened.tokenizer), items, "asking the untrained model")
-    trained, _ = grade_items(Engine(opened.model, opened.tokenizer), items, "asking the trained model")
+    untrained, _ = grade_items(Engine(untrained_model, opened.tokenizer), items, "evaluating the untrained model")
+    trained, _ = grade_items(Engine(opened.model, opened.tokenizer), items, "evaluating the trained model")
     return {"run": opened.run} | score_by_skill(items, untrained, trained)
 
 
 def grade_items(engine: Engine, items: Sequence[Item], what: str, *, batch: int = 128) -> tuple[list[bool], int]:
-    """Whether the model's greedy answer to each item is exactly the right one, and how many tokens it read and wrote.
+    """(whether the model's greedy answer to each item is exactly right, number of tokens read and generated).
 
-    `what` is for messages; a batch that does not fit into memory is halved.
+    `what` is for messages. When out of memory, the batch is halved.
     """
     tokenizer = engine.tokenizer
     max_tokens = CALCULATOR_TOKENS + max(len(tokenizer.encode(item.answer)) for item in items)
@@ -76,12 +76,12 @@ def answer(engine: Engine, question: str, max_tokens: int = 128) -> str:
 
 
 def render_question(engine: Engine, question: str) -> list[int]:
-    """The prompt ids of one user message, at most as many as leave room for a token of the answer."""
+    """The prompt ids of one user message, cut so that at least one token of the answer fits into the context."""
     return engine.tokenizer.render_prompt([{"role": "user", "content": question}], engine.context - 1)[0]
 
 
 def score_by_skill(items: Sequence[Item], untrained: Sequence[bool], trained: Sequence[bool]) -> dict[str, Any]:
-    """The shares of correct answers, untrained beside trained: {untrained, trained, items, by_skill: {skill: the same three}}."""
+    """Fractions of correct answers of both models: {untrained, trained, items, by_skill}, the last by skill likewise."""
 
     def scores(chosen: Sequence[int]) -> dict[str, Any]:
         count = len(chosen)
@@ -97,7 +97,7 @@ def score_by_skill(items: Sequence[Item], untrained: Sequence[bool], trained: Se
 
 
 def print_scores(scores: dict[str, Any]) -> None:
-    """Print the scores by skill, untrained beside trained."""
+    """Print the scores of the untrained and the trained model by skill."""
     show(f"{'held-out questions':24} {'items':>6} {'untrained':>10} {'trained':>10}")
     for name, row in [*scores["by_skill"].items(), ("all", scores)]:
         show(f"{name:24} {row['items']:6} {row['untrained']:10.1%} {row['trained']:10.1%}")

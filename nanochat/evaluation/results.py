@@ -1,11 +1,11 @@
-"""The one results file of a run: evaluation.json in its folder, one part for each thing that was evaluated.
+"""A run's results file, evaluation.json, with one part per evaluation.
 
-    summary  what the finished training came to: bpb, tokens, parameters, flops, seconds, samples, scores (of the held-out questions)
-    bpb      bits per byte as `eval` measured them: train, validation, tokens, stage, step
-    core     CORE: score, error, tasks, stage, step, max_per_task
+    summary  bpb, tokens, parameters, flops, seconds, samples and held-out scores of the finished run
+    bpb      train, validation, tokens, stage and step of `eval`'s bits per byte
+    core     score, error, tasks, stage, step and max_per_task of CORE
     chat     the chat tasks, likewise
 
-Runs that were made before there was one file have their summary in scores.json.
+Older runs have their summary in scores.json.
 """
 
 from pathlib import Path
@@ -19,7 +19,7 @@ OLD_SUMMARY = "scores.json"
 
 
 def read_results(folder: Path) -> dict[str, Any]:
-    """The parts of a run's results, of an older run the summary of scores.json too; {} where there are none or the file is damaged."""
+    """The parts of a run's results, for an older run with the summary of scores.json; {} if there are none or the file is damaged."""
     results = read_json_object(folder / RESULTS)
     if SUMMARY not in results and (summary := read_json_object(folder / OLD_SUMMARY)):
         results[SUMMARY] = summary
@@ -27,12 +27,12 @@ def read_results(folder: Path) -> dict[str, Any]:
 
 
 def write_part(folder: Path, part: str, value: dict[str, Any]) -> None:
-    """Write one part of a run's results, the others as they are."""
+    """Write one part of a run's results and keep the others."""
     atomic_write_json(folder / RESULTS, read_json_object(folder / RESULTS) | {part: value})
 
 
 def forget_summary(folder: Path) -> None:
-    """Remove the summary of a run that is trained further; its other parts say themselves of which step they are."""
+    """Remove the summary of a run that resumes training; the other parts name their step themselves."""
     (folder / OLD_SUMMARY).unlink(missing_ok=True)
     results = read_json_object(folder / RESULTS)
     if results.pop(SUMMARY, None) is None:

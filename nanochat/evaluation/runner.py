@@ -1,7 +1,7 @@
-"""All questions of some tasks: dealt to the ranks, kept as they are answered, and what the answers are worth.
+"""Evaluation of tasks on all ranks, with cached answers and scores.
 
-Questions are dealt in groups of like length, which depend on the tasks alone: however many ranks there are, and whether or not
-an evaluation was killed on the way, each group is computed alike, and so the scores are the same to the last digit.
+Questions are divided into groups of similar length, which depend only on the tasks. So each group is computed in the same way for any
+number of ranks, also after an interruption, and scores are equal to the last digit.
 """
 
 import contextlib
@@ -20,10 +20,10 @@ from nanochat.evaluation.scores import score_tasks
 from nanochat.paths import atomic_write_json
 
 GROUP = 32  # questions
-VERSION = 1  # of how questions are put and graded: another one's answers are not used
-SAVE_SECONDS = 10.0  # between writes of the answers
+VERSION = 1  # of the prompts and the grading; cached answers of another version are not used
+SAVE_SECONDS = 10.0  # between two writes of the cache
 
-Grades = dict[str, dict[int, bool]]  # key of a task and a model -> question -> whether it was answered correctly
+Grades = dict[str, dict[int, bool]]  # key of a task and a model -> question -> whether the answer was correct
 
 
 class EvaluationTask(Protocol):
@@ -33,26 +33,26 @@ class EvaluationTask(Protocol):
     def name(self) -> str: ...
     @property
     def chance(self) -> float:
-        """What guessing scores, as a part of 1."""
+        """Score of guessing, 0 to 1."""
         ...
 
     @property
     def digest(self) -> str:
-        """Changes with the questions."""
+        """Hash of the questions."""
         ...
 
     def __len__(self) -> int: ...
     def length(self, index: int) -> int:
-        """About how many characters a question has."""
+        """Approximate length of a question in characters."""
         ...
 
     def grade(self, scorer: Scorer, indices: Sequence[int]) -> list[bool]:
-        """Which of the questions the model answers correctly."""
+        """Whether the model answers each question correctly."""
         ...
 
 
 class AnswerCache:
-    """Grades of the questions answered so far, in FOLDER/NAME_00000.json, a file per rank, so that a killed evaluation resumes."""
+    """Grades of answered questions in FOLDER/NAME_00000.json, a file per rank, so that a killed evaluation resumes."""
 
     def __init__(self, folder: Path, name: str, ranks: Ranks):
         self.path = folder / f"{name}_{ranks.rank:05d}.json"
@@ -64,7 +64,7 @@ class AnswerCache:
         self.saved = time.monotonic()
 
     def add(self, key: str, grades: dict[int, bool]) -> None:
-        """Keep some grades; they are on the disk within SAVE_SECONDS of grading."""
+        """Add grades; they are written to disk within SAVE_SECONDS."""
         self.own.setdefault(key, {}).update(grades)
         if time.monotonic() - self.saved >= SAVE_SECONDS:
             self.save()
@@ -76,7 +76,7 @@ class AnswerCache:
 
 
 def _read_grades(path: Path) -> Grades:
-    """The grades in a rank's file; none where it is missing or damaged."""
+    """The grades in a rank's file; {} if it is missing or damaged."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         text = path.read_text(encoding="utf-8")
         return {key: {int(index): bool(correct) for index, correct in found.items()} for key, found in json.loads(text).items()}
@@ -84,15 +84,17 @@ def _read_grades(path: Path) -> Grades:
 
 
 def evaluate_tasks(name: str, tasks: Sequence[EvaluationTask], scorer: Scorer, ranks: Ranks, folder: Path, model: str) -> dict[str, Any]:
-    """Ask the model all questions of `tasks` (every rank calls this): their scores, and the centred mean.
+    """Evaluate the model on `tasks` (called on every rank): their scores, and the centred mean.
 
-    `folder` keeps the answers on the way, `model` is a hash of the weights. Raises on every rank what fails on one of them.
+    `folder` has the cached answers; `model` is a hash of the weights. An error on one rank is raised on all.
     """
     cache = AnswerCache(folder, name, ranks)
     keys = [hashlib.sha256(json.dumps([VERSION, model, task.name, task.digest]).encode()).hexdigest()[:16] for task in tasks]
-    known = _merge_ranks(ranks, {key: cache.known.get(key, {}) for key in keys}, None)  # the same on all ranks, before any deals
+    known = _merge_ranks(
+        ranks, {key: cache.known.get(key, {}) for key in keys}, None
+    )  # the same on all ranks, before the groups are divided
     if before := sum(map(len, known.values())):
-        log(f"{name}: {before:,} of {sum(map(len, tasks)):,} questions were answered before ({folder})")
+        log(f"{name}: {before:,} of {sum(map(len, tasks)):,} questions are in the cache ({folder})")
     failed: NanochatError | None = None
     try:
         with Progress(f"asking {name}", sum(map(len, tasks)), "questions") as progress:
@@ -101,11 +103,11 @@ def evaluate_tasks(name: str, tasks: Sequence[EvaluationTask], scorer: Scorer, r
                 _evaluate_own_groups(key, task, scorer, ranks, cache, set(known[key]), progress)
     except Preempted:
         raise
-    except Exception as error:  # the other ranks wait for this one's answers: they are told
+    except Exception as error:  # sent to the other ranks, which wait for this rank's answers
         if isinstance(error, NanochatError):
             failed = error
         else:
-            failed = NanochatError(f"{type(error).__name__}: {error}", "what was answered before is kept")
+            failed = NanochatError(f"{type(error).__name__}: {error}", "run the same command again, which keeps the answers so far")
             failed.__cause__ = error
     finally:
         if any(key in cache.own for key in keys):
@@ -125,14 +127,16 @@ def _evaluate_own_groups(
     for group in groups[ranks.rank :: ranks.world_size]:
         if not known.issuperset(group):
             cache.add(key, dict(zip(group, task.grade(scorer, group), strict=True)))
-            progress.advance(min(len(group) * ranks.world_size, progress.total - progress.done))  # the others are as far
+            progress.advance(
+                min(len(group) * ranks.world_size, progress.total - progress.done)
+            )  # the other ranks have about the same progress
 
 
 def _merge_ranks(ranks: Ranks, own: Grades, failed: NanochatError | None) -> Grades:
-    """The grades of all ranks. Raises what failed on one of them."""
+    """The grades of all ranks. Raises the error of a rank that failed."""
     merged: Grades = {key: {} for key in own}
     told = [failed.exit_code, failed.message, failed.hint] if failed else None
-    pairs = {key: [[index, correct] for index, correct in grades.items()] for key, grades in own.items()}  # JSON's keys are text
+    pairs = {key: [[index, correct] for index, correct in grades.items()] for key, grades in own.items()}  # JSON keys are strings
     for found, error in ranks.gather_objects([pairs, told]):
         if failed:
             raise failed

@@ -1,4 +1,4 @@
-"""What a model makes of prompts: how likely a text is, which letter it prefers, what it answers. In batches that fit.
+"""Batched scoring of a model: likelihood of a text, choice of a letter, and generated answers.
 
 Shapes: B rows, T positions, D width, V vocabulary.
 """
@@ -17,8 +17,8 @@ from nanochat.generate.engine import Engine, answer_text
 from nanochat.model.transformer import Transformer
 from nanochat.tokenizer.tokenizer import Tokenizer
 
-BATCH_TOKENS = 16_384  # padding included, that one forward pass reads
-LOGIT_ROWS = 1024  # whose logits exist at once
+BATCH_TOKENS = 16_384  # tokens of one forward pass, padding included
+LOGIT_ROWS = 1024  # rows of logits in memory at the same time
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -26,22 +26,22 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Span:
-    """A text as ids, of which ids[start:end] are scored; 1 <= start <= end."""
+    """A text as ids, with the scored part ids[start:end]; 1 <= start <= end."""
 
     ids: list[int]
     start: int
     end: int
 
     def within(self, context: int) -> "Span":
-        """The same without its oldest ids, where there are more than `context`; the first id left cannot be scored."""
+        """The span without its oldest ids if there are more than `context`; the first remaining id cannot be scored."""
         cut = max(len(self.ids) - context, 0)
         return Span(self.ids[cut:], max(self.start - cut, 1), max(self.end - cut, 1))
 
 
 class Scorer:
-    """A model with its tokenizer, asked in batches; a batch that does not fit into memory is halved, and so are those after it.
+    """A model with its tokenizer, evaluated in batches; when out of memory, this and later batches are halved.
 
-    The result of a text does not depend on its batch, but for the last digits of the arithmetic.
+    A text's result does not depend on its batch, except for rounding.
     """
 
     def __init__(self, model: Transformer, tokenizer: Tokenizer, batch_tokens: int = BATCH_TOKENS):
@@ -51,9 +51,9 @@ class Scorer:
         self.device = next(model.parameters()).device
 
     def score_spans(self, spans: Sequence[Span]) -> list[tuple[float, bool]]:
-        """(mean nats of the scored ids, whether each was the likeliest) of every span; equal ones are read once.
+        """(mean loss of the scored ids in nats, whether each was the most likely id) of every span; equal spans are read once.
 
-        Where nothing is scored the mean is infinite: such an option is never chosen.
+        The mean of a span without scored ids is infinite, so that it is never chosen.
         """
         keys = [(tuple(cut.ids), cut.start, cut.end) for cut in (span.within(self.context) for span in spans)]
         different = [Span(list(ids), start, end) for ids, start, end in dict.fromkeys(keys)]
@@ -65,7 +65,7 @@ class Scorer:
         return [scored[key] for key in keys]
 
     def choose_letters(self, prompts: Sequence[list[int]], letters: Sequence[Sequence[str]]) -> list[int]:
-        """Which of its letters the model finds likeliest right after each prompt: their indices; the first of equals."""
+        """Index of the most likely letter after each prompt; the first of equals."""
         items = [
             (prompt[-self.context :], [self.tokenizer.encode(letter)[0] for letter in few])
             for prompt, few in zip(prompts, letters, strict=True)
@@ -90,8 +90,10 @@ class Scorer:
     def _batched(
         self, items: Sequence[Item], length: Callable[[Item], int], work: Callable[[Sequence[Item]], Sequence[Result]]
     ) -> list[Result]:
-        """`work`'s results for `items`, in batches of items of like length. Raises OutOfMemoryError where one item does not fit."""
-        order = sorted(range(len(items)), key=lambda index: -length(items[index]))  # the largest first: what fits it fits all
+        """`work`'s results for `items`, in batches of items of like length. Raises OutOfMemoryError if one item does not fit."""
+        order = sorted(
+            range(len(items)), key=lambda index: -length(items[index])
+        )  # the longest first, because a batch size that fits it fits all
         ordered = [items[index] for index in order]
         results, self.batch_tokens = map_with_oom_backoff(ordered, self.batch_tokens, work, self.device, "reading texts", length)
         return [result for _, result in sorted(zip(order, results, strict=True), key=lambda found: found[0])]
@@ -99,7 +101,7 @@ class Scorer:
 
 @torch.inference_mode()
 def score_batch(model: Transformer, spans: Sequence[Span], padding: int) -> list[tuple[float, bool]]:
-    """(mean nats of the scored ids, whether each was the likeliest) of every span, by one forward pass."""
+    """(mean loss of the scored ids in nats, whether each was the most likely id) of every span, by one forward pass."""
     hidden = _hidden_states(model, [span.ids for span in spans], padding)
     before = [hidden[row, span.start - 1 : span.end - 1] for row, span in enumerate(spans)]  # each predicts the id after it
     targets = torch.tensor([id for span in spans for id in span.ids[span.start : span.end]], dtype=torch.int64, device=hidden.device)
@@ -117,7 +119,7 @@ def score_batch(model: Transformer, spans: Sequence[Span], padding: int) -> list
 
 @torch.inference_mode()
 def choose_batch(model: Transformer, items: Sequence[tuple[list[int], list[int]]], padding: int) -> list[int]:
-    """Of (prompt, candidate ids), the index of the candidate that is likeliest right after the prompt, by one forward pass."""
+    """Index of the most likely candidate after the prompt, for each (prompt, candidate ids), by one forward pass."""
     hidden = _hidden_states(model, [prompt for prompt, _ in items], padding)
     last = torch.tensor([len(prompt) - 1 for prompt, _ in items], device=hidden.device)
     logits = model.logits(hidden[torch.arange(len(items), device=hidden.device), last]).cpu()  # (B, V)
@@ -125,7 +127,7 @@ def choose_batch(model: Transformer, items: Sequence[tuple[list[int], list[int]]
 
 
 def _hidden_states(model: Transformer, rows: list[list[int]], padding: int) -> Tensor:
-    """Hidden states (B, T, D) of rows padded on the right, which what comes before the padding cannot see."""
+    """Hidden states (B, T, D) of rows padded on the right, to which the ids before it do not attend."""
     longest = max(map(len, rows))
     padded = torch.tensor([row + [padding] * (longest - len(row)) for row in rows])
     return model(padded.to(next(model.parameters()).device))

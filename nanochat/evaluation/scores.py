@@ -1,4 +1,4 @@
-"""What answers are worth: accuracies, centred, their mean; and the table that shows them beside published scores."""
+"""Scores of tasks: accuracy, centred accuracy, mean, and a table with published scores."""
 
 import math
 from typing import Any
@@ -11,9 +11,9 @@ HEADINGS = ["task", "questions", "accuracy", "centred"]
 
 
 def score_tasks(correct: dict[str, tuple[int, int, float]]) -> dict[str, Any]:
-    """Scores of tasks from (correct answers, questions, what guessing scores): accuracy, centred, and the centred mean.
+    """Scores of tasks from (correct answers, questions, score of guessing): accuracy, centred accuracy, and the centred mean.
 
-    Centred is 0 as by guessing and 1 where all is right. `error` is the mean's standard error, from the number of questions alone.
+    The centred accuracy is 0 for guessing and 1 if all is correct. `error` is the mean's standard error from the number of questions.
     """
     tasks, total, variance = {}, 0.0, 0.0
     for name, (count, questions, chance) in correct.items():
@@ -27,7 +27,7 @@ def score_tasks(correct: dict[str, tuple[int, int, float]]) -> dict[str, Any]:
 
 
 def score_table(part: str, scores: dict[str, Any]) -> list[list[str]]:
-    """The scores of "core" or "chat" as cells under HEADINGS: its tasks, then the mean, then what that may be compared with."""
+    """The scores of "core" or "chat" as rows under HEADINGS: the tasks, the mean, and published scores."""
     rows = [[name, f"{task['questions']:,}", f"{task['accuracy']:.1%}", f"{task['centred']:.4f}"] for name, task in scores["tasks"].items()]
     mean = f"{TITLES[part]} ({scores['stage']} step {scores['step']}, standard error {scores['error']:.4f})"
     rows.append([mean, "", "", f"{scores['score']:.4f}"])

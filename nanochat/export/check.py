@@ -28,7 +28,7 @@ INTERNAL_ERROR = "report it: this is a fault of ours"
 def check(opened: TrainedModel, to: str, out: Path) -> None:
     """Compare the export in `out` with our model, and log what was compared.
 
-    Raises NanochatError where the two differ, UsageError where a library is missing.
+    Raises NanochatError if the two differ, UsageError if a library is missing.
     """
     if to == "hf":
         _check_folder(opened, out)

@@ -224,7 +224,7 @@ Calls of the calculator (`<|python_start|>...<|python_end|>`) are not answered o
 
 
 def write_folder(opened: TrainedModel, out: Path) -> None:
-    """Write `out` as a whole. Raises UsageError where it exists, PreflightError where it cannot be written."""
+    """Write `out` as a whole. Raises UsageError if it exists, PreflightError if it cannot be written."""
     gpt, tokenizer, meta = opened.model.config, opened.tokenizer, opened.checkpoint.meta
     licence = licence_of(opened.run)
     about = {"format": FORMAT, "run": opened.run, "licence": licence, "meta": meta}
@@ -247,8 +247,8 @@ def write_folder(opened: TrainedModel, out: Path) -> None:
 def import_folder(folder: Path, run: str | None = None) -> str:
     """A folder that `write_folder` wrote as the run `run` (its old name unless given); returns the name.
 
-    The folder is somebody else's: nothing of it is used unchecked, and the run appears whole or not at all. Raises DataError where it is
-    no such one or damaged, UsageError where a run of that name exists, PreflightError where memory or disk do not suffice.
+    The folder is somebody else's: nothing of it is used unchecked, and the run appears whole or not at all. Raises DataError if it is
+    no such one or damaged, UsageError if a run of that name exists, PreflightError if memory or disk do not suffice.
     """
     try:
         meta, tokenizer, old_name = _read_about(folder)
@@ -259,7 +259,9 @@ def import_folder(folder: Path, run: str | None = None) -> str:
         gpt = GPTConfig.from_dict(meta["model"])
         model = _read_model(untrusted.inside(folder, WEIGHTS), gpt)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise DataError(f"{folder} is not a folder that export --to hf wrote: {untrusted.reason(error)}", "export the run again") from error
+        raise DataError(
+            f"{folder} is not a folder that `nanochat export --to hf` wrote: {untrusted.reason(error)}", "export the run again"
+        ) from error
     try:
         require_space(f"importing {folder}", 4 * count_parameters(gpt)["total"], target)
         tokenizer.save(paths.tokenizer_dir(tokenizer.id))
@@ -291,7 +293,7 @@ def _read_about(folder: Path) -> tuple[dict[str, Any], Tokenizer, Any]:
 
 
 def _read_model(path: Path, gpt: GPTConfig) -> Transformer:
-    """A model with the weights of an exported file. Raises ValueError where one is missing, left over or of another shape."""
+    """A model with the weights of an exported file. Raises ValueError if one is missing, left over or of another shape."""
     saved = tensor_shapes(path)
     if gpt.depth > len(saved):  # before its layers are built, if without memory for them
         raise ValueError(f"{len(saved)} weights are too few for {gpt.depth} layers")

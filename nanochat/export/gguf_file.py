@@ -33,7 +33,7 @@ PARAMETER temperature 0.7
 def write_gguf(opened: TrainedModel, out: Path) -> None:
     """Write the folder `out`: model.gguf in float32 and a Modelfile.
 
-    Raises UsageError for a model that llama.cpp cannot express, where `out` exists, and where the package gguf is missing.
+    Raises UsageError for a model that llama.cpp cannot express, if `out` exists, and if the package gguf is missing.
     """
     gpt, tokenizer = opened.model.config, opened.tokenizer
     if not is_plain_qwen3(gpt) or tokenizer.pattern != QWEN2_PATTERN:

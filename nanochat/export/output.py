@@ -17,7 +17,7 @@ FULL_BYTES = 1 << 20  # a disk with less than this is full
 def new_folder(out: Path) -> Iterator[Path]:
     """Fill a temporary folder that becomes `out` when the block ends well; otherwise nothing is left.
 
-    Raises UsageError where `out` exists, also where another process was quicker, PreflightError where it cannot be written.
+    Raises UsageError if `out` exists, also if another process was quicker, PreflightError if it cannot be written.
     """
     if os.path.lexists(out):
         raise _exists(out)

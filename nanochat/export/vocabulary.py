@@ -17,7 +17,7 @@ def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer of such a file. Raises DataError where it is not one of ours."""
+    """The tokenizer of such a file. Raises DataError if it is not one of ours."""
     tokens, pattern, specials = read_huggingface(path)
     if pattern not in (SPLIT_PATTERN, QWEN2_PATTERN):  # no other is run: a pattern can be made to take for ever
         raise DataError(f"{path} splits text by another pattern than this program's", "export the run again")

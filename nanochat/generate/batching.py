@@ -1,4 +1,4 @@
-"""Continuous batching (Yu et al., 2022, "Orca"): sequences join and leave between tokens, over a fixed number of KV-cache slots.
+"""Continuous batching (Yu et al., 2022, "Orca"): sequences join and leave between steps, with a fixed number of KV-cache slots.
 
 Shapes: B sequences, T positions, V vocabulary.
 """
@@ -17,14 +17,14 @@ from nanochat.model.decode import decoder_for
 from nanochat.model.transformer import Transformer
 from nanochat.tokenizer.tokenizer import Tokenizer
 
-PROMPT_TOKENS = 512  # of prompts, padding included, that one step reads: running answers wait no longer than that
-SHORTEST_PREFIX = 16  # a shorter common beginning is not worth a particular slot
+PROMPT_TOKENS = 512  # prompt tokens of one step, padding included; bounds the delay of running answers
+SHORTEST_PREFIX = 16  # a shorter common prefix does not decide the slot
 
 
 class SequenceState:
-    """One answer being generated: its prompt, its sampling, and the tokens that come next.
+    """One answer being generated: prompt, sampling, and its next tokens.
 
-    After a call of the calculator (python_start ... python_end) its result is forced into the answer, between output_start and
+    After a calculator call (python_start ... python_end) the result is forced as the next tokens, between output_start and
     output_end. If the expression has no value, nothing is forced. Forced tokens count towards `max_new_tokens`.
     """
 
@@ -41,21 +41,21 @@ class SequenceState:
         self.sampling = sampling
         self.generator = sampling.generator(index)
         self.index = index
-        self.top = top  # how many of the likeliest tokens' log probabilities are wanted beside the token's own; None: not even that
-        self.last = -1  # the newest token, which the model has not read yet
+        self.top = top  # number of most likely tokens to return log probabilities of, beside the token's own; None: of no token
+        self.last = -1  # the newest token, not yet fed to the model
         self.ended = False  # by assistant_end or bos
         self._tokenizer = tokenizer
-        self._left = max_new_tokens  # tokens that may still be added
+        self._left = max_new_tokens  # remaining tokens
         self._forced: deque[int] = deque()
         self._expression: list[int] | None = None  # the ids since python_start
 
     @property
     def done(self) -> bool:
-        """Whether the answer is complete: it ended, or has all of its tokens."""
+        """Whether the answer has ended or has `max_new_tokens` tokens."""
         return self.ended or self._left <= 0
 
     def advance(self, sampled: int) -> tuple[int, bool]:
-        """The next token, and whether it was forced: a forced one where one is due, else `sampled`."""
+        """(next token, whether it was forced): the next forced token if there is one, else `sampled`."""
         special = self._tokenizer.special
         forced = bool(self._forced)
         token = self._forced.popleft() if forced else sampled
@@ -84,11 +84,11 @@ class Token(NamedTuple):
 
 
 class Batch:
-    """The sequences that one model decodes at once, and its KV cache. Not thread-safe: one thread owns it.
+    """The sequences of one model's batch, and its KV cache. Not thread-safe: one thread owns it.
 
-    Sequences fill the slots from 0 without a gap, those that decode before those whose prompt is still being read, so that every
-    forward pass is over a view of the cache. The keys and values of a finished sequence stay in its slot until another sequence
-    needs the slot: a conversation's next turn then finds its earlier turns already read.
+    Sequences fill the slots from 0 without a gap, decoding ones before those whose prompt is still being read, so that every
+    forward pass uses a view of the cache. A finished sequence's keys and values stay until another sequence needs the slot, so that a
+    conversation's next turn finds its earlier turns in the cache.
     """
 
     def __init__(self, model: Transformer, tokenizer: Tokenizer, slots: int, length: int | None = None, prompt_tokens: int = PROMPT_TOKENS):
@@ -96,12 +96,12 @@ class Batch:
         self.device = next(model.parameters()).device
         self.context = model.config.max_seq_len
         self.sequences: list[SequenceState] = []
-        self._decoding = 0  # so many of `sequences`, from the first on, have their prompt read
+        self._decoding = 0  # the first so many of `sequences` have read their prompt
         self._prompt_tokens = prompt_tokens
         self._cache = KVCache(model.config, slots, min(length or self.context, self.context), self.device, model.compute_dtype)
-        self._decoder = decoder_for(model)  # a model with a forward pass of its own has none, and is asked through that
-        self._held: list[list[int]] = [[] for _ in range(slots)]  # the ids that each slot of the cache holds
-        self._used = [0] * slots  # when each slot was last left, to forget the oldest first
+        self._decoder = decoder_for(model)  # None for a model with another forward pass, which is then called instead
+        self._held: list[list[int]] = [[] for _ in range(slots)]  # the ids in each slot of the cache
+        self._used = [0] * slots  # time when each slot became free, to reuse the oldest first
         self._clock = 0
 
     @property
@@ -110,10 +110,10 @@ class Batch:
         return self.slots - len(self.sequences)
 
     def join(self, sequence: SequenceState) -> int:
-        """Give `sequence` a slot; the next steps read its prompt. Returns how many of the prompt's tokens the cache already holds."""
+        """Give `sequence` a slot; the next steps read its prompt. Returns the number of prompt tokens that are in the cache already."""
         assert self.free, "no slot is free"
         assert sequence.prompt, "an empty prompt"
-        assert not sequence.done, "no token may be added"
+        assert not sequence.done, "the sequence is complete"
         place = len(self.sequences)
         held, slot = max(
             (
@@ -130,7 +130,7 @@ class Batch:
     def leave(self, sequence: SequenceState) -> None:
         """Free the slot of `sequence`, whether it is done or not."""
         place = self.sequences.index(sequence)
-        if place < self._decoding:  # the last one that decodes takes its place, and the last of all that one's
+        if place < self._decoding:  # the last decoding sequence takes its slot, and the last sequence takes that one's
             self._decoding -= 1
             self._exchange(place, self._decoding)
             place = self._decoding
@@ -140,9 +140,9 @@ class Batch:
         self._used[len(self.sequences)] = self._clock
 
     def step(self) -> list[Token]:
-        """One step: a token of every sequence that decodes, a piece of the waiting prompts, the first token of those then read.
+        """One step: a token of every decoding sequence, a part of the waiting prompts, and the first token of prompts then complete.
 
-        A sequence that is done has left when this returns.
+        Complete sequences have left when this returns.
         """
         tokens: list[Token] = []
         if self._decoding:
@@ -156,7 +156,7 @@ class Batch:
         return tokens
 
     def _read_prompts(self) -> list[Token]:
-        """Read a piece of the prompts that wait, in the order of their slots, at most `prompt_tokens` with padding."""
+        """Read a part of the waiting prompts in the order of their slots, at most `prompt_tokens` with padding."""
         first = self._decoding
         left = [sequence.prompt[len(self._held[first + i]) :] for i, sequence in enumerate(self.sequences[first:])]
         count = 1
@@ -172,7 +172,7 @@ class Batch:
         return tokens
 
     def _decode(self, ids: list[int]) -> Tensor:
-        """Feed each decoding sequence its newest token; the logits (B, V) after it."""
+        """Feed each decoding sequence its newest token and return the logits (B, V) after it."""
         if self._decoder is None:
             return self._feed(0, [[id] for id in ids])
         lengths = [len(held) for held in self._held[: len(ids)]]
@@ -182,7 +182,7 @@ class Batch:
 
     @torch.inference_mode()
     def _feed(self, first: int, ids: list[list[int]]) -> Tensor:
-        """Feed the sequences from slot `first` on their `ids`; the logits (B, V) after the last one of each."""
+        """Feed the sequences from slot `first` on their `ids` and return the logits (B, V) after the last id of each."""
         counts = torch.tensor([len(one) for one in ids])
         padded = torch.zeros(len(ids), int(counts.max()), dtype=torch.int64)
         for i, one in enumerate(ids):
@@ -204,13 +204,13 @@ class Batch:
         return tokens
 
     def _exchange(self, a: int, b: int) -> None:
-        """Exchange the sequences in slots `a` and `b`, and what the slots hold."""
+        """Exchange slots `a` and `b`: sequences and cached tokens."""
         self.sequences[a], self.sequences[b] = self.sequences[b], self.sequences[a]
         self._swap(a, b)
 
     @torch.inference_mode()
     def _swap(self, a: int, b: int) -> None:
-        """Exchange what slots `a` and `b` hold."""
+        """Exchange the cached tokens of slots `a` and `b`."""
         if a == b:
             return
         self._cache.swap(a, b, max(len(self._held[a]), len(self._held[b])))
@@ -219,7 +219,7 @@ class Batch:
 
     @torch.inference_mode()
     def _keep(self, slot: int, count: int) -> None:
-        """Forget all but the first `count` ids that `slot` holds."""
+        """Drop all but the first `count` ids of `slot`."""
         del self._held[slot][count:]
         self._cache.lengths[slot] = count
         if count:
@@ -229,7 +229,7 @@ class Batch:
 
 
 def _shared(held: list[int], prompt: list[int]) -> int:
-    """How many ids both begin with; never the whole prompt, whose last id must be read for its logits."""
+    """Length of the common prefix; never the whole prompt, because its last id must be read for the logits."""
     count = 0
     for one, other in zip(held, prompt[:-1], strict=False):
         if one != other:

@@ -1,4 +1,4 @@
-"""Answers from a model: prompts in, tokens out; and what a user sees of them.
+"""Generation of answers from prompts, and the visible text of an answer.
 
 The decoding itself, with its KV cache, is `batching.py`.
 """
@@ -12,11 +12,11 @@ from nanochat.generate.sampling import Sampling
 from nanochat.model.transformer import Transformer
 from nanochat.tokenizer.tokenizer import Tokenizer
 
-PROMPT_TOKENS = 16_384  # that one step reads where nobody waits for a running answer
+PROMPT_TOKENS = 16_384  # prompt tokens of one step, if no user waits for a running answer
 
 
 class Emitted(NamedTuple):
-    """A new token of the answer to prompt `row`; `forced` if it is the calculator's and not sampled."""
+    """A new token of the answer to prompt `row`; `forced` if it is a calculator result and not sampled."""
 
     row: int
     token: int
@@ -41,24 +41,24 @@ class Engine:
         seed: int | None = None,
         batch_size: int | None = None,
     ) -> Iterator[list[Emitted]]:
-        """Answer `prompts` (lists of ids), `batch_size` (None: all) at once; yields the new tokens of each step, at most one a row.
+        """Answer `prompts` (lists of ids) in batches of `batch_size` (None: all); yields each step's new tokens, at most one per row.
 
-        An answer ends with assistant_end or bos (which is yielded), after `max_tokens`, or where the context is full.
-        It does not depend on the other prompts. Raises UsageError, at once, for sampling values that cannot be, and for a
-        prompt that is empty or longer than the context.
+        An answer ends with assistant_end or bos (which is yielded), after `max_tokens`, or when the context is full. It does not
+        depend on the other prompts. Raises UsageError, before the first step, for invalid sampling values and for a prompt that is
+        empty or longer than the context.
         """
         sampling = Sampling(temperature, top_k, top_p, seed)
         if max_tokens < 1:
-            raise UsageError(f"max_tokens = {max_tokens} is not possible", "the most tokens of an answer: a positive number")
+            raise UsageError(f"max_tokens = {max_tokens} is not a positive number", "set it to 1 or more, such as 512")
         for prompt in prompts:
             if not 1 <= len(prompt) <= self.context:
-                raise UsageError(f"a prompt of {len(prompt):,} tokens is not possible", f"this model reads 1 to {self.context:,} tokens")
+                raise UsageError(f"the prompt has {len(prompt):,} tokens", f"give it 1 to {self.context:,} tokens, the model's context")
         return self._decode(prompts, max_tokens, sampling, batch_size or max(len(prompts), 1))
 
     def complete(self, prompts: Sequence[Sequence[int]], *, max_tokens: int, batch_size: int = 64, **options: Any) -> list[list[int]]:
-        """The new ids for each of `prompts`, forced ones and the ending special included: `generate` with its options, to the end.
+        """The new ids for each of `prompts`, with forced ones and the ending special token; options as of `generate`.
 
-        temperature is 0 unless given.
+        The default temperature is 0.
         """
         answers: list[list[int]] = [[] for _ in prompts]
         for step in self.generate(prompts, max_tokens=max_tokens, batch_size=batch_size, **{"temperature": 0.0} | options):
@@ -67,7 +67,7 @@ class Engine:
         return answers
 
     def _decode(self, prompts: Sequence[Sequence[int]], max_tokens: int, sampling: Sampling, batch_size: int) -> Iterator[list[Emitted]]:
-        # From the longest prompt on, so that those that are read together are of like length and little is padding.
+        # Longest prompts first, so that prompts of a batch have similar lengths and little padding.
         order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
         max_new_tokens = {index: min(max_tokens, self.context - len(prompts[index])) for index in order}
         waiting = [index for index in order if max_new_tokens[index]]
@@ -76,14 +76,14 @@ class Engine:
         longest = max(len(prompts[index]) + max_new_tokens[index] for index in waiting)
         batch = Batch(self.model, self.tokenizer, min(batch_size, len(waiting)), longest, PROMPT_TOKENS)
         while waiting or batch.sequences:
-            if batch.free * 4 >= batch.slots:  # a few at a time: reading prompts one by one would cost a pass each
+            if batch.free * 4 >= batch.slots:  # several at a time, because each reading of prompts costs a forward pass
                 for _ in range(min(batch.free, len(waiting))):
                     index = waiting.pop()
                     batch.join(SequenceState(self.tokenizer, prompts[index], max_new_tokens[index], sampling, index))
             yield [Emitted(token.sequence.index, token.id, token.forced) for token in batch.step()]
 
 
-# A special token -> the kind of part that begins after it.
+# Special token -> kind of the part that follows it.
 _OPENS = {
     "<|python_start|>": "python",
     "<|python_end|>": "text",
@@ -93,9 +93,9 @@ _OPENS = {
 
 
 class Answer:
-    """Puts an answer's tokens together as they come: what a user sees, and the parts for the conversation's history.
+    """Assembles an answer from its tokens: the visible text, and the parts for the conversation's history.
 
-    A user sees the assistant's text alone: the calls of the calculator and its results are left out.
+    The visible text is the assistant's, without calculator calls and results.
     """
 
     def __init__(self, tokenizer: Tokenizer):
@@ -106,17 +106,17 @@ class Answer:
 
     @property
     def text(self) -> str:
-        """What a user has seen so far."""
+        """The visible text so far."""
         return "".join(part["text"] for part in self.parts if part["type"] == "text")
 
     def push(self, token: int) -> str:
-        """The visible text that this token adds; never half a code point."""
+        """The visible text that this token adds, in whole code points."""
         visible = self._add(self._decoder.push(token))
         self._kind = self._kinds.get(token, self._kind)
         return visible
 
     def flush(self) -> str:
-        """The visible rest, at the end."""
+        """The rest of the visible text, at the end."""
         return self._add(self._decoder.flush())
 
     def _add(self, text: str) -> str:
@@ -129,12 +129,12 @@ class Answer:
 
 
 def prompt_ids(tokenizer: Tokenizer, text: str) -> list[int]:
-    """One user's message, however long, as ids that end where the assistant begins."""
+    """A user message of any length as ids that end with assistant_start."""
     return tokenizer.render_prompt([{"role": "user", "content": text}], 1 << 62)[0]
 
 
 def answer_text(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
-    """What a user sees of an answer's ids: the assistant's text, without specials and the calculator's traffic."""
+    """The visible text of an answer's ids."""
     answer = Answer(tokenizer)
     for token in ids:
         answer.push(token)

@@ -1,4 +1,4 @@
-"""Choosing the next token: temperature, top-k and top-p, each row of a batch with values and a seed of its own.
+"""Sampling of the next token: temperature, top-k and top-p, with separate values and seeds for each row of a batch.
 
 Shapes: B rows, V vocabulary.
 """
@@ -14,16 +14,17 @@ from torch import Tensor
 
 from nanochat.errors import UsageError
 
-GREEDY_BELOW = 1e-4  # temperatures that float32 can no longer tell from 0
+GREEDY_BELOW = 1e-4  # temperature below which float32 cannot distinguish it from 0
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen. Raises UsageError for values that cannot be.
+    """Sampling parameters. Raises UsageError for invalid values.
 
-    temperature 0 takes the likeliest token; top_k keeps the k likeliest (None or 0: all); top_p keeps the likeliest that
-    make up this much probability (nucleus sampling, Holtzman et al., 2020); the same seed gives the same answer (None:
-    another one each time).
+    temperature: 0 takes the most likely token.
+    top_k: sample from the k most likely tokens (None or 0: all).
+    top_p: sample from the most likely tokens with this total probability (nucleus sampling, Holtzman et al., 2020).
+    seed: the same seed gives the same answer; None is a random seed.
     """
 
     temperature: float = 1.0
@@ -33,27 +34,29 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise UsageError(f"temperature = {self.temperature} is not possible", "0 (always the likeliest token) or more, such as 0.8")
+            raise UsageError(
+                f"temperature = {self.temperature} is not valid", "set it to 0 (always the most likely token) or more, such as 0.8"
+            )
         if self.top_k is not None and self.top_k < 0:
-            raise UsageError(f"top_k = {self.top_k} is not possible", "how many of the likeliest tokens to choose from, such as 50")
+            raise UsageError(f"top_k = {self.top_k} is not valid", "set it to the number of most likely tokens to sample from, such as 50")
         if not 0 < self.top_p <= 1:
-            raise UsageError(f"top_p = {self.top_p} is not possible", "a probability above 0, up to 1")
+            raise UsageError(f"top_p = {self.top_p} is not valid", "set it to a probability above 0, up to 1")
         if self.seed is not None and not 0 <= self.seed < 2**63:
-            raise UsageError(f"seed = {self.seed} is not possible", "a whole number from 0")
+            raise UsageError(f"seed = {self.seed} is not valid", "set it to an integer from 0")
 
     def generator(self, row: int = 0) -> torch.Generator:
-        """The source of random numbers of answer `row`: seeded with seed + row, whoever its neighbours are."""
+        """The random number generator of answer `row`, seeded with seed + row, independent of the other rows."""
         seed = secrets.randbits(62) if self.seed is None else self.seed
         return torch.Generator().manual_seed((seed + row) % 2**63)
 
 
 @torch.inference_mode()
 def sample(logits: Tensor, samplings: Sequence[Sampling], generators: Sequence[torch.Generator]) -> list[int]:
-    """One token id for each row of logits (B, V), by its own sampling and generator (one number a call, none at temperature 0)."""
+    """Sample a token id for each row of logits (B, V) with its own parameters and generator (one number per call, none if greedy)."""
     chosen = logits.argmax(-1)  # (B,)
     vocabulary = logits.size(-1)
     whole: list[int] = []  # rows drawn from the whole vocabulary
-    cut: list[int] = []  # rows drawn from its likeliest part
+    cut: list[int] = []  # rows drawn from a part of it (top-k or top-p)
     for row, one in enumerate(samplings):
         if one.temperature >= GREEDY_BELOW:
             (cut if one.top_p < 1 or 0 < (one.top_k or 0) < vocabulary else whole).append(row)
@@ -64,8 +67,8 @@ def sample(logits: Tensor, samplings: Sequence[Sampling], generators: Sequence[t
 
 
 def _draw(logits: Tensor, samplings: Sequence[Sampling], generators: Sequence[torch.Generator], ranked: bool) -> Tensor:
-    """Ids (B,) drawn from logits (B, V); `ranked` where top_k or top_p cuts some row's vocabulary."""
-    order: Tensor | None = None  # (B, k) ids of the columns of `logits`, where they are sorted
+    """Ids (B,) drawn from logits (B, V); `ranked` if top_k or top_p applies to some row."""
+    order: Tensor | None = None  # (B, k) ids of the columns of `logits`, if they are sorted
     if ranked:
         keep = [min(one.top_k or logits.size(-1), logits.size(-1)) for one in samplings]
         logits, order = logits.topk(max(keep))
@@ -75,13 +78,13 @@ def _draw(logits: Tensor, samplings: Sequence[Sampling], generators: Sequence[to
     temperature = torch.tensor([[one.temperature] for one in samplings], dtype=logits.dtype, device=logits.device)
     probabilities = ((logits - logits.amax(-1, keepdim=True)) / temperature).softmax(-1).double()
     if torch.are_deterministic_algorithms_enabled():
-        probabilities = probabilities.cpu()  # a GPU's running sums are not
+        probabilities = probabilities.cpu()  # a GPU's cumsum is not deterministic
     if ranked:
         top_p = torch.tensor([[one.top_p] for one in samplings], dtype=torch.float64, device=probabilities.device)
-        before = probabilities.cumsum(-1) - probabilities  # what the likelier ones make up; the first is always kept
+        before = probabilities.cumsum(-1) - probabilities  # total of the more likely tokens; the first token is always kept
         probabilities = probabilities.masked_fill((before >= top_p) & (top_p < 1), 0.0)
-    # Inverse transform: the first token at which the running sum passes a uniform number. In float64, so that none of
-    # probability 0 is ever hit. The numbers come from the CPU: equal answers whatever the device.
+    # Inverse transform: the first token at which the cumulative sum exceeds a uniform number. In float64, so that no token of
+    # probability 0 is chosen. The numbers are drawn on the CPU, for equal answers on any device.
     uniform = torch.stack([torch.rand(1, generator=generator, dtype=torch.float64) for generator in generators])
     running = probabilities.cumsum(-1)
     chosen = torch.searchsorted(running, uniform.to(running.device) * running[:, -1:], right=True)
@@ -90,7 +93,7 @@ def _draw(logits: Tensor, samplings: Sequence[Sampling], generators: Sequence[to
 
 
 class LogProbs(NamedTuple):
-    """The natural log of a token's probability at temperature 1, and the likeliest tokens' (id, log probability), best first."""
+    """Natural log of a token's probability at temperature 1, and (id, log probability) of the most likely tokens, best first."""
 
     token: float
     top: list[tuple[int, float]]
@@ -98,7 +101,7 @@ class LogProbs(NamedTuple):
 
 @torch.inference_mode()
 def log_probs(logits: Tensor, token: int, top: int) -> LogProbs:
-    """What the model thought of `token` and of its `top` likeliest ones: logits (V,)."""
+    """Log probabilities of `token` and of the `top` most likely tokens, from logits (V,)."""
     values = logits.log_softmax(-1)
     best = values.topk(min(top, len(values)))
     return LogProbs(values[token].item(), list(zip(best.indices.tolist(), best.values.tolist(), strict=True)))

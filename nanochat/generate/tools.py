@@ -1,7 +1,7 @@
-"""The calculator that the assistant may call: an evaluator over the syntax tree, for an allow-list of nodes.
+"""The assistant's calculator: an evaluator of syntax trees with an allow-list of nodes.
 
-Nothing is ever executed as Python, so an expression can only do what is written here; its length, its nesting and every
-number on the way are bounded, and so are its time and memory, with no clock or signal needed.
+Nothing is executed as Python. Length, nesting and all intermediate numbers are bounded, and with them time and memory, without
+timers or signals.
 """
 
 import ast
@@ -12,21 +12,21 @@ from collections.abc import Callable
 
 MAX_CHARACTERS = 200
 MAX_NESTING = 40  # of parentheses
-MAX_INTEGER = 10**50  # any integer, intermediate ones included, is smaller than this
+MAX_INTEGER = 10**50  # exclusive bound of all integers, intermediate ones included
 MAX_EXPONENT = 1000
 
 _Number = int | float
 
 _STRING = re.compile(r"'[^'\\]*'|\"[^\"\\]*\"")
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
-_ALLOWED = frozenset("0123456789.eE+-*/%() ")  # outside strings, and but for .count
+_ALLOWED = frozenset("0123456789.eE+-*/%() ")  # outside of strings and .count
 
 
 def _power(base: _Number, exponent: _Number) -> _Number:
     if abs(exponent) > MAX_EXPONENT:
         raise ValueError("exponent")
     if isinstance(base, int) and isinstance(exponent, int) and base.bit_length() * exponent > 2 * MAX_INTEGER.bit_length():
-        raise ValueError("result")  # told by its length, before it is worked out
+        raise ValueError("result")  # estimated before it is computed
     return base**exponent
 
 
@@ -42,17 +42,17 @@ _BINARY: dict[type[ast.operator], Callable[[_Number, _Number], _Number]] = {
 
 
 def calculate(expression: str) -> str | None:
-    """The value of `expression` as text, or None for all that is not understood or too large; never raises.
+    """The value of `expression` as text, or None if it is not supported or too large; never raises.
 
-    Understood: numbers (also 1,234), + - * / // % **, parentheses, and how often one literal text holds another:
-    'strawberry'.count('r'). Integers stay integers; a float that is whole loses its .0.
+    Supported are numbers (also 1,234), + - * / // % **, parentheses, and counts of one literal string in another, as in
+    'strawberry'.count('r'). Integers stay integers; a whole float loses its .0.
     """
     expression = expression.strip()
     if len(expression) > MAX_CHARACTERS:
         return None
     if "'" not in expression and '"' not in expression:
         expression = _THOUSANDS.sub("", expression)
-    # Before the parser sees it: no names, no keywords, no escapes, nothing deep.
+    # Checked before parsing: no names, no keywords, no escapes, no deep nesting.
     bare = _STRING.sub("", expression).replace(".count", "")
     if not _ALLOWED.issuperset(bare) or _nesting(bare) > MAX_NESTING:
         return None
@@ -63,7 +63,7 @@ def calculate(expression: str) -> str | None:
 
 
 def _nesting(text: str) -> int:
-    """How deep the parentheses of `text` lie at most."""
+    """Depth of the parentheses in `text`."""
     depth = deepest = 0
     for character in text:
         depth += (character == "(") - (character == ")")
@@ -72,7 +72,7 @@ def _nesting(text: str) -> int:
 
 
 def _evaluate(node: ast.expr) -> _Number:
-    """The number that `node` stands for. Raises ValueError and ArithmeticError for what is not allowed."""
+    """The value of `node`. Raises ValueError and ArithmeticError if it is not allowed."""
     value: _Number
     match node:
         case ast.Constant(value=int() | float() as value):
@@ -93,7 +93,7 @@ def _evaluate(node: ast.expr) -> _Number:
 
 
 def _show(value: _Number) -> str:
-    """`value` as the assistant reads it: 12 significant digits, so that 0.1 + 0.2 is 0.3."""
+    """`value` with 12 significant digits, so that 0.1 + 0.2 is 0.3."""
     if isinstance(value, float) and not (value.is_integer() and abs(value) < 1e15):
         return f"{value:.12g}"
     return str(int(value))

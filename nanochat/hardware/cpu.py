@@ -1,4 +1,4 @@
-"""This machine's CPU: its name, its cores, whether they are idle, and how fast it multiplies."""
+"""This machine's CPU: name, cores, load and speed."""
 
 import dataclasses
 import functools
@@ -11,18 +11,18 @@ import numpy as np
 from nanochat.hardware import procfs
 
 DEFAULT_FLOPS = 15e9  # FLOP/s of training on two slow cores (measured: 17e9); a fast pair reaches 130e9
-STAT = "/proc/stat"  # counts the ticks that processors were busy and idle
-BUSY_PROCESSORS = 0.4  # that other programs may take of an idle machine, on average
-SPANS = 5  # of time that are looked at
+STAT = "/proc/stat"  # busy and idle ticks of all processors
+BUSY_PROCESSORS = 0.4  # average load of other programs at which a machine still counts as idle
+SPANS = 5  # number of time spans measured
 
 
 @dataclasses.dataclass(frozen=True)
 class CPU:
-    """The model's name, and what its instructions can multiply in."""
+    """The CPU's model name, and the vector instructions that it has."""
 
     name: str
     bf16: bool  # bfloat16 units
-    avx2: bool  # and FMA: it can multiply in int16 (nanochat/kernels/products.c)
+    avx2: bool  # AVX2 and FMA, which int16 products need (nanochat/kernels/products.c)
 
 
 def read_cpu() -> CPU:
@@ -51,13 +51,13 @@ def physical_cores() -> int:
 def has_idle_cores(seconds: float = 0.1) -> bool:
     """Whether in one of SPANS spans of `seconds` as many processors were idle as this process has cores.
 
-    False where that cannot be seen: only Linux tells.
+    False if unknown, as on systems other than Linux.
     """
     return any(_idle_processors(seconds) > physical_cores() - BUSY_PROCESSORS for _ in range(SPANS))
 
 
 def _idle_processors(seconds: float) -> float:
-    """How many of the machine's processors are idle, on average over `seconds`; 0 where that cannot be seen."""
+    """Average number of idle processors of the machine over `seconds`; 0 if unknown."""
     try:
         before = _processor_ticks()
         time.sleep(seconds)
@@ -68,7 +68,7 @@ def _idle_processors(seconds: float) -> float:
 
 
 def _processor_ticks() -> tuple[int, int]:
-    """Idle ticks and all ticks of all processors together since the start. Raises ValueError where there are none."""
+    """(idle, all) ticks of all processors since boot. Raises ValueError if there are none."""
     ticks = [int(number) for number in procfs.read(STAT).partition("\n")[0].split()[1:9]]
     if len(ticks) < 5:
         raise ValueError(f"no ticks in {STAT}")
@@ -77,9 +77,9 @@ def _processor_ticks() -> tuple[int, int]:
 
 @functools.cache
 def measure_flops(seconds: float = 0.2) -> float:
-    """FLOP/s that training on this CPU may reach: a quarter of a matrix product's, measured for `seconds`.
+    """FLOP/s that training on this CPU may reach: a quarter of a matrix product's, measured over `seconds`.
 
-    Between 1/1.5 and 1/9 of it were seen on two kinds of machine: a guess, good to a factor of two.
+    Measured shares were between 1/1.5 and 1/9 on two kinds of machine, so this is a guess within a factor of two.
     """
     a = np.ones((768, 768), np.float32)
     a @ a  # the first product starts the threads

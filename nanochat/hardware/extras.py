@@ -1,4 +1,4 @@
-"""Packages that only some commands need: pyproject.toml's extras."""
+"""Optional packages: pyproject.toml's extras."""
 
 import importlib
 from typing import Any
@@ -7,7 +7,7 @@ from nanochat.errors import UsageError
 
 
 def needed(module: str, package: str, what: str) -> Any:
-    """The module of an optional `package`, for `what`. Raises UsageError, with how to install it, where it is missing."""
+    """Import the module of an optional `package` that `what` needs. Raises UsageError if it is not installed."""
     try:
         return importlib.import_module(module)
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""The one table of GPU facts: memory, peak and planned FLOP/s, rent, and which GPUs the profiles are for."""
+"""Table of GPU specifications: memory, peak and planned FLOP/s, rent, and the GPU of each profile."""
 
 import dataclasses
 import re
@@ -7,25 +7,25 @@ from nanochat.errors import UsageError, did_you_mean
 
 GIB = 2**30
 ESTIMATE = "estimate: 0.37 of the data sheet's peak"
-ESTIMATED_SHARE = 0.37  # of the peak that training achieves, where nobody has published what it does
-PLANNED_SHARE = 0.75  # of a published figure: those runs' kernels are tuned to the GPU
+ESTIMATED_SHARE = 0.37  # share of the peak that training achieves, if there is no published figure
+PLANNED_SHARE = 0.75  # share of a published figure that a plan assumes: those runs' kernels are tuned to the GPU
 
 
 @dataclasses.dataclass(frozen=True)
 class GPUSpec:
-    """One model of GPU. `name` is the driver's name of it, which is its id in RunPod's catalogue too."""
+    """One model of GPU. `name` is the driver's name for it, and its id in RunPod's catalogue."""
 
     name: str
     memory: int  # bytes
     peak_flops: float  # FLOP/s in bfloat16, dense, with 32-bit accumulation on GeForce: the vendor's data sheet
-    flops: float  # FLOP/s that a plan counts on
+    flops: float  # FLOP/s that a plan assumes
     source: str  # of `flops`
-    dollars: float | None = None  # rent per hour, about; prices change. None where nobody rents it out
+    dollars: float | None = None  # approximate rent per hour; prices change. None if it is not rented out
     bf16: bool = True  # whether it has bfloat16 units
 
 
 def _spec(name: str, gibibytes: int, peak: float, published: float = 0.0, source: str = "", dollars: float | None = None) -> GPUSpec:
-    """A GPU whose planned FLOP/s follow from what a run has `published` (tokens per second times FLOP per token), else from its peak."""
+    """A GPU whose planned FLOP/s follow from a `published` run (tokens per second times FLOP per token), else from its peak."""
     flops = PLANNED_SHARE * published if published else ESTIMATED_SHARE * peak
     return GPUSpec(name, gibibytes * GIB, peak, flops, f"three quarters of {source}" if published else ESTIMATE, dollars)
 
@@ -36,7 +36,7 @@ GPU_SPECS = (
         6 * GIB,
         35e12,
         9.8e12,
-        "estimate: a guess, d8 at 28K and d12 at 11K tokens/s; nobody published any",
+        "estimate, a guess: d8 at 28K and d12 at 11K tokens/s; no published figure",
     ),
     _spec("NVIDIA GeForce RTX 3060", 12, 25e12),
     _spec("NVIDIA GeForce RTX 4060", 8, 30e12),
@@ -51,17 +51,17 @@ GPU_SPECS = (
     _spec("NVIDIA A100-SXM4-40GB", 40, 312e12, 230e12, "published runs of eight at 315K tokens/s", 1.5),
     _spec("NVIDIA A100-SXM4-80GB", 80, 312e12, 230e12, "published runs of eight at 315K tokens/s", 1.8),
     _spec("NVIDIA H100 80GB HBM3", 80, 989e12, 470e12, "a published d26 on eight at 630K tokens/s", 3.0),
-    _spec("NVIDIA H200", 141, 989e12, 470e12, "what is published of the H100, whose chip it has", 3.6),
-    _spec("NVIDIA GH200 480GB", 96, 989e12, 470e12, "what is published of the H100, whose chip it has"),
+    _spec("NVIDIA H200", 141, 989e12, 470e12, "the H100's published figure, which has the same chip", 3.6),
+    _spec("NVIDIA GH200 480GB", 96, 989e12, 470e12, "the H100's published figure, which has the same chip"),
 )
 
-# Profile -> the GPU that it is made for.
+# Profile -> the GPU that it is for.
 PROFILE_GPUS = {
     "rtx4050": "NVIDIA GeForce RTX 4050 Laptop GPU",
     "rtx4090": "NVIDIA GeForce RTX 4090",
     "h100x8": "NVIDIA H100 80GB HBM3",
 }
-# Profile -> GPUs to rent for it, in order: its own where it is rented out, then others that are no slower, so that its estimate holds.
+# Profile -> GPUs to rent for it, in order: its own if it is rented out, then others that are no slower, so that the estimate holds.
 RENTAL_GPUS = {
     "rtx4050": ("NVIDIA GeForce RTX 3090", "NVIDIA GeForce RTX 4090"),
     "rtx4090": ("NVIDIA GeForce RTX 4090", "NVIDIA GeForce RTX 5090"),
@@ -79,12 +79,12 @@ def profile_for(count: int, memory: int) -> str:
 
 
 def usable_bytes(memory: int) -> int:
-    """Bytes that a GPU of `memory` bytes leaves to training: 5.2 of 6 GiB, 22.5 of 24, 76 of 80 (in 1e9 bytes)."""
+    """Bytes available to training on a GPU of `memory` bytes: 5.2e9 of 6 GiB, 22.5e9 of 24, 76e9 of 80."""
     return int(0.9 * memory - 0.6e9)
 
 
 def find_spec(name: str) -> GPUSpec | None:
-    """The spec of the GPU that a driver calls `name`; of several of the same model, the one with the most words in common."""
+    """The spec of the GPU with the driver's `name`; of several of one model, the one that shares the most words with it."""
     wanted = _numbered_words(name)
     same_model = [spec for spec in GPU_SPECS if wanted and _numbered_words(spec.name)[0] == wanted[0]]
 
@@ -95,7 +95,7 @@ def find_spec(name: str) -> GPUSpec | None:
 
 
 def require_spec(name: str) -> GPUSpec:
-    """The spec of the GPU that a user calls `name` (4070, h100, rtx 4090). Raises UsageError that lists the known ones."""
+    """The spec of the GPU that a user named (4070, h100, rtx 4090). Raises UsageError with the known ones."""
     found = find_spec(name)
     if found is None:
         known = [spec.name.removeprefix("NVIDIA ").removeprefix("GeForce ") for spec in GPU_SPECS]

@@ -1,6 +1,6 @@
-"""The devices of this machine that a run would use: its GPUs, else its CPU.
+"""The devices that a run on this machine uses: its GPUs, else its CPU.
 
-torch is imported only where there might be a GPU, so that a plan without one answers at once.
+torch is imported only if a GPU driver is installed, so that a plan for a CPU is immediate.
 """
 
 import ctypes
@@ -11,23 +11,23 @@ import sys
 from nanochat.hardware import cpu, memory
 from nanochat.hardware.gpu_specs import find_spec, usable_bytes
 
-FLOPS_PER_MULTIPROCESSOR = 0.45e12  # of a GPU that is not in the table: between a 3090's and a 4050's
+FLOPS_PER_MULTIPROCESSOR = 0.45e12  # for a GPU that is not in the table: between a 3090's and a 4050's
 
 
 @dataclasses.dataclass(frozen=True)
 class Hardware:
-    """`count` equal devices, of this machine or of another one that a run is planned for."""
+    """`count` equal devices of this machine, or of another that a run is planned for."""
 
     name: str
     cuda: bool
     memory: int  # bytes of one device
-    usable: int  # bytes of them that training may take
-    flops: float  # FLOP/s that training achieves on one device, by scaling.flops_per_token
+    usable: int  # bytes of them available to training
+    flops: float  # FLOP/s that training achieves on one device, as scaling.flops_per_token counts them
     count: int = 1
     bf16: bool = False
-    avx2: bool = False  # and FMA: a CPU that can multiply in int16 (nanochat/kernels/products.c)
-    dollars: float | None = None  # rent of one device per hour, about; None where it is not rented out
-    here: bool = True  # whether this machine has it
+    avx2: bool = False  # AVX2 and FMA, which a CPU's int16 products need (nanochat/kernels/products.c)
+    dollars: float | None = None  # approximate rent of one device per hour; None if it is not rented out
+    here: bool = True  # whether it is this machine's
     source: str = ""  # of `flops`
 
 
@@ -42,7 +42,7 @@ def this_machine(device: str = "auto") -> Hardware:
 
 
 def has_gpu_driver() -> bool:
-    """Whether a GPU driver is installed: asked first, because importing torch takes seconds."""
+    """Whether a GPU driver is installed; checked first, because importing torch takes seconds."""
     if "torch" in sys.modules or os.path.exists("/dev/kfd"):
         return True
     try:
@@ -53,7 +53,7 @@ def has_gpu_driver() -> bool:
 
 
 def _these_gpus() -> Hardware:
-    """This machine's GPUs, by the first of them."""
+    """This machine's GPUs, all assumed equal to the first."""
     import torch
 
     gpu = torch.cuda.get_device_properties(0)
@@ -67,7 +67,7 @@ def _these_gpus() -> Hardware:
         count=torch.cuda.device_count(),
         bf16=gpu.major >= 8,
         dollars=spec.dollars if spec else None,
-        source=spec.source if spec else "estimate by the number of its multiprocessors",
+        source=spec.source if spec else "estimate from the number of its multiprocessors",
     )
 
 

@@ -1,4 +1,4 @@
-"""Main memory that is free for this process, a container's limit respected."""
+"""Main memory available to this process, within a container's limit."""
 
 import os
 
@@ -6,11 +6,11 @@ from nanochat.console import quantity
 from nanochat.errors import PreflightError
 from nanochat.hardware import procfs
 
-FALLBACK = 8 << 30  # bytes, where the system does not say how many it has
+FALLBACK = 8 << 30  # bytes, if the system does not report its memory
 
 
 def available_bytes() -> int:
-    """Bytes of memory that this process may still take."""
+    """Bytes of memory that this process can still allocate."""
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else FALLBACK
     lines = procfs.read("/proc/meminfo").splitlines()
     available = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")]
@@ -20,9 +20,10 @@ def available_bytes() -> int:
 
 
 def require_memory(what: str, needed: int) -> None:
-    """Raise PreflightError unless this process may still take `needed` bytes of memory."""
+    """Raise PreflightError unless this process can still allocate `needed` bytes of memory."""
     free = available_bytes()
     if needed > free:
         raise PreflightError(
-            f"{what} needs {quantity(needed)}B of memory, and {quantity(free)}B are free", "use a machine with more memory"
+            f"{what} needs {quantity(needed)}B of memory; {quantity(free)}B are free",
+            "close other programs, or use a machine with more memory",
         )

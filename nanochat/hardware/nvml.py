@@ -1,11 +1,11 @@
-"""NVML, the NVIDIA driver's library, through ctypes: the driver's version, each GPU's memory, and the processes that hold it."""
+"""NVML (the NVIDIA driver's library) through ctypes: driver version, memory of each GPU, and the processes that use it."""
 
 import ctypes
 import dataclasses
 import sys
 
 LIBRARY = "nvml.dll" if sys.platform == "win32" else "libnvidia-ml.so.1"
-MAX_PROCESSES = 64  # of one GPU that are asked for
+MAX_PROCESSES = 64  # listed for one GPU at most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,12 +15,12 @@ class GPUStatus:
     name: str
     total: int
     free: int
-    processes: tuple[tuple[int, int], ...]  # (process id, bytes that it holds)
+    processes: tuple[tuple[int, int], ...]  # (process id, bytes that it uses)
 
 
 @dataclasses.dataclass(frozen=True)
 class Driver:
-    """The installed driver, such as "580.65.06", and the GPUs that it sees, whatever CUDA_VISIBLE_DEVICES hides."""
+    """The installed driver, such as "580.65.06", and all of its GPUs, also those that CUDA_VISIBLE_DEVICES hides."""
 
     version: str
     gpus: tuple[GPUStatus, ...]
@@ -35,7 +35,7 @@ class _Process(ctypes.Structure):
 
 
 def read_driver() -> Driver | None:
-    """The driver and its GPUs; None where there is no NVIDIA driver, or it does not answer."""
+    """The driver and its GPUs; None if there is no NVIDIA driver, or it does not answer."""
     try:
         library = ctypes.CDLL(LIBRARY)
         if library.nvmlInit_v2():
@@ -54,7 +54,7 @@ def read_driver() -> Driver | None:
 
 
 def _read_gpu(library: ctypes.CDLL, index: int) -> GPUStatus | None:
-    """The GPU of that index; None where the driver does not answer."""
+    """The GPU of that index; None if the driver does not answer."""
     handle, name, memory = ctypes.c_void_p(), ctypes.create_string_buffer(96), _Memory()
     if library.nvmlDeviceGetHandleByIndex_v2(ctypes.c_uint(index), ctypes.byref(handle)):
         return None

@@ -1,4 +1,4 @@
-"""The compilers of this machine: for the CPU's fused operations, and for torch.compile."""
+"""The compilers on this machine, for a CPU's fused operations and for torch.compile."""
 
 import shutil
 import sysconfig
@@ -16,7 +16,7 @@ def torch_compiler(cuda: bool) -> tuple[str, str]:
 
 
 def torch_compile_lacks(cuda: bool) -> list[str]:
-    """What torch.compile needs at run time and this machine lacks: a compiler, the header that every kernel's bindings include."""
+    """The requirements of torch.compile that this machine lacks: a compiler, and Python's header."""
     name, found = torch_compiler(cuda)
     lacking = [] if found else [name]
     return lacking if Path(sysconfig.get_paths()["include"], "Python.h").exists() else [*lacking, "Python.h"]

@@ -1,7 +1,7 @@
 """A Hugging Face hub or a plain web server: its addresses and mirrors, what it lists, and one request with its retries.
 
 HF_ENDPOINT names the hub, NANOCHAT_MIRRORS further ones (with commas) that are asked where it fails, HF_TOKEN a token for
-what is private. Proxies are those of the environment (HTTPS_PROXY and the like).
+what is private. Proxies are those of the environment (such as HTTPS_PROXY).
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from nanochat import untrusted
 from nanochat.console import log
-from nanochat.errors import DataError
+from nanochat.errors import DataError, UsageError
 from nanochat.redaction import redact
 
 ENDPOINT = "https://huggingface.co"  # HF_ENDPOINT replaces it
@@ -170,7 +170,7 @@ def _listed(repo: str, entry: dict[str, Any]) -> Remote:
     path = entry["path"]
     parts = path.split("/")
     if not path.isprintable() or "\\" in path or ":" in path or any(part in ("", ".", "..") for part in parts):
-        raise DataError(f"{repo} lists a file with the unsafe name {path!r}", "do not use this dataset")
+        raise DataError(f"{repo} lists a file with the unsafe name {path!r}", "use another dataset")
     lfs: dict[str, Any] = entry["lfs"] if isinstance(entry.get("lfs"), dict) else {}
     size = lfs.get("size", entry.get("size"))
     return remote(repo, path, size if type(size) is int and 0 <= size <= FILE_MOST else None, digest_of(lfs.get("oid")))
@@ -242,14 +242,19 @@ def get(url: str, headers: dict[str, str] | None = None) -> Any:
 
 
 def _token(url: str) -> Callable[[Any], Any] | None:
-    """What adds HF_TOKEN to a request: only to the hub itself, never to a mirror, nor readable on the way.
+    """A callable that adds HF_TOKEN to requests to the hub over TLS or loopback, or None. Mirrors never receive the token.
 
-    A redirect to another host loses it (requests sees to that).
+    A redirect to another host loses it (requests sees to that). Blanks at its ends are left out, such as a file's last newline.
+    Raises UsageError where a header cannot hold it.
     """
-    token, hub = os.environ.get("HF_TOKEN"), urllib.parse.urlsplit(endpoint())
+    token, hub = os.environ.get("HF_TOKEN", "").strip(), urllib.parse.urlsplit(endpoint())
     private = hub.scheme == "https" or hub.hostname in ("localhost", "127.0.0.1", "::1")
     if not token or not private or not url.startswith(endpoint() + "/"):
         return None
+    if not re.fullmatch(r"[!-~]+", token):
+        raise UsageError(
+            "HF_TOKEN is no token: it has blanks, control characters or letters beyond ASCII in it", "copy it again from the hub"
+        )
 
     def add(request: Any) -> Any:
         request.headers["Authorization"] = f"Bearer {token}"

@@ -1,10 +1,12 @@
 """Unpacks a zip archive that came from elsewhere: nothing is written outside of the folder, and no more than was agreed."""
 
+import contextlib
 import shutil
 import stat
 import struct
 import zipfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from nanochat import untrusted
@@ -16,43 +18,66 @@ FILES = 10_000  # in an archive at most
 DIRECTORY_BYTES = 4 << 20  # of its list of files at most
 _END, _END_BYTES, _COMMENT_BYTES = b"PK\x05\x06", 22, 65535
 _ZIP64_LOCATOR, _ZIP64_BYTES = b"PK\x06\x07", 20
+_DAMAGE = (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, ValueError, FileExistsError, struct.error)
 
 
 def extract_zip(archive: Path, folder: Path, prefix: str, most_bytes: int) -> None:
     """Unpack what is under `prefix` in `archive` so that `folder` appears whole, each file's sum (CRC-32) checked.
 
     Raises DataError for an archive that is damaged, holds links or names that lead elsewhere, or unpacks to more than `most_bytes`,
-    PreflightError where the disk has no room. Until the last file is good, nothing is at `folder`.
+    PreflightError if the disk is too full. `folder` does not exist until the last file is verified.
+    """
+    with checked_zip(archive) as found:
+        targets = _targets(found, prefix)
+        size = sum(entry.file_size for entry in targets.values())
+        if size > most_bytes:
+            raise ValueError(f"it unpacks to {size:,} bytes, and at most {most_bytes:,} are possible")
+        require_space(f"unpacking {archive.name}", size, folder)
+        with atomic_folder(folder) as temporary:
+            for name, entry in targets.items():
+                target = untrusted.inside(temporary, name)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with found.open(entry) as source, target.open("xb") as file:  # never into a file that is there
+                    shutil.copyfileobj(source, file)  # which ends at the size in the list
+
+
+@contextlib.contextmanager
+def checked_zip(archive: Path, name: str = "", hint: str = "") -> Iterator[zipfile.ZipFile]:
+    """An open zip archive whose list of files is of a bounded size. Raises DataError for damage, and for a ValueError of the block.
+
+    name: of the archive in messages.
     """
     try:
         _check_directory(archive)
         with zipfile.ZipFile(archive) as found:
-            targets = _targets(found, prefix)
-            size = sum(entry.file_size for entry in targets.values())
-            if size > most_bytes:
-                raise ValueError(f"it unpacks to {size:,} bytes, and at most {most_bytes:,} are possible")
-            require_space(f"unpacking {archive.name}", size, folder)
-            with atomic_folder(folder) as temporary:
-                for name, entry in targets.items():
-                    target = untrusted.inside(temporary, name)
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    with found.open(entry) as source, target.open("xb") as file:  # never into a file that is there
-                        shutil.copyfileobj(source, file)  # which ends at the size in the list
-    except (
-        zipfile.BadZipFile,
-        zlib.error,
-        NotImplementedError,
-        RuntimeError,
-        EOFError,
-        ValueError,
-        FileExistsError,
-        struct.error,
-    ) as error:
-        raise DataError(f"{archive} is no zip archive that can be used: {untrusted.reason(error)}") from error
+            if len(found.infolist()) > FILES:
+                raise ValueError(f"it holds {len(found.infolist()):,} files, and at most {FILES:,} are possible")
+            yield found
+    except _DAMAGE as error:
+        raise DataError(f"{name or archive} is no zip archive that can be used: {untrusted.reason(error)}", hint) from error
+
+
+def read_entry(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
+    """The content of a file in an archive, `most` bytes at most. Raises KeyError if it is missing, ValueError if it is larger."""
+    entry = archive.getinfo(name)
+    require_plain(entry)
+    with archive.open(entry) as source:
+        data = source.read(most + 1)
+    if len(data) > most:
+        raise ValueError(f"{untrusted.shown(name)} has more than {most:,} bytes")
+    return data
+
+
+def require_plain(entry: zipfile.ZipInfo) -> None:
+    """Raise ValueError where an entry is no regular file that can be read."""
+    if stat.S_IFMT(entry.external_attr >> 16) not in (0, stat.S_IFREG):
+        raise ValueError(f"{untrusted.shown(entry.filename)} is a link or a device")
+    if entry.flag_bits & 1:
+        raise ValueError(f"{untrusted.shown(entry.filename)} is encrypted")
 
 
 def _check_directory(archive: Path) -> None:
-    """Raise ValueError where the archive's list of files is larger than any of ours: zipfile holds all of it in memory."""
+    """Raise ValueError where the archive's list of files is too large, because zipfile keeps all of it in memory."""
     size = untrusted.regular_file(archive)
     with archive.open("rb") as file:
         file.seek(max(size - _END_BYTES - _COMMENT_BYTES - _ZIP64_BYTES, 0))
@@ -68,17 +93,11 @@ def _check_directory(archive: Path) -> None:
 def _targets(found: zipfile.ZipFile, prefix: str) -> dict[str, zipfile.ZipInfo]:
     """The files under `prefix`: name below it -> entry. Raises ValueError for names that lead elsewhere or come twice, links, too many."""
     targets: dict[str, zipfile.ZipInfo] = {}
-    if len(found.infolist()) > FILES:
-        raise ValueError(f"it holds {len(found.infolist()):,} files, and at most {FILES:,} are possible")
     for entry in found.infolist():
         if not entry.filename.startswith(f"{prefix}/") or entry.is_dir():
             continue
         name = entry.filename.removeprefix(f"{prefix}/")
-        kind = stat.S_IFMT(entry.external_attr >> 16)
-        if kind not in (0, stat.S_IFREG):
-            raise ValueError(f"{untrusted.shown(entry.filename)} is a link or a device")
-        if entry.flag_bits & 1:
-            raise ValueError(f"{untrusted.shown(entry.filename)} is encrypted")
+        require_plain(entry)
         if name in targets or not name.isprintable() or any(part in ("", ".", "..") or len(part) > 200 for part in name.split("/")):
             raise ValueError(f"{untrusted.shown(entry.filename)} leads elsewhere")
         targets[name] = entry

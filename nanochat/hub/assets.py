@@ -21,7 +21,7 @@ BUNDLE_SHA256 = ""
 
 
 def asset_url(name: str) -> str:
-    """Where karpathy/nanochat's own files lie, or NANOCHAT_ASSET_URL's copy of them."""
+    """The address of a file that karpathy/nanochat publishes, or of its copy under NANOCHAT_ASSET_URL."""
     place = os.environ.get("NANOCHAT_ASSET_URL") or ASSETS
     folder = re.split(r"[?#]", place, maxsplit=1)[0]
     return f"{folder.rstrip('/')}/{name}{place[len(folder) :]}"  # a query, which may hold a signature, stays at the end

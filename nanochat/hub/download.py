@@ -1,4 +1,4 @@
-"""Several files at once: how many bytes are missing, whether the disk can hold them, and one report at the end."""
+"""Parallel download of several files: disk space check, progress, and one report at the end."""
 
 import contextlib
 import queue
@@ -14,11 +14,11 @@ from nanochat.hub.addresses import Remote
 from nanochat.hub.transfer import PART, Meter, fetch
 
 PARALLEL = 4  # downloads at once
-ABANDONED = 30 * 86400  # seconds after which a part that nobody went on with is removed
+ABANDONED = 30 * 86400  # seconds after which an unfinished download is removed
 
 
 def held(remote: Remote, folder: Path) -> int:
-    """Bytes of a file that an earlier call has left in `folder`."""
+    """Bytes of a file that an earlier call left in `folder`."""
     path = folder / f"{PART}{remote.name}"
     return path.stat().st_size if path.exists() else 0
 
@@ -30,9 +30,9 @@ def fetch_all(
     done: Callable[[Path, str], object],
     relist: Callable[[Remote], Remote] | None = None,
 ) -> None:
-    """Fetch `files`, PARALLEL at once; `done(path, sha256)` is called in this thread as each arrives.
+    """Fetch `files`, PARALLEL at once; `done(path, sha256)` is called in this thread after each one.
 
-    The first failure stops the others, and is raised when they have stopped. Raises PreflightError where there is no room.
+    The first failure stops the others and is raised after they have stopped. Raises PreflightError if the disk is too full.
     """
     _sweep(folder)
     known = all(remote.size for remote in files)
@@ -54,7 +54,7 @@ def fetch_all(
                     except NanochatError as error:
                         stop.set()
                         finished.put((remote, error))
-                    except Exception as error:  # a fault of ours: the caller must not wait for ever
+                    except Exception as error:  # an internal error must not leave the caller waiting
                         stop.set()
                         finished.put((remote, NanochatError(f"{remote.name}: {type(error).__name__}: {error}")))
 
@@ -76,9 +76,9 @@ def fetch_all(
 
 
 def _report(count: int, meter: Meter) -> None:
-    """What the download was like, in a line."""
-    faults = f"; {meter.retries} fault(s) survived, {quantity(meter.discarded)}B fetched twice" if meter.retries else ""
-    log(f"{count} file(s) fetched and checked{faults}")
+    """Log one line about the download."""
+    faults = f", {meter.retries} retries, {quantity(meter.discarded)}B downloaded twice" if meter.retries else ""
+    log(f"{count} file(s) downloaded and verified{faults}")
 
 
 def require_space(what: str, needed: int, folder: Path) -> None:
@@ -90,7 +90,7 @@ def require_space(what: str, needed: int, folder: Path) -> None:
 
 
 def _sweep(folder: Path) -> None:
-    """Remove parts of files that have come since, or that nobody went on with for a month."""
+    """Remove partial files whose download has finished since, or that are a month old."""
     for path in folder.glob(f"{PART}*"):
         with contextlib.suppress(OSError):
             whole = path.name.removeprefix(PART).removesuffix(".json")

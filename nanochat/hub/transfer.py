@@ -1,11 +1,11 @@
-"""Fetch one file over a network that fails: resumed where it stopped, never mixed, never half.
+"""Download one file over an unreliable network, resumable and verified.
 
-    .part-<name>        the bytes that have come so far
-    .part-<name>.json   what they are a part of: address (without credentials), validator (ETag), published hash
+    .part-<name>        the bytes received so far
+    .part-<name>.json   their origin: address (without credentials), validator (ETag), published hash
 
-A connection that breaks is taken up again at the next byte (Range), and only of the same file (If-Range); a file that was
-replaced meanwhile is fetched anew. What has come is checked by size and by hash where one is published, made durable, and
-only then given its name. So a process killed at any moment has lost nothing but the bytes in flight.
+After a lost connection the download resumes at the next byte (Range), of the same version only (If-Range). A file that was replaced
+meanwhile is downloaded from the start. A complete file is checked by size and published hash, synced to disk, and then renamed.
+A process that is killed loses only the bytes in flight.
 """
 
 import contextlib
@@ -38,12 +38,12 @@ def parse_rate(text: str) -> float:
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMG]?)B?(?:/s)?", text.strip(), re.I)
     rate = float(found[1]) * {"": 1, "K": 1e3, "M": 1e6, "G": 1e9}[found[2].upper()] if found else 0.0
     if text and rate < 2 * SLOWEST:
-        raise UsageError(f"the download limit {text!r} is no rate", "bytes a second, 2K at least, as in 500K or 2M")
+        raise UsageError(f"the download limit {text!r} is not a number of bytes per second", "use at least 2K, as in 500K or 2M")
     return rate
 
 
 class Meter:
-    """What all transfers of one call share: progress, the bandwidth limit, and the counts for the report at the end."""
+    """State that the transfers of one call share: progress, bandwidth limit, and counts for the final report."""
 
     def __init__(self, progress: Progress | None = None) -> None:
         self.progress, self.limit = progress, parse_rate(os.environ.get(LIMIT, ""))
@@ -139,13 +139,13 @@ class _Transfer:
                     self._look_again()
                 if restarts < self.restarts <= hub.ATTEMPTS:  # from the beginning: every byte is progress again, some times
                     restarts, furthest = self.restarts, 0
-                if moved := self.part.bytes > furthest + (self.expected or 0) // 200:  # it goes on, if in small steps
+                if moved := self.part.bytes > furthest + (self.expected or 0) // 200:  # there is progress, even if in small steps
                     furthest, failures = self.part.bytes, 1
                 if failures >= hub.ATTEMPTS or wrong >= WHOLE_FILES:
                     count = f"{wrong} whole files" if wrong >= WHOLE_FILES else f"{failures} attempts"
                     raise DataError(f"{url}: {error} ({count})") from error
-                log(f"{self.remote.name}: {error}; going on from {quantity(self.part.bytes)}B")
-                if error.wait is not None or not moved:  # a line that only drops is taken up again at once
+                log(f"{self.remote.name}: {error}; resuming at {quantity(self.part.bytes)}B")
+                if error.wait is not None or not moved:  # a connection that only drops is resumed immediately
                     self.stop.wait(hub.pause(error, failures))
             except DataError as error:
                 if len(self.urls) == 1:
@@ -154,7 +154,7 @@ class _Transfer:
                 self.urls.remove(url)
 
     def _look_again(self) -> None:
-        """Ask the list again: the file may have been replaced since."""
+        """List the file again, because it may have been replaced."""
         self.meter.discard(self.part.bytes)
         self.part.begin({})
         if self.relist:
@@ -180,7 +180,7 @@ class _Transfer:
             raise TransientError(f"the connection ended after {part.bytes} of {self.expected} bytes")
         digest = part.digest.hexdigest()
         if self.published and digest != self.published:
-            raise _Replaced("what came does not have the published hash")
+            raise _Replaced("the file does not have the published hash")
         with part.path.open("rb") as file:
             os.fsync(file.fileno())
         return digest
@@ -257,13 +257,13 @@ def _hops(response: Any) -> list[Any]:
 
 
 def _validator(response: Any) -> str | None:
-    """What If-Range can name this version of the file by: a strong ETag, else the date of its last change."""
+    """The validator of this version of the file for If-Range: a strong ETag, else its Last-Modified date."""
     tag = response.headers.get("ETag", "")
     return tag if tag.startswith('"') else response.headers.get("Last-Modified")
 
 
 def _size(response: Any, have: int) -> dict[str, int | None]:
-    """What a response says: `start` of its range, the whole file's `published` size, and the size that its length `claimed`."""
+    """Sizes from a response's headers: `start` of its range, the `published` size of the file, and the size `claimed` by its length."""
     length = response.headers.get("Content-Length", "")
     ranged = re.fullmatch(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)", response.headers.get("Content-Range", ""))
     linked = [hop.headers.get("X-Linked-Size", "") for hop in _hops(response)]
@@ -297,10 +297,10 @@ def fetch(
     stop: threading.Event | None = None,
     relist: Callable[[Remote], Remote] | None = None,
 ) -> str:
-    """Fetch one file into `folder`; returns its SHA-256. Its name appears when the whole file is good and durable.
+    """Download one file into `folder`; returns its SHA-256. The name appears when the file is complete, verified and on disk.
 
-    `relist` gives the file as the list has it now. Raises DataError after ATTEMPTS failures in a row that brought nothing, or
-    a refusal, PreflightError where the disk refuses; what has come is kept, and the next call goes on with it.
+    `relist` gives the file as the list has it now. Raises DataError after ATTEMPTS failures in a row without
+    progress, or a refusal, PreflightError for the disk. The received bytes are kept, and the next call resumes.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Compiles a CPU's fused operations (nanochat/kernels/fused.c) and products (products.c) for this machine, once, for the model to use."""
+"""Compilation of a CPU's fused operations (nanochat/kernels/fused.c) and products (products.c) for this machine, once."""
 
 import hashlib
 import os
@@ -17,7 +17,7 @@ from nanochat.kernels.library import BLOCK
 from nanochat.kernels.private import why_not_private
 
 FUSED, PRODUCTS = (Path(__file__).with_name(name) for name in ("fused.c", "products.c"))
-# No flag that lets NaN be forgotten. Not linked to an OpenMP: the one that torch has loaded is used, whose threads are there already.
+# No fast-math: NaN must propagate. Not linked to an OpenMP: the one that torch has loaded is used, with its running threads.
 FLAGS: tuple[str, ...] = (
     "-std=c11",
     "-O3",
@@ -29,28 +29,28 @@ FLAGS: tuple[str, ...] = (
     f"-DBLOCK={BLOCK}",
 )
 if platform.machine() == "x86_64":
-    FLAGS += ("-mprefer-vector-width=512",)  # GCC takes half of the longest vectors, else
+    FLAGS += ("-mprefer-vector-width=512",)  # otherwise GCC uses vectors of 256 bits
 TYPES: dict[torch.dtype, tuple[str, ...]] = {torch.float32: (), torch.bfloat16: ("-DBFLOAT16",)}
 
 
 def load(dtype: torch.dtype, folder: Path) -> str:
-    """Have fused.c compiled into `folder`, unless it was, and used by models of `dtype` built from now on. Returns why not, or nothing."""
+    """Compile fused.c into `folder` if needed, and use it in new models of `dtype`. Returns the reason for a failure, else ""."""
     return "" if selection.loaded(dtype) else _load(FUSED, TYPES[dtype], folder, lambda path: selection.use(dtype, path))
 
 
 def load_products(kind: str, folder: Path) -> str:
-    """The same of products.c, for float32 matrices whose products are to be of `kind`, float32 or int16."""
+    """Compile products.c likewise, for products of float32 matrices in `kind`: float32 or int16."""
     flags = ("-DINT16",) if kind == "int16" else ()
     return "" if products.loaded(kind) else _load(PRODUCTS, flags, folder, lambda path: products.use(kind, path))
 
 
 def can_have_products() -> bool:
-    """Whether this processor has what products.c is written in."""
+    """Whether this processor has the instructions that products.c uses."""
     return {"avx2", "fma"} <= set(_processor().split())
 
 
 def better_products() -> bool:
-    """Whether they are worth it: the library that torch has is Intel's, and leaves more of others' processors unused."""
+    """Whether products.c is faster than torch's library: that is Intel's MKL, which is slower on other makers' processors."""
     words = set(_processor().split())
     return can_have_products() and bool(words & {"AuthenticAMD", "HygonGenuine"}) and "avx512f" not in words
 
@@ -77,7 +77,7 @@ def _load(source: Path, flags: tuple[str, ...], folder: Path, use: Callable[[str
 
 
 def _built(folder: Path, name: str) -> Path | None:
-    """The library `name` that was built before: its file's name ends with the hash of its bytes. One that is torn is removed."""
+    """The library `name` of an earlier build; its file name ends with the hash of its content. An incomplete one is removed."""
     for path in folder.glob(f"{name}-*.so"):
         if not path.is_symlink() and path.stem == f"{name}-{paths.sha256(path)}":
             return path
@@ -86,17 +86,17 @@ def _built(folder: Path, name: str) -> Path | None:
 
 
 def _usable(path: Path, use: Callable[[str], None]) -> bool:
-    """Whether the library at `path` could be loaded, and is used from now on; otherwise it is removed, to be built again."""
+    """Load the library at `path` and use it from now on; if that fails, remove it, so that it is built again."""
     try:
         use(str(path))
-    except (OSError, AttributeError):  # AttributeError: it lacks a function
+    except (OSError, AttributeError):  # AttributeError: a function is missing
         path.unlink(missing_ok=True)
         return False
     return True
 
 
 def _processor() -> str:
-    """Who made this machine's processor, and what it can do: a folder may be shared with others."""
+    """The maker and the instructions of this machine's processor, because machines may share the directory."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -106,8 +106,8 @@ def _processor() -> str:
 
 
 def _compile(command: list[str], source: Path, folder: Path, name: str) -> Path:
-    """Build the library `name` in `folder`; its file, which is there as a whole or not at all."""
-    with tempfile.TemporaryDirectory(dir=folder) as temporary:  # other processes may be at it too
+    """Build the library `name` in `folder` and return its file, which appears in one rename."""
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:  # other processes may build it at the same time
         made, linked = Path(temporary, "made.o"), Path(temporary, "linked.so")
         for arguments in ([*command, "-c", str(source), "-o", str(made)], [command[0], "-shared", str(made), "-o", str(linked)]):
             subprocess.run(arguments, check=True, capture_output=True, text=True)

@@ -1,9 +1,9 @@
-// What a training step computes between its matrix products, each operation in one pass over memory: torch's own take one for every
-// sum and product. Compiled at the first start for this machine's processor, once for each type of the activations: float32, or
+// The operations between a training step's matrix products, each in one pass over memory; torch takes a pass for each elementwise
+// operation. Compiled at the first start for this machine's processor, once for each type of the activations: float32, or
 // bfloat16 with -DBFLOAT16. BLOCK is given as well: the rows that are added up in one sum, and the columns that one thread takes. All
-// arithmetic is float32. No flag here lets the compiler forget that a number may be NaN.
+// arithmetic is float32. No fast-math: NaN must propagate.
 //
-// Rows are contiguous; strides are in elements. A sum over rows is made of blocks of a fixed size, whatever the number of threads.
+// Rows are contiguous; strides are in elements. A sum over rows is made of blocks of a fixed size, for any number of threads.
 
 #include <math.h>
 #include <stddef.h>
@@ -23,7 +23,7 @@ static inline float get(real x) {
     return value;
 }
 
-static inline real put(float value) { // to the nearest, of two the even one
+static inline real put(float value) { // round to nearest, ties to even
     uint32_t bits;
     memcpy(&bits, &value, sizeof bits);
     uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
@@ -36,7 +36,7 @@ static inline float get(real x) { return x; }
 static inline real put(float value) { return value; }
 #endif
 
-#define WORTH 16384 // elements from which on several threads pay
+#define WORTH 16384 // elements from which several threads are faster
 #define PRAGMA(...) _Pragma(#__VA_ARGS__)
 #define FOR_ROWS(n, width) PRAGMA(omp parallel for schedule(static) if ((n) * (width) >= WORTH))
 #define SUM(...) PRAGMA(omp simd reduction(+ : __VA_ARGS__))
@@ -46,7 +46,7 @@ static inline real put(float value) { return value; }
 static inline float exponential(float x) {
     x = x < -87.0f ? -87.0f : x;
     x = x > 88.0f ? 88.0f : x;
-    float shifted = x * 1.44269504f + 12582912.0f; // 1.5 * 2^23: rounds, and leaves the whole number in the lowest bits
+    float shifted = x * 1.44269504f + 12582912.0f; // 1.5 * 2^23: rounds, and leaves the integer in the lowest bits
     float whole = shifted - 12582912.0f;
     float r = x - whole * 0.693359375f + whole * 2.12194440e-4f;
     float p = 1.9875691500e-4f;
@@ -82,7 +82,7 @@ static int inside(size n, size end, const int64_t *indices) {
     return all;
 }
 
-// out[i] = table[ids[i]]: ids (n), table (rows, d), out (n, d). Returns 1, and does nothing, where an id is no row of the table.
+// out[i] = table[ids[i]]: ids (n), table (rows, d), out (n, d). Returns 1 and writes nothing if an id is outside of the table.
 int embed(size n, size rows, size d, const int64_t *ids, const float *table, real *out) {
     if (!inside(n, rows, ids)) return 1;
     FOR_ROWS(n, d) for (size row = 0; row < n; row++) {
@@ -92,7 +92,7 @@ int embed(size n, size rows, size d, const int64_t *ids, const float *table, rea
     return 0;
 }
 
-// sum[ids[i]] += grad[i], in the order of i whatever the number of threads: they share the columns.
+// sum[ids[i]] += grad[i], in the order of i for any number of threads, because each takes a part of the columns.
 void embed_backward(size n, size d, const int64_t *ids, const real *grad, float *sum) {
     FOR_ROWS(n, d) for (size column = 0; column < d; column += BLOCK) {
         size end = column + BLOCK < d ? column + BLOCK : d;
@@ -129,7 +129,7 @@ void rotary_norm(size rows, size t, size h, size k, size row_stride, size t_stri
         for (size head = 0; head < h; head++) {
             const real *first = x + at / t * row_stride + at % t * t_stride + head * h_stride, *second = first + k / 2;
             real *out = y + (at * h + head) * k;
-            float norm = scale[at * h + head] = 1.0f / sqrtf(dot(k, first, first) / k + eps); // turning changes no length
+            float norm = scale[at * h + head] = 1.0f / sqrtf(dot(k, first, first) / k + eps); // a rotation keeps the length
             EACH for (size i = 0; i < k / 2; i++) {
                 float a = get(first[i]) * norm * gain, b = get(second[i]) * norm * gain;
                 out[i] = put(a * c[i] + b * s[i]);
@@ -163,7 +163,7 @@ void mix(size n, float a, float b, const real *x, const real *first, real *out) 
     FOR_ROWS(n, 1) for (size i = 0; i < n; i++) out[i] = put(a * get(x[i]) + b * get(first[i]));
 }
 
-// sums (blocks, 2): for each block of BLOCK rows what it adds to the gradients of a and of b.
+// sums (blocks, 2): for each block of BLOCK rows its part of the gradients of a and of b.
 void mix_backward(size n, size d, float a, float b, const real *x, const real *first, const real *grad, real *grad_x, real *grad_first,
                   float *sums) {
     FOR_ROWS(n, d) for (size block = 0; block < (n + BLOCK - 1) / BLOCK; block++) {
@@ -213,15 +213,15 @@ void add_gated_backward(size n, size k, const real *gate, const real *embedding,
     }
 }
 
-// Logits (n, v) become the gradients of the sum of nats in them, which are written to nats (n); targets and counts (n).
-// Softcapped by cap * tanh(x / cap) = 2 cap * (sigmoid(2x / cap) - 1/2), where cap is not 0.
-// Returns 1 where there is no memory, 2, having done nothing, where a target is not among them.
+// Logits (n, v) are overwritten with their gradients, and each row's loss is written to nats (n); targets and counts (n).
+// Softcapped by cap * tanh(x / cap) = 2 cap * (sigmoid(2x / cap) - 1/2), if cap is not 0.
+// Returns 1 if memory cannot be allocated, and 2, before any change, if a target is outside of the logits.
 int cross_entropy(size n, size v, float cap, real *logits, const int64_t *targets, const float *counts, float *nats) {
     int failed = 0;
     if (!inside(n, v, targets)) return 2;
 #pragma omp parallel reduction(| : failed)
     {
-        float *weights = malloc(v * sizeof *weights); // of one row; the softcap's derivative in them
+        float *weights = malloc(v * sizeof *weights); // of one row, times the softcap's derivative
         failed = !weights;
 #pragma omp for schedule(static)
         for (size row = 0; row < n; row++) {
@@ -233,7 +233,7 @@ int cross_entropy(size n, size v, float cap, real *logits, const int64_t *target
                 float turn = -2 / cap, twice = 2 * cap;
                 SUM(sum) for (size i = 0; i < v; i++) {
                     float half = 1 / (1 + exponential(turn * get(x[i]))) - 0.5f;
-                    float e = exponential(twice * half); // nothing overflows between +-cap
+                    float e = exponential(twice * half); // no overflow within +-cap
                     sum += e;
                     weights[i] = e * (1 - 4 * half * half);
                 }
@@ -258,9 +258,9 @@ int cross_entropy(size n, size v, float cap, real *logits, const int64_t *target
     return failed;
 }
 
-// Between the products of attention's backward pass (Dao et al., 2022, appendix B.2), for t queries and keys in each of `heads` heads:
-// scores (heads, t, t) become weights, and the gradients in the weights, in grads (heads, t, t), those in the scores.
-// logsumexp and along (heads, t): of each query's scores, and the product of its output with its gradient.
+// Part of attention's backward pass (Dao et al., 2022, appendix B.2), for t queries and keys in each of `heads` heads. Scores
+// (heads, t, t) are overwritten with attention weights, and grads (heads, t, t) of the weights with gradients of the scores.
+// logsumexp (heads, t) is of each query's scores; along (heads, t) is the product of its output with its gradient.
 void attention_backward(size heads, size t, float scale, const float *logsumexp, const float *along, real *scores, real *grads) {
     FOR_ROWS(heads *t, t) for (size row = 0; row < heads * t; row++) {
         real *s = scores + row * t, *g = grads + row * t;

@@ -1,7 +1,7 @@
-"""A CPU's fused operations: what a training step computes between its products, each in one pass over memory (fused.c), with gradients.
+"""A CPU's fused operations: the operations between matrix products, each in one pass over memory (fused.c), with gradients.
 
-Eager torch takes a pass for every sum and product of them; torch.compile joins them too, but takes 20 s and more for it. fused.c is
-compiled in one (nanochat/kernels/build.py).
+Eager torch takes a pass over memory for each elementwise operation. torch.compile fuses them too, but needs 20 s and more to compile;
+fused.c compiles in 1 s (nanochat/kernels/build.py).
 Shapes: N rows of any kind, D width, B rows of tokens, T positions, H query heads, G key/value heads, K width of a head, V vocabulary.
 """
 
@@ -15,11 +15,11 @@ from nanochat.kernels.library import BLOCK, Library
 from nanochat.kernels.operations import RMS_EPS, Operations
 from nanochat.kernels.products import product
 
-PRODUCTS_LENGTH = 512  # positions of attention that goes backward by whole products: of more, the scores leave a CPU's cache
+PRODUCTS_LENGTH = 512  # most positions for the backward pass by whole products: with more, the scores exceed a CPU's cache
 
 
 class FusedOperations(Operations):
-    """The operations of a library, for float32 or bfloat16 activations on a CPU in eager mode; what it has not is torch's."""
+    """The operations of a compiled library, for float32 or bfloat16 activations on a CPU in eager mode; the rest are torch's."""
 
     fused = True
 
@@ -28,7 +28,7 @@ class FusedOperations(Operations):
         self.library = library
 
     def embed(self, ids: Tensor, table: Tensor) -> Tensor:
-        """As torch's. Raises IndexError for an id that is no row."""
+        """Look up ids, as `Operations.embed`. Raises IndexError for an id outside of the table."""
         return _Embed.apply(self.library, ids, table)
 
     def linear(self, x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
@@ -38,7 +38,7 @@ class FusedOperations(Operations):
         return _RMSNorm.apply(self.library, x)
 
     def rotary_norm(self, x: Tensor, cos: Tensor, sin: Tensor, gain: float) -> Tensor:
-        if cos.dim() == 3:  # rows at positions of their own, as with a cache
+        if cos.dim() == 3:  # each row has its own positions, as with a cache
             return super().rotary_norm(x, cos, sin, gain)
         return _RotaryNorm.apply(self.library, x, cos, sin, gain)
 
@@ -59,17 +59,18 @@ class FusedOperations(Operations):
     def cross_entropy_sum(
         self, hidden: Tensor, weight: Tensor, targets: Tensor, counts: Tensor, *, vocab: int, cap: float, rows: int
     ) -> Tensor:
-        """As torch's. Raises IndexError for a target that counts and has no logit."""
+        """Cross-entropy, as `Operations.cross_entropy_sum`. Raises IndexError for a counted target outside of the vocabulary."""
         return _CrossEntropySum.apply(self.library, hidden, weight, targets, counts, vocab, cap, rows)
 
 
-_casts = WeakTensorKeyDictionary()  # of each weight that is gathering a gradient: its version, and what it was in another type
+_casts = WeakTensorKeyDictionary()  # weight that accumulates a gradient -> (its version, its copy in another type)
 
 
 def _cast(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """`weight` in another type, made once for all micro-batches of a step.
+    """`weight` in another type, cast once for all micro-batches of a step.
 
-    A step's first one finds no gradient yet. The version alone would not do: torch's fused AdamW changes a weight and not its version.
+    In a step's first micro-batch the weight has no gradient, so the copy is renewed. The version alone does not suffice: torch's fused
+    AdamW changes a weight without changing its version.
     """
     if weight.dtype == dtype:
         return weight.detach()
@@ -82,10 +83,10 @@ def _cast(weight: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _accumulate(library: Library, weight: Tensor, part: Tensor, factor: float = 1.0) -> Tensor | None:
-    """Add `factor` times a part of the gradient to the first rows of what `weight` has of it, or return it where it has none, for autograd.
+    """Add `factor` times a part of the gradient to the first rows of `weight.grad`; without a gradient, return it for autograd.
 
-    Autograd would first write the part in float32, then read it again. So `torch.autograd.grad` is no way to ask for the gradient of a
-    weight that has one.
+    Autograd would write the part in float32 first and read it again. For this reason `torch.autograd.grad` cannot return the gradient
+    of a weight that already has one.
     """
     if weight.grad is None:
         whole = torch.zeros_like(weight)
@@ -240,9 +241,9 @@ class _AddGated(torch.autograd.Function):
 
 
 class _Attention(torch.autograd.Function):
-    """Backward it is five products over whole rows (Dao et al., 2022, appendix B.2, without tiles).
+    """Attention whose backward pass is five products over whole rows (Dao et al., 2022, appendix B.2, without tiles).
 
-    A CPU's matrix units are fed by products of this size, and not by torch's own backward pass.
+    Products of this size use a CPU's matrix units fully; torch's own backward pass does not.
     """
 
     @staticmethod
@@ -265,7 +266,7 @@ class _Attention(torch.autograd.Function):
 
 
 class _CrossEntropySum(torch.autograd.Function):
-    """The logits become their gradients where they are, chunk by chunk in the forward pass, and the weights' is added up in place."""
+    """Cross-entropy whose gradients are computed in the forward pass, chunk by chunk: logits are overwritten, the weights' added up."""
 
     @staticmethod
     def forward(
@@ -296,16 +297,16 @@ class _CrossEntropySum(torch.autograd.Function):
 
 
 def cross_entropy(library: Library, logits: Tensor, targets: Tensor, counts: Tensor, cap: float) -> Tensor:
-    """The nats of each row, times its count; `logits` become the sum's gradient in them.
+    """Loss of each row in nats, times its count; `logits` are overwritten with the gradient of the sum.
 
-    logits (N, V) before the softcap, contiguous; targets (N,) int64, of a count of 0 any; counts (N,) -> (N,) float32.
-    Raises MemoryError where a row of float32 finds no room, IndexError for a target that counts and has no logit.
+    logits (N, V) before the softcap, contiguous; targets (N,) int64, ignored if their count is 0, and counts (N,) -> (N,) float32.
+    Raises MemoryError if a row of float32 cannot be allocated, IndexError for a counted target outside of the vocabulary.
     """
     nats, counts = torch.empty(len(logits)), counts.float().contiguous()
     targets = torch.where(counts == 0, 0, targets.long()).contiguous()
     failed = library.call("cross_entropy", *logits.shape, cap, logits, targets, counts, nats)
     if failed == 1:
-        raise MemoryError(f"no room for a row of {logits.size(1)} logits")
+        raise MemoryError(f"cannot allocate a row of {logits.size(1)} logits")
     if failed:
         raise IndexError(f"a target is outside of the {logits.size(1)} logits")
     return nats

@@ -1,4 +1,4 @@
-"""The compiled functions of fused.c, as Python calls them: one library for float32 tensors, one for bfloat16."""
+"""Python bindings of the compiled fused.c: one library for float32 tensors, one for bfloat16."""
 
 import ctypes
 from typing import Any
@@ -24,11 +24,11 @@ FUNCTIONS = {  # arguments of each: n a size or stride, f a number, p a tensor
     "cross_entropy": "nnfpppp",
     "attention_backward": "nnfpppp",
 }
-BLOCK = 64  # rows whose sums `mix_backward` gives at once; fused.c is compiled with it
+BLOCK = 64  # rows of one partial sum of `mix_backward`; fused.c is compiled with it
 
 
 class Library:
-    """The functions of a compiled fused.c for tensors of `dtype`. Raises OSError where `path` is no library."""
+    """The functions of a compiled fused.c for tensors of `dtype`. Raises OSError if `path` is not a library."""
 
     def __init__(self, path: str, dtype: torch.dtype):
         self.dtype = dtype
@@ -37,6 +37,6 @@ class Library:
             getattr(self._functions, name).argtypes = [LETTERS[letter] for letter in letters]
 
     def call(self, name: str, *arguments: Any) -> int:
-        """What the function `name` returns; tensors are given as their addresses."""
+        """Call the function `name` with tensors as their addresses, and return its result."""
         found = getattr(self._functions, name)(*(each.data_ptr() if isinstance(each, Tensor) else each for each in arguments))
         return int(found)

@@ -1,7 +1,7 @@
-"""What a model computes between its products of matrices, by torch's own operations, on any device and under torch.compile.
+"""The operations between a model's matrix products, in torch, for any device and for torch.compile.
 
-A model holds one such object for all of its layers (nanochat/kernels/selection.py chooses it): this one, or a CPU's fused operations
-(fused.py), which has the same methods.
+All layers of a model share one such object, which nanochat/kernels/selection.py chooses: this one, or a CPU's fused operations
+(fused.py) with the same methods.
 Shapes: N rows of any kind, D width, B rows of tokens, T positions, H query heads, G key/value heads, K width of a head, V vocabulary.
 """
 
@@ -18,7 +18,7 @@ Chunk = Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
 
 
 class Operations:
-    """torch's own operations for activations of `dtype`; with `compiled` the loss, which is no part of the forward pass, is compiled."""
+    """torch's own operations for activations of `dtype`; with `compiled` the loss, which is outside of the forward pass, is compiled."""
 
     fused = False
 
@@ -61,10 +61,10 @@ class Operations:
     def cross_entropy_sum(
         self, hidden: Tensor, weight: Tensor, targets: Tensor, counts: Tensor, *, vocab: int, cap: float, rows: int
     ) -> Tensor:
-        """Sum of nats of softcapped logits, of which `rows` tokens' exist at once -> scalar, float32, differentiable.
+        """Sum of the loss in nats, with the softcapped logits of only `rows` tokens in memory -> scalar, float32, differentiable.
 
-        hidden (N, D), weight (at least `vocab`, D) float32, targets (N,), of a count of 0 any, counts (N,) of each target in the sum;
-        `cap` is the softcap, 0 for none.
+        hidden (N, D), weight (at least `vocab`, D) float32, targets (N,), counts (N,): the factor of each target in the sum, 0 to
+        ignore it; `cap` is the softcap, 0 for none.
         """
         chunk = _compiled_chunk() if self._compiled else _chunk
         return _CrossEntropySum.apply(hidden, weight, targets, counts, vocab, cap, rows, chunk)
@@ -78,9 +78,9 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def _chunk(raw: Tensor, targets: Tensor, counts: Tensor, cap: float) -> tuple[Tensor, Tensor]:
-    """Raw logits (n, V), overwritten where they are float32, targets and counts (n,) -> sum of nats, its gradient in the logits (n, V).
+    """Raw logits (n, V), overwritten if float32, targets and counts (n,) -> (sum in nats, its gradient in the logits (n, V)).
 
-    The gradient has the logits' type; all between is float32.
+    The gradient has the logits' type; intermediate values are float32.
     """
     kind, raw = raw.dtype, raw.float()
     index, counts = targets.clamp(min=0)[:, None], counts[:, None].float()
@@ -88,7 +88,7 @@ def _chunk(raw: Tensor, targets: Tensor, counts: Tensor, cap: float) -> tuple[Te
         # cap * tanh(x / cap) = 2 cap * half, half = sigmoid(2x / cap) - 1/2: one exponential, a third of tanh's time. It is within
         # 1e-6 of the capped logit, which the logarithm of the sum rounds to anyway.
         half = raw.mul_(2 / cap).sigmoid_().sub_(0.5)
-        weights = torch.mul(half, 2 * cap).exp_()  # nothing overflows between +-cap, so that no maximum need be looked for
+        weights = torch.mul(half, 2 * cap).exp_()  # no overflow within +-cap, so the maximum need not be subtracted
         wanted = 2 * cap * half.gather(1, index)
     else:
         raw.sub_(raw.amax(dim=-1, keepdim=True))
@@ -96,7 +96,7 @@ def _chunk(raw: Tensor, targets: Tensor, counts: Tensor, cap: float) -> tuple[Te
     sums = weights.sum(dim=-1, keepdim=True)
     nats = ((sums.log() - wanted) * counts).sum()
     grad = weights.mul_(counts / sums)
-    if torch.compiler.is_compiling():  # a scatter would end the kernel and write the logits once more
+    if torch.compiler.is_compiling():  # a scatter would split the kernel and write the logits once more
         grad = torch.where(torch.arange(raw.size(-1), device=raw.device) == index, grad - counts, grad)
     else:
         grad.scatter_add_(1, index, -counts)
@@ -109,7 +109,7 @@ def _compiled_chunk() -> Chunk:
 
 
 class _CrossEntropySum(torch.autograd.Function):
-    """The gradient is made chunk by chunk in the forward pass, while the chunk's logits are there."""
+    """Cross-entropy whose gradient is computed in the forward pass, chunk by chunk, while a chunk's logits are in memory."""
 
     @staticmethod
     def forward(
@@ -128,7 +128,7 @@ class _CrossEntropySum(torch.autograd.Function):
             torch.mm(grad, cast, out=grad_hidden[chosen])
             if hidden.dtype == torch.float32:
                 grad_weight.addmm_(grad.T, part)
-            elif hidden.is_cuda:  # bfloat16 in, float32 out, added in the product's own epilogue
+            elif hidden.is_cuda:  # bfloat16 in, float32 out, added in the matrix product's epilogue
                 torch.addmm(grad_weight, grad.T, part, out_dtype=torch.float32, out=grad_weight)
             else:
                 grad_weight += grad.T @ part

@@ -1,6 +1,6 @@
-"""A folder for compiled code, which nobody but this user can have written: what is in it is loaded, and torch's part of it are pickles.
+"""A private directory for compiled code: its libraries and torch's pickles are loaded, so no other user may have written them.
 
-Owner and mode are checked before each use, and that the folder was made here: it holds its own inode number, which a copy does not have.
+Each use checks owner and mode, and that the directory was created here: it records its own inode number, which a copy does not have.
 """
 
 import atexit
@@ -20,33 +20,33 @@ from nanochat import paths
 from nanochat.console import log
 from nanochat.errors import PreflightError
 
-MADE_HERE = "made-here"  # file in the folder: its inode number
+MADE_HERE = "made-here"  # file with the directory's inode number
 OTHERS = stat.S_IRWXG | stat.S_IRWXO
 OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 def why_not_private(folder: Path) -> str:
-    """Why others may have written what is in `folder`, or may exchange it; nothing where they cannot. Raises OSError."""
+    """The reason why other users may write to `folder` or replace it; "" if they cannot. Raises OSError."""
     about = folder.lstat()
     if not stat.S_ISDIR(about.st_mode):
         return f"{folder} is not a directory"
     if about.st_uid != os.geteuid():
         return f"{folder} belongs to another user"
     if about.st_mode & OTHERS_WRITE:
-        return f"others may write to {folder}"
+        return f"other users may write to {folder}"
     for parent in folder.resolve().parents:
         about = parent.stat()
-        if about.st_mode & stat.S_ISVTX:  # as in /tmp: only a file's owner renames it
+        if about.st_mode & stat.S_ISVTX:  # as in /tmp: only a file's owner can rename it
             continue
         if about.st_uid not in (0, os.geteuid()):
             return f"{parent} belongs to another user"
         if about.st_mode & stat.S_IWOTH or (about.st_mode & stat.S_IWGRP and not _own_group(about.st_gid)):
-            return f"others may write to {parent}"
+            return f"other users may write to {parent}"
     return ""
 
 
 def _own_group(group: int) -> bool:
-    """Whether nobody else is in `group`: where umask is 002, each user has a group of the same name."""
+    """Whether this user is the only member of `group`: on systems with umask 002, each user has such a group."""
     with contextlib.suppress(KeyError):
         user, found = pwd.getpwuid(os.geteuid()).pw_name, grp.getgrgid(group)
         return found.gr_name == user and set(found.gr_mem) <= {user}
@@ -55,9 +55,9 @@ def _own_group(group: int) -> bool:
 
 @functools.cache
 def private_folder(place: Path, name: str) -> Path:
-    """A private folder `name` in `place`, else in the user's cache directory or a temporary one, and why, which is said once.
+    """A private directory `name` in `place`, else in the user's cache directory or a temporary one, with a message for the reason.
 
-    Raises PreflightError where there is none.
+    Raises PreflightError if there is none.
     """
     reasons: list[str] = []
     for parent in (place, *_others()):
@@ -72,20 +72,20 @@ def private_folder(place: Path, name: str) -> Path:
         made = Path(tempfile.mkdtemp(prefix="nanochat-"))
     except OSError as error:
         raise PreflightError(
-            f"no directory for compiled code is private: {reasons[0]}",
-            "name one that is yours alone: TORCHINDUCTOR_CACHE_DIR=DIRECTORY (chmod 700 DIRECTORY)",
+            f"no private directory for compiled code: {reasons[0]}",
+            "set TORCHINDUCTOR_CACHE_DIR to a directory that only you can write to (chmod 700)",
         ) from error
     atexit.register(shutil.rmtree, made, ignore_errors=True)
     return _told(made, reasons)
 
 
 def _others() -> Iterator[Path]:
-    """Directories of this user's, where the data directory is not private."""
+    """Alternatives to the data directory: this user's cache and temporary directories."""
     if cache := os.environ.get("XDG_CACHE_HOME"):
         yield Path(cache, "nanochat-compiled")
     elif home := os.environ.get("HOME"):
         yield Path(home, ".cache", "nanochat-compiled")
-    with contextlib.suppress(OSError):  # no temporary directory can be written
+    with contextlib.suppress(OSError):  # no writable temporary directory
         yield Path(tempfile.gettempdir(), f"nanochat-{os.geteuid()}")
 
 
@@ -96,7 +96,7 @@ def _told(folder: Path, reasons: list[str]) -> Path:
 
 
 def _prepare(folder: Path) -> str:
-    """Make `folder` private, and anew where others may have written what is in it; returns why it cannot be, or nothing. Raises OSError."""
+    """Make `folder` private, emptied if other users may have written to it. Returns the reason for a failure, else "". Raises OSError."""
     folder.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     probe = folder.parent / f"{paths.TEMPORARY}{uuid.uuid4().hex}"
     probe.mkdir(mode=0o700)
@@ -106,7 +106,7 @@ def _prepare(folder: Path) -> str:
         with paths.locked(folder.parent / ".lock"):
             if not _trusted(folder):
                 if folder.is_symlink() or folder.exists():
-                    log(f"{folder} may hold what others have compiled: it is made anew")
+                    log(f"cleared {folder}: other users may have written compiled code to it")
                     _remove(folder)
                 paths.atomic_write(probe / MADE_HERE, str(probe.stat().st_ino))
                 probe.rename(folder)
@@ -116,12 +116,12 @@ def _prepare(folder: Path) -> str:
 
 
 def _open_to_others(folder: Path) -> str:
-    """Why a new folder of mode 0700 is not one, or nothing."""
-    return f"{folder} shows every file as open to others" if folder.stat().st_mode & OTHERS else ""
+    """The reason why a new directory of mode 0700 is not private, as on some file systems; else ""."""
+    return f"the file system of {folder} keeps no permissions" if folder.stat().st_mode & OTHERS else ""
 
 
 def _trusted(folder: Path) -> bool:
-    """Whether `folder` is one that `_prepare` has made, and nobody else could write to it since."""
+    """Whether `_prepare` created `folder`, and no other user could write to it since."""
     try:
         if why_not_private(folder) or (folder / MADE_HERE).read_text(encoding="utf-8") != str(folder.stat().st_ino):
             return False
@@ -132,7 +132,7 @@ def _trusted(folder: Path) -> bool:
 
 
 def _remove(folder: Path) -> None:
-    """Remove what is at `folder`, under another name first: somebody may be reading it. A link is not followed."""
+    """Rename `folder` and remove it, because another process may be reading it. A link is not followed."""
     aside = folder.parent / f"{paths.TEMPORARY}{uuid.uuid4().hex}"
     folder.rename(aside)
     if aside.is_symlink() or not aside.is_dir():

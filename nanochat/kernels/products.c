@@ -1,10 +1,10 @@
-// Products of float32 matrices for processors with AVX2 and FMA: those of which torch's library (Intel's MKL) computes twice as much as
-// is wanted, or takes longer on another maker's processors (products.py). The blocks are those of Goto & van de Geijn, 2008 (Anatomy of
-// High-Performance Matrix Multiplication): the right matrix is packed once for all threads, a few rows of the left one by each thread for
-// itself, and tiles of 6 x 16 are summed in registers. Threads take tasks as they get free, so that one which is held up by other work
-// holds up no other. What is summed, and in which order, depends on the shapes alone: equal results with any number of threads.
+// Products of float32 matrices for processors with AVX2 and FMA, for the cases (products.py) in which torch's library (Intel's MKL)
+// computes the half that is not needed, or is slower on another maker's processors. The blocks are those of Goto & van de Geijn, 2008
+// (Anatomy of High-Performance Matrix Multiplication): the right matrix is packed once for all threads, a few rows of the left one by
+// each thread for itself, and tiles of 6 x 16 are summed in registers. Threads take tasks dynamically, so that a thread delayed by other
+// programs delays no other. The order of all sums depends on the shapes alone: equal results with any number of threads.
 //
-// How terms are packed and multiplied is in products_float32.h, or with -DINT16 in products_int16.h: WORDS, tile and pack.
+// products_float32.h, or with -DINT16 products_int16.h, packs and multiplies terms: WORDS, tile and pack.
 // Strides are in elements. Compiled at the first start for this machine's processor (nanochat/kernels/build.py).
 
 #include <immintrin.h>
@@ -18,7 +18,7 @@ typedef ptrdiff_t size;
 
 int omp_get_max_threads(void), omp_get_thread_num(void), omp_in_parallel(void);
 
-enum { WHOLE, SYMMETRIC, LOWER_RESULT, LOWER_LEFT, UPPER_LEFT }; // which half of a square matrix is known, not wanted, or zero
+enum { WHOLE, SYMMETRIC, LOWER_RESULT, LOWER_LEFT, UPPER_LEFT }; // the half of a square matrix that is known, not needed, or zero
 
 typedef struct { // x[row][column] is at x[row * down + column * right]
     const float *x;
@@ -27,11 +27,11 @@ typedef struct { // x[row][column] is at x[row * down + column * right]
 
 #define TALL 6          // rows of a tile: with its two columns of 8 they take 12 of 16 registers
 #define WIDE 16         // columns of it
-#define DEPTH 256       // terms of a sum that are packed at once: WIDE of them fill half of the first cache
-#define TASK 16         // tiles' heights that a thread packs at once, a multiple of 4: a fifth of the second cache
-#define GROUP 16        // tiles' widths that are packed by one thread
-#define COLUMNS 256     // of the right matrix that are packed at once at least
-#define SHARED (1 << 20) // elements of it, if these are more
+#define DEPTH 256       // terms of a sum packed at once: WIDE of them fill half of the L1 cache
+#define TASK 16         // tile heights that a thread packs at once, a multiple of 4: a fifth of the L2 cache
+#define GROUP 16        // tile widths packed by one thread
+#define COLUMNS 256     // columns of the right matrix packed at once, at least
+#define SHARED (1 << 20) // elements of it packed at once, if that is more
 #define MIN(a, b) ((a) < (b) ? (a) : (b))
 #define MAX(a, b) ((a) > (b) ? (a) : (b))
 #define PARTS(n, of) (((n) + (of) - 1) / (of))
@@ -54,7 +54,7 @@ static inline void prefetch(const target *to) {
     for (int i = 0; i < TALL; i++) {
         const float *row = to->c + i * to->c_down;
         _mm_prefetch((const char *)row, _MM_HINT_T0);
-        _mm_prefetch((const char *)(row + WIDE - 1), _MM_HINT_T0); // another line, where rows begin anywhere
+        _mm_prefetch((const char *)(row + WIDE - 1), _MM_HINT_T0); // a second cache line, if the row is not aligned
     }
 }
 
@@ -82,7 +82,7 @@ static inline void transpose(__m256 rows[8]) {
     }
 }
 
-// Eight columns from `first` on of `height` rows that lie `down` apart: the rows that there are, and zeros.
+// Eight columns from `first` on of `height` rows with the stride `down`; zeros for missing rows.
 static inline void columns_of(size height, size first, const float *x, size down, __m256 columns[8]) {
     for (size i = 0; i < 8; i++) columns[i] = first + i < height ? _mm256_loadu_ps(x + (first + i) * down) : _mm256_setzero_ps();
     transpose(columns);
@@ -94,7 +94,7 @@ static inline void columns_of(size height, size first, const float *x, size down
 #include "products_float32.h"
 #endif
 
-// A tile's sum of which only the first `rows` and `columns` are stored.
+// A tile's sum, with only the first `rows` and `columns` stored.
 static void part_of_tile(size rows, size columns, size depth, const float *a, const float *b, const target *to) {
     float out[TALL * WIDE] __attribute__((aligned(32)));
     tile(depth, a, b, &(target){to->alpha, 0, out, WIDE, NULL, 0});
@@ -110,8 +110,8 @@ typedef struct { // c = alpha * a b + beta * old, for one pair of matrices
     matrix a, b, old; // old.x may be NULL
     float *c;
     size c_down;
-    size rows, depth, columns, width; // rows and terms that a thread packs at once; columns that all do, and with zeros
-    size ahead;                       // tasks until this thread's next one, most likely: its rows are fetched meanwhile
+    size rows, depth, columns, width; // rows and terms that a thread packs at once; columns that all threads pack, also with padding
+    size ahead;                       // tasks until this thread's likely next one, whose rows are prefetched
 } work;
 
 // Pack `columns` columns of b from `first` on, all threads together: packed (k / depth, panels, words, WIDE).
@@ -125,7 +125,7 @@ static void pack_right(const work *w, size first, float *packed) {
     }
 }
 
-// Rows of c from `row` on, in the columns that are packed; `mine` has room for as many rows of a.
+// Rows of c from `row` on, in the packed columns; `mine` is a buffer for as many rows of a.
 static void multiply_rows(const work *w, size row, size first, const float *packed, float *mine) {
     size wide = MIN(w->columns, w->n - first), tall = MIN(w->rows, w->m - row);
     size low = w->half == UPPER_LEFT ? row : 0, high = w->half == LOWER_LEFT ? MIN(row + tall, w->k) : w->k;
@@ -141,7 +141,7 @@ static void multiply_rows(const work *w, size row, size first, const float *pack
             for (size r = j / WIDE * lines; r < MIN(tall, (j / WIDE + 1) * lines); r++)
                 for (size q = 0; q < deep; q += 16) _mm_prefetch((const char *)at(w->a, ahead + r, begin + q).x, _MM_HINT_T1);
             const float *right = packed + p / w->depth * WORDS(w->depth) * w->width + j * WORDS(whole) + (begin - p) * WIDE;
-            size top = lower && first + j > row ? (first + j - row) / TALL * TALL : 0; // what is above has nothing below the diagonal
+            size top = lower && first + j > row ? (first + j - row) / TALL * TALL : 0; // tiles above have no element below the diagonal
             for (size i = top; i < tall; i += TALL) {
                 const float *left = mine + i * WORDS(deep);
                 target to = {w->alpha, beta, c + i * w->c_down + j, w->c_down, old.x ? at(old, i, j).x : NULL, old.down};
@@ -153,7 +153,7 @@ static void multiply_rows(const work *w, size row, size first, const float *pack
     }
 }
 
-// One pair, by all threads, or by the one that is within a parallel region already. Returns 1 where there is no memory.
+// One pair, by all threads, or by one thread within a parallel region. Returns 1 if memory cannot be allocated.
 static int multiply(work w) {
     size threads = omp_in_parallel() ? 1 : omp_get_max_threads();
     w.rows = TALL * MIN(TASK, PARTS(PARTS(w.m, TALL), 16 * threads) * 4);
@@ -181,7 +181,7 @@ static int multiply(work w) {
     return 0;
 }
 
-// The `by`th pair, counted from one that is the first.
+// The `by`th pair after the first.
 static work moved(work w, size by, size a_next, size b_next, size old_next, size c_next) {
     w.a.x += by * a_next;
     w.b.x += by * b_next;
@@ -190,10 +190,10 @@ static work moved(work w, size by, size a_next, size b_next, size old_next, size
     return w;
 }
 
-// c = alpha * a b + beta * old, for each of `count` matrices that lie `next` apart: a (m, k) and b (k, n) with any strides, c and old
-// (m, n) with rows `down` apart; old may be c, or NULL. Where the product is SYMMETRIC half of it is computed, for a LOWER_RESULT what
-// lies above the diagonal is left undefined, and of a left matrix that is LOWER or UPPER half of the terms are left out, which INT16
-// cannot: a block's scale lies at its end. Returns 1 where there is no memory.
+// c = alpha * a b + beta * old, for each of `count` matrices with the stride `next`: a (m, k) and b (k, n) with any strides, c and old
+// (m, n) with rows `down` apart; old may be c, or NULL. If the product is SYMMETRIC, half of it is computed. A LOWER_RESULT is undefined
+// above the diagonal. A LOWER_LEFT or UPPER_LEFT matrix leaves out half of the terms, except with INT16, where a block's scale is at its
+// end. Returns 1 if memory cannot be allocated.
 int product(int half, size count, size m, size n, size k, float alpha, const float *a, size a_next, size a_down, size a_right,
             const float *b, size b_next, size b_down, size b_right, float beta, const float *old, size old_next, size old_down, float *c,
             size c_next, size c_down) {

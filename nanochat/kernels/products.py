@@ -1,6 +1,6 @@
-"""Products of matrices: by products.c where it is loaded and takes less time, and by torch otherwise.
+"""Matrix products: by products.c if it is loaded and faster, else by torch.
 
-Shapes: M rows, K terms of a sum, N columns, and C matrices side by side where there are three axes.
+Shapes: M rows, K terms of a sum, N columns; with three axes, a batch of C matrices.
 """
 
 import ctypes
@@ -12,25 +12,25 @@ from torch import Tensor
 N, F, P = ctypes.c_ssize_t, ctypes.c_float, ctypes.c_void_p
 ARGUMENTS: list[Any] = [ctypes.c_int, N, N, N, N, F, P, N, N, N, P, N, N, N, F, P, N, N, P, N, N]
 HALVES = ("", "symmetric", "lower result", "lower left", "upper left")  # as in products.c
-WIDE = 4096  # columns of a result whose rows lie too far apart for torch's library: they fall upon one another in a cache
-SMALLEST = 32  # rows, columns and terms: of less, what is padded and packed costs as much as what is multiplied
-_libraries: dict[str, ctypes.CDLL] = {}  # by what the terms are: float32, int16
+WIDE = 4096  # columns of a result from which torch's library is slow: rows so far apart share cache lines
+SMALLEST = 32  # rows, columns and terms at least: with fewer, padding and packing cost as much as the product
+_libraries: dict[str, ctypes.CDLL] = {}  # by the type of the terms: float32, int16
 
 
 def use(kind: str, path: str) -> None:
-    """Have float32 matrices on the CPU multiplied by the library at `path`, as `kind`. Raises OSError where that is none."""
+    """Multiply float32 matrices on the CPU with the library at `path`, in `kind`. Raises OSError if it is not a library."""
     library = ctypes.CDLL(path)
     library.product.argtypes = ARGUMENTS
     _libraries[kind] = library
 
 
 def loaded(kind: str) -> bool:
-    """Whether they are."""
+    """Whether a library for `kind` is in use."""
     return kind in _libraries
 
 
 def forget() -> None:
-    """Leave every product to torch again."""
+    """Return to torch for every product."""
     _libraries.clear()
 
 
@@ -47,10 +47,10 @@ def product(
 ) -> Tensor:
     """alpha * a b + beta * add: a (M, K) and b (K, N) -> (M, N), or (C, M, K) and (C, K, N) -> (C, M, N); written to `out` if given.
 
-    `add` may be `out`. `half` says what need not be computed of square matrices: the result is known to be "symmetric"; of the "lower
-    result" what is above the diagonal is left undefined; of a, in "lower left" what is above it, in "upper left" what is below it is zero.
-    A `low_precision` product may be of 16-bit integers, where such are loaded: 1e-4 of the factors' norms is lost.
-    No gradients. Raises MemoryError where the packed matrices find no room.
+    `add` may be `out`. `half` names the half of a square matrix that need not be computed. With "symmetric" the result is symmetric, with
+    "lower result" it is undefined above the diagonal, and with "lower left" or "upper left", `a` is a lower or upper triangle.
+    A `low_precision` product may use 16-bit integers if they are loaded, with an error of 1e-4 of the factors' norms.
+    No gradients. Raises MemoryError if the packed matrices cannot be allocated.
     """
     library = _chosen(a, b, add, out, half, low_precision)
     if library is None:
@@ -63,17 +63,17 @@ def product(
     left, right, old, new = (_described(x) for x in (a, b, add, out))
     count = a.size(0) if a.dim() == 3 else 1
     if library.product(HALVES.index(half), count, a.size(-2), b.size(-1), a.size(-1), alpha, *left, *right, beta, *old[:3], *new[:3]):
-        raise MemoryError(f"no room to multiply {tuple(a.shape)} by {tuple(b.shape)}")
+        raise MemoryError(f"cannot allocate memory to multiply {tuple(a.shape)} by {tuple(b.shape)}")
     return out
 
 
 def _described(x: Tensor | None) -> tuple[int | None, ...]:
-    """Its address, and the strides of three axes."""
+    """A tensor's address, and the strides of three axes."""
     return (None, 0, 0, 0) if x is None else (x.data_ptr(), *(0,) * (3 - x.dim()), *x.stride())
 
 
 def _chosen(a: Tensor, b: Tensor, add: Tensor | None, out: Tensor | None, half: str, low_precision: bool) -> ctypes.CDLL | None:
-    """The library for such a product, or None for torch."""
+    """The library for a product, or None for torch."""
     if not _libraries or min(*a.shape[-2:], b.size(-1)) < SMALLEST:
         return None
     written = [x for x in (add, out) if x is not None]

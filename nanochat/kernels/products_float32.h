@@ -1,10 +1,10 @@
-// Terms as they are. Part of products.c.
+// Terms as float32. Part of products.c.
 
-#define WORDS(depth) (depth) // that pack `depth` terms of a row
-#define LINES 16             // terms of rows that lie far apart which are copied at once
+#define WORDS(depth) (depth) // words that pack `depth` terms of a row
+#define LINES 16             // terms copied at once from rows that are far apart
 
-// A sum over packed a (depth, TALL) and b (depth, WIDE). No part of another function: what the loop does not need waits in memory, not in
-// the registers that it fills.
+// A sum over packed a (depth, TALL) and b (depth, WIDE). Not inlined, so that the caller's variables are not kept in the registers that
+// the loop needs.
 static __attribute__((noinline)) void tile(size depth, const float *a, const float *b, const target *to) {
     __m256 sums[TALL][2];
     for (int i = 0; i < TALL; i++) sums[i][0] = sums[i][1] = _mm256_setzero_ps();
@@ -28,7 +28,7 @@ static __attribute__((noinline)) void tile(size depth, const float *a, const flo
 // Pack x (rows, depth) in panels of `height` rows, the last one filled with zeros: out (panels, depth, height).
 static inline __attribute__((always_inline)) void pack(const size height, size rows, size depth, matrix x, float *out) {
     size whole = rows / height * height;
-    if (x.down == 1) { // a panel after the other would come back to each cache line from afar
+    if (x.down == 1) { // one panel after the other would read each cache line several times
         for (size p = 0; p < depth; p += LINES)
             for (size row = 0; row < whole; row += height)
                 for (size q = p; q < MIN(p + LINES, depth); q++)

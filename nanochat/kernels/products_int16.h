@@ -1,9 +1,9 @@
-// Terms as 16-bit integers, two in the place of a float32: block floating point (Drumond et al., 2018, Training DNNs with Hybrid Block
+// Terms as 16-bit integers, two in a word: block floating point (Drumond et al., 2018, Training DNNs with Hybrid Block
 // Floating Point). DEPTH terms of a row, or of a column, have one scale, such that their norm is ROOT: no sum of products leaves 32 bits
-// (Cauchy-Schwarz), and what is rounded away is 1e-4 of the norm, a tenth of what bfloat16 loses. Part of products.c.
+// (Cauchy-Schwarz), and the rounding error is 1e-4 of the norm, a tenth of bfloat16's. Part of products.c.
 
-#define WORDS(depth) (PARTS(depth, 2) + 1) // of 32 bits that pack `depth` terms of a row: pairs, and its scale
-#define ROOT 46000.0f                      // its square fits in 32 bits, with room for what is rounded up
+#define WORDS(depth) (PARTS(depth, 2) + 1) // 32-bit words that pack `depth` terms of a row: pairs, and its scale
+#define ROOT 46000.0f                      // its square fits in 32 bits, with a margin for rounding up
 
 // Of a row of a tile: its pair of terms with two times eight columns' pairs, added to two times eight sums.
 #define ADD(i)                                                          \
@@ -14,7 +14,7 @@
     "vpaddd %%ymm2, %[right" #i "], %[right" #i "]\n\t"
 #define SUMS(i) [left##i] "+x"(sums[i][0]), [right##i] "+x"(sums[i][1])
 
-// A sum over packed a (words, TALL) and b (words, WIDE), whose last words are the scales. GCC would have the sums wait in memory.
+// A sum over packed a (words, TALL) and b (words, WIDE), whose last words are the scales. In assembly, because GCC spills the sums.
 static __attribute__((noinline)) void tile(size depth, const float *a, const float *b, const target *to) {
     __m256i sums[TALL][2] = {0};
     size pairs = PARTS(depth, 2);
@@ -58,10 +58,10 @@ static inline float quantize(size depth, const float *x, int16_t *out) {
         _mm256_store_si256((__m256i *)(out + p), _mm256_permute4x64_epi64(_mm256_packs_epi32(low, up), 0xd8));
     }
     for (; p < DEPTH; p++) out[p] = p < depth ? (int16_t)lrintf(x[p] * inverse) : 0;
-    return isfinite(sum) ? scale : NAN; // what is not finite must not get lost
+    return isfinite(sum) ? scale : NAN; // NaN and Inf must propagate
 }
 
-#define CHUNK 48 // rows that are read side by side where they lie next to one another: three panels of WIDE, eight of TALL
+#define CHUNK 48 // rows read together if they are adjacent in memory: three panels of WIDE, eight of TALL
 #define APART (DEPTH + 8) // of their terms: rows of a power of two would share a cache's lines
 
 // Terms of `rows` <= CHUNK rows of x, a row after the other: out (rows, APART).

@@ -1,4 +1,4 @@
-"""Which operations a model computes with: a CPU's fused ones where they are loaded for the type of its activations, torch's otherwise."""
+"""Choice of a model's operations: a CPU's fused ones if they are loaded for the type of its activations, else torch's."""
 
 import torch
 
@@ -11,26 +11,26 @@ _fused: dict[torch.dtype, FusedOperations] = {}
 
 
 def use(dtype: torch.dtype, path: str) -> None:
-    """Have models with activations of `dtype` use the library at `path` from now on. Raises OSError where that is none."""
+    """Use the library at `path` in new models with activations of `dtype`. Raises OSError if it is not a library."""
     _fused[dtype] = FusedOperations(Library(path, dtype))
 
 
 def loaded(dtype: torch.dtype) -> bool:
-    """Whether they do."""
+    """Whether a library for `dtype` is in use."""
     return dtype in _fused
 
 
 def forget() -> None:
-    """Leave new models, and every product of `product`, to torch again."""
+    """Return to torch in new models and for every product."""
     _fused.clear()
     products.forget()
 
 
 def operations_for(device: torch.device, dtype: torch.dtype, *, compiled: bool = False) -> Operations:
-    """The fastest operations here for activations of `dtype` on `device`.
+    """The fastest operations available for activations of `dtype` on `device`.
 
-    `compiled` is for torch's own: it has the loss compiled. The fused operations are compiled already, and torch.compile cannot see
-    into them: what it is to compile needs `Operations`.
+    `compiled` compiles the loss of torch's operations. The fused operations are compiled already, and torch.compile cannot trace them:
+    a model that it compiles needs `Operations`.
     """
     if device.type == "cpu" and dtype in _fused:
         return _fused[dtype]

@@ -1,4 +1,4 @@
-"""Causal self-attention, whole rows at once or with the KV cache: what the architectures share of it.
+"""Causal self-attention over whole rows or with the KV cache, shared by the architectures.
 
 Shapes: B rows, T positions, S cached positions, H query heads, G key/value heads, K width of a head, D model width.
 """
@@ -13,10 +13,10 @@ from nanochat.model.scaling import GPTConfig
 
 
 class KVCache:
-    """Keys and values of every layer for a fixed number of slots, each with its own length.
+    """Keys and values of all layers for a fixed number of slots, each with its own length.
 
-    `keys`, `values`: (layers, slots, G, length + 1, K), the last position being scratch for padding;
-    `lengths`: (slots,) tokens held; `previous`: (slots, D), the last token's embedding, which the smear needs.
+    `keys`, `values`: (layers, slots, G, length + 1, K); padding is written to the last position.
+    `lengths` (slots,) are the tokens in each slot. `previous` (slots, D) is the last token's embedding, which the smear needs.
     """
 
     def __init__(self, config: GPTConfig, slots: int, length: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32):
@@ -28,7 +28,7 @@ class KVCache:
         self.length = length
 
     def slots(self, first: int, last: int) -> "KVCache":
-        """A view of the slots from `first` to before `last` as a cache of its own; what is written to it lands here."""
+        """A cache that is a view of the slots from `first` to before `last`."""
         view = object.__new__(KVCache)
         part = slice(first, last)
         view.keys, view.values, view.length = self.keys[:, part], self.values[:, part], self.length
@@ -36,7 +36,7 @@ class KVCache:
         return view
 
     def swap(self, a: int, b: int, positions: int) -> None:
-        """Exchange what slots `a` and `b` hold, in so many positions from the first on."""
+        """Exchange the first `positions` positions of slots `a` and `b`."""
         there, here = [a, b], [b, a]
         for tensor in (self.keys[:, :, :, :positions], self.values[:, :, :, :positions]):
             tensor[:, there] = tensor[:, here]
@@ -45,27 +45,27 @@ class KVCache:
 
 
 class Append:
-    """One forward pass's place in a cache: where its B x T new tokens go and which keys each of them sees."""
+    """The positions of a forward pass in a cache: where its B x T new tokens are stored, and the keys that each of them attends to."""
 
     def __init__(self, cache: KVCache, tokens: int):
         self.cache = cache
         device = cache.lengths.device
         positions = cache.lengths[:, None] + torch.arange(tokens, device=device)
-        self.positions = positions.clamp(max=cache.length)  # (B, T); padding beyond the cache falls on the scratch position
+        self.positions = positions.clamp(max=cache.length)  # (B, T); padding beyond the cache is written to the scratch position
         self.span = min(int(cache.lengths.max()) + tokens, cache.length + 1)
         self.rows = torch.arange(len(cache.lengths), device=device)[:, None]
         self.key_positions = torch.arange(self.span, device=device)
         self.masks: dict[int, Tensor] = {}
 
     def mask(self, window: int) -> Tensor:
-        """(B, 1, T, S) bool: a query sees the keys at and before its own position, `window` of them at most."""
+        """(B, 1, T, S) bool: a query attends to at most `window` keys, up to its own position."""
         if window not in self.masks:
             behind = self.positions[:, None, :, None] - self.key_positions
             self.masks[window] = (behind >= 0) & (behind < window)
         return self.masks[window]
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
-        """Store k, v (B, T, G, K) and attend with q (B, T, H, K) over all that the slots hold -> (B, T, H, K)."""
+        """Store k, v (B, T, G, K) and attend with q (B, T, H, K) to all tokens in the slots -> (B, T, H, K)."""
         keys, values = self.cache.keys[layer], self.cache.values[layer]  # (B, G, length + 1, K)
         keys[self.rows, :, self.positions] = k.to(keys.dtype)
         values[self.rows, :, self.positions] = v.to(values.dtype)
@@ -82,8 +82,8 @@ class Append:
 def causal_attention(operations: Operations, q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
     """Causal attention over the last `window` positions: q (B, T, H, K), k and v (B, T, G, K) -> (B, T, H, K).
 
-    A window shorter than the row is cut into blocks of `window` queries that see their own block of keys and
-    the one before it: exact, and unlike a dense mask it skips the work outside.
+    If the window is shorter than the row, the row is split into blocks of `window` queries that attend to their own block of keys and
+    the one before it. This is exact, and unlike a dense mask it computes no scores outside of these blocks.
     """
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H, T, K)
     length = q.size(2)
@@ -105,7 +105,7 @@ def causal_attention(operations: Operations, q: Tensor, k: Tensor, v: Tensor, wi
 
 
 class Attention(Layer):
-    """The projections of multi-head attention and what lies between them; how q and k are normalised is the architecture's."""
+    """Multi-head attention and its projections; the architecture decides how q and k are normalised."""
 
     def __init__(self, config: GPTConfig, layer: int):
         super().__init__()
@@ -127,7 +127,7 @@ class Attention(Layer):
         return x.unflatten(-1, (-1, self.head_dim))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, append: Append | None) -> Tensor:
-        """q (B, T, H, K), k and v (B, T, G, K), which join the cache where there is one -> (B, T, D)."""
+        """q (B, T, H, K), k and v (B, T, G, K), stored in the cache if there is one -> (B, T, D)."""
         if append is not None:
             return self.o(append.attend(self.layer, q, k, v, self.window).flatten(2))
         return self.o(causal_attention(self.operations, q, k, v, self.window).flatten(2))

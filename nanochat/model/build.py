@@ -1,4 +1,4 @@
-"""Makes the model that a config describes."""
+"""Build a model from its config."""
 
 import torch
 
@@ -18,7 +18,7 @@ def build_model(config: GPTConfig, device: torch.device | str = "cpu", seed: int
 
 
 def allocate_model(config: GPTConfig, device: torch.device | str = "cpu") -> Transformer:
-    """A float32 model on `device`, allocated once, whose weights are yet to be filled."""
+    """A float32 model on `device` with uninitialised weights, allocated once."""
     model = describe_model(config)
     model.to_empty(device=device)
     model.init_buffers()
@@ -27,6 +27,6 @@ def allocate_model(config: GPTConfig, device: torch.device | str = "cpu") -> Tra
 
 
 def describe_model(config: GPTConfig) -> Transformer:
-    """A model whose weights have names and shapes, but no memory."""
+    """A model on the meta device: weights with names and shapes but no memory."""
     with torch.device("meta"):
         return _MODELS[config.architecture](config)

@@ -1,8 +1,8 @@
-"""One token a row: what a model's forward pass computes with a KV cache, in a third of the operations.
+"""Decoding step: one token per row with a KV cache, in a third of the operations of the general forward pass.
 
-A small model's step is not arithmetic but the calling of operations, some hundred a layer in the general forward pass. Here q, k, v
-and the value gate come from one product, q and k are rotated and normalised together, sums are part of products, the norms' gains
-part of the weights that read them. The general pass is the reference (tests/model/test_decode.py).
+A small model's decoding time is dominated by the overhead of calling operations, about a hundred per layer in the general forward pass.
+Here q, k, v and the value gate come from one product, q and k are rotated and normalised together, sums are fused into products, and
+the norms' gains into the weights that follow. The general pass is the reference (tests/model/test_decode.py).
 
 Shapes: B rows, D width, H query heads, G key/value heads, K width of a head, M inside the MLP, S cached positions, V vocabulary.
 """
@@ -20,11 +20,11 @@ from nanochat.model.qwen3 import Qwen3, Qwen3Block
 from nanochat.model.scaling import SMEAR_GATE_CHANNELS
 from nanochat.model.transformer import Transformer, softcapped
 
-TINY = 1e-20  # keeps a vector of zeros from being divided by zero
+TINY = 1e-20  # avoids a division by zero for a vector of zeros
 
 
 class _Step:
-    """One token for each of B rows: `tokens` and `positions` (B,), the rotary angles at them, and which cached positions each sees."""
+    """One token for each of B rows: `tokens` and `positions` (B,), their rotary angles, and the cached positions that each attends to."""
 
     def __init__(self, ids: list[int], lengths: list[int], cache: KVCache, cos: Tensor, sin: Tensor):
         device = cache.lengths.device
@@ -41,7 +41,7 @@ class _Step:
         return torch.addcmul(x * self._cos, x.roll(x.size(-1) // 2, -1), self._sin)
 
     def attend(self, layer: int, qk: Tensor, v: Tensor, window: int) -> Tensor:
-        """Store the keys and values, and attend to all that the rows hold: qk (B, H + G, K), v (B, G, K) -> (B, H * K)."""
+        """Store the keys and values, and attend to all tokens of the rows: qk (B, H + G, K), v (B, G, K) -> (B, H * K)."""
         rows, groups, width = v.shape
         heads = qk.size(1) - groups
         keys, values = self.cache.keys[layer], self.cache.values[layer]  # (B, G, length + 1, K)
@@ -54,7 +54,7 @@ class _Step:
         return torch.bmm(scores.softmax(-1), values).view(rows, heads * width)
 
     def _bias(self, window: int, dtype: torch.dtype) -> Tensor:
-        """0 where a row sees a position, -inf elsewhere: (B, 1, S)."""
+        """0 where a row attends to a position, -inf elsewhere: (B, 1, S)."""
         if window not in self._biases:
             hidden = (self._behind < 0) | (self._behind >= window)
             self._biases[window] = torch.zeros_like(self._behind, dtype=dtype).masked_fill_(hidden, -torch.inf).unsqueeze(1)
@@ -62,7 +62,7 @@ class _Step:
 
 
 class Decoder:
-    """Decodes with the weights that `model` has when this is made; `head` (V or more, D) reads what has been normalised."""
+    """Decoder with a copy of `model`'s current weights; `head` (V or more, D) is applied after the last norm."""
 
     def __init__(self, model: Transformer, head: Tensor):
         self._config, self._dtype, self._softcap = model.config, model.compute_dtype, model.softcap
@@ -73,7 +73,7 @@ class Decoder:
 
     @torch.inference_mode()
     def __call__(self, ids: list[int], lengths: list[int], cache: KVCache) -> Tensor:
-        """Append one token to each row of `cache`, row b holding `lengths[b]` of them; the logits after it, (B, V)."""
+        """Append one token to each row of `cache`, row b having `lengths[b]` tokens, and return the logits after it (B, V)."""
         step = _Step(ids, lengths, cache, self._cos, self._sin)
         x = self._hidden(self._embed[step.tokens].to(self._dtype), step)
         cache.lengths += 1
@@ -84,9 +84,9 @@ class Decoder:
         raise NotImplementedError
 
     def _prepared(self, *weights: Tensor) -> Tensor:
-        """Weights (out, in) that one product reads, in the activations' type: (in, the outs together)."""
+        """Weights (out, in) of one product, concatenated, in the activations' type: (in, sum of the outs)."""
         cast = [weight.to(self._dtype) for weight in weights]
-        return (cast[0] if len(cast) == 1 else torch.cat(cast)).t()  # one of that type already is no copy
+        return (cast[0] if len(cast) == 1 else torch.cat(cast)).t()  # not copied if it has that type already
 
     def _split(self, product: Tensor) -> tuple[Tensor, Tensor]:
         """qk (B, H + G, K) and v (B, G, K) of a product (B, H * K + 2 * G * K, or more)."""
@@ -97,7 +97,7 @@ class Decoder:
 
 @dataclass(frozen=True)
 class _GPTLayer:
-    qkvg: Tensor  # (D, H * K + 2 * G * K + G) the gate's columns last; without them where there is no value embedding
+    qkvg: Tensor  # (D, H * K + 2 * G * K + G), the gate's columns last; without them if there is no value embedding
     o: Tensor  # (H * K, D)
     fc: Tensor  # (D, M)
     proj: Tensor  # (M, D)
@@ -108,7 +108,7 @@ class _GPTLayer:
 
 
 class GPTDecoder(Decoder):
-    """Decodes nanochat's architecture (gpt.py)."""
+    """Decoder for nanochat's architecture (gpt.py)."""
 
     @torch.inference_mode()
     def __init__(self, model: GPT):
@@ -122,7 +122,7 @@ class GPTDecoder(Decoder):
         parts = [attn.q.weight, attn.k.weight, attn.v.weight]
         if attn.ve_gate is not None:
             gate, table = attn.ve_gate.weight, model.value_table(index)
-            parts.append(F.pad(gate, (0, model.config.dim - gate.size(1))))  # it reads the first channels alone
+            parts.append(F.pad(gate, (0, model.config.dim - gate.size(1))))  # the gate reads the first channels only
         return _GPTLayer(
             qkvg=self._prepared(*parts),
             o=self._prepared(attn.o.weight),
@@ -152,7 +152,7 @@ class GPTDecoder(Decoder):
         return torch.sub(x, middle, alpha=self._backout)
 
     def _smeared(self, x: Tensor, cache: KVCache) -> Tensor:
-        """x (B, D) with some of the embedding before it, which the cache holds -> (B, D)."""
+        """x (B, D) with the smear of the previous embedding, which is in the cache -> (B, D)."""
         gate, scale = self._smear
         smeared = torch.addcmul(x, torch.mm(x[:, :SMEAR_GATE_CHANNELS], gate).sigmoid_(), cache.previous, value=scale)
         cache.previous.copy_(x)
@@ -170,7 +170,7 @@ class _Qwen3Layer:
 
 
 class Qwen3Decoder(Decoder):
-    """Decodes Qwen3's architecture (qwen3.py)."""
+    """Decoder for Qwen3's architecture (qwen3.py)."""
 
     @torch.inference_mode()
     def __init__(self, model: Qwen3):
@@ -200,7 +200,7 @@ class Qwen3Decoder(Decoder):
 
 
 def decoder_for(model: Transformer) -> Decoder | None:
-    """A decoder with the weights that `model` has now; None where its class has a forward pass of its own."""
+    """A decoder with `model`'s current weights; None for a class with another forward pass."""
     if type(model) is GPT:
         return GPTDecoder(model)
     if type(model) is Qwen3:
@@ -213,5 +213,5 @@ def _norm(x: Tensor, gain: float = 1.0) -> Tensor:
     width = x.size(-1)
     if x.device.type == "cuda":
         return F.rms_norm(x, (width,), None, RMS_EPS) * gain
-    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True).add_(TINY)  # a CPU's rms_norm is seven operations
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True).add_(TINY)  # faster: torch's rms_norm is seven operations on a CPU
     return x.div(length).mul_(gain * width**0.5)

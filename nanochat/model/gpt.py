@@ -1,4 +1,4 @@
-"""nanochat's architecture: what it computes, and how its weights begin.
+"""nanochat's architecture: forward pass and initial weights.
 
 A transformer with value embeddings, a smear of the previous token, scalars that mix the first layer's input into each later one, and
 softcapped logits.
@@ -17,7 +17,7 @@ QK_SCALE = 1.2  # sharpens attention after the QK norm, on q and on k
 
 
 class GPTAttention(Attention):
-    """Attention with rotary positions, a norm of q and k without gains, and on some layers a gated value embedding."""
+    """Attention with rotary positions, QK norm without gains, and in some layers a gated value embedding."""
 
     def __init__(self, config: GPTConfig, layer: int):
         super().__init__(config, layer)
@@ -46,7 +46,7 @@ class MLP(Layer):
 
 
 class GPTBlock(Layer):
-    """Attention, then the MLP, each reading the normalised stream and adding to it."""
+    """Pre-norm residual block: attention, then the MLP."""
 
     def __init__(self, config: GPTConfig, layer: int):
         super().__init__()
@@ -75,7 +75,7 @@ class GPT(Transformer):
         self.backout_lambda = nn.Parameter(torch.empty(1))
 
     def forward(self, ids: Tensor, cache: KVCache | None = None, counts: Tensor | None = None) -> Tensor:
-        """Hidden states before the head, as `Transformer.forward`."""
+        """Hidden states before the head; see `Transformer.forward`."""
         cos, sin, append = self.positions(ids, cache)
         first = middle = x = self._smear(self.embedded(ids), cache, counts)
         for layer, block in enumerate(self.blocks):
@@ -91,11 +91,11 @@ class GPT(Transformer):
 
     @property
     def halfway(self) -> int:
-        """The layer whose output is subtracted at the end; never the last one: the norm would cancel what is subtracted."""
+        """The layer whose output is subtracted at the end. Never the last one, because the norm would cancel the subtraction."""
         return min(self.config.depth // 2, self.config.depth - 2)
 
     def embedded(self, ids: Tensor) -> Tensor:
-        """What the first layer's input begins as: ids (...) -> (..., D)."""
+        """Embeddings before the smear, the first layer's input: ids (...) -> (..., D)."""
         return self.operations.rms_norm(self.operations.embed(ids, self.embed.weight))
 
     def value_table(self, layer: int) -> Tensor:
@@ -105,7 +105,7 @@ class GPT(Transformer):
         return weight
 
     def _smear(self, x: Tensor, cache: KVCache | None, counts: Tensor | None) -> Tensor:
-        """Let each position see the embedding before it, through a learned gate: x (B, T, D) -> (B, T, D)."""
+        """Add the previous position's embedding through a learned gate: x (B, T, D) -> (B, T, D)."""
         before = x.new_zeros(x.size(0), 1, x.size(2)) if cache is None else cache.previous[:, None].to(x.dtype)
         shifted = torch.cat((before, x[:, :-1]), dim=1)
         gate = self.smear_lambda.to(x.dtype) * torch.sigmoid(self.smear_gate(x[..., :SMEAR_GATE_CHANNELS]))
@@ -117,7 +117,7 @@ class GPT(Transformer):
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
-        """Fill every weight. The head begins near zero, so the first loss is ln V; every block begins as identity."""
+        """Initialise all weights. The head is near zero, so the first loss is ln V; every block is the identity."""
         draw, depth = Initializer(seed, self.config.dim), self.config.depth
         draw.normal(self.embed.weight, 0.8)
         draw.normal(self.head.weight, 0.001)

@@ -1,4 +1,4 @@
-"""What every part of a model is made of: layers that compute with the operations chosen for the whole model."""
+"""Layers shared by the architectures, which compute with the operations chosen for the whole model."""
 
 import torch
 from torch import Tensor, nn
@@ -9,13 +9,13 @@ ROPE_BASE = 100_000.0
 
 
 class Layer(nn.Module):
-    """A part of a model. `Transformer.use` sets the `operations` of all parts at once."""
+    """Base of all layers. `Transformer.use` sets the `operations` of every layer of a model."""
 
     operations = Operations(torch.float32)
 
 
 class Linear(nn.Linear, Layer):
-    """A bias-free linear layer whose fp32 master weight is cast to the activations' type at use."""
+    """A linear layer without bias, whose fp32 master weight is cast to the activations' type at use."""
 
     def __init__(self, in_features: int, out_features: int):
         super().__init__(in_features, out_features, bias=False)
@@ -43,7 +43,7 @@ def rotary_table(length: int, head_dim: int, device: torch.device | str | None =
 
 
 class Initializer:
-    """Draws the initial weights of a model `dim` wide from a seed, on the CPU: equal weights whatever the device."""
+    """Initial weights of a model of width `dim` from a seed; drawn on the CPU, so that all devices get equal weights."""
 
     def __init__(self, seed: int, dim: int):
         self._generator = torch.Generator().manual_seed(seed)

@@ -1,4 +1,4 @@
-"""Cross-entropy of a model's logits, computed in chunks so that the full logits never exist.
+"""Cross-entropy of a model's logits, computed in chunks so that the full logits are never in memory.
 
 Shapes: B rows, T positions, N tokens, D width, V vocabulary. A target of -1 is not counted.
 """
@@ -14,10 +14,10 @@ IGNORE = -1
 
 
 def cross_entropy_sum(model: Transformer, hidden: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Sum of nats over the counted targets: hidden (B, T, D), targets (B, T) -> scalar, float32, differentiable.
+    """Sum of the loss in nats over the counted targets: hidden (B, T, D), targets (B, T) -> scalar, float32, differentiable.
 
-    `weights` (B,) say how much each row's targets count, which may be less than nothing; without them each counts once.
-    The padded rows of the head are left out of the softmax, so the first loss of a new model is ln V exactly.
+    `weights` (B,) are factors of the rows' losses, negative ones included; without them each is 1.
+    The head's padding rows are left out of the softmax, so the first loss of a new model is exactly ln V.
     """
     counts = targets != IGNORE
     if weights is not None:
@@ -31,7 +31,7 @@ def cross_entropy_sum(model: Transformer, hidden: Tensor, targets: Tensor, weigh
 
 @torch.no_grad()
 def token_losses(model: Transformer, hidden: Tensor, targets: Tensor) -> Tensor:
-    """Nats of each target, 0 where it is not counted: hidden (B, T, D), targets (B, T) -> (B, T), float32."""
+    """Loss of each target in nats, 0 if it is not counted: hidden (B, T, D), targets (B, T) -> (B, T), float32."""
     flat, wanted = hidden.flatten(0, 1), targets.flatten()
     rows = loss_rows(len(flat), model.config.vocab_size, hidden.device.type)
     parts = [

@@ -1,8 +1,8 @@
-"""Muon for the matrices, AdamW for the rest; one optimizer for one rank or many.
+"""Muon for the matrices and AdamW for the rest, on one rank or several.
 
-With several ranks every gradient is averaged over them and each rank updates only what it owns (Rajbhandari et
-al., 2020, stage 2): of the matrices of one shape whole ones, dealt in equal numbers; of the large tables a slice of
-rows. The updated weights are then gathered. The communication is three functions of `Ranks`, given from outside.
+With several ranks, gradients are averaged and each rank updates its own part (Rajbhandari et al., 2020, stage 2): an equal number of
+the matrices of each shape, and a slice of rows of each large table. The updated weights are then gathered. `Communicator` is the
+interface for these exchanges.
 """
 
 from collections.abc import Callable, Iterable
@@ -27,20 +27,20 @@ POLAR_EXPRESS = (
 )
 NORMUON_BETA2 = 0.9
 ADAM_EPS = 1e-10
-SCALAR_EPS = 1e-8  # a new model's scalars have gradients of zero but for rounding, 1e-10: no full step for that
+SCALAR_EPS = 1e-8  # a new model's scalars have gradients that are only rounding errors (1e-10); Adam would make full steps of them
 
 
 class Communicator(Protocol):
-    """What the optimizer needs of the ranks; nanochat/distributed/ranks.py has the real one."""
+    """The optimizer's interface to the ranks, implemented by nanochat/distributed/ranks.py."""
 
     @property
     def rank(self) -> int:
-        """This process's place, from 0."""
+        """This process's rank, from 0."""
         ...
 
     @property
     def world_size(self) -> int:
-        """How many processes there are."""
+        """The number of processes."""
         ...
 
     def all_reduce_mean(self, tensor: Tensor) -> Tensor:
@@ -48,11 +48,11 @@ class Communicator(Protocol):
         ...
 
     def reduce_scatter_mean(self, tensor: Tensor) -> Tensor:
-        """This rank's equal share along the first axis of the mean over the ranks."""
+        """This rank's equal share, along the first axis, of the mean over the ranks."""
         ...
 
     def all_gather(self, share: Tensor) -> Tensor:
-        """The ranks' shares put together again along the first axis."""
+        """The ranks' shares, concatenated along the first axis."""
         ...
 
 
@@ -68,10 +68,10 @@ class LearningRates:
 
 
 def orthogonalize(updates: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The nearest semi-orthogonal matrices, nearly: (n, rows, columns) -> the same shape, Frobenius norm sqrt(min(rows, columns)).
+    """The approximately nearest semi-orthogonal matrices: (n, rows, columns) -> same shape, Frobenius norm sqrt(min(rows, columns)).
 
-    Rows are first brought to equal length; then five Polar Express steps. All in `dtype`: bfloat16 is enough where the device is
-    fast at it. A matrix of zeros stays one.
+    Rows are first scaled to equal length, then five Polar Express steps follow, all in `dtype`: bfloat16 suffices if the device has fast
+    units for it. A matrix of zeros stays zero.
     """
     x = updates.to(dtype)
     x = x / x.norm(dim=-1, keepdim=True).clamp_min(1e-10)
@@ -81,7 +81,7 @@ def orthogonalize(updates: Tensor, dtype: torch.dtype = torch.float32) -> Tensor
     x = x / (x.norm(dim=(-2, -1), keepdim=True) * 1.01 + 1e-6)
     for a, b, c in POLAR_EXPRESS:
         gram = product(x, x.mT, half="symmetric", low_precision=True)
-        # a x + (b gram + c gram^2) x; the products add the other terms before they round, so that bfloat16 errs a third as much.
+        # a x + (b gram + c gram^2) x. The products add the other terms before rounding, which cuts bfloat16's error to a third.
         x = product(product(gram, gram, gram, beta=b, alpha=c, half="symmetric", low_precision=True), x, x, beta=a, low_precision=True)
     if not wide:
         x = x.mT
@@ -104,7 +104,7 @@ def muon_update(
     """One Muon step on stacked matrices, in place: weights, grads, momentum (n, R, C), variance (n, R, 1) or (n, 1, C).
 
     Nesterov momentum as a running mean, orthogonalisation in `dtype`, NorMuon's variance (Li et al., 2025) with one
-    number for each index of the longer side, and decay only where the update and the weight agree in sign.
+    value for each index of the longer side, and weight decay only where the update and the weight have the same sign.
     """
     momentum.lerp_(grads, 1 - beta)
     update = orthogonalize(grads.lerp(momentum, beta), dtype)
@@ -125,7 +125,7 @@ class _MatrixGroup:
 
     def __init__(self, names: list[str], weights: list[Tensor], ranks: Communicator, dtype: torch.dtype):
         self.names, self.weights, self.ranks, self.dtype = names, weights, ranks, dtype
-        self.share = -(-len(weights) // ranks.world_size)  # matrices each rank owns, the last ones padding
+        self.share = -(-len(weights) // ranks.world_size)  # matrices that each rank owns, the last ones padding
         self.first = min(self.share * ranks.rank, len(weights))
         owned = weights[self.first : self.first + self.share]
         rows, columns = weights[0].shape
@@ -159,7 +159,7 @@ class _MatrixGroup:
 
 
 class _TensorGroup:
-    """One tensor under AdamW; a large table is owned in slices of rows, anything else by every rank."""
+    """One tensor under AdamW. Each rank owns a slice of rows of a large table, and all of any other tensor."""
 
     def __init__(self, name: str, weight: Tensor, ranks: Communicator, lr: float, betas: tuple[float, float], weight_decay: float):
         self.name, self.weight, self.ranks = name, weight, ranks
@@ -184,7 +184,7 @@ class _TensorGroup:
             [self.mean],
             [self.square],
             [],
-            [own.new_full((), step - 1.0)],  # filled there: a copy from here would wait for the device
+            [own.new_full((), step - 1.0)],  # filled on the device: a copy from the host would synchronise
             fused=True,
             amsgrad=False,
             beta1=self.betas[0],
@@ -204,12 +204,12 @@ class _TensorGroup:
 
 
 def _gradient(weight: Tensor) -> Tensor:
-    """The gradient, or zeros for a weight that nothing reached (every rank must bring one to the exchange)."""
+    """The gradient, or zeros for a weight without one, because every rank takes part in the exchange."""
     return weight.grad if weight.grad is not None else torch.zeros_like(weight)
 
 
 class MuonAdamW:
-    """The optimizer of a model. `batch` is the step's tokens, by which every learning rate is scaled: sqrt(batch / 2^19)."""
+    """The optimizer of a model. `batch` is the tokens per step; it scales all learning rates by sqrt(batch / 2^19)."""
 
     def __init__(self, model: Transformer, rates: LearningRates, batch: int, ranks: Communicator):
         self.model = model
@@ -241,7 +241,7 @@ class MuonAdamW:
 
     @torch.no_grad()
     def step(self, *, lr: float = 1.0, beta: float = 0.95, weight_decay: float = 0.0) -> None:
-        """Update every weight from its gradient; `lr` multiplies all rates, `beta` and `weight_decay` are Muon's."""
+        """Update every weight from its gradient; `lr` multiplies all learning rates, `beta` and `weight_decay` are Muon's."""
         self.steps += 1
         for tensor in self.tensors:
             tensor.step(self.steps, lr)
@@ -249,16 +249,16 @@ class MuonAdamW:
             group.step(self.matrix_lr * lr, beta, weight_decay)
 
     def zero_grad(self) -> None:
-        """Forget the gradients."""
+        """Drop the gradients."""
         self.model.zero_grad(set_to_none=True)
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """What this rank owns, as "name|state|first row" -> tensor: independent of how many ranks there are."""
+        """This rank's state, "name|state|first row" -> tensor, in a form that is independent of the number of ranks."""
         groups: list[_TensorGroup | _MatrixGroup] = [*self.tensors, *self.matrices]
         return {f"{name}|{kind}|{first}": tensor for group in groups for name, kind, first, tensor in group.state()}
 
     def load_state(self, read: Callable[[str, str], Tensor], steps: int) -> None:
-        """Take up a saved state; `read(name, state)` gives the whole tensor as all ranks together had it."""
+        """Load a saved state; `read(name, state)` returns the whole tensor of all ranks."""
         self.steps = steps
         for tensor in self.tensors:
             tensor.mean.copy_(read(tensor.name, "mean")[tensor.own])

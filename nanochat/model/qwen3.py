@@ -1,6 +1,6 @@
-"""Qwen3's architecture, which other engines run as it is (`--architecture portable`): what it computes, and how its weights begin.
+"""Qwen3's architecture (`--architecture portable`), which other inference engines run: forward pass and initial weights.
 
-A transformer whose norms have learned gains, of q and k too, before they are rotated, with SwiGLU and plain logits.
+A transformer with learned norm gains, QK norm before the rotation, SwiGLU and plain logits.
 Shapes: B rows, T positions, D width.
 """
 
@@ -14,11 +14,11 @@ from nanochat.model.layers import Initializer, Layer, Linear, RMSNorm
 from nanochat.model.scaling import GPTConfig
 from nanochat.model.transformer import Transformer
 
-QK_GAIN = 1.2  # with which the gains of the QK norm begin: it sharpens attention
+QK_GAIN = 1.2  # initial gain of the QK norm; sharpens attention
 
 
 class Qwen3Attention(Attention):
-    """Attention with rotary positions and a norm of q and k with gains."""
+    """Attention with rotary positions and QK norm with gains."""
 
     def __init__(self, config: GPTConfig, layer: int):
         super().__init__(config, layer)
@@ -33,7 +33,7 @@ class Qwen3Attention(Attention):
 
 
 class SwiGLU(Layer):
-    """Two projections, one the other's gate (Shazeer, 2020)."""
+    """Gated MLP with SiLU (Shazeer, 2020)."""
 
     def __init__(self, config: GPTConfig):
         super().__init__()
@@ -46,7 +46,7 @@ class SwiGLU(Layer):
 
 
 class Qwen3Block(Layer):
-    """Attention, then the MLP, each reading the normalised stream and adding to it."""
+    """Pre-norm residual block: attention, then the MLP."""
 
     def __init__(self, config: GPTConfig, layer: int):
         super().__init__()
@@ -61,14 +61,14 @@ class Qwen3Block(Layer):
 
 
 class Qwen3(Transformer):
-    """A Qwen3."""
+    """Qwen3's model."""
 
     def __init__(self, config: GPTConfig):
         super().__init__(config, Qwen3Block)
         self.norm = RMSNorm(config.dim)
 
     def forward(self, ids: Tensor, cache: KVCache | None = None, counts: Tensor | None = None) -> Tensor:
-        """Hidden states before the head, as `Transformer.forward`."""
+        """Hidden states before the head; see `Transformer.forward`."""
         cos, sin, append = self.positions(ids, cache)
         x = self.embedded(ids)
         for block in self.blocks:
@@ -78,12 +78,12 @@ class Qwen3(Transformer):
         return self.norm(x)
 
     def embedded(self, ids: Tensor) -> Tensor:
-        """What the first layer's input begins as: ids (...) -> (..., D)."""
+        """The embeddings, which are the first layer's input: ids (...) -> (..., D)."""
         return self.operations.embed(ids, self.embed.weight)
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
-        """Fill every weight. The head begins near zero, so the first loss is ln V; every block begins as identity."""
+        """Initialise all weights. The head is near zero, so the first loss is ln V; every block is the identity."""
         draw = Initializer(seed, self.config.dim)
         draw.normal(self.embed.weight, 0.8)
         draw.normal(self.head.weight, 0.001)

@@ -1,6 +1,6 @@
-"""The depth dial: the model's shape, its parameters, operations and memory, and the rules that follow from its size.
+"""Scaling rules: a model's shape, parameters, FLOPs and memory from its depth, and the defaults that follow from its size.
 
-Pure arithmetic, without torch, so that `plan` answers at once. The shape and the rules are karpathy/nanochat's;
+Pure arithmetic without torch, so that `plan` is immediate. The shape and the rules are karpathy/nanochat's;
 the batch rule is from arXiv 2505.13738, the weight decay rule from arXiv 2405.13698.
 """
 
@@ -15,7 +15,7 @@ from nanochat.config import ModelConfig
 SOFTCAP = 15.0  # of nanochat's logits
 
 # The parts of each architecture, as a checkpoint's JSON names them. qwen3: norms with gains (before the rotation, none after the
-# embedding) and SwiGLU; a Qwen3 to the last operation, which other engines run as it is.
+# embedding) and SwiGLU, exactly as Qwen3, so that other inference engines run it unchanged.
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "nanochat": {
         "value_embeddings": True,
@@ -38,28 +38,28 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 VALUE_GATE_CHANNELS = 12  # channels of x that decide how much of a value embedding is added
 SMEAR_GATE_CHANNELS = 24  # channels of x that decide how much of the previous token is added
 
-# The run that every rule is measured against: d12 at a vocabulary of 32,768 and 12 tokens for each scaling parameter.
+# The reference run of all rules: d12 with a vocabulary of 32,768 and 12 tokens per scaling parameter.
 REFERENCE_TOKENS = 12 * (12 * 12 * 768**2 + 32768 * 768)
 REFERENCE_BATCH = 2**19
 REFERENCE_WEIGHT_DECAY = 0.28
 REFERENCE_DIM = 768
-MINIMUM_STEPS = 500  # a rule's batch never leaves fewer steps than this: d4's 528 are the fewest of the measured table
+MINIMUM_STEPS = 500  # the automatic batch size leaves at least so many steps; d4's 528 are the fewest of the measured table
 
-# What a checkpoint's JSON may say at most, far above any model that can be trained, so that nothing is computed or allocated for more.
+# Limits for a checkpoint's JSON, far above any model that can be trained, so that a hostile one cannot make us allocate more.
 LARGEST = {"depth": 1024, "dim": 2**16, "n_head": 2**12, "n_kv_head": 2**12, "head_dim": 2**13, "vocab_size": 2**22, "max_seq_len": 2**20}
 LARGEST_TABLE = 2**25  # max_seq_len x head_dim: the table of the rotary embedding, which no weight's shape bounds
 
 
 @dataclasses.dataclass(frozen=True)
 class GPTConfig:
-    """The model's shape, and what a checkpoint must agree on to be loaded."""
+    """The model's shape; a checkpoint is loaded only into an equal one."""
 
     depth: int
     dim: int
     n_head: int
     n_kv_head: int
     head_dim: int
-    vocab_size: int  # ids that the tokenizer can give
+    vocab_size: int  # number of the tokenizer's ids
     max_seq_len: int
     window_pattern: str = "L"
     architecture: str = "nanochat"  # a key of ARCHITECTURES
@@ -73,12 +73,12 @@ class GPTConfig:
 
     @property
     def padded_vocab(self) -> int:
-        """Rows of the embedding and the head: vocab_size rounded up to a multiple of 64, which matrix units like."""
+        """Rows of the embedding and the head: vocab_size rounded up to a multiple of 64, for speed."""
         return round_up(self.vocab_size, 64)
 
     @property
     def mlp_dim(self) -> int:
-        """Width inside the MLP: SwiGLU's three matrices have about the parameters of the other's two."""
+        """Width inside the MLP, chosen so that SwiGLU's three matrices have about as many parameters as the other's two."""
         return round_up(8 * self.dim // 3, 64) if self.architecture == "qwen3" else 4 * self.dim
 
     @property
@@ -87,7 +87,7 @@ class GPTConfig:
         return self.n_kv_head * self.head_dim
 
     def window(self, layer: int) -> int:
-        """Tokens that `layer` attends to: the whole context, or a quarter of it (a multiple of 128). The last layer sees all."""
+        """Tokens that `layer` attends to: the whole context, or a quarter of it (a multiple of 128). The last layer has the whole."""
         short = self.window_pattern[layer % len(self.window_pattern)] == "S" and layer < self.depth - 1
         return min(round_up(math.ceil(self.max_seq_len / 4), 128), self.max_seq_len) if short else self.max_seq_len
 
@@ -96,16 +96,16 @@ class GPTConfig:
         return self.architecture == "nanochat" and (self.depth - 1 - layer) % 2 == 0
 
     def to_dict(self) -> dict[str, Any]:
-        """The shape, and the architecture's parts, for a checkpoint's JSON."""
+        """The shape and the architecture's parts, for a checkpoint's JSON."""
         shape = dataclasses.asdict(self)
         parts = ARCHITECTURES[shape.pop("architecture")]
         return shape | parts
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "GPTConfig":
-        """The inverse of `to_dict`; a part that is not named is nanochat's.
+        """The inverse of `to_dict`; a missing part is nanochat's.
 
-        Raises TypeError where a field is missing or unknown, ValueError where no architecture has these parts or no model this shape.
+        Raises TypeError for a missing or unknown field, ValueError for unknown parts or an impossible shape.
         """
         shape = dict(values)
         for name in LARGEST.keys() & shape.keys():
@@ -117,11 +117,11 @@ class GPTConfig:
                 try:
                     gpt = cls(**shape, architecture=architecture)
                 except AssertionError as error:
-                    raise ValueError(f"no model has the shape {untrusted.shown(shape, 300)}") from error
+                    raise ValueError(f"the model shape {untrusted.shown(shape, 300)} is impossible") from error
                 if gpt.max_seq_len * gpt.head_dim > LARGEST_TABLE or gpt.head_dim % 2:
-                    raise ValueError(f"no model has max_seq_len {gpt.max_seq_len} and head_dim {gpt.head_dim}")
+                    raise ValueError(f"max_seq_len {gpt.max_seq_len} with head_dim {gpt.head_dim} is too large")
                 return gpt
-        raise ValueError(f"no architecture has {untrusted.shown(parts, 300)}")
+        raise ValueError(f"unknown architecture {untrusted.shown(parts, 300)}")
 
 
 def round_up(value: int, multiple: int) -> int:
@@ -130,10 +130,10 @@ def round_up(value: int, multiple: int) -> int:
 
 
 def gpt_config(config: ModelConfig) -> GPTConfig:
-    """The shape that `config` asks for; config.vocab_size must be resolved (not -1). A portable model sees its whole context."""
-    assert config.vocab_size > 0, "vocab_size is still to be resolved (planning/rules.py)"
+    """The shape for `config`, whose vocab_size must be resolved (not -1). A portable model attends to its whole context."""
+    assert config.vocab_size > 0, "vocab_size must be resolved first (planning/rules.py)"
     dim = round_up(config.aspect_ratio * config.depth, config.head_dim)
-    portable = config.architecture == "portable"  # what users call a Qwen3
+    portable = config.architecture == "portable"  # the flag's value for a Qwen3
     return GPTConfig(
         depth=config.depth,
         dim=dim,
@@ -148,9 +148,9 @@ def gpt_config(config: ModelConfig) -> GPTConfig:
 
 
 def count_parameters(gpt: GPTConfig) -> dict[str, int]:
-    """Parameters of each part, and their `total`: equal to the model's own, one by one.
+    """Parameters of each part, exactly as in the model, and their `total`.
 
-    `matrices` are the blocks' (12 x depth x dim^2 where n_kv_head = n_head, and the tiny value gates): Muon's share. `scalars`
+    `matrices` are the blocks' (12 x depth x dim^2 if n_kv_head = n_head, and the small value gates), which Muon updates. `scalars`
     are the residual's and the norms' gains.
     """
     qwen3 = gpt.architecture == "qwen3"
@@ -158,7 +158,7 @@ def count_parameters(gpt: GPTConfig) -> dict[str, int]:
     mlp = (3 if qwen3 else 2) * gpt.dim * gpt.mlp_dim
     block = 2 * gpt.dim * gpt.dim + 2 * gpt.dim * gpt.kv_dim + mlp  # q and o, k and v, the MLP's
     gains = (2 * gpt.dim + 2 * gpt.head_dim) * gpt.depth + gpt.dim
-    residual = 2 * gpt.depth + SMEAR_GATE_CHANNELS + 1 + 1  # two a layer, the smear's gate and factor, the backout's
+    residual = 2 * gpt.depth + SMEAR_GATE_CHANNELS + 1 + 1  # two per layer, the smear's gate and factor, the backout's
     parts = {
         "embedding": gpt.padded_vocab * gpt.dim,
         "head": gpt.padded_vocab * gpt.dim,
@@ -170,7 +170,7 @@ def count_parameters(gpt: GPTConfig) -> dict[str, int]:
 
 
 def scaling_parameters(gpt: GPTConfig) -> int:
-    """The parameters that decide how many tokens a model wants: the matrices and the head."""
+    """The parameters that decide the number of training tokens: the matrices and the head."""
     parts = count_parameters(gpt)
     return parts["matrices"] + parts["head"]
 
@@ -178,7 +178,7 @@ def scaling_parameters(gpt: GPTConfig) -> int:
 def flops_per_token(gpt: GPTConfig) -> int:
     """Floating-point operations of one training token, forward and backward.
 
-    6 for each matrix or head parameter, and 12 x head_dim x heads for each token in a layer's window.
+    6 per matrix or head parameter, and 12 x head_dim x heads per token in a layer's window.
     """
     attention = sum(12 * gpt.head_dim * gpt.n_head * gpt.window(layer) for layer in range(gpt.depth))
     return 6 * scaling_parameters(gpt) + attention
@@ -187,24 +187,24 @@ def flops_per_token(gpt: GPTConfig) -> int:
 # ---- rules ----------------------------------------------------------------------------------------------------
 
 MAXIMUM_EPOCHS = 4  # text repeated up to four times is nearly as good as new (arXiv 2305.16264)
-BEST_RATIO = 10.5  # tokens for each scaling parameter that operations are best spent on, by published runs of some 1e18 of them
+BEST_RATIO = 10.5  # compute-optimal tokens per scaling parameter, from published runs of about 1e18 FLOPs
 
 
 def bytes_per_token(vocab_size: int) -> float:
-    """Bytes of English that one token stands for, about: 2.0 at a vocabulary of 512, 3.3 at 4,096, 4.6 at 32,768."""
+    """Approximate bytes of English per token: 2.0 at a vocabulary of 512, 3.3 at 4,096, 4.6 at 32,768."""
     return max(0.43 * math.log2(vocab_size) - 1.85, 1.0)
 
 
 def target_tokens(gpt: GPTConfig, ratio: float) -> int:
-    """Tokens of a run: `ratio` for each scaling parameter."""
+    """Training tokens of a run: `ratio` per scaling parameter."""
     return int(ratio * scaling_parameters(gpt))
 
 
 def total_batch_rule(tokens: float, group: int = 1) -> int:
     """Tokens of one step for a run of `tokens`: 2^19 x (tokens / d12's)^0.383, to the nearest power of two.
 
-    For runs shorter than d4's the power of two is lowered until MINIMUM_STEPS remain. `group` is the tokens that
-    all devices take at once (device batch x context x processes); the result is the nearest multiple of it, at least one.
+    For runs shorter than d4's the power of two is lowered until MINIMUM_STEPS remain. `group` is the tokens of a micro-batch over all
+    devices (device_batch_size x max_seq_len x processes); the result is the nearest multiple of it, at least one.
     """
     assert tokens > 0, tokens
     assert group > 0, group
@@ -216,7 +216,7 @@ def total_batch_rule(tokens: float, group: int = 1) -> int:
 def weight_decay_rule(batch: int, tokens: float) -> float:
     """Muon's weight decay: 0.28 x sqrt(batch / 2^19) x (d12's tokens / tokens).
 
-    At most 2, the most that was measured (d4's 1.89): far below d4 the rule would shrink the weights faster than they learn.
+    At most 2, about the largest measured value (d4's 1.89): for much smaller models the decay would outweigh the updates.
     """
     return min(REFERENCE_WEIGHT_DECAY * math.sqrt(batch / REFERENCE_BATCH) * REFERENCE_TOKENS / tokens, 2.0)
 
@@ -227,31 +227,31 @@ def steps_rule(tokens: float, batch: int) -> int:
 
 
 def batch_lr_scale(batch: int) -> float:
-    """Every learning rate (but the smear's and backout's) grows with the square root of the batch, from 2^19 tokens."""
+    """Factor of the learning rates (but the smear's and backout's): square root of the batch over 2^19 tokens."""
     return math.sqrt(batch / REFERENCE_BATCH)
 
 
 def width_lr_scale(dim: int) -> float:
-    """AdamW's learning rates of the head and the embeddings fall with the square root of the width, from 768."""
+    """Factor of AdamW's learning rates of the head and the embeddings: square root of 768 over the width."""
     return (dim / REFERENCE_DIM) ** -0.5
 
 
 # ---- memory ---------------------------------------------------------------------------------------------------
 
-# Bytes kept for the backward pass for each token x dim in bf16 (twice as much in fp32): of each layer, more of a layer with a
-# window (its keys and values lie there twice), and of the model as a whole. On a CPU with its fused operations: measured at 34
-# settings, good to 11% (docs/experiments/log.md); a layer keeps 32 there, the rest is room between tensors that the C library cannot
-# use. Compiled: 37.5 is a published figure, good to 15%.
+# Bytes kept for the backward pass per token x dim in bf16 (twice as much in fp32): of each layer, more of a layer with a window
+# (its keys and values are stored twice), and of the model as a whole. On a CPU with fused operations: measured at 34 settings,
+# within 11% (docs/experiments/log.md); a layer keeps 32, the rest is fragmentation of the C library's heap. Compiled: 37.5 is a
+# published figure, within 15%.
 ACTIVATION_BYTES = {"cpu": (56.0, 10.0, 54.0), "eager": (36.0, 41.0, 62.0), "compiled": (37.5, 32.0, 0.0)}
-# What Muon's step needs for a moment, for each matrix parameter, by the bytes of a number.
+# Temporary bytes of Muon's step per matrix parameter, by the bytes of a number.
 STEP_BYTES = {"cpu": {2: 26, 4: 24}, "cuda": {2: 8, 4: 28}}
-BF16_CPU_BYTES = 48_000_000  # that a CPU's library for bfloat16 products takes once
-# Logits that the chunked loss holds at once: on a CPU they stay in its cache, and fused they are gone over but once.
+BF16_CPU_BYTES = 48_000_000  # fixed workspace of a CPU's library for bfloat16 products
+# Logits of a chunk of the loss: on a CPU they fit in its cache; the fused operation reads them only once.
 LOSS_CHUNK = {"cpu": 2 * 2**20, "cpu, fused": 8 * 2**20, "cuda": 16 * 2**20}
-LOSS_PARTS = 16  # a GPU is not kept busy by less than this part of its tokens
-LOSS_ROWS = 256  # tokens of a chunk at least
-LOSS_BYTES = {"plain": (12, 8), "compiled": (6, 4)}  # for each of them and each of the head's parameters; compiled: bfloat16, on a GPU
-SAMPLE_SLOTS = 8  # conversations that a sample or an evaluation decodes side by side
+LOSS_PARTS = 16  # most chunks on a GPU, which smaller ones would not keep busy
+LOSS_ROWS = 256  # least tokens of a chunk
+LOSS_BYTES = {"plain": (12, 8), "compiled": (6, 4)}  # per logit and per parameter of the head; compiled: bfloat16, on a GPU
+SAMPLE_SLOTS = 8  # batch size of samples and evaluations
 
 
 def memory_bytes(
@@ -264,13 +264,15 @@ def memory_bytes(
     budget: float = 1.0,
     device: str = "cuda",
 ) -> dict[str, int]:
-    """Bytes that training needs on one device with `rows` rows of max_seq_len tokens at once, by part, and their `total`.
+    """Bytes of training on one device with a micro-batch of `rows` sequences of max_seq_len tokens, by part, and their `total`.
 
-    weights: fp32, and where `bf16` the copies that the matrix units read, kept until the backward pass.
-    optimizer: 4 bytes for a matrix parameter (Muon's momentum), 8 for any other (AdamW's two moments), dealt over
-    `processes`. activations: what the backward pass needs, or the optimizer's step where that is more than it and the logits, for
-    the one is gone before the other comes; a step compiled for a GPU keeps `budget` of them. logits: the chunked loss. cache: keys
-    and values of the samples.
+    weights: fp32, and with `bf16` the bfloat16 copies, kept until the backward pass.
+    optimizer: 4 bytes per matrix parameter (Muon's momentum), 8 per other parameter (AdamW's two moments), divided by `processes`.
+    activations: kept for the backward pass, or the optimizer step's temporaries if these are more than activations and
+    logits together, because the two are never in memory at the same time; a step compiled for a GPU keeps the fraction `budget` and
+    recomputes the rest.
+    logits: the chunked loss.
+    cache: keys and values of the samples.
     """
     parts = count_parameters(gpt)
     matrices, rest = parts["matrices"], parts["total"] - parts["matrices"]
@@ -285,10 +287,10 @@ def memory_bytes(
     if cpu and bf16:
         kept += BF16_CPU_BYTES
     stepping = STEP_BYTES[device][number] * matrices // processes
-    if processes > 1:  # the ranks also gather the updated weights
+    if processes > 1:  # buffers of the gathered weights
         stepping += 4 * matrices
     rows_at_once = min(tokens, loss_rows(tokens, gpt.padded_vocab, device, fused=cpu))
-    if cpu:  # overwritten by their gradients; the head's gradient, of several chunks in float32 as well
+    if cpu:  # gradients overwrite the logits; with several chunks the head's gradient exists in float32 as well
         per_logit, per_weight = number, number + (4 if rows_at_once < tokens else 0)
     else:
         per_logit, per_weight = LOSS_BYTES["compiled" if compiled and bf16 else "plain"]
@@ -307,7 +309,7 @@ def memory_bytes(
 
 
 def loss_rows(tokens: int, vocab: int, device: str, fused: bool = False) -> int:
-    """Tokens whose logits the loss of `tokens` holds at once."""
+    """Tokens of one chunk of the loss of `tokens`."""
     if device == "cuda":
         return max(LOSS_ROWS, LOSS_CHUNK[device] // vocab, tokens // LOSS_PARTS)
     return max(LOSS_ROWS, LOSS_CHUNK["cpu, fused" if fused else "cpu"] // vocab)
@@ -319,12 +321,12 @@ def cache_bytes(gpt: GPTConfig, slots: int, length: int, *, bf16: bool = True) -
 
 
 def max_rows(gpt: GPTConfig, usable: int, **shape: Any) -> int:
-    """The most rows that fit into `usable` bytes of a device; 0 where not even one does. `shape` are `memory_bytes`' others."""
+    """The largest micro-batch, in rows, that fits into `usable` bytes; 0 if one row does not. `shape`: see `memory_bytes`."""
 
     def fits(rows: int) -> bool:
         return memory_bytes(gpt, rows, **shape)["total"] <= usable
 
-    low, high = 0, 1  # low fits (or is 0), high does not once the loop has ended
+    low, high = 0, 1  # low fits or is 0; high does not fit after the loop
     while fits(high):
         low, high = high, 2 * high
     while high - low > 1:

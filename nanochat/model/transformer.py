@@ -1,4 +1,4 @@
-"""What the architectures share: a decoder-only transformer between its embedding and its head.
+"""Base class of the architectures: a decoder-only transformer.
 
 Shapes: B rows, T positions, D width, K width of a head, V vocabulary.
 """
@@ -16,9 +16,9 @@ from nanochat.model.scaling import GPTConfig
 
 
 class Transformer(Layer):
-    """A language model of one architecture: nanochat's (gpt.py) or Qwen3's (qwen3.py). Made by nanochat/model/build.py.
+    """A language model: nanochat's architecture (gpt.py) or Qwen3's (qwen3.py), built by nanochat/model/build.py.
 
-    Weights are float32 and cast at use to the activations' type. It knows nothing of ranks, files or printing.
+    Weights are float32, cast at use to the activations' type. Ranks, files and printing are the callers' business.
     """
 
     softcap = 0.0  # of the logits; 0 for none
@@ -36,17 +36,17 @@ class Transformer(Layer):
     def forward(self, ids: Tensor, cache: KVCache | None = None, counts: Tensor | None = None) -> Tensor:
         """Hidden states before the head: ids (B, T) -> (B, T, D).
 
-        With `cache`, row b's tokens follow what slot b holds and are added to it; `counts` (B,) says how many of each
-        row's T tokens are real, the rest being padding on the right.
+        With `cache`, row b's tokens are appended to slot b; `counts` (B,) is the number of real tokens in each row, the rest
+        being padding on the right.
         """
         raise NotImplementedError
 
     def embedded(self, ids: Tensor) -> Tensor:
-        """What the first layer's input begins as: ids (...) -> (..., D)."""
+        """The first layer's input before any mixing of positions: ids (...) -> (..., D)."""
         raise NotImplementedError
 
     def init_weights(self, seed: int) -> None:
-        """Fill every weight; the same seed gives the same weights everywhere."""
+        """Initialise all weights; the same seed gives the same weights everywhere."""
         raise NotImplementedError
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -60,9 +60,9 @@ class Transformer(Layer):
         return self.operations.dtype
 
     def use(self, dtype: torch.dtype, *, compiled: bool = False) -> None:
-        """Compute with activations of `dtype` from now on, by the fastest operations for it that are loaded here.
+        """Compute with activations of `dtype` from now on, by the fastest operations that are loaded for it.
 
-        Where the forward pass is to be `compiled`, torch.compile must see all of it; the head and the loss are outside of it.
+        With `compiled` the operations are torch's, because torch.compile must trace the whole forward pass; head and loss are outside.
         """
         outside = operations_for(self.embed.weight.device, dtype, compiled=compiled)
         inside = Operations(dtype) if compiled else outside
@@ -72,11 +72,11 @@ class Transformer(Layer):
         self.head.operations = outside
 
     def init_buffers(self) -> None:
-        """Fill what is computed rather than learned."""
+        """Fill the buffers, which are computed and not learned."""
         self.cos, self.sin = rotary_table(self.config.max_seq_len, self.config.head_dim, self.embed.weight.device)
 
     def positions(self, ids: Tensor, cache: KVCache | None) -> tuple[Tensor, Tensor, Append | None]:
-        """cos and sin of the positions of ids (B, T), (T, K/2) or with a cache (B, T, K/2), and the place in the cache."""
+        """cos and sin for ids (B, T), as (T, K/2) or with a cache (B, T, K/2), and their positions in the cache."""
         if cache is None:
             return self.cos[: ids.size(1)], self.sin[: ids.size(1)], None
         append = Append(cache, ids.size(1))

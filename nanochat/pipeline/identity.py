@@ -29,7 +29,7 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class Identity:
-    """The run that a call means: its config, and its record, None where it is new. `finished` says so where nothing is left to do."""
+    """The run that a call means: its config, and its record, None if it is new. `finished` says so where nothing is left to do."""
 
     config: Config
     record: runs.Record | None
@@ -39,7 +39,7 @@ class Identity:
 def identify(request: Request) -> Identity:
     """Find the run, after bringing from its mirror what is further there.
 
-    Raises UsageError where the name belongs to a run of another config, DataError where its record is damaged, PreflightError where
+    Raises UsageError if the name belongs to a run of another config, DataError if its record is damaged, PreflightError if
     the mirror cannot be reached and nothing is here.
     """
     config = normal(request.config)

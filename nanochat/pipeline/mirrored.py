@@ -17,7 +17,7 @@ from nanochat.runs.mirror import RECORD, Mirror, Uploader
 def fetch(url: str, run: str) -> bool:
     """Bring the run from its mirror as far as it is further there than here; whether anything came.
 
-    Raises UsageError where the mirror holds another run of that name, PreflightError where it cannot be reached and nothing is
+    Raises UsageError if the mirror holds another run of that name, PreflightError if it cannot be reached and nothing is
     here: whether that would be a new run cannot be known.
     """
     here = runs.read_record(run)
@@ -82,7 +82,7 @@ def catch_up(config: Config) -> None:
 
 @contextlib.contextmanager
 def copying(config: Config, here: Ranks) -> Iterator[Uploader | None]:
-    """What copies saved steps to the config's mirror, on the main rank, beginning with the newest ones; None where there is no mirror."""
+    """What copies saved steps to the config's mirror, on the main rank, beginning with the newest ones; None if there is no mirror."""
     if not config.mirror or not here.main:
         yield None
         return

@@ -8,6 +8,7 @@ from pathlib import Path
 from nanochat import paths
 from nanochat.config import Config
 from nanochat.console import NORMAL, VERBOSE, log
+from nanochat.data.finetuning import require_learnable
 from nanochat.data.shards import Dataset
 from nanochat.data.source import TextSource, text_source
 from nanochat.data.vocabulary import ensure_tokenizer
@@ -41,7 +42,9 @@ def prepare(request: Request) -> Record | str:
     config, plan = _resolve(request, run, source.text_bytes())
     dataset = source.open(config.shards)
     if SFT in request.stages and config.sft_iterations:
-        source.conversations.load()  # fetched and looked through now: a fault in them must not wait for the end of pretraining
+        # A fault in them must not wait for the end of pretraining.
+        tokenizer = ensure_tokenizer(dataset, config.vocab_size, config.architecture)
+        require_learnable(source.conversations.load(), tokenizer, config.max_seq_len)
     if RL in request.stages:
         config = _with_problems(config, source)
     if run.record:
@@ -108,7 +111,7 @@ def _with_problems(config: Config, source: TextSource) -> Config:
 
 
 def _resumed(record: Record, config: Config, dataset: Dataset, conversations: str) -> Record:
-    """The record with this call's config. Raises UsageError where the text, the tokenizer or the conversations are others."""
+    """The record with this call's config. Raises UsageError if the text, the tokenizer or the conversations are others."""
     if conversations:
         require_same("conversations file", record.conversations, conversations, config.run)
     require_same("text", (record.dataset, record.shards), (dataset.folder.name, _names(dataset)), config.run)

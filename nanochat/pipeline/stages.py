@@ -16,7 +16,7 @@ from nanochat.train.session import Session
 def train_stages(session: Session, stages: Sequence[str]) -> None:
     """Train those of `stages` that are not complete yet.
 
-    Raises UsageError where a stage lacks the one before it, or has another model's checkpoints; what the trainer raises.
+    Raises UsageError if a stage lacks the one before it, or has another model's checkpoints; what the trainer raises.
     """
     source = text_source(session.config)
     base = _newest(session, BASE)
@@ -55,7 +55,7 @@ def _complete(session: Session, stage: str, newest: Checkpoint | None) -> bool:
 
 
 def _newest(session: Session, stage: str) -> Checkpoint | None:
-    """The newest checkpoint of a stage. Raises UsageError where it is another model's, put there by hand."""
+    """The newest checkpoint of a stage. Raises UsageError if it is another model's, put there by hand."""
     newest = session.checkpoints(stage).newest()
     if newest and (newest.meta["model"], newest.meta["tokenizer"]) != (session.gpt.to_dict(), session.tokenizer.id):
         raise UsageError(

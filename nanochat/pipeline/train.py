@@ -42,7 +42,7 @@ def train(config: Config, stages: Sequence[str] = (BASE, SFT), relaunch: Sequenc
     """Carry the run of `config` as far as `stages` go, from wherever it stopped; returns the exit code.
 
     `relaunch` is the command line (after the interpreter) that workers run where the config asks for several processes.
-    Raises UsageError where the name belongs to another run, PreflightError where the machine cannot do it or the job's deadline is
+    Raises UsageError if the name belongs to another run, PreflightError if the machine cannot do it or the job's deadline is
     reached, DataError, NonFiniteError, OutOfMemoryError, Preempted.
     """
     with StopSignal().installed() as stop, Deadline.of(os.environ).kept(stop):

@@ -32,9 +32,9 @@ CHOSEN = ("depth", "device_batch_size", "total_batch_size", "num_iterations", "s
 
 
 def fit(config: Config, hardware: Hardware, *, text_bytes: int | None = None, spent: float = 0.0) -> Resolved:
-    """`config` resolved for its hours on `hardware`, of which `spent` seconds have gone. Raises PreflightError where they are too few.
+    """`config` resolved for its hours on `hardware`, of which `spent` seconds have gone. Raises PreflightError if they are too few.
 
-    The depths are compared by what the hardware is thought to reach; of the nearest three, steps are measured where it is here.
+    The depths are compared by what the hardware is thought to reach; of the nearest three, steps are measured if it is here.
     """
     seconds = RESERVE * (3600 * config.hours - spent)
     rough = {depth: _at(config, depth, seconds, hardware, text_bytes, None) for depth in DEPTHS}
@@ -132,7 +132,7 @@ def _distance(plan: Plan) -> float:
 
 
 def _at(config: Config, depth: int, seconds: float, hardware: Hardware, text_bytes: int | None, measured: Measured | None) -> Plan | None:
-    """The plan at one depth with as many steps as `seconds` allow; None where it does not fit into memory or time."""
+    """The plan at one depth with as many steps as `seconds` allow; None if it does not fit into memory or time."""
     shaped = config.replace(depth=depth, num_iterations=-1, sft_iterations=-1 if config.sft_iterations else 0)
     if hardware.cuda:
         shaped = shaped.replace(device_batch_size=1, total_batch_size=-1)

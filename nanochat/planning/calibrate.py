@@ -43,7 +43,7 @@ class Measured:
 
 
 def measure(config: Config) -> Measured | None:
-    """Measure a resolved config's steps here; None where that failed (not even one row fits, or a step takes too long)."""
+    """Measure a resolved config's steps here; None if that failed (not even one row fits, or a step takes too long)."""
     with contextlib.suppress(TypeError):
         return Measured(**_run_process(config.to_dict()))
     return None
@@ -75,7 +75,7 @@ def product_gain(machine: str, kind: str) -> float:
 
 
 def _run_process(request: dict[str, Any]) -> dict[str, Any]:
-    """The answer of the process below to `request`; {} where it fails."""
+    """The answer of the process below to `request`; {} if it fails."""
     command = [sys.executable, "-m", "nanochat.planning.calibrate"]
     try:
         done = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True, timeout=TIMEOUT, check=True)
@@ -89,7 +89,7 @@ def _cache_path() -> Path:
 
 
 def _read_cache() -> dict[str, dict[str, Any]]:
-    """What was measured before, by key; {} where there is nothing or the file is damaged."""
+    """What was measured before, by key; {} if there is nothing or the file is damaged."""
     try:
         return _parse_object(_cache_path().read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -97,7 +97,7 @@ def _read_cache() -> dict[str, dict[str, Any]]:
 
 
 def _parse_object(text: str) -> dict[str, Any]:
-    """The JSON object in `text`, {} where it is another value. Raises ValueError where it is no JSON."""
+    """The JSON object in `text`, {} if it is another value. Raises ValueError if it is no JSON."""
     found = json.loads(text)
     return found if isinstance(found, dict) else {}
 

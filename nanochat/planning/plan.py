@@ -45,7 +45,7 @@ class Plan:
     disk_bytes: int  # at the most, what lies there already not counted
     disk_parts: dict[str, int]  # download, rows, checkpoints, cache
     download_bytes: int  # still to fetch
-    cost: float | None  # dollars of rent; None where nothing is rented
+    cost: float | None  # dollars of rent; None if nothing is rented
     data_licence: str
     cards: int
     card_here: bool
@@ -70,7 +70,7 @@ def plan_here(config: Config, hardware: Hardware, *, text_bytes: int | None = No
 
 
 def measured_steps(config: Config, rough: Plan) -> Measured | None:
-    """A calibration of a resolved config, None where the run is short, is not for this machine, or one step would take too long."""
+    """A calibration of a resolved config, None if the run is short, is not for this machine, or one step would take too long."""
     micro = config.device_batch_size * config.max_seq_len / max(rough.tokens_per_second, 1e-9)
     if not rough.card_here or not rough.fits or rough.seconds < WORTH_MEASURING or micro > LONGEST_MICRO_STEP:
         return None

@@ -83,7 +83,9 @@ def text_arrays(path: Path, column: str, kind: str = PARQUET, name: str = "", hi
             values = _as_text(_field(batch, column))
             total += _check_cells(values, name, row)
             if is_bomb(total, path.stat().st_size):
-                raise DataError(f"{name} unpacks to more than {total:,} bytes by row {row + 1}", "leave it out: it is made to fill a disk")
+                raise DataError(
+                    f"{name} unpacks to more than {total:,} bytes by row {row + 1}", "leave it out, because it would fill the disk"
+                )
             row += len(values)
             values.validate(full=True)
             yield values

@@ -20,7 +20,7 @@ _BOMS = (  # the longer marks first: UTF-32's begins with UTF-16's
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-# What files that claim these encodings hold in practice is the vendors' superset of them.
+# Files in these encodings use the vendors' supersets of them in practice.
 _SUPERSETS = {"big5": "cp950", "gb2312": "gb18030", "gbk": "gb18030", "shift_jis": "cp932", "euc_kr": "cp949", "ascii": "utf-8"}
 _FREQUENT = frozenset(" \n\u3000\u3001\u3002\uff0c")  # spaces and stops: what tells UTF-16's two byte orders apart
 

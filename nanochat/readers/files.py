@@ -1,11 +1,12 @@
-"""Which files of a folder are read, and as what; what is not text is named as what it is, and counted."""
+"""The files of a directory that are read, with their kinds; other files are counted, and placeholders for data are refused."""
 
 import contextlib
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
+from typing import TypeVar
 
 from nanochat.console import log
 from nanochat.errors import DataError
@@ -24,6 +25,7 @@ KINDS = {
 ARCHIVES = ("zip", "tar", "tgz", "tbz2", "txz")
 ROWS = ("parquet", "arrow", "jsonl", "json", "csv", "tsv")  # files of rows, of which one column is the text
 COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
+READ = tuple(dict.fromkeys(KINDS.values()))
 BINARY = ("parquet", "arrow", "epub", "docx", "pdf", *ARCHIVES)  # that have no encoding
 FORMATS = "parquet, Arrow, jsonl, JSON, CSV, TSV, .txt, .md, .html, .epub, .docx, .pdf, zip and tar archives; .gz, .zst, .bz2, .xz"
 METADATA = ("dataset_info.json", "dataset_infos.json", "state.json", "dataset_dict.json")  # beside the Arrow files of `save_to_disk`
@@ -31,6 +33,9 @@ CARD = "a dataset's card"
 TRAIN, TEST = ("train",), ("test", "valid", "validation", "eval", "dev")
 LFS = b"version https://git-lfs.github.com/spec/"
 SHORTCUTS = {".lnk": "a Windows shortcut", ".url": "an internet shortcut", ".webloc": "an internet shortcut", ".desktop": "a shortcut"}
+
+
+AnyPath = TypeVar("AnyPath", bound=PurePath)
 
 
 @dataclass(frozen=True)
@@ -46,18 +51,18 @@ class File:
         return self.name
 
 
-def kind_of(path: Path) -> str:
-    """What a file's name says that it is, "" where that is nothing that is read."""
+def kind_of(path: PurePath) -> str:
+    """The kind of a file by its name, "" for a file that is not read."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] in COMPRESSED:
         suffixes.pop()
     return KINDS.get(suffixes[-1], "") if suffixes else ""
 
 
-def find(path: Path, option: str = "--data", kinds: tuple[str, ...] = ("text", *ROWS)) -> list[File]:
+def find(path: Path, option: str = "--data", kinds: tuple[str, ...] = READ) -> list[File]:
     """The files to read, sorted; a file that is named itself may have any suffix. Raises DataError where there is none.
 
-    What a folder holds besides is counted in one line.
+    One line counts the other files of a directory.
     """
     if path.is_file():
         refuse_other(path)
@@ -66,32 +71,41 @@ def find(path: Path, option: str = "--data", kinds: tuple[str, ...] = ("text", *
         raise DataError(f"{path} does not exist", f"give {option} a file or a folder")
     if path.is_dir() is False:
         raise DataError(f"{path} is no regular file", f"give {option} a file or a folder")
-    left: Counter[str] = Counter()
-    found = []
-    for file in walk(path):
-        if not file.is_file():
-            left["no regular file"] += 1
-        elif kind_of(file) not in kinds:
-            left[SHORTCUTS.get(file.suffix.lower(), file.suffix.lower() or "no suffix")] += 1
-        else:
-            found.append(file)
-    files = sorted(found)
-    for file, why in _beside(files).items():
-        files.remove(file)
-        left[why] += 1
-    if left:
-        listed = ", ".join(f"{count} ({why})" for why, count in left.most_common(8))
-        log(f"{path}: {left.total()} file(s) left out: {listed}")
-    if not files:
-        raise DataError(f"{path} holds no text file", f"what can be read: {FORMATS}")
+    files = choose(str(path), list(walk(path)), kinds)
     for file in files:
         refuse_other(file)
     return [File(file, str(file), kind_of(file)) for file in files]
 
 
-def _beside(files: list[Path]) -> dict[Path, str]:
+def choose(name: str, paths: list[AnyPath], kinds: tuple[str, ...] = READ, inside: bool = False) -> list[AnyPath]:
+    """Those of the paths in a folder or (`inside`) an archive that are read, sorted; the others are counted in one line.
+
+    Raises DataError where there is none.
+    """
+    left: Counter[str] = Counter()
+    found = []
+    for file in paths:
+        suffix = file.suffix.lower()
+        if isinstance(file, Path) and not file.is_file():
+            left["no regular file"] += 1
+        elif kind_of(file) not in kinds or (inside and kind_of(file) in ARCHIVES):
+            left[SHORTCUTS.get(suffix, suffix or "no suffix")] += 1
+        else:
+            found.append(file)
+    for file, why in _beside(found).items():
+        found.remove(file)
+        left[why] += 1
+    if left:
+        listed = ", ".join(f"{count} ({why})" for why, count in left.most_common(8))
+        log(f"{name}: {left.total()} file(s) left out: {listed}")
+    if not found:
+        raise DataError(f"{name} holds no file that can be read", f"give files of these formats: {FORMATS}")
+    return sorted(found)
+
+
+def _beside(files: Sequence[AnyPath]) -> dict[AnyPath, str]:
     """Files that belong to a dataset but are none of its text: file -> why. Parts for tests stay out where others are for training."""
-    why: dict[Path, str] = {}
+    why: dict[AnyPath, str] = {}
     data = [file for file in files if kind_of(file) in ROWS and file.name not in METADATA]
     folders = {file.parent for file in data}
     for file in files:
@@ -105,13 +119,13 @@ def _beside(files: list[Path]) -> dict[Path, str]:
     return why
 
 
-def _marked(file: Path, words: tuple[str, ...]) -> bool:
+def _marked(file: PurePath, words: tuple[str, ...]) -> bool:
     """Whether the name of a file, or of the folder that it is in, begins with one of `words`."""
     return any(name.lower().replace("-", ".").replace("_", ".").split(".")[0] in words for name in (file.name, file.parent.name))
 
 
 def walk(root: Path) -> Iterator[Path]:
-    """Every path below `root` that is not hidden; links are followed, each folder once, and a line says so."""
+    """Yield every path below `root` that is not hidden; follow links, visit each directory once, and log the links."""
     seen: set[tuple[int, int]] = set()
     links: list[Path] = []
     folders, linked = [root], list[Path]()

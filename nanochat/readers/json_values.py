@@ -12,6 +12,7 @@ from nanochat.readers.parquet_pages import CELL_BYTES
 BLOCK = 1 << 20  # characters read at once
 _BETWEEN = re.compile(r"[\s,]*")
 _SPACE = re.compile(r"\s*")
+_NUMBER_TAIL = 3  # so much of a number, as in 1.5e+, may be no part of it yet
 _TAIL = 64  # a syntax error this close to the end of what was read may be a value that is cut there
 
 
@@ -47,7 +48,7 @@ def json_values(read: Callable[[int], str], name: str, whole: Callable[[Any], bo
 
 
 class _Text:
-    """What was read and not yet used, and the line at which it stands."""
+    """The characters that were read and not yet parsed, with the current line number."""
 
     def __init__(self, read: Callable[[int], str], name: str):
         self.read, self.name = read, name
@@ -57,7 +58,7 @@ class _Text:
         self.decode = json.JSONDecoder().raw_decode
 
     def more(self) -> None:
-        """Read at least as much again as is left; what is before the place, or `hold`, is dropped."""
+        """Read at least as many characters as are left; drop those before the current position, or before `hold`."""
         keep = self.place if self.hold is None else self.hold
         if len(self.text) - keep > CELL_BYTES:
             raise DataError(f"{self.where()}: a value of more than {CELL_BYTES >> 20} MB", "divide it into documents, one in each value")
@@ -68,7 +69,7 @@ class _Text:
         self.hold = None if self.hold is None else 0
 
     def skip(self, pattern: "re.Pattern[str]") -> bool:
-        """Go to the next character that `pattern` does not match; whether there is one."""
+        """Skip the characters that `pattern` matches; returns whether any are left."""
         while True:
             found = pattern.match(self.text, self.place)
             self.place = found.end() if found else self.place
@@ -77,22 +78,22 @@ class _Text:
             self.more()
 
     def peek(self) -> str:
-        """The character at the place."""
+        """The character at the current position."""
         return self.text[self.place]
 
     def where(self) -> str:
-        """file:line of the place."""
+        """file:line of the current position."""
         self.line, self.counted = self.line + self.text.count("\n", self.counted, self.place), max(self.place, self.counted)
         return f"{self.name}:{self.line}"
 
     def value(self) -> Any:
-        """The value that begins at the place, which moves behind it."""
+        """Parse the value at the current position and move behind it."""
         while True:
             if len(self.text) - self.place > 4 * BLOCK and sum(self.text.count(mark) for mark in ",[{") > untrusted.JSON_VALUES:
                 raise self.error(f"more than {untrusted.JSON_VALUES:,} values")
             try:
                 value, end = self.decode(self.text, self.place)
-                if end < len(self.text) or self.ended:
+                if end < len(self.text) - _NUMBER_TAIL * isinstance(value, int | float) or self.ended:
                     self.place = end
                     return value
             except RecursionError:
@@ -107,5 +108,5 @@ class _Text:
             self.more()
 
     def error(self, message: str) -> DataError:
-        """What is wrong at the place."""
+        """A DataError that names the current line."""
         return DataError(f"{self.where()} is not JSON: {message}", "give a JSON array, or one JSON value a line")

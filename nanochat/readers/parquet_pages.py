@@ -25,7 +25,7 @@ _HINT = "leave it out, or write it again with shorter texts and smaller row grou
 
 
 class Page(NamedTuple):
-    """What a page's header says of it."""
+    """A page's sizes and encoding, as its header declares them."""
 
     compressed: int
     bytes: int  # decompressed
@@ -40,7 +40,7 @@ def is_bomb(unpacked: int, packed: int, free: int = FILE_FREE, ratio: int = RATI
 
 
 def rows_at_once(file: Any, path: Path, most: int, column: str | None = None) -> int:
-    """How many rows of a pyarrow ParquetFile can be read at once, `most` at most. Raises DataError for a file that is a bomb."""
+    """The number of rows of a pyarrow ParquetFile to read at once, `most` at most. Raises DataError for a decompression bomb."""
     unpacked = packed = largest = first = 0
     size = path.stat().st_size
     if is_bomb(file.metadata.num_rows, size, ROWS_FREE, ROWS_RATIO):

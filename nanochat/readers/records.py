@@ -77,7 +77,7 @@ def _jsonl(file: File, text: TextIO, whole: Callable[[Any], bool]) -> Iterator[t
         try:
             yield f"{file}:{number}", untrusted.parse_json(line)
         except ValueError as error:
-            raise DataError(f"{file}:{number} is not JSON: {untrusted.reason(error)}", "each line is one JSON value") from error
+            raise DataError(f"{file}:{number} is not JSON: {untrusted.reason(error)}", "write one JSON value on each line") from error
 
 
 def _after(head: str, text: TextIO) -> Callable[[int], str]:
@@ -152,7 +152,7 @@ def _field_of_text(file: File, first: list[tuple[str, Any]], named: str) -> str:
         return ""
     where, row = next(((where, row) for where, row in first if row is not None), ("", {}))
     if not isinstance(row, dict):
-        raise DataError(f"{where}: a {json_type(row)} instead of an object", 'each row is an object such as {"text": "..."}')
+        raise DataError(f"{where}: a {json_type(row)} instead of an object", 'write each row as an object such as {"text": "..."}')
     strings = dict.fromkeys(name for _, row in first if isinstance(row, dict) for name, value in _leaves(row) if isinstance(value, str))
     names = [*strings, *(name for name in row if name not in strings and name in (named, COLUMN))]  # so that its value is looked at
     words = [
@@ -190,7 +190,7 @@ def _value(where: str, row: Any, column: str) -> Any:
     if row is None:
         return None
     if not isinstance(row, dict):
-        raise DataError(f"{where}: a {json_type(row)} instead of an object", 'each row is an object such as {"text": "..."}')
+        raise DataError(f"{where}: a {json_type(row)} instead of an object", 'write each row as an object such as {"text": "..."}')
     value = _at(row, column)
     if value is _MISSING:
         raise DataError(

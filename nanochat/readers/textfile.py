@@ -18,7 +18,7 @@ TO_UTF8 = "convert it to UTF-8 (iconv -f ENCODING -t UTF-8 FILE), or leave it ou
 
 
 class Allowance(NamedTuple):
-    """What a compressed file may unpack to: `free` bytes, or `ratio` times as many as it has."""
+    """The limit on decompressed bytes: `free`, or `ratio` times the file's size if that is more."""
 
     free: int
     ratio: int
@@ -29,7 +29,7 @@ TEXT, CHATS = Allowance(1 << 30, 500), Allowance(128 << 20, 30)
 
 
 class _Unpacked(io.RawIOBase):
-    """A decompressed stream that raises DataError once it has brought more than `most` bytes: no text is as repetitive as that."""
+    """A decompressed stream that raises DataError after more than `most` bytes. Real text is less repetitive."""
 
     def __init__(self, stream: IO[bytes], file: File, most: int):
         self.stream, self.file, self.left, self.most = stream, file, most, most

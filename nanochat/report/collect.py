@@ -36,7 +36,7 @@ def write_report(run_dir: Path) -> Report:
     """Read config.toml, metrics.jsonl and the results in `run_dir` and write report.md, .html and .json; returns the JSON's value.
 
     Whatever is missing, or torn by a crash, is left out: a running or broken run has a report too. The JSON comes last: where it
-    is there, so are the others. Raises DataError where there is no such folder, PreflightError where the disk refuses.
+    is there, so are the others. Raises DataError if there is no such folder, PreflightError if the disk refuses.
     """
     if not run_dir.is_dir():
         raise DataError(f"there is no run in {run_dir}", "give --run the name of one, or start it with train")
@@ -102,7 +102,7 @@ def collect(run_dir: Path) -> Report:
 
 
 def _plan(run_dir: Path, lines: Sequence[dict[str, Any]], summary: dict[str, Any]) -> dict[str, Comparison]:
-    """What was planned before the first step and what came, by figure; {} where no plan was kept."""
+    """What was planned before the first step and what came, by figure; {} if no plan was kept."""
     planned = read_json_object(run_dir / PLAN)
     speeds = [line["tokens_per_second"] for line in lines if line["stage"] == "base" and "tokens_per_second" in line]
     trained = [line["tokens"] for line in lines if line["stage"] == "base" and "tokens" in line]
@@ -133,7 +133,7 @@ def _samples_by_step(path: Path) -> list[StepSample]:
 
 
 def _data(path: Path) -> dict[str, str]:
-    """What the run read, with its licence and every hash that is needed to repeat it; {} where the record cannot be read."""
+    """What the run read, with its licence and every hash that is needed to repeat it; {} if the record cannot be read."""
     try:
         frozen = tomllib.loads(path.read_text(encoding="utf-8"))["frozen"]
         dataset = read_manifest(dataset_dir(frozen["dataset"]))
@@ -147,7 +147,7 @@ def _data(path: Path) -> dict[str, str]:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    """The values of the run's config; {} where they cannot be read."""
+    """The values of the run's config; {} if they cannot be read."""
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,9 +1,9 @@
-"""Checkpoints: written so that a crash at any moment leaves the older ones whole, and never loaded unless every byte is right.
+"""Crash-safe checkpoints: a crash leaves the older ones intact, and only a step whose hashes are right is loaded.
 
-    runs/<run>/<stage>/step_000100/  model.safetensors, optimizer_00000.safetensors (one a rank), meta.json, manifest.json
+    runs/<run>/<stage>/step_000100/  model.safetensors, optimizer_00000.safetensors (one per rank), meta.json, manifest.json
 
-Each file is written under a temporary name, made durable and renamed; the manifest, with every file's hash and its
-own, comes last. A step without a good manifest does not exist.
+Each file is written to a temporary name, synced and renamed. The manifest, with the hashes of all files and of itself, comes last. A
+step without a valid manifest does not exist.
 """
 
 import contextlib
@@ -43,8 +43,8 @@ from nanochat.runs.step_files import (
     tensor_shapes,
 )
 
-STEP = re.compile(r"step_(\d{6,12})")  # a step's folder
-BEST = "best.json"  # beside the steps: which of them had the fewest bits per byte
+STEP = re.compile(r"step_(\d{6,12})")  # name of a step's directory
+BEST = "best.json"  # beside the steps: the one with the lowest bits per byte
 
 
 def _seal(files: dict[str, Any]) -> str:
@@ -58,21 +58,21 @@ class Checkpoint:
     folder: Path
     meta: dict[str, Any]
     files: tuple[str, ...]
-    digest: str = ""  # the manifest's own hash, which stands for all files
+    digest: str = ""  # the manifest's hash, which covers all files
 
     @property
     def step(self) -> int:
-        """Steps of the stage that were done when it was saved."""
+        """Number of completed steps of the stage."""
         return int(self.meta["step"])
 
     def read_model(self, device: torch.device | str = "cpu") -> Transformer:
-        """A model with the saved weights on `device`."""
+        """A new model with the saved weights on `device`."""
         model = allocate_model(GPTConfig.from_dict(self.meta["model"]), device)
         self.load_model(model)
         return model
 
     def load_model(self, model: Transformer) -> None:
-        """Put the saved weights into `model`. Raises UsageError where it is another model's checkpoint, DataError where it is damaged."""
+        """Load the saved weights into `model`. Raises UsageError if the checkpoint is of another model, DataError if it is damaged."""
         expected = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
         with self._reading("weights"):
             saved = tensor_shapes(self.folder / MODEL)
@@ -80,7 +80,7 @@ class Checkpoint:
                 other = sorted(name for name in saved.keys() | expected.keys() if saved.get(name) != expected.get(name))
                 raise UsageError(
                     f"{self.folder} is the checkpoint of another model ({other[0]} is {saved.get(other[0])}, not {expected.get(other[0])})",
-                    "choose another --run, or give the options that this one was trained with (its config.toml has them)",
+                    "choose another --run, or use the options that this run was trained with (see its config.toml)",
                 )
             with safe_open(self.folder / MODEL, "pt") as file, torch.no_grad():
                 for name, weight in model.named_parameters():
@@ -88,16 +88,16 @@ class Checkpoint:
 
     @contextlib.contextmanager
     def _reading(self, what: str) -> Iterator[None]:
-        """Raise DataError for anything that reading the step's `what` raises because the files are not as they should be."""
+        """Turn any error of reading the step's `what` from damaged files into DataError."""
         try:
             yield
         except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
             raise DataError(
-                f"the {what} in {self.folder} cannot be read: {untrusted.reason(error)}", "restore that folder, or remove it"
+                f"the {what} in {self.folder} cannot be read: {untrusted.reason(error)}", "restore that directory, or remove it"
             ) from error
 
     def load_optimizer(self, optimizer: MuonAdamW) -> None:
-        """Put the saved state into `optimizer`, however many ranks saved it. Raises DataError where it is not that model's."""
+        """Load the saved state into `optimizer`, for any number of ranks. Raises DataError if it does not match the model."""
         with self._reading("optimizer's state"):
             self._load_optimizer(optimizer)
 
@@ -120,7 +120,7 @@ class Checkpoint:
 
 
 def verify(folder: Path) -> Checkpoint:
-    """The checkpoint in `folder`, every hash checked. Raises DataError with what is wrong."""
+    """The checkpoint in `folder`, with all hashes checked. Raises DataError with the reason."""
     try:
         manifest = untrusted.read_json(folder / MANIFEST)
         files = checked_manifest(manifest)
@@ -132,37 +132,37 @@ def verify(folder: Path) -> Checkpoint:
         meta = checked_meta(untrusted.read_json(folder / META))
         check_sizes(meta, files)
         if (named := STEP.fullmatch(folder.name)) and int(named[1]) != meta["step"]:
-            raise DataError(f"{folder} says that it is step {meta['step']}")
-        for name, entry in files.items():  # last: nothing of an impossible size is read
+            raise DataError(f"{folder} contains step {meta['step']}")
+        for name, entry in files.items():  # last, so that no file of a wrong size is read
             if paths.sha256(folder / name) != entry["sha256"]:
                 raise DataError(f"{folder / name} is damaged")
         return Checkpoint(folder, meta, tuple(files), manifest["sha256"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{folder} holds no complete checkpoint ({untrusted.reason(error)})") from error
+        raise DataError(f"{folder} has no complete checkpoint ({untrusted.reason(error)})") from error
 
 
 @contextlib.contextmanager
 def held(folder: Path, digest: str = "") -> Iterator[None]:
-    """Keep the step in `folder` from being pruned by another process while the block reads it.
+    """Prevent another process from pruning the step in `folder` while the block reads it.
 
-    Raises DataError where it is gone, or is not the one with the manifest's hash `digest` any more.
+    Raises DataError if it was removed, or replaced by one with another manifest hash than `digest`.
     """
     with contextlib.ExitStack() as stack:
         try:
             _lock(stack.enter_context((folder / MANIFEST).open("rb")), fcntl.LOCK_SH)
             if digest and untrusted.read_json(folder / MANIFEST)["sha256"] != digest:
-                raise ValueError("another one is in its place")
+                raise ValueError("it was replaced by another one")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise StepGone(f"{folder} was removed before it was read ({untrusted.reason(error)})", "run the same command again") from error
         yield
 
 
 class StepGone(DataError):
-    """A step that was there is there no more."""
+    """A step was removed between listing and reading."""
 
 
 def _lock(file: IO[bytes], kind: int) -> bool:
-    """Lock a manifest; False where another process holds it. Where the file system knows no locks, nobody holds it."""
+    """Lock a manifest; False if another process holds it. True on a file system without locks."""
     try:
         fcntl.flock(file, kind)
     except BlockingIOError:
@@ -174,9 +174,9 @@ def _lock(file: IO[bytes], kind: int) -> bool:
 
 
 def _remove(folder: Path) -> None:
-    """Remove a step's folder, unless another process holds it: it is removed after a later save then."""
+    """Remove a step's directory, unless another process holds it; it is then removed after a later save."""
     with contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError):  # an unfinished one has no manifest
+        with contextlib.suppress(OSError):  # an unfinished step has no manifest
             if not _lock(stack.enter_context((folder / MANIFEST).open("r+b")), fcntl.LOCK_EX | fcntl.LOCK_NB):
                 return
         shutil.rmtree(folder, ignore_errors=True)
@@ -186,18 +186,18 @@ class Checkpoints:
     """The checkpoints of one stage of one run."""
 
     def __init__(self, folder: Path, in_use: Callable[[], Path | None] = lambda: None):
-        """`in_use` names a step that is being copied elsewhere, and is not removed meanwhile."""
+        """`in_use` returns a step that is being uploaded, which is not removed."""
         self.folder, self.in_use = folder, in_use
 
     def steps(self) -> list[Path]:
-        """Folders of finished steps, oldest first; unverified."""
+        """Directories of finished steps, oldest first, not verified."""
         if not self.folder.is_dir():
             return []
         found = (path for path in self.folder.iterdir() if STEP.fullmatch(path.name))
         return sorted((path for path in found if (path / MANIFEST).exists()), key=lambda path: int(path.name[5:]))
 
     def newest(self) -> Checkpoint | None:
-        """The newest good step, or None; a damaged one is passed over, with a warning."""
+        """The newest verified step, or None; damaged ones are skipped with a warning."""
         tried: set[Path] = set()
         while untried := [folder for folder in reversed(self.steps()) if folder not in tried]:
             for folder in untried:
@@ -205,13 +205,13 @@ class Checkpoints:
                 try:
                     return verify(folder)
                 except DataError as error:
-                    if not (folder / MANIFEST).exists():  # a training run has removed it: there are newer ones by now
+                    if not (folder / MANIFEST).exists():  # pruned by a training run, which has saved newer steps
                         break
                     log(f"warning: {error.message}; falling back to the step before it")
         return None
 
     def best(self) -> tuple[Path, float] | None:
-        """The step with the fewest bits per byte, and how many; None where none was evaluated or it is gone."""
+        """(step with the lowest bits per byte, its bits per byte); None if no step was evaluated or it was removed."""
         try:
             told = untrusted.read_json(self.folder / BEST)
             folder, bpb = self.folder / str(told["step"]), float(told["bpb"])
@@ -220,23 +220,23 @@ class Checkpoints:
         return (folder, bpb) if folder in self.steps() else None
 
     def evaluated(self, step: int, bpb: float) -> None:
-        """Remember `step`, which is saved, where no other one is better; such a step is kept however old it gets."""
+        """Record the saved `step` if it is the best so far; the best step is never pruned."""
         best = self.best()
         if best is None or bpb <= best[1]:
             try:
                 paths.atomic_write_json(self.folder / BEST, {"step": f"step_{step:06d}", "bpb": bpb})
             except OSError as error:
-                log(f"warning: that step {step} is the best so far could not be written down: {error}")
+                log(f"warning: cannot write {BEST}, which records step {step} as the best: {error}")
 
     def save(self, model: Transformer, optimizer: MuonAdamW, meta: dict[str, Any], ranks: Ranks, keep: int) -> Path:
-        """Write a step (every rank calls this), then remove all but the newest `keep` and the best.
+        """Write a step (called on every rank), then remove all but the newest `keep` and the best.
 
-        Raises PreflightError where the disk is full or cannot be written; older steps stay as they are.
+        Raises PreflightError if the disk is full or cannot be written; older steps are not changed.
         """
         folder = self.folder / f"step_{meta['step']:06d}"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / MANIFEST).unlink(missing_ok=True)  # it no longer speaks for what is being written
+            (folder / MANIFEST).unlink(missing_ok=True)  # an old manifest is not valid for the new files
             files = dict([_write_tensors(folder, f"optimizer_{ranks.rank:05d}.safetensors", optimizer.state_tensors())])
             if ranks.main:
                 weights = {name: weight.detach() for name, weight in model.named_parameters()}
@@ -247,7 +247,7 @@ class Checkpoints:
             if ranks.main:
                 paths.fsync_dir(self.folder)
                 paths.atomic_write_json(folder / MANIFEST, {"files": every, "sha256": _seal(every)})
-            ranks.gather_objects(None)  # nobody leaves before the step exists: the first to exit has the others stopped
+            ranks.gather_objects(None)  # no rank leaves before the step exists, because the first to exit stops the others
         except OSError as error:
             if ranks.world_size == 1:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -257,7 +257,7 @@ class Checkpoints:
         return folder
 
     def _prune(self, saved: Path, files: Collection[str], keep: int) -> None:
-        """Remove old steps, steps after `saved` (refused ones, or we would have gone on from them), and what unfinished saves left."""
+        """Remove old steps, damaged steps after `saved` (valid ones would have been resumed), and remains of unfinished saves."""
         finished = self.steps()
         valid, best = finished[: finished.index(saved) + 1], self.best()
         kept = [*valid[-keep:], self.in_use(), *([best[0]] if best and best[0] in valid else [])]
@@ -270,9 +270,9 @@ class Checkpoints:
 
 
 def import_checkpoint(stage: Path, model: Transformer, meta: dict[str, Any]) -> None:
-    """A finished step in the folder `stage` from weights alone; it answers, but is not trained on: there is no optimizer's state.
+    """Write a finished step into the directory `stage` from weights without optimizer state, so it can answer but not be resumed.
 
-    Raises OSError where it cannot be written; what was written is the caller's to remove.
+    Raises OSError if it cannot be written; the caller removes the remains.
     """
     folder = stage / f"step_{meta['step']:06d}"
     folder.mkdir(parents=True)
@@ -287,7 +287,7 @@ def _entry(path: Path) -> dict[str, Any]:
 
 
 def _write_tensors(folder: Path, name: str, tensors: dict[str, Tensor]) -> tuple[str, dict[str, Any]]:
-    """Write one safetensors file durably; returns its name and its entry in the manifest."""
+    """Write one safetensors file durably and return its name and manifest entry."""
     temporary = folder / f"{paths.TEMPORARY}{uuid.uuid4().hex}"
     try:
         with safetensors_errors(folder / name):

@@ -1,6 +1,6 @@
-"""The heartbeat of a run in training, for the chat on the same machine: its device, the steps of its stages.
+"""A training run's heartbeat file for the chat server on the same machine: device, and steps of each stage.
 
-runs/<run>/heartbeat.json    written every two seconds while the run is trained, removed at its end
+runs/<run>/heartbeat.json    written every two seconds during training, removed at the end
 """
 
 import contextlib
@@ -14,18 +14,18 @@ from typing import Any
 
 HEARTBEAT = "heartbeat.json"
 SECONDS = 2.0
-ALIVE_SECONDS = 15.0  # a file older than that was left by a process that was killed
+ALIVE_SECONDS = 15.0  # a file that is older was left by a killed process
 
 
 @contextlib.contextmanager
 def heartbeat(folder: Path, about: Callable[[], dict[str, Any]]) -> Iterator[None]:
-    """Write what `about` returns and the time into the run's folder, every SECONDS, until the block ends."""
+    """Write the result of `about` and the time into the run's directory every SECONDS, until the block ends."""
     path, ended = folder / HEARTBEAT, threading.Event()
     temporary = folder / f".{HEARTBEAT}"
 
     def write() -> None:
         while True:
-            with contextlib.suppress(OSError):  # a full disk must not end a run for this
+            with contextlib.suppress(OSError):  # a full disk must not end the run here
                 temporary.write_text(json.dumps(about() | {"pid": os.getpid(), "time": time.time()}), encoding="utf-8")
                 temporary.replace(path)
             if ended.wait(SECONDS):
@@ -42,7 +42,7 @@ def heartbeat(folder: Path, about: Callable[[], dict[str, Any]]) -> Iterator[Non
 
 
 def read_heartbeat(folder: Path) -> dict[str, Any] | None:
-    """A run's last heartbeat, None where there is none; `alive` is whether it is new enough that the training has not been killed."""
+    """A run's last heartbeat, None if there is none; its field `alive` is False if the run was killed."""
     try:
         about: dict[str, Any] = json.loads((folder / HEARTBEAT).read_text(encoding="utf-8"))
         return about | {"alive": time.time() - about["time"] < ALIVE_SECONDS}

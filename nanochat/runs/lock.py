@@ -1,9 +1,9 @@
-"""One process at a time changes a run: a lock that the system frees when its holder dies, and a lease for volumes where it does not reach.
+"""A run's lock: flock, which the system frees when its holder dies, and a lease for volumes shared between machines.
 
-runs/<run>/lock    locked by flock; its text says who holds it, its time is renewed every RENEW seconds; removed at the end
+runs/<run>/lock    locked with flock and removed at the end; names its holder, who renews its modification time every RENEW seconds
 
-A holder on this machine whose process is gone holds nothing. One of another machine or container, whose processes cannot be seen from
-here, holds the run until the file's time is EXPIRE seconds old, by the volume's own clock.
+A lock of a dead process on this machine is free. The processes of another machine or container are not visible from here, so their lock
+is free only when the file's time is EXPIRE seconds old, by the volume's clock.
 """
 
 import contextlib
@@ -26,20 +26,20 @@ from nanochat.errors import HungError, PreflightError
 
 LOCK = "lock"
 RENEW = 5.0  # seconds between renewals
-EXPIRE = 60.0  # seconds without one after which a holder that cannot be seen is gone
-UNSIGNED = 5.0  # seconds after which a file without a holder's name was left by a crash
-CONFIRM = 1.0  # seconds after which a lock taken from a holder elsewhere is looked at again: two may have taken it
-LOOK = 0.25  # seconds between two looks at a lock that may become free
+EXPIRE = 60.0  # seconds without a renewal after which an invisible holder's lock is free
+UNSIGNED = 5.0  # seconds after which a file without a holder's name is the remains of a crash
+CONFIRM = 1.0  # seconds after which an expired lock that was taken is read again, because two processes may have taken it
+LOOK = 0.25  # seconds between two checks of a lock that may become free
 
 
 @dataclasses.dataclass(frozen=True)
 class Holder:
-    """A process, what it does to the run, and where: processes of the same `place` can see one another."""
+    """A process, its work on the run, and its `place`: processes with equal places are visible to each other."""
 
     pid: int
     host: str
     place: str
-    started: str  # of the process, in the kernel's ticks: a process id is used again
+    started: str  # start time of the process in the kernel's ticks, because process ids are reused
     doing: str
     since: str
     token: str
@@ -52,7 +52,7 @@ class Holder:
 
     @staticmethod
     def read(descriptor: int) -> "Holder | None":
-        """The one that an open lock file names; None where it names none."""
+        """The holder that an open lock file names; None if it names none."""
         try:
             found = json.loads(os.pread(descriptor, 4096, 0))
             holder = Holder(**{field.name: found[field.name] for field in dataclasses.fields(Holder)})
@@ -62,12 +62,12 @@ class Holder:
 
     @property
     def visible(self) -> bool:
-        """Whether this process could see it."""
+        """Whether the holder's process is visible to this one."""
         return bool(self.place) and self.place == _place()
 
     @property
     def alive(self) -> bool:
-        """Whether its process exists, as far as this one sees."""
+        """Whether the holder's process exists and is visible to this one."""
         return self.visible and bool(self.started) and _started(self.pid) == self.started
 
     def __str__(self) -> str:
@@ -75,7 +75,7 @@ class Holder:
 
 
 def _place() -> str:
-    """The kernel's boot and the namespace of process ids, in which a process id means something."""
+    """The kernel's boot id and PID namespace, within which process ids are valid."""
     try:
         return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
@@ -83,7 +83,7 @@ def _place() -> str:
 
 
 def _started(pid: int) -> str:
-    """When process `pid` was started; nothing where it is gone or ended."""
+    """Start time of process `pid`; "" if it has ended."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return "" if fields[0] in "ZX" else fields[19]
@@ -93,10 +93,10 @@ def _started(pid: int) -> str:
 
 @contextlib.contextmanager
 def hold(run: str, doing: str) -> Iterator[None]:
-    """Hold `run` while the block lasts; workers that are started in it hold it too, until the last has ended.
+    """Hold `run`'s lock during the block. Workers started in the block inherit it until the last one has ended.
 
-    Raises PreflightError where another process holds it, with that one's name. A holder elsewhere that is silent is waited for, a
-    minute at most.
+    Raises PreflightError with the holder's name if another process holds it. Waits at most a minute for an invisible holder without
+    renewals.
     """
     folder = paths.run_dir(run)
     made = [each for each in (folder, folder.parent) if not each.exists()]
@@ -118,7 +118,7 @@ def hold(run: str, doing: str) -> Iterator[None]:
         renewing.join()
         os.environ.pop(KEPT_OPEN) if before is None else os.environ.update({KEPT_OPEN: before})
         _leave(folder / LOCK, descriptor, own)
-        _remove_empty(made)  # if nothing came of the run
+        _remove_empty(made)  # if the run wrote no files
 
 
 def _remove_empty(folders: list[Path]) -> None:
@@ -128,10 +128,10 @@ def _remove_empty(folders: list[Path]) -> None:
 
 
 def _held(run: str, holder: Holder | None) -> PreflightError:
-    stop = f"kill {holder.pid} on {holder.host}" if holder else "end its process"
+    stop = f"`kill {holder.pid}` on {holder.host}" if holder else "end its process"
     return PreflightError(
         f"the run {run!r} is in use: {holder or 'another process holds its lock'}",
-        f"let it finish, or stop it ({stop}) and run the same command again; --run NEW starts another run",
+        f"wait until it finishes, or stop it ({stop}), then run the same command again; use --run NEW for a new run",
     )
 
 
@@ -156,25 +156,25 @@ def _take(path: Path, run: str, own: Holder) -> int:
         if lives or time.monotonic() - began > EXPIRE + RENEW:
             raise _held(run, holder)
         if not seen and holder:
-            log(f"waiting a minute at most: the run {run!r} was in use a moment ago ({holder})")
+            log(f"waiting at most a minute for the lock of the run {run!r} ({holder})")
         seen = seen or renewed
         time.sleep(LOOK)
 
 
 def _open(path: Path) -> tuple[int, bool]:
-    """The lock file, opened, and whether it was made for that."""
-    for _ in range(100):  # it, or its folder, may vanish between two attempts
+    """(open lock file, whether it was created)."""
+    for _ in range(100):  # the file or its directory may be removed between two attempts
         path.parent.mkdir(parents=True, exist_ok=True)
         flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
         with contextlib.suppress(FileExistsError, FileNotFoundError):
             return os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o644), True
         with contextlib.suppress(FileNotFoundError):
             return os.open(path, flags), False
-    raise FileNotFoundError(2, "the directory of the run comes and goes", str(path))
+    raise FileNotFoundError(2, "another process keeps removing the run's directory", str(path))
 
 
 def _flock(descriptor: int) -> bool:
-    """Whether the lock could be taken; also where the volume knows no locks, for the lease alone."""
+    """Try to lock; True also on a volume without locks, where only the lease counts."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -185,21 +185,21 @@ def _flock(descriptor: int) -> bool:
 
 
 def _current(path: Path, descriptor: int) -> bool:
-    """Whether `path` is still the file that is open: who held it removes it at its end."""
+    """Whether `path` is still the open file, because a holder removes it at its end."""
     with contextlib.suppress(FileNotFoundError):
         return path.stat().st_ino == os.fstat(descriptor).st_ino
     return False
 
 
 def _abandoned(holder: Holder | None, path: Path) -> bool:
-    """Whether the holder that an unlocked file names is gone."""
+    """Whether the holder that an unlocked file names has ended."""
     if holder is None:
         return _age(path) > UNSIGNED
     return not holder.alive if holder.visible else _age(path) > EXPIRE
 
 
 def _age(path: Path) -> float:
-    """Seconds since the lock was renewed, by the volume's clock: another machine's may go wrong."""
+    """Seconds since the lock's renewal, by the volume's clock, because machines' clocks differ."""
     probe = path.parent / f"{paths.TEMPORARY}{uuid.uuid4().hex}"
     try:
         probe.touch()
@@ -212,7 +212,7 @@ def _age(path: Path) -> float:
 
 
 def _sign(path: Path, descriptor: int, own: Holder) -> None:
-    """Write who holds the lock. Where the disk is full, no file is left that names nobody."""
+    """Write the holder into the lock file. If the disk is full, remove the file, which would name no holder."""
     text = json.dumps(dataclasses.asdict(own)).encode()
     try:
         os.pwrite(descriptor, text, 0)
@@ -224,18 +224,18 @@ def _sign(path: Path, descriptor: int, own: Holder) -> None:
 
 
 def _confirmed(descriptor: int, own: Holder) -> bool:
-    """Whether no other has signed at the same moment."""
+    """Whether no other process has signed at the same time."""
     time.sleep(CONFIRM)
     return Holder.read(descriptor) == own
 
 
 def _renew(descriptor: int, run: str, own: Holder, over: threading.Event) -> None:
-    """Renew the lease until `over`; end this process where another has taken the run meanwhile."""
+    """Renew the lease until `over`; end this process if another has taken the run."""
     while not over.wait(RENEW):
         holder = Holder.read(descriptor)
         if holder not in (own, None):
             error = _held(run, holder)
-            log(f"error: this process stood still, and lost the run: {error.message}")
+            log(f"error: this process was suspended and lost the run's lock ({error.message})")
             log(f"hint: {error.hint}")
             end_now(HungError.exit_code)
         with contextlib.suppress(OSError):
@@ -243,7 +243,7 @@ def _renew(descriptor: int, run: str, own: Holder, over: threading.Event) -> Non
 
 
 def _leave(path: Path, descriptor: int, own: Holder) -> None:
-    """Remove the lock file, if it is still ours, and let it go."""
+    """Remove the lock file if it is still this process's, and unlock it."""
     with contextlib.suppress(OSError):
         if Holder.read(descriptor) == own and _current(path, descriptor):
             path.unlink()

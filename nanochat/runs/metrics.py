@@ -1,4 +1,4 @@
-"""metrics.jsonl: one line a step, over all stages of a run, and still one line a step after any crash and resume."""
+"""metrics.jsonl: one line per step over all stages of a run, also after crashes and resumes."""
 
 import contextlib
 import json
@@ -10,25 +10,25 @@ from typing import Any
 
 from nanochat import paths
 
-SAMPLES = "samples.jsonl"  # beside metrics.jsonl: what the model said while it was trained
-# The stages in their order, and of each the field that an evaluation adds to a step's line.
+SAMPLES = "samples.jsonl"  # beside metrics.jsonl: samples during training
+# The stages in order -> the field that an evaluation adds to a step's line.
 EVALUATED = {"base": "bpb", "sft": "bpb", "rl": "pass@1"}
 STAGES = tuple(EVALUATED)
 
 
 class Metrics:
-    """The metrics of a run from one stage on: opening it cuts what lies after the step that is resumed from."""
+    """The metrics of a run from one stage on; opening the file cuts the lines after the resumed step."""
 
     def __init__(self, path: Path, stage: str, step: int):
-        """Keep the lines up to `step` of `stage` (and all of earlier stages); cut later ones and a torn last one.
+        """Keep the lines up to `step` of `stage` and those of earlier stages; cut later ones and a torn last line.
 
-        `last` is the last line kept, {} where there is none; `number` counts them. Here and later: PreflightError where the disk is full.
+        `last` is the last line kept, {} if there is none; `number` counts them. All methods raise PreflightError if the disk is full.
         """
         self.path, self.number = path, 0
-        self.told: Callable[[int, dict[str, Any]], object] = lambda number, entry: None  # what is written, and to which line
+        self.told: Callable[[int, dict[str, Any]], object] = lambda number, entry: None  # called with each line and its number
         self.path.parent.mkdir(parents=True, exist_ok=True)
         order = (STAGES.index(stage), step)
-        self.begin = kept = 0  # where the last line begins and ends
+        self.begin = kept = 0  # byte offsets of the last line's beginning and end
         self.last: dict[str, Any] = {}
         for line in path.read_bytes().splitlines(keepends=True) if path.exists() else []:
             entry = _parse(line)
@@ -50,16 +50,16 @@ class Metrics:
         self.told(self.number, entry)
 
     def amend(self, **more: Any) -> None:
-        """Add fields to the last line, such as the bits per byte of an evaluation that came after the save."""
+        """Add fields to the last line, such as the bits per byte of an evaluation after the save."""
         self._put(self.begin, self.last | more)
         self.told(self.number, {"stage": self.last["stage"]} | more)
 
     def lines(self) -> list[dict[str, Any]]:
-        """All lines, of this stage and of those before."""
+        """All lines of this stage and of earlier ones."""
         return [json.loads(line) for line in self.path.read_bytes().splitlines()]
 
     def _put(self, begin: int, entry: dict[str, Any]) -> None:
-        """Make `entry` the last line, from byte `begin` on. It is written over the old one, so that a crash never finds it gone."""
+        """Write `entry` as the last line, from byte `begin` on, over the old one, so that a crash never loses the line."""
         self.begin, self.last = begin, entry
         try:
             self.file.seek(begin)
@@ -70,7 +70,7 @@ class Metrics:
             raise paths.disk_error(error, "writing the metrics") from error
 
     def sync(self) -> None:
-        """Make the lines durable; before a checkpoint, so that no saved step lacks its line."""
+        """Make the lines durable. Called before a checkpoint, so that every saved step has its line."""
         try:
             os.fsync(self.file.fileno())
         except OSError as error:
@@ -78,12 +78,12 @@ class Metrics:
 
     def close(self) -> None:
         """Close the file."""
-        with contextlib.suppress(OSError):  # every line has been flushed; what a full disk refused has been said
+        with contextlib.suppress(OSError):  # all lines have been flushed; a full disk was reported before
             self.file.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of metrics.jsonl that have a stage, a step and a finite loss; [] where there is no file."""
+    """The complete lines of metrics.jsonl with a stage, a step and a finite loss; [] if there is no file."""
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
     except OSError:

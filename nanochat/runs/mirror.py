@@ -1,10 +1,10 @@
-"""A run's checkpoints copied elsewhere while it trains, and fetched from there if its machine is lost.
+"""Remote copies of a run's checkpoints, uploaded during training and fetched to resume on another machine.
 
-    URL/<run>/config.toml  tokenizer/...                the run's record, and its tokenizer's folder
-    URL/<run>/<stage>/step_000100/{..., manifest.json}  verified before it is copied, its manifest last; metrics.jsonl beside it
+    URL/<run>/config.toml  tokenizer/...                the run's record, and its tokenizer's directory
+    URL/<run>/<stage>/step_000100/{..., manifest.json}  verified before the copy, manifest last; metrics.jsonl beside it
 
-Any URL that fsspec knows: file:, s3:, gs:, hf:. A thread uploads; training waits for it at its end alone, for a bounded time. If the
-mirror cannot be reached, that costs a warning, and what is missing there is uploaded when it is back.
+Any URL that fsspec supports: file:, s3:, gs:, hf:. A thread uploads; training waits for it only at the end, for a bounded time. If the
+mirror cannot be reached, a warning is printed, and missing files are uploaded when it is available again.
 """
 
 import contextlib
@@ -29,19 +29,19 @@ from nanochat.runs.step_files import MANIFEST, checked_manifest
 from nanochat.tokenizer.formats import VOCABULARY_BYTES
 
 PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "hf": "huggingface_hub"}
-OPTIONS: dict[str, dict[str, Any]] = {  # a server that does not answer must not hold a thread for minutes
+OPTIONS: dict[str, dict[str, Any]] = {  # time-outs, so that a server that does not answer cannot block a thread for minutes
     name: {"config_kwargs": {"connect_timeout": 10, "read_timeout": 60, "retries": {"max_attempts": 2}}} for name in ("s3", "s3a")
 }
-RETRY_SECONDS = 60.0  # between two tries of a mirror that cannot be reached
-METRICS_BYTES = 4 << 30  # at most: some 200 bytes a step
-TOKENIZER_FILES = 10  # in its folder at most
+RETRY_SECONDS = 60.0  # between two attempts to reach a mirror
+METRICS_BYTES = 4 << 30  # size limit of metrics.jsonl, which has some 200 bytes per step
+TOKENIZER_FILES = 10  # limit of files in a tokenizer's directory
 METRICS, RECORD, TOKENIZER = "metrics.jsonl", "config.toml", "tokenizer"
 
 
 class Mirror:
-    """The place of one run at `url`. Raises UsageError where it is of no known kind, or the package for it is missing.
+    """One run's directory at `url`. Raises UsageError for an unknown kind of URL or a missing package.
 
-    Its methods raise what the kind's package raises where it cannot be reached: any Exception.
+    If the mirror cannot be reached, the methods raise the package's own exceptions: any Exception.
     """
 
     def __init__(self, url: str, run: str):
@@ -50,19 +50,23 @@ class Mirror:
             self.fs, root = fsspec.core.url_to_fs(url, use_listings_cache=False, skip_instance_cache=True, **OPTIONS.get(scheme, {}))
         except ImportError as error:
             package = PACKAGES.get(scheme, "")
-            hint = f"install it beside nanochat: uv pip install {package}" if package else "file:, s3:, gs: and hf: are known"
+            hint = (
+                f"install it: .venv/bin/python -m pip install {package}"
+                if package
+                else "use a URL that begins with file://, s3://, gs:// or hf://"
+            )
             raise UsageError(f"the mirror {url} needs the Python package {package or str(error)}, which is not installed", hint) from error
         except ValueError as error:
             raise UsageError(
-                f"the mirror {url} is of no known kind ({error})", "as in --mirror s3://bucket/folder or file:///mnt/nas"
+                f"unknown kind of mirror {url} ({error})", "use a URL such as --mirror s3://bucket/folder or file:///mnt/nas"
             ) from error
-        self.url, self.root = redact(url), posixpath.join(root, run)  # the address is for messages alone
+        self.url, self.root = redact(url), posixpath.join(root, run)  # the address is used only in messages
 
     def _path(self, *parts: str) -> str:
         return posixpath.join(self.root, *parts)
 
     def read(self, name: str, most: int = untrusted.JSON_BYTES) -> bytes | None:
-        """A file of the run there; None where there is none. Raises DataError where it is larger than `most` bytes, or no plain file."""
+        """A file of the run on the mirror; None if there is none. Raises DataError if it exceeds `most` bytes or is not a regular file."""
         try:
             self._size(self._path(name), most)
             return bytes(self.fs.cat_file(self._path(name)))
@@ -70,21 +74,21 @@ class Mirror:
             return None
 
     def _size(self, path: str, most: int) -> int:
-        """Bytes of a file there. Raises DataError for more than `most`, and for links, pipes and devices, which only a folder can hold."""
+        """Size of a file on the mirror. Raises DataError for more than `most` bytes, and for links, pipes and devices (file: only)."""
         about = self.fs.info(path)
         if about.get("type") != "file" or about.get("islink"):
-            raise DataError(f"{path} is no plain file")
-        if not isinstance(about["size"], int) or about["size"] > most:  # some servers do not say
-            raise DataError(f"{path} has {untrusted.shown(about['size'])} bytes, and at most {most:,} are possible")
+            raise DataError(f"{path} is not a regular file")
+        if not isinstance(about["size"], int) or about["size"] > most:  # some servers return no size
+            raise DataError(f"{path} has {untrusted.shown(about['size'])} bytes; at most {most:,} are allowed")
         return int(about["size"])
 
     def _get(self, path: str, to: Path, most: int) -> None:
-        """Fetch a file of at most `most` bytes into the plain name `to`."""
+        """Download a file of at most `most` bytes to `to`."""
         self._size(path, most)
         self.fs.get_file(path, str(to))
 
     def steps(self, stage: str) -> list[str]:
-        """Names of finished steps there, oldest first; unverified."""
+        """Names of finished steps on the mirror, oldest first, not verified."""
         try:
             found = (posixpath.basename(str(path).rstrip("/")) for path in self.fs.ls(self._path(stage), detail=False))
             names = [name for name in found if STEP.fullmatch(name) and self.fs.exists(self._path(stage, name, MANIFEST))]
@@ -93,9 +97,9 @@ class Mirror:
         return sorted(names, key=lambda name: int(name[5:]))
 
     def push(self, step: Path, keep: int) -> None:
-        """Copy the step in the folder runs/<run>/<stage>/step_*, which is verified first, then remove all but the newest `keep` there.
+        """Verify and upload the step in runs/<run>/<stage>/step_*, then remove all but the newest `keep` on the mirror.
 
-        Raises DataError where it is damaged.
+        Raises DataError if the step is damaged.
         """
         checkpoint, run = verify(step), step.parent.parent
         if not self.fs.exists(self._path(RECORD)):
@@ -110,7 +114,7 @@ class Mirror:
             self._put(run / METRICS, step.parent.name, step.name, METRICS)
             self._put(step / MANIFEST, step.parent.name, step.name, MANIFEST)
         for name in self.steps(step.parent.name)[:-keep]:
-            self.fs.rm_file(self._path(step.parent.name, name, MANIFEST))  # first: without it the step does not exist
+            self.fs.rm_file(self._path(step.parent.name, name, MANIFEST))  # first, because without it the step does not exist
             self.fs.rm(self._path(step.parent.name, name), recursive=True)
 
     def _put(self, path: Path, *parts: str) -> None:
@@ -121,7 +125,7 @@ class Mirror:
             raise OSError(f"{to} has {there} of {data} bytes")
 
     def fetch(self, folder: Path) -> list[str]:
-        """Bring into the run's `folder` the newest good step of each stage that is further there than here; says what came."""
+        """Download each stage's newest verified step into `folder` if it is newer than the local one; returns their descriptions."""
         came = []
         for stage in STAGES:
             newest = Checkpoints(folder / stage).newest()
@@ -137,7 +141,7 @@ class Mirror:
         return came
 
     def _fetch_step(self, folder: Path, stage: str, name: str) -> None:
-        """Fetch the files that the step's manifest names, and no others. Raises DataError where they are not a step's, or damaged."""
+        """Download the files that the step's manifest names. Raises DataError if they are damaged or not a step."""
         to = folder / stage / name
         with paths.atomic_folder(to) as temporary:
             self._get(self._path(stage, name, MANIFEST), temporary / MANIFEST, untrusted.JSON_BYTES)
@@ -147,19 +151,19 @@ class Mirror:
                 raise DataError(f"{self._path(stage, name, MANIFEST)} is damaged ({untrusted.reason(error)})") from error
             require_space(f"fetching {name}", sum(entry["bytes"] for entry in files.values()), folder)
             for file, entry in files.items():
-                with contextlib.suppress(FileNotFoundError):  # verify names it
+                with contextlib.suppress(FileNotFoundError):  # `verify` reports it
                     self._get(self._path(stage, name, file), temporary / file, entry["bytes"])
             meta = verify(temporary).meta
             if meta["step"] != int(name[5:]) or meta.get("stage", stage) != stage:
-                raise DataError(f"{self._path(stage, name)} holds step {meta['step']} of {meta.get('stage', stage)}")
+                raise DataError(f"{self._path(stage, name)} contains step {meta['step']} of {meta.get('stage', stage)}")
             with contextlib.suppress(FileNotFoundError):
                 self._get(self._path(stage, name, METRICS), temporary / METRICS, METRICS_BYTES)
                 (temporary / METRICS).replace(folder / METRICS)
             if to.exists():
-                shutil.rmtree(to)  # unfinished or damaged: else it would not be further there
+                shutil.rmtree(to)  # unfinished or damaged, because the mirror's step is newer than the local valid ones
 
     def fetch_tokenizer(self) -> None:
-        """Bring the run's tokenizer, where it is not here. Raises DataError where a name or a file there is none of a tokenizer's."""
+        """Download the run's tokenizer if it is missing. Raises DataError for a name or a file that is not a tokenizer's."""
         for path in self.fs.ls(self._path(TOKENIZER), detail=False):
             to = paths.tokenizer_dir(self._name(path))
             if not to.exists():
@@ -169,7 +173,7 @@ class Mirror:
 
     @staticmethod
     def _name(path: str) -> str:
-        """The last part of a path there. Raises DataError where it cannot be a name here."""
+        """The last part of a remote path. Raises DataError if it is not a plain file name."""
         try:
             return untrusted.file_name(posixpath.basename(str(path).rstrip("/")))
         except ValueError as error:
@@ -177,7 +181,7 @@ class Mirror:
 
 
 class Uploader:
-    """The thread that uploads steps to a mirror: the newest one of each stage that was enqueued. A context manager."""
+    """The thread that uploads steps to a mirror: of each stage the newest that was enqueued. A context manager."""
 
     def __init__(self, mirror: Mirror, keep: int, retry: float = RETRY_SECONDS):
         self.mirror, self.keep, self.retry = mirror, keep, retry
@@ -188,20 +192,20 @@ class Uploader:
         self._thread = threading.Thread(target=self._work, name="mirror", daemon=True)
 
     def enqueue(self, step: Path) -> None:
-        """Upload `step`, which is saved; an older one of its stage that still waits is dropped."""
+        """Upload the saved `step`, instead of an older one of its stage that is still waiting."""
         with self._change:
             self._waiting[step.parent.name] = step
             self._change.notify_all()
 
     def finish(self, seconds: float) -> None:
-        """Wait until all that was enqueued is there; after `seconds`, or where the mirror cannot be reached, say what is missing."""
+        """Wait at most `seconds` for all uploads, not at all if the mirror cannot be reached, and print which are missing."""
         with self._change:
             self._over = True
             self._change.notify_all()
         self._thread.join(seconds)
         missing = [f"{stage}/{step.name}" for stage, step in sorted(self._waiting.items())]
         if missing:
-            log(f"warning: not on the mirror {self.mirror.url} yet: {', '.join(missing)}; the same command catches up")
+            log(f"warning: not yet uploaded to {self.mirror.url}: {', '.join(missing)}; run the same command again to upload them")
 
     def __enter__(self) -> "Uploader":
         self._thread.start()
@@ -211,7 +215,7 @@ class Uploader:
         self.finish(600.0 if kind is None else 60.0)
 
     def _work(self) -> None:
-        """Upload what waits, until told that no more comes; then try once more."""
+        """Upload waiting steps until `finish`; then try once more."""
         while True:
             with self._change:
                 self._change.wait_for(lambda: self._waiting or self._over)
@@ -233,19 +237,19 @@ class Uploader:
         began = time.monotonic()
         try:
             self.mirror.push(step, self.keep)
-        except DataError as error:  # it was removed, or is damaged: the next one will do
+        except DataError as error:  # removed or damaged; the next step will be uploaded
             if step.exists():
-                log(f"warning: not copied to the mirror: {error.message}")
+                log(f"warning: not uploaded to the mirror: {error.message}")
             return True
-        except Exception as error:  # each kind of mirror has its own
+        except Exception as error:  # each kind of mirror raises its own exceptions
             if not self._gone:
                 log(f"warning: the mirror {self.mirror.url} cannot be reached ({' '.join(str(error).split()) or type(error).__name__})")
-                log("training goes on; what is missing there is caught up when it is back")
+                log("training continues; missing checkpoints are uploaded when the mirror can be reached again")
             self._gone = True
             return False
         if self._gone:
-            log(f"the mirror is back: {step.parent.name}/{step.name} is there")
+            log(f"the mirror can be reached again; uploaded {step.parent.name}/{step.name}")
         elif time.monotonic() - began > self.retry:
-            log(f"{step.parent.name}/{step.name} is on the mirror, after {time.monotonic() - began:.0f} s")
+            log(f"uploaded {step.parent.name}/{step.name} to the mirror in {time.monotonic() - began:.0f} s")
         self._gone = False
         return True

@@ -1,6 +1,6 @@
-"""A run's record on disk: its frozen config, what a second call of the same name means, and the model it made.
+"""A run's record on disk: its frozen config, the check of a second call with its name, and its trained model.
 
-runs/<run>/config.toml    the config, every auto resolved, and [frozen]: what else the losses depend on
+runs/<run>/config.toml    the resolved config, and in [frozen] everything else that the losses depend on
 """
 
 import contextlib
@@ -26,23 +26,23 @@ from nanochat.runs.metrics import STAGES
 from nanochat.tokenizer.tokenizer import Tokenizer
 
 RECORD = "config.toml"
-RECORD_BYTES = 16 << 20  # at most: it names every shard
-TRIES = 10  # to read a step, each another one, while a training run removes those it was about to read
-ANSWERING = STAGES[::-1]  # the stages whose model answers: the last one that a run has
+RECORD_BYTES = 16 << 20  # size limit of the file, which names all shards
+TRIES = 10  # attempts to open a step while a training run prunes steps
+ANSWERING = STAGES[::-1]  # order in which a stage's model is chosen to answer: the last one first
 
 
 @dataclass(frozen=True)
 class Record:
-    """A run's resolved config, and the dataset folder, ordered shards, tokenizer and conversations that it froze at step 0."""
+    """A run's resolved config, and the dataset directory, shard order, tokenizer and conversations, all frozen at step 0."""
 
     config: Config
     dataset: str
     shards: tuple[str, ...]
     tokenizer: str
-    conversations: str = ""  # hash of the user's, where there are any
+    conversations: str = ""  # hash of the user's conversations, if there are any
 
     def write(self) -> None:
-        """Write the run's config.toml, without the credentials of its mirror: each call is given those anew."""
+        """Write the run's config.toml without the mirror's credentials, which each call must be given."""
         frozen = {name: value for name, value in dataclasses.asdict(self).items() if name != "config"}
         table = self.config.to_dict() | {"mirror": redact(self.config.mirror), "frozen": frozen}
         try:
@@ -52,15 +52,15 @@ class Record:
 
     @property
     def paced(self) -> dict[str, int]:
-        """Settings that change while the run trains, by the time that its steps take: with `--hours` the steps of pretraining."""
+        """Settings that change during training, by its step time: the number of pretraining steps with `--hours`."""
         return {"num_iterations": self.config.num_iterations} if self.config.hours else {}
 
     def write_steps(self, steps: int) -> None:
-        """Write the record with another number of pretraining's steps."""
+        """Write the record with another number of pretraining steps."""
         dataclasses.replace(self, config=self.config.replace(num_iterations=steps)).write()
 
     def with_rl(self, config: Config) -> "Record":
-        """The record with `config`'s settings of reinforcement learning, which may come long after step 0; written where they are new."""
+        """The record with `config`'s RL settings, which may be given long after step 0; written if they changed."""
         settings = {name: getattr(config, name) for name in RL_FIELDS}
         record = dataclasses.replace(self, config=self.config.replace(**settings))
         if record != self:
@@ -69,7 +69,7 @@ class Record:
 
 
 def read_record(run: str) -> Record | None:
-    """The record of `run`, None where there is no such run. Raises DataError where it is damaged."""
+    """The record of `run`, None if there is no such run. Raises DataError if it is damaged."""
     path = paths.run_dir(run) / RECORD
     if not path.exists():
         return None
@@ -77,13 +77,13 @@ def read_record(run: str) -> Record | None:
         data = untrusted.read_bytes(path, RECORD_BYTES)
     except (OSError, ValueError) as error:
         raise DataError(
-            f"{path} cannot be read ({untrusted.reason(error)})", f"start afresh with another --run, or restore {path}"
+            f"{path} cannot be read ({untrusted.reason(error)})", f"start a new run with another --run, or restore {path}"
         ) from error
     return parse_record(data, path)
 
 
 def remove_credentials(record: Record) -> None:
-    """Remove the credentials of the mirror's address that an older version wrote into the files of a run, and say so.
+    """Remove the mirror's credentials that an older version wrote into a run's files, and print a note.
 
     Raises PreflightError where the disk refuses it.
     """
@@ -106,15 +106,15 @@ def remove_credentials(record: Record) -> None:
 
 
 def current_steps(config: Config) -> dict[str, int]:
-    """Steps of each stage of a run in training: its record's newest, `config`'s where that cannot be read."""
-    with contextlib.suppress(DataError):  # a record that is damaged meanwhile ends neither the training nor its heartbeat
+    """Steps of each stage of a run in training, from its record, or from `config` if that cannot be read."""
+    with contextlib.suppress(DataError):  # a damaged record must not end training or its heartbeat
         if record := read_record(config.run):
             return record.config.steps
     return config.steps
 
 
 def parse_record(data: bytes, path: Path) -> Record:
-    """The record that a config.toml holds; `path` is for the DataError where it is damaged."""
+    """The record in a config.toml. Raises DataError with `path` if it is damaged."""
     try:
         table = tomllib.loads(data.decode("utf-8"))
         values = {key: convert(key, value) for key, value in table.items() if key in FIELDS}
@@ -123,26 +123,28 @@ def parse_record(data: bytes, path: Path) -> Record:
         shards = tuple(untrusted.file_name(name, "a shard") for name in frozen["shards"])
         return Record(Config(**values), dataset, shards, tokenizer, untrusted.text(frozen["conversations"], "conversations"))
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DataError(f"{path} is damaged ({untrusted.reason(error)})", f"start afresh with another --run, or restore {path}") from error
+        raise DataError(
+            f"{path} is damaged ({untrusted.reason(error)})", f"start a new run with another --run, or restore {path}"
+        ) from error
 
 
 def open_text(record: Record) -> Dataset:
-    """The text of a run, its shards in the order that it froze. Raises DataError where one is missing."""
+    """The text of a run, with its shards in the frozen order. Raises DataError if one is missing."""
     dataset = open_dataset(paths.dataset_dir(record.dataset))
     known = {shard.path.name: shard for shard in dataset.training}
     missing = [name for name in record.shards if name not in known]
     if missing:
-        raise DataError(f"{dataset.folder} lacks {missing[0]}, which the run began with", f"download it: -n {len(record.shards)}")
+        raise DataError(f"{missing[0]} of the run's text is missing in {dataset.folder}", f"download it with -n {len(record.shards)}")
     return Dataset(
         dataset.name, dataset.folder, dataset.source, dataset.licence, tuple(known[name] for name in record.shards), dataset.validation
     )
 
 
 def inherit(config: Config, record: Record, reinforced: bool = False) -> Config:
-    """`config` with the record's value wherever it leaves one to the rule: the rule has spoken when the run began.
+    """`config` with the record's value for every -1 and "auto", which were resolved when the run began.
 
-    The settings of reinforcement learning are the record's too, unless this call is about it (`reinforced`); they are free until its
-    first checkpoint. Raises UsageError, with every difference, where it would train something else under the same name.
+    RL settings are the record's too, unless this call trains the RL stage (`reinforced`); they may change until its first checkpoint.
+    Raises UsageError with all differences if the call would train another model under the same name.
     """
     kept = () if reinforced else RL_FIELDS
     by_rule = {name: getattr(record.config, name) for name in FIELDS if getattr(config, name) in (-1, "auto") or name in kept}
@@ -155,13 +157,13 @@ def inherit(config: Config, record: Record, reinforced: bool = False) -> Config:
         listed = "; ".join(f"{name} was {old!r}, now {new!r}" for name, (old, new) in different.items())
         raise UsageError(
             f"the run {config.run!r} exists with another configuration: {listed}",
-            "choose a new name with --run NEW, or give the options that it began with",
+            "choose a new name with --run NEW, or use the run's options",
         )
     return merged
 
 
 def require_same(what: str, old: object, new: object, run: str) -> None:
-    """Raise UsageError where `what` (the text, the tokenizer) is not what the run began with."""
+    """Raise UsageError if `what` (the text, the tokenizer) is not the one that the run began with."""
     if old != new:
         raise UsageError(f"the {what} has changed since the run {run!r} began", "start a new one with --run NEW")
 
@@ -172,30 +174,30 @@ def has_checkpoints(run: str) -> bool:
 
 
 def has_stage(run: str, stage: str | None) -> bool:
-    """Whether `run` has a good checkpoint of `stage`."""
+    """Whether `run` has a verified checkpoint of `stage`."""
     return stage is not None and Checkpoints(paths.run_dir(run) / stage).newest() is not None
 
 
 def plain_name(run: str) -> str:
-    """`run`, where it can be a folder's name. Raises UsageError."""
+    """Return `run` if it is valid as a directory name. Raises UsageError."""
     return Config(run=run).run
 
 
 def newest_run() -> str:
-    """The run with the newest checkpoint. Raises DataError where there is none."""
+    """The run with the newest checkpoint. Raises DataError if there is none."""
     newest, when = None, 0.0
-    for path in paths.runs_dir().glob("[!.]*/*/step_*/manifest.json"):  # an import that is not finished begins with a dot
-        with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+    for path in paths.runs_dir().glob("[!.]*/*/step_*/manifest.json"):  # the name of an unfinished import begins with a dot
+        with contextlib.suppress(FileNotFoundError):  # pruned meanwhile
             if newest is None or path.stat().st_mtime > when:
                 newest, when = path, path.stat().st_mtime
     if newest is None:
-        raise DataError("there is no trained model yet", "train one in minutes, on any machine: `nanochat quickstart`")
+        raise DataError("there is no trained model yet", "train one in minutes with `nanochat quickstart`")
     return newest.parts[-4]
 
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A model ready to answer: of the last stage that the run has; base is a completer."""
+    """A trained model of a run's last stage; a base model only continues text."""
 
     run: str
     checkpoint: Checkpoint
@@ -204,12 +206,12 @@ class TrainedModel:
 
     @property
     def chats(self) -> bool:
-        """Whether it was taught to converse."""
+        """Whether it was fine-tuned to chat."""
         return self.checkpoint.meta["stage"] != "base"
 
 
 def _folder(run: str) -> Path:
-    """The folder of a run. Raises DataError, with the names there are, where there is none."""
+    """The directory of a run. Raises DataError with the existing names if there is none."""
     folder = paths.run_dir(run)
     if not folder.is_dir():
         others = sorted(path.name for path in paths.runs_dir().glob("*") if (path / RECORD).exists())
@@ -219,7 +221,7 @@ def _folder(run: str) -> Path:
 
 
 def finished_steps(run: str) -> list[Path]:
-    """Folders of the checkpoints of `run` that may answer, the last stage's newest first; unverified."""
+    """Directories of `run`'s checkpoints, the last stage's newest first, not verified."""
     folder = _folder(run)
     return [step for stage in ANSWERING for step in reversed(Checkpoints(folder / stage).steps())]
 
@@ -227,7 +229,7 @@ def finished_steps(run: str) -> list[Path]:
 def open_model(run: str | None = None, device: str = "cpu", stage: str | None = None) -> TrainedModel:
     """The newest complete step of `run`'s last stage on `device`; without `run`, of the newest run.
 
-    Raises DataError where there is no such run or no complete checkpoint, or the tokenizer is missing.
+    Raises DataError if there is no such run or no complete checkpoint, or the tokenizer is missing.
     """
     name = run or newest_run()
     for tries_left in reversed(range(TRIES)):
@@ -236,28 +238,28 @@ def open_model(run: str | None = None, device: str = "cpu", stage: str | None = 
             return open_checkpoint(name, checkpoint, device)
         except DataError:
             if checkpoint.folder.exists() or not tries_left:
-                raise  # else: removed by a training run of that name, which has a newer one
+                raise  # otherwise it was pruned by a training run, which has saved a newer one
     raise AssertionError("unreachable")
 
 
 def newest_checkpoint(run: str, stage: str | None = None) -> Checkpoint:
-    """What `open_model` opens: the newest complete step of `stage` (without it of the last one there is). Raises DataError."""
+    """The newest complete step of `stage`, or without it of the last stage, as `open_model` opens it. Raises DataError."""
     folder = _folder(run)
     found = (Checkpoints(folder / part).newest() for part in ([stage] if stage else ANSWERING))
     checkpoint = next(filter(None, found), None)
     if checkpoint is None:
-        raise DataError(f"the run {run!r} has no complete checkpoint yet", "let it train on: the same train command resumes it")
+        raise DataError(f"the run {run!r} has no complete checkpoint yet", "run its train command again, which resumes it")
     return checkpoint
 
 
 def open_checkpoint(run: str, checkpoint: Checkpoint, device: str = "cpu") -> TrainedModel:
-    """The model of a verified step, in the precision that suits `device`; no training run removes the step meanwhile.
+    """The model of a verified step, in the precision for `device`; the step is not pruned meanwhile.
 
-    Raises DataError where the step is gone, or its tokenizer missing.
+    Raises DataError if the step was removed or its tokenizer is missing.
     """
     meta = checkpoint.meta
     if missing := {"model", "tokenizer", "stage"} - meta.keys():
-        raise DataError(f"{checkpoint.folder} does not say its {', '.join(sorted(missing))}", "start a new run with --run NEW")
+        raise DataError(f"the metadata of {checkpoint.folder} lacks {', '.join(sorted(missing))}", "start a new run with --run NEW")
     with held(checkpoint.folder, checkpoint.digest):
         tokenizer = Tokenizer.load(paths.tokenizer_dir(meta["tokenizer"]))
         if (tokenizer.id, tokenizer.vocab_size) != (meta["tokenizer"], meta["model"]["vocab_size"]):
@@ -269,8 +271,8 @@ def open_checkpoint(run: str, checkpoint: Checkpoint, device: str = "cpu") -> Tr
 
 
 def describe(opened: TrainedModel) -> None:
-    """Say which model answers."""
+    """Print which model answers."""
     meta = opened.checkpoint.meta
-    kind = "a completer: it was not fine-tuned to chat" if not opened.chats else "fine-tuned to chat"
-    trial = "; a TRIAL of a few steps, which has learned next to nothing" if meta.get("trial") else ""
+    kind = "a base model, which only continues text" if not opened.chats else "fine-tuned to chat"
+    trial = ", a SHORT TEST RUN of a few steps" if meta.get("trial") else ""
     log(f"model: run {opened.run}, {meta['stage']} step {opened.checkpoint.step} ({kind}{trial})")

@@ -1,6 +1,6 @@
-"""What a step's JSON and safetensors files may hold: checked before a path, a size or a model follows from them.
+"""Validation of a step's JSON and safetensors files, before any path, size or model follows from them.
 
-A step may come from a mirror or another machine, so nothing of it is taken for granted. Every function raises ValueError.
+A step may come from a mirror or another machine, so nothing in it is trusted. Every function raises ValueError.
 """
 
 import math
@@ -24,14 +24,14 @@ from nanochat.untrusted import integer, regular_file, shown
 MANIFEST = "manifest.json"
 MODEL = "model.safetensors"
 META = "meta.json"
-HEADER_BYTES = 16 << 20  # of a safetensors file at most: names, types and shapes
+HEADER_BYTES = 16 << 20  # limit for a safetensors file's header: names, types and shapes
 ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
-OPTIMIZER_BYTES = 8  # for each parameter at most: AdamW's two moments in float32
+OPTIMIZER_BYTES = 8  # limit per parameter: AdamW's two moments in float32
 COUNTS = ("step", "optimizer_steps", "skipped")
 
 
 def checked_manifest(value: Any) -> dict[str, dict[str, Any]]:
-    """The files that a manifest names: plain name -> {bytes, sha256}."""
+    """The files of a manifest: plain name -> {bytes, sha256}."""
     files = untrusted.table(untrusted.table(value, "the manifest")["files"], "files")
     for name, entry in files.items():
         untrusted.file_name(name)
@@ -44,7 +44,7 @@ def checked_manifest(value: Any) -> dict[str, dict[str, Any]]:
 
 
 def checked_meta(value: Any) -> dict[str, Any]:
-    """What a checkpoint says of itself, each known value of its type and possible. Those that a version does not write may be missing."""
+    """A checkpoint's metadata with all known values checked; values that older versions do not write may be missing."""
     meta = untrusted.table(value, META)
     integer(meta["step"], "step", high=10**12)
     for name in meta.keys() & set(COUNTS):
@@ -66,7 +66,7 @@ def checked_meta(value: Any) -> dict[str, Any]:
 
 
 def checked_run(value: Any) -> str:
-    """`value`, where it is the name of a run."""
+    """Return `value` if it is a valid name of a run."""
     name = untrusted.file_name(value, "run")
     try:
         return Config(run=name).run
@@ -79,7 +79,7 @@ def _is_number(value: Any) -> bool:
 
 
 def check_sizes(meta: dict[str, Any], files: dict[str, dict[str, Any]]) -> None:
-    """Raise ValueError unless the files are as large as the model that `meta` describes makes them."""
+    """Raise ValueError unless the files' sizes match the model that `meta` describes."""
     if "model" not in meta:
         return
     parameters = count_parameters(GPTConfig.from_dict(meta["model"]))["total"]
@@ -90,17 +90,17 @@ def check_sizes(meta: dict[str, Any], files: dict[str, dict[str, Any]]) -> None:
         elif name.endswith(".safetensors"):
             most = OPTIMIZER_BYTES * parameters + HEADER_BYTES
         if not least <= entry["bytes"] <= most:
-            raise ValueError(f"{name} has {entry['bytes']:,} bytes, which a model of {parameters:,} parameters does not give")
+            raise ValueError(f"{name} has {entry['bytes']:,} bytes, which do not match a model of {parameters:,} parameters")
 
 
 def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """The shape of each tensor of a safetensors file, its header alone read. The numbers are floating-point ones and fill the file."""
+    """The shape of each tensor in a safetensors file, from its header. Checks that all are floating-point and fill the file."""
     size = regular_file(path)
     with path.open("rb") as file:
         prefix = file.read(8)
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
         if not 2 <= length <= min(HEADER_BYTES, size - 8):
-            raise ValueError(f"{path.name} is no safetensors file: its header would have {length:,} bytes")
+            raise ValueError(f"{path.name} is not a safetensors file (header of {length:,} bytes)")
         header = untrusted.table(untrusted.parse_json(file.read(length).decode("utf-8")), "the header")
     for key, value in untrusted.table(header.pop("__metadata__", {}), "__metadata__").items():
         untrusted.text(value, f"the metadata {shown(key)}")
@@ -112,13 +112,13 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
         shapes[name] = tuple(integer(number, f"the shape of {shown(name)}", high=2**40) for number in shape)
         total += math.prod(shapes[name]) * ITEM_BYTES[kind]
     if total != size - 8 - length:
-        raise ValueError(f"{path.name} has {size - 8 - length:,} bytes of numbers, and its header tells of {total:,}")
+        raise ValueError(f"{path.name} has {size - 8 - length:,} bytes of numbers instead of the header's {total:,}")
     return shapes
 
 
 @contextmanager
 def safetensors_errors(path: Path) -> Iterator[None]:
-    """Turn what safetensors raises while it writes `path` into an OSError: it hides the error number in its text."""
+    """Turn safetensors' errors of writing `path` into OSError, whose number is only in their text."""
     try:
         yield
     except SafetensorError as error:

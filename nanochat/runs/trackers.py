@@ -1,9 +1,9 @@
-"""`--log_to`: the lines of metrics.jsonl handed on, while a run trains, to TensorBoard, Weights & Biases or trackio.
+"""`--log_to`: metrics sent to TensorBoard, Weights & Biases or trackio during training.
 
-A thread hands them on, so that a tracker that fails, or waits for a network, costs a warning and never a step. A step's number there
-is that of its line in metrics.jsonl, over all stages: a resumed run goes on with its curve, and no step is handed on twice.
+A thread sends the lines of metrics.jsonl, so that a tracker that fails or waits for the network causes a warning and delays no step. A
+step's number at the tracker is its line number in metrics.jsonl, over all stages, so a resumed run continues its curve.
 
-runs/<run>/live.json    by tracker: which curve there is the run's, and the last step that it was given
+runs/<run>/live.json    tracker -> the run's curve there, and the last step that was sent
 """
 
 import contextlib
@@ -32,42 +32,42 @@ from nanochat.runs.metrics import Metrics
 NONE = "none"
 PROJECT = "nanochat"
 STATE = "live.json"
-SECONDS = 1.0  # between two rounds of handing on
-LAST_SECONDS = 60.0  # that a run's end waits for the last one
-STAYS_HERE = ("data", "chat_data", "identity", "mirror")  # settings that name places of this machine
+SECONDS = 1.0  # between two batches of lines
+LAST_SECONDS = 60.0  # timeout of the last batch at the run's end
+STAYS_HERE = ("data", "chat_data", "identity", "mirror")  # settings that are not sent, because they name paths of this machine
 
 
 def require(config: CheckpointConfig) -> None:
-    """Raise UsageError where the tracker that `config` asks for is not installed."""
+    """Raise UsageError if `config`'s tracker is not installed."""
     if config.log_to != NONE:
         library(config.log_to)
 
 
 def following(config: Config, here: Ranks) -> contextlib.AbstractContextManager[Callable[[Metrics], object]]:
-    """What hands a run's curves on while the block lasts, on the main rank: told of each stage's metrics as they are opened."""
+    """A context manager that sends the run's metrics on the main rank; call its value with each stage's opened metrics."""
     if config.log_to == NONE or not here.main:
         return contextlib.nullcontext(lambda metrics: None)
     return TrackerThread(config)
 
 
 class Tracker(Protocol):
-    """Where curves are shown. Its methods run on one thread, and may raise what its package raises."""
+    """A tracker of curves. Its methods run on one thread and may raise any exception of its package."""
 
     def open(self, curve: str, step: int) -> int:
-        """Begin the curve of that name, or go on with it after `step` steps; returns how many it has: those are not given again."""
+        """Begin the curve of that name, or continue it after `step` steps; returns its number of steps, which are not sent again."""
         ...
 
     def log(self, step: int, values: dict[str, float]) -> None:
-        """One step's values; where they come a second time, more of them."""
+        """Send one step's values; a second call for a step adds values."""
         ...
 
     def close(self) -> None:
-        """Hand on what still waits."""
+        """Send the remaining values and close."""
         ...
 
 
 class TensorBoard:
-    """Event files in the run's folder, made anew from metrics.jsonl by each call: they are as whole as that is."""
+    """TensorBoard event files in the run's directory, written again from metrics.jsonl at each start."""
 
     def __init__(self, config: Config):
         self.folder = paths.run_dir(config.run) / "tensorboard"
@@ -87,7 +87,7 @@ class TensorBoard:
 
 
 class Wandb:
-    """Weights & Biases: online where there is a key, else into files that `wandb sync` uploads. WANDB_MODE decides otherwise."""
+    """Weights & Biases: online if there is a key, else into files for `wandb sync`, unless WANDB_MODE is set."""
 
     def __init__(self, config: Config):
         self.config = config
@@ -100,18 +100,19 @@ class Wandb:
             if mode != "online":
                 raise
             log(f"warning: Weights & Biases cannot be reached ({said(error)})")
-            library("wandb").teardown()  # else it holds that the curve's name is in use
+            library("wandb").teardown()  # otherwise the curve's name stays in use
             return self._open(curve, step, "offline")
 
     def _open(self, curve: str, step: int, mode: str) -> int:
         wandb = library("wandb")
-        quiet = wandb.Settings(  # x_disable_meta: the command line, which holds paths, is not sent
+        quiet = wandb.Settings(  # x_disable_meta: the command line, which contains paths, is not sent
             silent=True, console="off", disable_git=True, save_code=False, x_disable_meta=True, init_timeout=30, finish_timeout=30
         )
         about: dict[str, Any] = {"project": PROJECT, "name": self.config.run, "id": curve, "config": settings(self.config), "mode": mode}
         online = mode == "online"
         self.run = wandb.init(**about, dir=paths.run_dir(self.config.run), resume="allow" if online else None, settings=quiet)
-        log(f"live: {self.run.url}" if online else f"live: offline; after `wandb login`, wandb sync {Path(self.run.dir).parent} uploads it")
+        offline = f"offline; to upload the curves, run `wandb login`, then `wandb sync {Path(self.run.dir).parent}`"
+        log(f"live: {self.run.url if online else offline}")
         return max(self.run.starting_step - 1, 0) if online else step
 
     def _key(self) -> bool:
@@ -128,13 +129,13 @@ class Wandb:
 
 
 class Trackio:
-    """trackio: a database on this machine, or where its own TRACKIO_SPACE_ID says."""
+    """trackio: a database on this machine, or the one of TRACKIO_SPACE_ID."""
 
     def __init__(self, config: Config):
         self.config = config
 
     def open(self, curve: str, step: int) -> int:
-        with contextlib.redirect_stdout(sys.stderr):  # it talks on stdout, which is for results
+        with contextlib.redirect_stdout(sys.stderr):  # trackio prints on stdout, which is for results
             self.run = library("trackio").init(
                 PROJECT,
                 name=self.config.run,
@@ -144,7 +145,7 @@ class Trackio:
                 auto_log_cpu=False,
                 auto_log_gpu=False,
             )
-        log(f"live: trackio show --project {PROJECT}")
+        log(f"live: `trackio show --project {PROJECT}`")
         return step
 
     def log(self, step: int, values: dict[str, float]) -> None:
@@ -159,22 +160,22 @@ TRACKERS: dict[str, Callable[[Config], Tracker]] = {"tensorboard": TensorBoard, 
 
 
 def library(name: str) -> Any:
-    """The tracker's package. Raises UsageError where it is not installed."""
+    """The tracker's package. Raises UsageError if it is not installed."""
     return needed("torch.utils.tensorboard" if name == "tensorboard" else name, name, f"--log_to {name}")
 
 
 def settings(config: Config) -> dict[str, Any]:
-    """The run's config as a tracker is told it."""
+    """The run's config as sent to a tracker."""
     return {name: value for name, value in config.to_dict().items() if name not in STAYS_HERE}
 
 
 def said(error: Exception) -> str:
-    """An error in one line, without any key that this process was given."""
+    """An error in one line, without this process's keys."""
     return redact(" ".join(str(error).split()) or type(error).__name__)
 
 
 class TrackerThread:
-    """The thread that hands a run's metrics on to its tracker. A context manager, whose value is told of each stage's metrics."""
+    """The thread that sends a run's metrics to its tracker. A context manager; call its value with each stage's metrics."""
 
     def __init__(self, config: Config):
         self.name, self.tracker = config.log_to, TRACKERS[config.log_to](config)
@@ -185,7 +186,7 @@ class TrackerThread:
         self._thread = threading.Thread(target=self._work, name="tracker", daemon=True)
 
     def _follow(self, metrics: Metrics) -> None:
-        """Hand on the lines that `metrics` has, and those that it will write."""
+        """Send the lines that `metrics` has, and those that it will write."""
         for number, entry in enumerate(metrics.lines(), 1):
             if number > self._enqueued:
                 self._enqueue(number, entry)
@@ -201,9 +202,9 @@ class TrackerThread:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._over.set()
-        self._thread.join(LAST_SECONDS if kind is None else LAST_SECONDS / 3)  # whoever stopped it waits too
+        self._thread.join(LAST_SECONDS if kind is None else LAST_SECONDS / 3)  # shorter after a stop, which should be quick
         if self._thread.is_alive():
-            log(f"warning: {self.name} does not answer: the last steps may be missing there")
+            log(f"warning: {self.name} does not answer; the last steps may be missing there")
 
     def _work(self) -> None:
         try:
@@ -213,17 +214,17 @@ class TrackerThread:
             has = self.tracker.open(state["curve"], state["step"])
             over = False
             while not over:
-                over = self._over.wait(SECONDS)  # asked before the queue is emptied, for the last time where it is over
-                # Of the last step that it has, an evaluation may still come: a kill between the step and that has put it off.
+                over = self._over.wait(SECONDS)  # read before the queue is emptied, which is for the last time if it is set
+                # The last sent step may still get an evaluation, which a kill after the step has delayed.
                 steps = [step for step in self._all_waiting() if step[0] > has or (step[0] == has and "step" not in step[1])]
                 if steps:
                     state["step"] = steps[-1][0]
-                    paths.atomic_write_json(self.state, states)  # first: after a kill, rather a gap than a step twice
+                    paths.atomic_write_json(self.state, states)  # before sending, so that a kill causes a gap and no duplicate step
                 for number, entry in steps:
                     self.tracker.log(number, _values(entry))
             self.tracker.close()
-        except Exception as error:  # each tracker has its own
-            log(f"warning: {self.name} failed ({said(error)}): training goes on, metrics.jsonl has it all")
+        except Exception as error:  # each tracker raises its own exceptions
+            log(f"warning: {self.name} failed ({said(error)}); training continues, and metrics.jsonl has all steps")
 
     def _all_waiting(self) -> list[tuple[int, dict[str, Any]]]:
         found = []
@@ -240,6 +241,6 @@ class TrackerThread:
 
 
 def _values(entry: dict[str, Any]) -> dict[str, float]:
-    """The numbers of a line, each under its stage's name."""
+    """The numbers of a line, with the stage in their names."""
     numbers = {name: value for name, value in entry.items() if isinstance(value, (int, float)) and name != "step"}
     return {f"{entry['stage']}/{name}": float(value) for name, value in numbers.items()}

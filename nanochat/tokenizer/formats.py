@@ -1,6 +1,6 @@
-"""Vocabularies in the formats of others: tiktoken's rank files and Hugging Face's tokenizer.json, with equal encodings.
+"""Reading and writing of tiktoken's rank files and Hugging Face's tokenizer.json, with equal encodings.
 
-Both directions. What cannot be encoded equally here (a normalizer, tokens out of the order of their merges) is refused.
+A file that cannot be encoded equally here, with a normalizer or tokens out of the order of their merges, is refused.
 """
 
 import base64
@@ -12,44 +12,44 @@ from typing import Any
 from nanochat import untrusted
 from nanochat.errors import DataError
 
-VOCABULARY_BYTES = 256 << 20  # of a vocabulary's file at most: that of a million tokens has some 100 MB
+VOCABULARY_BYTES = 256 << 20  # size limit of a vocabulary's file; one with a million tokens has some 100 MB
 
-# What a ByteLevel pre-tokenizer splits by unless another one does.
+# The default pattern of a ByteLevel pre-tokenizer.
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 
 def ranks_text(tokens: Sequence[bytes]) -> str:
-    """The content of tiktoken's rank file: a base64 token and its rank a line."""
+    """The content of tiktoken's rank file: lines of a base64 token and its rank."""
     return "".join(f"{base64.b64encode(token).decode()} {rank}\n" for rank, token in enumerate(tokens))
 
 
 def parse_ranks(text: str) -> list[bytes]:
-    """The tokens of a rank file's content, in rank order. Raises ValueError where a line is none or a rank is missing."""
+    """The tokens of a rank file's content, in rank order. Raises ValueError for a bad line or a missing rank."""
     ranked = []
     for number, line in enumerate(text.splitlines(), 1):
         token, _, rank = line.partition(" ")
         try:
             ranked.append((int(rank), base64.b64decode(token, validate=True)))
         except (ValueError, binascii.Error) as error:
-            raise ValueError(f"line {number} is no token and rank") from error
+            raise ValueError(f"line {number} is not a token and its rank") from error
     ranked.sort()
     if [rank for rank, _ in ranked] != list(range(len(ranked))):
-        raise ValueError(f"its {len(ranked)} ranks are not 0 to {len(ranked) - 1}")
+        raise ValueError(f"the {len(ranked)} ranks are not 0 to {len(ranked) - 1}")
     return [token for _, token in ranked]
 
 
 def read_ranks(path: Path) -> list[bytes]:
-    """The tokens of tiktoken's rank file; its pattern and specials are not in it. Raises DataError where it cannot be read."""
+    """The tokens of tiktoken's rank file, which has no pattern and no special tokens. Raises DataError if it cannot be read."""
     try:
         return parse_ranks(untrusted.read_bytes(path, VOCABULARY_BYTES).decode("ascii"))
     except (OSError, ValueError) as error:
         raise DataError(
-            f"{path} is no file of ranks: {untrusted.reason(error)}", "a line of such a file is a token in base64, a space and its rank"
+            f"{path} is not a rank file: {untrusted.reason(error)}", "write each line as a token in base64, a space and its rank"
         ) from error
 
 
 def _byte_characters() -> list[str]:
-    """The printable character by which byte-level tokenizers write each byte."""
+    """The printable character that byte-level tokenizers write for each byte."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = iter(range(0x100, 0x200))
     return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]
@@ -59,12 +59,12 @@ _CHARACTERS = _byte_characters()
 
 
 def written(token: bytes) -> str:
-    """A token's bytes as the printable characters that stand for them."""
+    """A token's bytes as printable characters."""
     return "".join(_CHARACTERS[byte] for byte in token)
 
 
 def merges(tokens: Sequence[bytes]) -> list[tuple[str, str]]:
-    """Every pair of tokens that together are one, in the order of that one's rank: what our encoder merges, said pair by pair."""
+    """All pairs of tokens that merge into one, in the order of that token's rank, as rustbpe merges them."""
     known = set(tokens)
     return [
         (written(token[:cut]), written(token[cut:]))
@@ -75,10 +75,9 @@ def merges(tokens: Sequence[bytes]) -> list[tuple[str, str]]:
 
 
 def huggingface(tokens: Sequence[bytes], pattern: str, specials: Mapping[str, int]) -> dict[str, Any]:
-    """The content of a tokenizer.json that encodes as `rustbpe.Encoding(tokens, pattern, specials)` does.
+    """The content of a tokenizer.json that encodes like `rustbpe.Encoding(tokens, pattern, specials)`.
 
-    Only text that spells a special token is another matter: there it is encoded as text, and Hugging Face's library
-    makes it the special.
+    The exception is text that spells a special token: rustbpe encodes it as text, Hugging Face's library as the special token.
     """
     special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
@@ -108,7 +107,7 @@ def huggingface(tokens: Sequence[bytes], pattern: str, specials: Mapping[str, in
 
 
 def _pattern(pre_tokenizer: Any) -> str:
-    """The pattern that a byte-level pre-tokenizer splits by. Raises ValueError for any other."""
+    """The split pattern of a byte-level pre-tokenizer. Raises ValueError for any other."""
     steps = pre_tokenizer["pretokenizers"] if pre_tokenizer["type"] == "Sequence" else [pre_tokenizer]
     *splits, byte_level = steps
     if byte_level["type"] != "ByteLevel" or byte_level.get("add_prefix_space") or len(splits) > 1:
@@ -119,17 +118,17 @@ def _pattern(pre_tokenizer: Any) -> str:
         return GPT2_PATTERN
     split = splits[0]
     if byte_level.get("use_regex", True) or (split["type"], split["behavior"], split.get("invert")) != ("Split", "Isolated", False):
-        raise ValueError("its pre-tokenizer splits in more ways than by one pattern")
+        raise ValueError("its pre-tokenizer has more than one split")
     return str(split["pattern"]["Regex"])
 
 
 def read_huggingface(path: Path) -> tuple[list[bytes], str, dict[str, int]]:
-    """(tokens, pattern, specials) of a byte-level tokenizer.json. Raises DataError where it could not be encoded equally."""
+    """(tokens, pattern, specials) of a byte-level tokenizer.json. Raises DataError if rustbpe cannot encode like it."""
     try:
         content = untrusted.read_json(path, VOCABULARY_BYTES)
         model = content["model"]
         if content.get("normalizer"):
-            raise ValueError("it changes the text first (a normalizer)")
+            raise ValueError("it has a normalizer")
         if model["type"] != "BPE" or any(
             model.get(key) for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback")
         ):
@@ -149,5 +148,5 @@ def read_huggingface(path: Path) -> tuple[list[bytes], str, dict[str, int]]:
         return tokens, _pattern(content["pre_tokenizer"]), specials
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise DataError(
-            f"{path} cannot be used: {untrusted.reason(error)}", "only a byte-level BPE, with its tokens in the order of its merges, can"
+            f"cannot use {path}: {untrusted.reason(error)}", "choose a byte-level BPE whose tokens are in the order of its merges"
         ) from error

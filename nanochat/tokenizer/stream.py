@@ -1,13 +1,13 @@
-"""Text from ids that come one at a time."""
+"""Decoding of a stream of ids."""
 
 import codecs
 from collections.abc import Sequence
 
 
 class StreamDecoder:
-    """Ids one at a time -> text, never half a code point; specials yield nothing.
+    """Decode ids one at a time to text without half code points; special tokens yield nothing.
 
-    Bytes that may still become a code point are held back; those that never can are U+FFFD at once.
+    Bytes that may become a code point are held back; those that cannot are U+FFFD.
     """
 
     def __init__(self, tokens: Sequence[bytes]):
@@ -15,11 +15,11 @@ class StreamDecoder:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token: int) -> str:
-        """The text that is now certain."""
-        if token >= len(self._tokens):  # a special: what came before it cannot be completed by what comes after
+        """The text that this id completes."""
+        if token >= len(self._tokens):  # a special token ends an incomplete code point
             return self.flush()
         return self._decoder.decode(self._tokens[token])
 
     def flush(self) -> str:
-        """The rest, with U+FFFD for a code point that was never completed."""
+        """The rest, with U+FFFD for an incomplete code point."""
         return self._decoder.decode(b"", final=True)

@@ -1,7 +1,7 @@
-"""The tokenizer: train, encode, decode, and render conversations as ids with a loss mask.
+"""The tokenizer: training, encoding, decoding, and conversations as ids with a loss mask.
 
 Byte-level BPE (rustbpe) over a GPT-4-style split, with nine special tokens at the end of the vocabulary. Text never
-yields a special token, whatever it spells: only `render` and `render_prompt` place them.
+yields a special token, even if it spells one: only `render` and `render_prompt` insert them.
 """
 
 import hashlib
@@ -25,20 +25,20 @@ from nanochat.tokenizer.stream import StreamDecoder
 # As GPT-4's split, but digits in groups of one or two: measured best for small vocabularies.
 SPLIT_PATTERN = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
 
-# Qwen2's split, digits one by one: portable models have it, because llama.cpp knows splits by a fixed list of names.
+# Qwen2's split, digits one by one, for portable models: llama.cpp supports only a fixed list of splits.
 QWEN2_PATTERN = (
     r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
 SMALLEST_VOCABULARY = 256 + len(SPECIAL_TOKENS)
-FORMAT = 1  # of the files that `save` writes
+FORMAT = 1  # version of the files that `save` writes
 
 
 class Tokenizer:
     """Text <-> ids: the BPE tokens first, in rank order, then the nine specials.
 
-    tokens: the bytes of each token in rank order, the 256 single bytes first. Raises ValueError where they are not.
+    tokens: the bytes of each token in rank order, the 256 single bytes first. Raises ValueError for other tokens.
     """
 
     def __init__(self, tokens: Sequence[bytes], pattern: str = SPLIT_PATTERN):
@@ -59,13 +59,13 @@ class Tokenizer:
     ) -> "Tokenizer":
         """Learn `vocab_size` tokens, the nine specials included, from the first 10K characters of each of `texts`.
 
-        Stops reading after `max_characters`. Too little text yields a smaller vocabulary, and a line says so.
-        Raises UsageError where vocab_size cannot hold the bytes and the specials.
+        Stops reading after `max_characters`. Too little text yields a smaller vocabulary, with a message.
+        Raises UsageError if vocab_size cannot hold the bytes and the specials.
         """
         if vocab_size < SMALLEST_VOCABULARY:
             raise UsageError(
                 f"vocab_size = {vocab_size} is too small",
-                f"256 bytes and {len(SPECIAL_TOKENS)} special tokens need at least {SMALLEST_VOCABULARY}",
+                f"set it to at least {SMALLEST_VOCABULARY}, for 256 bytes and {len(SPECIAL_TOKENS)} special tokens",
             )
 
         def cut() -> Iterator[str]:
@@ -78,12 +78,12 @@ class Tokenizer:
 
         tokenizer = cls(rustbpe.train(cut(), vocab_size - len(SPECIAL_TOKENS), pattern), pattern)
         if tokenizer.vocab_size < vocab_size:
-            log(f"tokenizer: the text is enough for {tokenizer.vocab_size:,} of {vocab_size:,} tokens; the vocabulary is that much smaller")
+            log(f"tokenizer: the text yields a vocabulary of {tokenizer.vocab_size:,} tokens instead of {vocab_size:,}")
         return tokenizer
 
     @property
     def id(self) -> str:
-        """12 hex digits that stand for exactly these tokens, pattern and specials."""
+        """Hash of tokens, pattern and special tokens, as 12 hex digits."""
         digest = hashlib.sha256(json.dumps([self.pattern, SPECIAL_TOKENS]).encode())
         for token in self.tokens:
             digest.update(len(token).to_bytes(8, "little") + token)
@@ -104,15 +104,15 @@ class Tokenizer:
         return self.specials[name]
 
     def token_bytes(self) -> np.ndarray:
-        """Length in bytes of each token, 0 for specials: int64 (V,); what bits per byte are counted in."""
+        """Length in bytes of each token, 0 for specials: int64 (V,); used for bits per byte."""
         return np.array([len(token) for token in self.tokens] + [0] * len(SPECIAL_TOKENS), dtype=np.int64)
 
     def encode(self, text: str) -> list[int]:
-        """The ids of `text`; never a special. Raises ValueError for text that UTF-8 cannot hold (a lone surrogate)."""
+        """The ids of `text`, without special tokens. Raises ValueError for text that UTF-8 cannot encode (a lone surrogate)."""
         return self.encoding.encode(text)
 
     def encode_batch(self, texts: list[str], *, threads: int = 0) -> tuple[np.ndarray, np.ndarray]:
-        """All of `texts` at once, on `threads` cores (0: all): ids (uint16 where all fit, else uint32), offsets (len+1,) int64."""
+        """Encode `texts` on `threads` cores (0: all) as ids (uint16 if all fit, else uint32) and offsets (len+1,) int64."""
         return self.encoding.encode_batch(texts, threads=threads)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
@@ -120,17 +120,17 @@ class Tokenizer:
         return self.encoding.decode_bytes(ids).decode("utf-8", "replace")
 
     def stream_decoder(self) -> StreamDecoder:
-        """A decoder for ids that come one at a time."""
+        """A decoder for a stream of ids."""
         return StreamDecoder(self.tokens)
 
     # Conversations
 
     def render(self, conversation: Conversation, max_tokens: int | None = None) -> tuple[list[int], list[int]]:
-        """A conversation as (ids, mask), both cut at `max_tokens`; mask 1 = a token to learn.
+        """A conversation as (ids, mask), both cut at `max_tokens`; the mask is 1 for tokens to learn.
 
-        BOS once; a system message goes before the first user turn's text. Learnt: what the assistant says, its calls of
-        the calculator with their delimiters, and assistant_end. Not learnt: all else, messages of weight 0, assistant_start and the
-        calculator's answers included. Raises DataError where it is no conversation.
+        One BOS; a system message is put before the first user message's text. Learned: the assistant's text, its calculator calls
+        with their delimiters, and assistant_end. Not learned: everything else, also messages of weight 0, assistant_start and the
+        calculator's results. Raises DataError for an invalid conversation.
         """
         validate_conversation(conversation)
         ids, mask = self._render_messages(merge_system(conversation))
@@ -158,19 +158,18 @@ class Tokenizer:
         return ids, mask
 
     def render_prompt(self, conversation: Conversation, max_tokens: int) -> tuple[list[int], int]:
-        """A conversation that ends with the user, as ids that end in assistant_start: (ids, turns left out).
+        """A conversation that ends with a user message, as (ids that end with assistant_start, number of turns left out).
 
-        Where it is longer than `max_tokens`, its oldest turns (a user's message and its answer) are left out until it
-        fits; the system message stays. Raises DataError where it is no such conversation, and UsageError where the last
-        message alone is too long.
+        If it is longer than `max_tokens`, its oldest turns (a user message and its answer) are left out until it fits; the system
+        message stays. Raises DataError for any other conversation, UsageError if the last message alone is too long.
         """
         validate_conversation(conversation)
         if conversation[-1]["role"] != "user":
-            raise DataError("the conversation does not end with the user", "the last message must have the role user")
+            raise DataError("the conversation does not end with a user message", "end it with a message of the role user")
         system = conversation[:1] if conversation[0]["role"] == "system" else []
         turns = conversation[len(system) :]
         fitting: tuple[list[int], int] | None = None
-        later: list[int] = []  # ids of the turns after the one looked at; from the newest back, so that the rest is never encoded
+        later: list[int] = []  # ids of the turns after the current one; from the newest back, so that turns left out are never encoded
         for first in range(len(turns) - 1, -1, -2):
             turn = turns[first : first + 2]
             ids = [self.bos, *self._render_messages(merge_system([*system, *turn]))[0], *later, self.special("<|assistant_start|>")]
@@ -180,7 +179,7 @@ class Tokenizer:
             later = self._render_messages(turn)[0] + later
         if fitting is None:
             raise UsageError(
-                f"the message is {len(ids):,} tokens long, and at most {max_tokens:,} fit",
+                f"the message has {len(ids):,} tokens; at most {max_tokens:,} fit",
                 "send a shorter message, or ask for a shorter answer",
             )
         return fitting
@@ -188,9 +187,9 @@ class Tokenizer:
     # Files
 
     def save(self, folder: Path) -> None:
-        """Write `folder` as a whole: ranks.txt (a base64 token and its rank a line) and tokenizer.json.
+        """Write `folder` atomically: ranks.txt (lines of a base64 token and its rank) and tokenizer.json.
 
-        A folder that already holds this tokenizer is left alone; one that holds a broken tokenizer is replaced.
+        A directory that already has this tokenizer is not changed; a damaged one is replaced.
         """
         if folder.exists():
             try:
@@ -208,18 +207,18 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: Path) -> "Tokenizer":
-        """The tokenizer that `save` wrote. Raises DataError where it is missing, damaged or of another format."""
-        hint = f"remove {folder} and run the same command again: it is made anew"
+        """The tokenizer that `save` wrote. Raises DataError if it is missing, damaged or of another format."""
+        hint = f"remove {folder} and run the same command again, which creates it"
         try:
             about = untrusted.read_json(folder / "tokenizer.json")
             tokens = parse_ranks(untrusted.read_bytes(folder / "ranks.txt", VOCABULARY_BYTES).decode("ascii"))
             if about["format"] != FORMAT:
-                raise DataError(f"the tokenizer in {folder} has format {about['format']}; this version reads {FORMAT}", hint)
+                raise DataError(f"the tokenizer in {folder} has format {about['format']}; this version reads format {FORMAT}", hint)
             tokenizer = cls(tokens, about["pattern"])
             if tokenizer._about() != about:
                 raise ValueError("its hash differs")
         except FileNotFoundError as error:
-            raise DataError(f"there is no tokenizer in {folder}", "run the same command again: it is made anew") from error
+            raise DataError(f"there is no tokenizer in {folder}", "run the same command again, which creates it") from error
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"the tokenizer in {folder} is damaged: {untrusted.reason(error)}", hint) from error
         return tokenizer

@@ -1,4 +1,4 @@
-"""What a training step reads: this rank's rows, and where they come from."""
+"""A training step's batch on this rank, and the interface of its source."""
 
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -10,22 +10,22 @@ from nanochat.distributed.ranks import Ranks
 
 @dataclass(frozen=True)
 class StepBatch:
-    """This rank's rows of one step: inputs and targets (n, T); `counted` targets over all ranks, `tokens` likewise.
+    """This rank's rows of one step: inputs and targets (n, T), and over all ranks the numbers of `counted` targets and `tokens`.
 
-    The loss is the mean over the counted targets, each row's times its weight; where none counts, there is nothing to learn.
+    The loss is the mean over the counted targets, each times its row's weight; without a counted target, nothing is learned.
     """
 
     inputs: np.ndarray
     targets: np.ndarray
     counted: int
     tokens: int
-    weights: np.ndarray | None = None  # (n,); rows with weights come from the longest to the shortest, padded on the right
-    facts: dict[str, float] = field(default_factory=dict)  # for the step's line, the same on all ranks
+    weights: np.ndarray | None = None  # (n,); rows with weights are sorted by length, longest first, and padded on the right
+    facts: dict[str, float] = field(default_factory=dict)  # fields of the step's line, equal on all ranks
 
 
 class BatchSource(Protocol):
-    """Where a stage's batches come from: a function of the step alone, and of the model as that step finds it, so that resume is exact."""
+    """Source of a stage's batches, which depend only on the step and on the model before it, so that resume is exact."""
 
     def batch(self, step: int, ranks: Ranks) -> StepBatch:
-        """The rows of `step` (from 0) that this rank takes."""
+        """This rank's rows of `step` (from 0)."""
         ...

@@ -1,4 +1,4 @@
-"""The absolute end of a job, which its own processes keep: an orchestrator's limit may count anew with every restart."""
+"""A job's deadline as an absolute time, enforced by its own processes, because an orchestrator's limit may restart with each pod."""
 
 import contextlib
 import datetime
@@ -13,15 +13,15 @@ if TYPE_CHECKING:
     from nanochat.train.signals import StopSignal
 
 VARIABLE = "NANOCHAT_END"  # seconds since 1970, fixed when the job is submitted
-LOOK_SECONDS = 10.0  # between two looks at the clock, which may be set meanwhile
-SLACK = 30.0  # seconds by which the clocks of a job's machines may differ
+LOOK_SECONDS = 10.0  # between two checks of the clock, which may be adjusted
+SLACK = 30.0  # tolerated difference of the machines' clocks in seconds
 
 
 class Deadline:
-    """Until when a run may be trained; without an end, always.
+    """The time until which a run may train; without `end`, unlimited.
 
-    A run that reaches it stops as after SIGTERM: the step under way is finished and saved. The exit code is not 75, which an
-    orchestrator starts again, but 3, which is final for all: whatever is started again would be refused at once.
+    A run that reaches it stops as after SIGTERM: the current step is finished and saved. The exit code is 3, which is final, and not 75,
+    with which an orchestrator would start the job again only to be refused.
     """
 
     def __init__(self, end: float | None = None):
@@ -29,28 +29,30 @@ class Deadline:
 
     @staticmethod
     def of(environment: Mapping[str, str]) -> "Deadline":
-        """The deadline that NANOCHAT_END sets. Raises UsageError for a value that is no time."""
+        """The deadline in NANOCHAT_END. Raises UsageError for a value that is not a time."""
         text = environment.get(VARIABLE, "").strip()
         if not text:
             return Deadline()
         if not (text.isascii() and text.isdigit() and len(text) <= 10):
-            raise UsageError(f"{VARIABLE} = {text[:40]!r} is not a time in seconds since 1970", "as in 1790000000, or leave it unset")
+            raise UsageError(
+                f"{VARIABLE} = {text[:40]!r} is not a time in seconds since 1970", "set it to a value such as 1790000000, or unset it"
+            )
         return Deadline(float(text))
 
     @contextlib.contextmanager
     def kept(self, stop: "StopSignal") -> Iterator[None]:
-        """Stop what runs inside the block at the end, as a signal to `stop` would. Raises PreflightError then, and where it is past."""
+        """Stop the block at the deadline, as a signal to `stop` would. Raises PreflightError then, and if the deadline has passed."""
         if self.end is None:
             yield
             return
         if time.time() >= self.end:
-            raise self._reached("nothing is started any more")
+            raise self._reached("nothing was started")
         over = threading.Event()
         threading.Thread(target=self._wait, args=(self.end, stop, over), name="deadline", daemon=True).start()
         try:
             yield
         except Preempted as stopped:
-            # All ranks stop after the same step, as soon as the first clock says so.
+            # All ranks stop after the same step, when the first machine's clock reaches the deadline.
             if time.time() < self.end - SLACK:
                 raise
             raise self._reached(stopped.message) from stopped
@@ -67,6 +69,6 @@ class Deadline:
     def _reached(self, what: str) -> PreflightError:
         at = datetime.datetime.fromtimestamp(self.end or 0, datetime.UTC)
         return PreflightError(
-            f"the job's deadline, {at:%Y-%m-%d %H:%M:%S} UTC ({VARIABLE}), is reached: {what}",
-            f"submit the job again with a higher --max-hours, or set a later {VARIABLE}: the run resumes at its newest checkpoint",
+            f"the job's deadline {at:%Y-%m-%d %H:%M:%S} UTC ({VARIABLE}) is reached: {what}",
+            f"submit the job again with a higher --max-hours, or set a later {VARIABLE}; the run resumes at its newest checkpoint",
         )

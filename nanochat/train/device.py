@@ -1,4 +1,4 @@
-"""What the device decides: threads, precision, determinism, compilation."""
+"""Device set-up: threads, precision, determinism, compilation."""
 
 import ctypes
 import os
@@ -19,14 +19,14 @@ from nanochat.model.build import build_model
 from nanochat.model.scaling import GPTConfig
 from nanochat.model.transformer import Transformer
 
-INDUCTOR, TRITON = "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"  # where torch's compiler and Triton keep what they have compiled
+INDUCTOR, TRITON = "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"  # directories of the compile caches of torch and Triton
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # mallopt(3)
 
 
 def set_up(config: DeviceConfig) -> None:
     """Set threads, determinism, the compile cache and a CPU's fused operations for this process, before the first tensor."""
-    # The optimizer's moments of rows that no token has asked for in a thousand steps get so small that an Intel core computes with them
-    # at a fiftieth of its speed. Set before the other threads begin: they take it over from this one.
+    # The optimizer's moments of embedding rows that are unused for a thousand steps become denormal, which an Intel core computes with at
+    # a fiftieth of its speed. Set before other threads start, because they inherit it.
     torch.set_flush_denormal(True)
     torch.set_num_threads(max(config.threads, 1))
     if config.device == "cpu":
@@ -42,20 +42,20 @@ def set_up(config: DeviceConfig) -> None:
 
 
 def cache_folder(device: str) -> Path:
-    """Where what is compiled for a "cpu" or "cuda" device here is kept, torch's compiler told of it.
+    """Directory of the compile cache for "cpu" or "cuda", also set for torch's compiler.
 
-    Nobody else can write there: torch's compiler unpickles what it finds.
+    It is private, because torch's compiler unpickles its files.
     """
     name = torch.cuda.get_device_name().replace(" ", "-") if device == "cuda" else "cpu"
     folder = _chosen(INDUCTOR) or private_folder(paths.base_dir() / "cache", f"{name}-torch{torch.__version__}")
-    os.environ[INDUCTOR] = str(folder)  # its default asks for a user name that a container may lack
+    os.environ[INDUCTOR] = str(folder)  # the default needs a user name, which a container may lack
     if TRITON in os.environ and not _chosen(TRITON):
-        del os.environ[TRITON]  # torch's compiler then has a folder of its own inside
+        del os.environ[TRITON]  # torch's compiler then uses a subdirectory
     return folder
 
 
 def _chosen(variable: str) -> Path | None:
-    """The folder that a variable of the environment names, made if need be; None, and said, where others may write to it."""
+    """The directory in an environment variable, created if needed; None, with a warning, if other users may write to it."""
     if not os.environ.get(variable):
         return None
     folder = Path(os.environ[variable]).absolute()
@@ -70,28 +70,28 @@ def _chosen(variable: str) -> Path | None:
 
 
 def activations(dtype: str) -> torch.dtype:
-    """The type of a model's activations under a resolved `dtype`; int16 is of their products alone."""
+    """The type of a model's activations for a resolved `dtype`; int16 is only a type of products."""
     return torch.bfloat16 if dtype == "bfloat16" else torch.float32
 
 
 def load_kernels(dtype: str, folder: Path) -> None:
-    """Have a CPU's operations compiled and used, those that activations of `dtype` need; what cannot be is said."""
+    """Compile and use a CPU's operations for activations of `dtype`; a message names those that are not available."""
     if why := kernels.load(activations(dtype), folder):
-        log(f"skipped: fused operations: {why}; training takes 1.3 to 1.6 times as long")
+        log(f"skipped: fused operations ({why}); training takes 1.3 to 1.6 times as long")
         return
     if dtype != "bfloat16" and kernels.better_products() and (why := kernels.load_products("float32", folder)):
-        log(f"skipped: own products of matrices: {why}; training takes 1.1 times as long")
+        log(f"skipped: faster matrix products ({why}); training takes 1.1 times as long")
     if dtype == "int16" and (why := kernels.load_products("int16", folder)):
-        log(f"skipped: products of 16-bit integers: {why}; in float32 training takes 1.3 times as long")
+        log(f"skipped: 16-bit integer products ({why}); training in float32 takes 1.3 times as long")
 
 
 def _keep_freed_memory() -> None:
-    """Have the C library keep what tensors free, as the allocator of a GPU does, where it would give large ones back at once.
+    """Have the C library keep freed memory, like a GPU's allocator, instead of returning large blocks to the system.
 
-    A step frees and takes the same tensors as the one before it; each page that is given back is cleared and mapped anew, a tenth of
-    a step's time. The peak stays what it was.
+    Each step frees and allocates the same tensors; clearing and mapping returned pages again takes a tenth of a step's time. The peak is
+    unchanged.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's; others have none
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc only
     if mallopt:
         mallopt(M_MMAP_THRESHOLD, 2**30)
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
@@ -105,17 +105,17 @@ def new_model(gpt: GPTConfig, device: torch.device, config: DeviceConfig) -> Tra
 
 
 def forward_of(model: Transformer, config: DeviceConfig) -> Callable[[Tensor], Tensor]:
-    """The model's forward pass, compiled where the config says so, and the loss with it."""
+    """The model's forward pass, compiled with the loss if the config's `compile` is on."""
     compiled = config.compile == "on"
     model.use(model.compute_dtype, compiled=compiled)
     if compiled:
         expected = "about a minute" if config.device == "cuda" else "20 s to 2 minutes"
-        log(f"torch.compile: the first step takes {expected} longer, and the first evaluation too")
+        log(f"torch.compile: the first step and the first evaluation take {expected} longer")
         torch._functorch.config.activation_memory_budget = config.activation_memory_budget
     return torch.compile(model, dynamic=False) if compiled else model
 
 
 def peak_flops(device: torch.device) -> float:
-    """Peak bf16 FLOP/s of the GPU, for the metrics' mfu (model FLOPs utilisation); 0 where unknown."""
+    """Peak bf16 FLOP/s of the GPU, for the metrics' mfu (model FLOPs utilisation); 0 if unknown."""
     spec = find_spec(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
     return spec.peak_flops if spec else 0.0

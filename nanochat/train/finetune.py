@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: whole conversations packed into rows, only the assistant's own tokens as targets."""
+"""Supervised fine-tuning: whole conversations packed into rows, with only the assistant's tokens as targets."""
 
 import contextlib
 from collections.abc import Sequence
@@ -26,13 +26,13 @@ WARMDOWN_RATIO = 0.5
 
 
 class ConversationBatches:
-    """Step k takes the k-th group of packed rows; each rank its equal part of them."""
+    """The k-th group of packed rows for step k, an equal part for each rank."""
 
     def __init__(self, rows: ConversationRows, rows_per_step: int):
         self.rows, self.rows_per_step = rows, rows_per_step
 
     def batch(self, step: int, ranks: Ranks) -> StepBatch:
-        """The rows of `step` (from 0) that this rank takes; targets outside the mask are ignored."""
+        """This rank's rows of `step` (from 0); targets outside the mask are ignored."""
         first = step * self.rows_per_step
         ids, mask = self.rows.rows(first, first + self.rows_per_step)  # (rows, T + 1)
         share = self.rows_per_step // ranks.world_size
@@ -53,7 +53,7 @@ def finetune(session: Session, base: Checkpoint, conversations: Sequence[Convers
     validation = rows.hold_out(min(len(rows) // HELD_OUT, HELD_OUT_LIMIT))
     passes = config.sft_iterations * session.rows_per_step() / len(rows)
     if passes > 1:
-        log(f"the conversations fill {len(rows)} rows and are read {passes:.1f} times")
+        log(f"fine-tuning: {len(rows)} rows of conversations, {passes:.1f} epochs")
     schedule = Schedule(
         config.sft_iterations,
         warmup_steps=0,
@@ -67,7 +67,7 @@ def finetune(session: Session, base: Checkpoint, conversations: Sequence[Convers
     prompts = []
     for conversation in conversations[:SAMPLES]:
         question = conversation[: 2 if conversation[0]["role"] == "system" else 1]
-        with contextlib.suppress(UsageError):  # it is longer than the context
+        with contextlib.suppress(UsageError):  # longer than the context
             prompts.append(tokenizer.render_prompt(question, config.max_seq_len - 1)[0])
     source = ConversationBatches(rows, session.rows_per_step())
     return session.run("sft", lambda model: source, schedule, session.measure(*masked(*validation)), prompts, parent=base)

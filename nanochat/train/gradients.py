@@ -1,4 +1,4 @@
-"""The gradient of one step's loss, accumulated in micro-batches."""
+"""Gradient accumulation in micro-batches."""
 
 from collections.abc import Callable
 
@@ -13,9 +13,9 @@ from nanochat.train.batch import StepBatch
 
 
 def accumulate_gradients(batch: StepBatch, rows: int, model: Transformer, forward: Callable[[Tensor], Tensor], ranks: Ranks) -> Tensor:
-    """Accumulate the gradient of the batch's mean loss in micro-batches of `rows`: this rank's part of that loss, its gradient's norm (2,).
+    """Accumulate the gradient of the batch's mean loss in micro-batches of `rows`; returns this rank's (loss, gradient norm) as (2,).
 
-    Micro-batches without a target are skipped, and the mean is over the targets of all ranks: nothing divides by zero.
+    Micro-batches without a target are skipped, and the mean is over the targets of all ranks, so there is no division by zero.
     """
     total = torch.zeros((), device=ranks.device)
     counted = max(batch.counted, 1)
@@ -24,7 +24,7 @@ def accumulate_gradients(batch: StepBatch, rows: int, model: Transformer, forwar
         if not (targets != IGNORE).any():
             continue
         inputs, weights = batch.inputs[first : first + rows], None
-        if batch.weights is not None:  # without the padding that all these rows share
+        if batch.weights is not None:  # cut the padding that all rows of the micro-batch share
             inputs, targets = (part[:, : np.flatnonzero((targets != IGNORE).any(axis=0))[-1] + 1] for part in (inputs, targets))
             weights = torch.from_numpy(batch.weights[first : first + rows]).to(ranks.device)
         hidden = forward(_to_device(inputs, ranks.device))
@@ -35,7 +35,7 @@ def accumulate_gradients(batch: StepBatch, rows: int, model: Transformer, forwar
 
 
 def _gradient_norm(model: Transformer, device: torch.device) -> Tensor:
-    """The norm of this rank's gradient, a scalar; not finite where any part of it is not."""
+    """The norm of this rank's gradient, a scalar; NaN or Inf if any element is."""
     return torch.nn.utils.get_total_norm([weight.grad for weight in model.parameters() if weight.grad is not None]).to(device)
 
 

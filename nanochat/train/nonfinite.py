@@ -1,6 +1,6 @@
-"""What led to a loss or a gradient that is not finite, written down before the run ends or goes past it.
+"""Diagnosis files of a NaN or Inf loss or gradient, written before the run stops or skips the step.
 
-runs/<run>/nonfinite/<stage>_step_000123/rank_00000.json    each row's loss, the gradients and weights that are not finite, the last lines
+runs/<run>/nonfinite/<stage>_step_000123/rank_00000.json    each row's loss, NaN or Inf gradients and weights, last metrics
                                          rank_00000.npz     the rank's inputs and targets (n, T)
 """
 
@@ -19,16 +19,16 @@ from nanochat.console import log
 from nanochat.model.loss import IGNORE, token_losses
 from nanochat.model.transformer import Transformer
 
-LINES = 50  # of metrics.jsonl that are kept
-LARGEST = 10  # gradients that are listed beside those that are not finite
+LINES = 50  # last lines of metrics.jsonl in the file
+LARGEST = 10  # largest finite gradients in the file
 
 
 def write_down(
     folder: Path, rank: int, facts: dict[str, Any], inputs: np.ndarray, targets: np.ndarray, model: Transformer, metrics: Path
 ) -> None:
-    """Write this rank's part of the step into `folder`, with `facts`; a disk that refuses is said, for the real error matters more.
+    """Write this rank's part of the step and `facts` into `folder`; a disk error is only a warning, so that it hides no other error.
 
-    `model` holds the gradients and still the weights that made them; inputs and targets (n, T).
+    `model` has the gradients and the weights before the update; inputs and targets (n, T).
     """
     try:
         losses = _row_losses(model, inputs, targets)
@@ -48,7 +48,7 @@ def write_down(
         paths.atomic_write(folder / f"rank_{rank:05d}.npz", buffer.getvalue())
         paths.atomic_write_json(folder / f"rank_{rank:05d}.json", about)
     except (OSError, RuntimeError) as error:
-        log(f"warning: what led to it could not be written down: {error}")
+        log(f"warning: cannot write the diagnosis files: {error}")
 
 
 def _norm(tensor: Tensor) -> float:
@@ -57,7 +57,7 @@ def _norm(tensor: Tensor) -> float:
 
 @torch.no_grad()
 def _row_losses(model: Transformer, inputs: np.ndarray, targets: np.ndarray) -> list[float]:
-    """The mean loss of each row's targets, computed anew one by one; 0 where it has none."""
+    """The mean loss of each row's targets, recomputed row by row; 0 if it has none."""
     device = next(model.parameters()).device
     losses = []
     for row, wanted in zip(inputs, targets, strict=True):

@@ -11,17 +11,17 @@ from nanochat.train.schedule import Schedule
 from nanochat.train.session import Session
 
 SAMPLES = 3
-SAMPLE_PROMPT = 9  # ids of a validation row that a sample continues, BOS included
+SAMPLE_PROMPT = 9  # length of a sample's prompt, from a validation row, BOS included
 
 
 class TextBatches:
-    """Step k takes the k-th group of rows of the text's order; each rank its equal part of them."""
+    """The k-th group of rows in the text's order for step k, an equal part for each rank."""
 
     def __init__(self, rows: TextRows, rows_per_step: int):
         self.rows, self.rows_per_step = rows, rows_per_step
 
     def batch(self, step: int, ranks: Ranks) -> StepBatch:
-        """The rows of `step` (from 0) that this rank takes."""
+        """This rank's rows of `step` (from 0)."""
         share = self.rows_per_step // ranks.world_size
         first = step * self.rows_per_step + ranks.rank * share
         ids = self.rows.rows(first, first + share)  # (share, T + 1)
@@ -30,15 +30,17 @@ class TextBatches:
 
 
 def pretrain(session: Session) -> Transformer:
-    """Train the base stage of the run to its end. Raises DataError where the text gives no row."""
+    """Train the base stage of the run to its end. Raises DataError if the text is shorter than one sequence."""
     config = session.config
-    # On a CPU the cores would be the training's own: a step then takes ten times as long, and packing five times.
+    # Not in the background on a CPU, where packing would compete for the cores: a step takes ten times as long, packing five times.
     packer, ahead = session.ranks.local_rank == 0, config.device != "cpu"
     cache = RowCache(session.tokenizer, config.max_seq_len, packer=packer, ahead=ahead)
     try:
         held_out = cache.rows(session.dataset.validation)[: max(config.eval_tokens // config.max_seq_len, 1)]
         if not len(held_out):
-            raise DataError("the validation text gives no row", "give it more text")
+            raise DataError(
+                f"the validation text is shorter than one sequence ({config.max_seq_len} tokens)", "add text, or lower --max_seq_len"
+            )
         if session.ranks.world_size > 1:
             _require_rows(session, cache)
         schedule = Schedule(config.num_iterations, config.warmup_steps, config.warmdown_ratio, config.final_lr_frac, config.weight_decay)
@@ -51,13 +53,13 @@ def pretrain(session: Session) -> Transformer:
 
 
 def _require_rows(session: Session, cache: RowCache) -> None:
-    """Raise DataError where there are more processes than rows: some of them would have nothing to read, or all the same."""
+    """Raise DataError if there are more processes than rows, because some processes would have no rows of their own."""
     rows = 0
     for shard in session.dataset.training:
         rows += cache.count(shard)
         if rows >= session.ranks.world_size:
             return
     raise DataError(
-        f"{session.ranks.world_size} processes asked, and the text gives {rows} row(s) of {session.config.max_seq_len} tokens",
+        f"{session.ranks.world_size} processes were requested; the text has {rows} sequence(s) of {session.config.max_seq_len} tokens",
         f"use --nproc_per_node={max(rows, 1)}, a smaller --max_seq_len, or more text",
     )

@@ -1,9 +1,9 @@
 """Reinforcement learning with verifiable rewards: REINFORCE (Williams, 1992), the mean reward of a prompt's rollouts as the baseline.
 
-The form is karpathy/nanochat's. The model answers each prompt several times; a rollout's advantage is its reward less the prompt's mean
-reward. There is no reference model, no clipping (every rollout comes from the weights that learn from it) and no division by the
-standard deviation; every token of a prompt's rollouts weighs the same, as in DAPO (Yu et al., 2025). The calculator's tokens are read
-but not learned. Unlike there, the token that ends an answer is learned too, and losses do not depend on the micro-batch size.
+As in karpathy/nanochat, the model answers each prompt several times, and a rollout's advantage is its reward minus the prompt's mean
+reward. There is no reference model, no clipping (all rollouts are on-policy) and no division by the standard deviation. Every token of a
+prompt's rollouts has the same weight, as in DAPO (Yu et al., 2025). The calculator's tokens are not learned. Unlike in nanochat, the
+token that ends an answer is learned too, and losses do not depend on the micro-batch size.
 """
 
 import hashlib
@@ -27,14 +27,14 @@ from nanochat.train.batch import StepBatch
 from nanochat.train.schedule import Schedule
 from nanochat.train.session import Session
 
-BATCH_SIZE = 128  # rollouts that are sampled together, fewer where the memory is short
-PASSES = (1, 2, 4, 8)  # k of pass@k; as many rollouts as the last are sampled
+BATCH_SIZE = 128  # rollouts sampled together, fewer when out of memory
+PASSES = (1, 2, 4, 8)  # k of pass@k; the last is the number of rollouts
 SAMPLES = 3
 MOMENTUM = (0.95, 0.95, 0.95)
 
 
 class Rollout(NamedTuple):
-    """A prompt's ids with one answer's behind them, which of them the model sampled itself, and the answer's reward."""
+    """The ids of a prompt and one answer, a mask of the ids that the model sampled, and the answer's reward."""
 
     ids: list[int]
     chosen: list[bool]
@@ -42,7 +42,7 @@ class Rollout(NamedTuple):
 
 
 class Sampler:
-    """Samples rollouts from the model that `engine` has, with the weights of the moment."""
+    """Samples rollouts with the current weights of `engine`'s model."""
 
     def __init__(self, engine: Engine, config: RLConfig):
         self.engine, self.batch_size = engine, BATCH_SIZE
@@ -50,7 +50,7 @@ class Sampler:
         self.temperature, self.top_k = config.rl_temperature, config.rl_top_k
 
     def __call__(self, problems: Sequence[Problem], samples: int, seed: int) -> list[list[Rollout]]:
-        """`samples` rollouts of each problem, of which number i over all is sampled with seed + i. Raises OutOfMemoryError."""
+        """`samples` rollouts of each problem; rollout i over all problems is sampled with seed + i. Raises OutOfMemoryError."""
         longest = self.engine.context - self.max_tokens
         prompts = [prompt_ids(self.engine.tokenizer, problem.prompt)[-longest:] for problem in problems]
 
@@ -72,13 +72,13 @@ class Sampler:
 
 
 class RolloutBatches:
-    """Step k takes the next prompts in an order that the seed decides, each rank its part of them, and samples their rollouts."""
+    """Rollouts of each step's prompts, whose order depends on the seed; each rank samples its part."""
 
     def __init__(self, sampler: Sampler, problems: Sequence[Problem], config: Config):
         self.sampler, self.problems, self.config = sampler, problems, config
 
     def batch(self, step: int, ranks: Ranks) -> StepBatch:
-        """Rollouts of this rank's prompts of `step` (from 0); a prompt's are left out where all have the same reward."""
+        """Rollouts of this rank's prompts of `step` (from 0), without prompts whose rollouts all have the same reward."""
         prompts, samples = self.config.rl_examples_per_step, self.config.rl_num_samples
         own = _share(range(step * prompts, (step + 1) * prompts), ranks)
         sampled = self.sampler(
@@ -100,25 +100,25 @@ class RolloutBatches:
         return StepBatch(inputs, targets, counted, tokens, weights, facts)
 
     def problem(self, number: int) -> Problem:
-        """Problem `number` over all steps: one epoch after the other, each in an order of its own."""
+        """Problem `number` counted over all steps; each epoch has its own order."""
         epoch, index = divmod(number, len(self.problems))
         order = np.random.default_rng((self.config.seed, epoch)).permutation(len(self.problems))
         return self.problems[int(order[index])]
 
 
 def seed_of(seed: int, purpose: str) -> int:
-    """A number for the first of many seeds that follow each other, far from those of other runs and purposes."""
+    """The first of a range of consecutive seeds, far from the ranges of other runs and purposes."""
     return int.from_bytes(hashlib.blake2b(f"{purpose} {seed}".encode(), digest_size=7).digest(), "big")
 
 
 def _share(numbers: range, ranks: Ranks) -> range:
-    """This rank's part of `numbers`; parts differ by one at most."""
+    """This rank's part of `numbers`; sizes differ by one at most."""
     first, end = (len(numbers) * part // ranks.world_size for part in (ranks.rank, ranks.rank + 1))
     return numbers[first:end]
 
 
 def _padded(rollouts: Sequence[Rollout], padding: int) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs and targets (n, T) of rollouts, T as the longest needs; a target that the model did not sample is IGNORE."""
+    """Inputs and targets (n, T) of rollouts, padded to the longest; targets that the model did not sample are IGNORE."""
     shape = len(rollouts), max((len(one.ids) for one in rollouts), default=2) - 1
     inputs, targets = np.full(shape, padding, dtype=np.int64), np.full(shape, IGNORE, dtype=np.int64)
     for row, (ids, chosen, _) in enumerate(rollouts):
@@ -128,13 +128,13 @@ def _padded(rollouts: Sequence[Rollout], padding: int) -> tuple[np.ndarray, np.n
 
 
 def pass_at_k(sampler: Sampler, problems: Sequence[Problem], seed: int, ranks: Ranks) -> dict[str, float] | None:
-    """Estimated probability that one of k answers is right, over `problems`, for each k of PASSES (Chen et al., 2021).
+    """Estimated probability that at least one of k answers is correct, over `problems`, for each k of PASSES (Chen et al., 2021).
 
-    Each rank samples its part; None on every rank where the memory of one was not enough for one rollout.
+    Each rank samples its part; None on all ranks if one rank runs out of memory with a single rollout.
     """
     samples = PASSES[-1]
     own = _share(range(len(problems)), ranks)
-    found: list[tuple[int, int]] | None = None  # right answers to each problem, and the tokens of all of them
+    found: list[tuple[int, int]] | None = None  # correct answers to each problem, and the tokens of all of them
     try:
         answered = sampler([problems[number] for number in own], samples, seed + own.start * samples)
         found = [(sum(one.reward == 1 for one in each), sum(len(one.ids) for one in each)) for each in answered]
@@ -142,7 +142,7 @@ def pass_at_k(sampler: Sampler, problems: Sequence[Problem], seed: int, ranks: R
         pass
     every = ranks.gather_objects(found)
     if None in every:
-        log("warning: no evaluation: out of memory with one answer")
+        log("warning: evaluation skipped, out of memory with one rollout")
         return None
     right = [count for part in every for count, _ in part]
     passed = {k: sum(1 - math.comb(samples - count, k) / math.comb(samples, k) for count in right) / len(right) for k in PASSES}
@@ -163,10 +163,10 @@ def reinforce(session: Session, parent: Checkpoint, problems: Sequence[Problem],
         momentum=MOMENTUM,
     )
 
-    work = f"{config.rl_examples_per_step} questions x {config.rl_num_samples} answers of at most {config.rl_max_new_tokens} tokens"
+    work = f"{config.rl_examples_per_step} prompts x {config.rl_num_samples} rollouts of at most {config.rl_max_new_tokens} tokens"
     log(f"reinforcement learning: {config.rl_iterations} steps of {work}, from {parent.folder}")
     if config.compile == "on":
-        log("skipped: torch.compile: the answers' lengths change from step to step")
+        log("skipped: torch.compile, because the rollouts' lengths differ between steps")
 
     def sampler(model: Transformer) -> Sampler:
         return Sampler(Engine(model, session.tokenizer), config)

@@ -1,4 +1,4 @@
-"""What all stages of a run share, and how each begins: its model, its optimizer, its newest checkpoint, its metrics."""
+"""The session of a run: everything that its stages share, and the start of a stage from its newest checkpoint."""
 
 import contextlib
 import json
@@ -37,7 +37,7 @@ Forward = Callable[[Tensor], Tensor]
 
 @dataclass
 class Session:
-    """One run in this process: the resolved config, its data, its folder, and this process's rank."""
+    """One run in this process: resolved config, data, directory and rank."""
 
     config: Config
     dataset: Dataset
@@ -45,10 +45,10 @@ class Session:
     folder: Path
     ranks: Ranks
     stop: StopSignal
-    planned_rate: float = 0.0  # tokens per second, by the plan; 0 where there is none
+    planned_rate: float = 0.0  # tokens per second, by the plan; 0 if there is none
     uploader: Uploader | None = None  # to the mirror, on the main rank
-    follow: Callable[[Metrics], object] = lambda metrics: None  # told of each stage's metrics, on the main rank
-    pacer: Pacer | None = None  # decides how many steps pretraining gets, where its number may change
+    follow: Callable[[Metrics], object] = lambda metrics: None  # called with each stage's metrics, on the main rank
+    pacer: Pacer | None = None  # chooses the number of pretraining steps, if it may change
     gpt: GPTConfig = field(init=False)
 
     def __post_init__(self) -> None:
@@ -60,7 +60,7 @@ class Session:
         return Checkpoints(self.folder / stage, (lambda: uploader.uploading) if uploader else lambda: None)
 
     def new_model(self) -> Transformer:
-        """The model as it is before the first step."""
+        """A model with initial weights."""
         return device.new_model(self.gpt, self.ranks.device, self.config)
 
     def rows_per_step(self) -> int:
@@ -80,9 +80,9 @@ class Session:
     ) -> Transformer:
         """Train stage `name` to its end from its newest checkpoint, from `parent`'s weights and optimizer, or from new weights.
 
-        `source` gets the model that is trained, `evaluate` that and its forward pass; `prompts` are continued where samples are due.
-        A `fresh` stage begins with a new optimizer, and its steps are of no known length: it is not compiled, nor held against the
-        plan. Where a `pacer` changes the number of pretraining's steps, the config follows. Returns the trained model.
+        `source` is called with the model, `evaluate` with the model and its forward pass; `prompts` are those of samples. A `fresh`
+        stage begins with a new optimizer and has steps of varying lengths, so it is neither compiled nor compared with the plan. If
+        `pacer` changes the number of pretraining steps, the config is updated. Returns the trained model.
         """
         model, store = self.new_model(), self.checkpoints(name)
         optimizer = self._optimizer(model)
@@ -110,14 +110,14 @@ class Session:
         return MuonAdamW(model, rates, config.total_batch_size, self.ranks)
 
     def _load(self, model: Transformer, optimizer: MuonAdamW, newest: Checkpoint | None, parent: Checkpoint | None, fresh: bool) -> None:
-        """Put into model and optimizer what a stage begins with: its newest checkpoint, else its parent (`fresh`: the weights alone)."""
+        """Load the stage's newest checkpoint, else its parent's (`fresh`: only the weights), into model and optimizer."""
         if checkpoint := newest or parent:
             checkpoint.load_model(model)
             if newest or not fresh:
                 checkpoint.load_optimizer(optimizer)
 
     def _stage(self, name: str, source: BatchSource, schedule: Schedule, newest: Checkpoint | None, fresh: bool) -> Stage:
-        """The stage as the config wants it, without its hooks for evaluations and samples."""
+        """The stage's settings from the config, without hooks for evaluations and samples."""
         config = self.config
         return Stage(
             name=name,
@@ -140,7 +140,7 @@ class Session:
 
     @contextlib.contextmanager
     def _metrics(self, name: str, start: int) -> Iterator[Metrics | None]:
-        """The run's metrics from step `start` of a stage on, which followers are told of; None on all ranks but the main one."""
+        """The run's metrics from step `start` of a stage on, passed to `follow`; None except on the main rank."""
         if not self.ranks.main:
             yield None
             return
@@ -152,7 +152,7 @@ class Session:
             metrics.close()
 
     def meta(self, stage: str) -> dict[str, Any]:
-        """What a checkpoint says of itself."""
+        """A checkpoint's metadata."""
         return {
             "stage": stage,
             "run": self.config.run,
@@ -172,7 +172,7 @@ class Session:
         return evaluate
 
     def sampler(self, name: str, model: Transformer, prompts: list[list[int]]) -> Callable[[int], None]:
-        """A hook that shows how the model continues `prompts`, at temperature 0, and writes it into samples.jsonl."""
+        """A hook that prints the model's continuations of `prompts` at temperature 0 and writes them into samples.jsonl."""
 
         def sample(step: int) -> None:
             if self.ranks.main:

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT during a training run: the step under way is finished and saved first."""
+"""SIGTERM and SIGINT during a training run: the current step is finished and saved first."""
 
 import contextlib
 import os
@@ -13,33 +13,33 @@ from nanochat.errors import Preempted
 
 
 class StopSignal:
-    """SIGTERM and SIGINT: before the training loop they end the command; in it they set a flag that ranks agree on at the step's end."""
+    """Handler of SIGTERM and SIGINT: before the training loop they end the command, in it they set a flag read at the step's end."""
 
     def __init__(self) -> None:
         self.set = False
-        self.came: float | None = None  # when the first one did
-        self.in_loop = False  # a step is under way: it is finished and saved first
-        self.trained = False  # there is a checkpoint
+        self.came: float | None = None  # time of the first signal
+        self.in_loop = False  # whether a step is running, which is finished and saved first
+        self.trained = False  # whether there is a checkpoint
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         if echoed(self.came):
             return
         self.came = self.came or time.monotonic()
-        if self.set:  # the second one ends at once
+        if self.set:  # the second signal ends the process immediately
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         self.set = True
         if not self.in_loop:
-            what = "stopped: all that was trained is saved" if self.trained else "stopped before the first step: there was nothing to save"
-            raise Preempted(what, "run the same command again to go on")
-        line = "stopping: saving after this step (once more to stop at once)"
+            what = "stopped; the run's checkpoint is saved" if self.trained else "stopped before the first step, with nothing to save"
+            raise Preempted(what, "run the same command again to resume")
+        line = "stopping: saving after this step (a second signal stops at once)"
         try:
             print(line, file=sys.stderr, flush=True)
-        except RuntimeError:  # the signal came in the midst of another print, and stderr's buffer cannot be entered twice
+        except RuntimeError:  # the signal interrupted another print, and stderr's buffer is not reentrant
             os.write(2, f"{line}\n".encode())
 
     def send(self) -> None:
-        """Ask this process to stop as SIGTERM does, from any thread; not twice, and not where another handles its signals."""
+        """Stop this process as SIGTERM does, from any thread; ignored after a signal, or while another handler is installed."""
         if self.came is None and signal.getsignal(signal.SIGTERM) == self._handle:
             os.kill(os.getpid(), signal.SIGTERM)
 

@@ -1,4 +1,4 @@
-"""The settings of one stage of a run (pretraining, fine-tuning, reinforcement learning), as the trainer needs them."""
+"""Settings and hooks of one stage of a run (pretraining, fine-tuning, reinforcement learning) for the trainer."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from nanochat.train.schedule import Pacer, Schedule
 
 @dataclass
 class Stage:
-    """One stage of a run. The hooks run on every rank, where nothing else is said."""
+    """One stage of a run. Hooks are called on every rank, unless noted."""
 
     name: str
     source: BatchSource
@@ -23,18 +23,18 @@ class Stage:
     sample_every: int = -1
     keep_last: int = 2
     skip_bad_batches: int = 0  # steps with a NaN or Inf loss or gradient to skip before stopping; they update nothing
-    skipped: int = 0  # of them before the step that training resumes from
+    skipped: int = 0  # number of skipped steps before the resumed step
     flops_per_token: float = 0.0
-    peak_flops: float = 0.0  # of one device, for mfu; 0 where unknown
-    planned_rate: float = 0.0  # tokens per second of all ranks, by the plan; 0 where there is none
-    evaluate: Callable[[], dict[str, float] | None] | None = None  # for the step's line; None where the memory was not enough
+    peak_flops: float = 0.0  # of one device, for mfu; 0 if unknown
+    planned_rate: float = 0.0  # planned tokens per second of all ranks; 0 if there is no plan
+    evaluate: Callable[[], dict[str, float] | None] | None = None  # fields for the step's line; None when out of memory
     sample: Callable[[int], None] | None = None
     pacer: Pacer | None = None  # may change the number of steps in the cooldown
-    meta: dict[str, Any] = field(default_factory=dict)  # goes into every checkpoint
-    saved: Callable[[Path], object] = lambda folder: None  # told the folder of each step that was saved, on the main rank
-    heartbeat: Callable[[str], object] = lambda where: None  # told what begins now, for the watchdog
+    meta: dict[str, Any] = field(default_factory=dict)  # metadata of every checkpoint
+    saved: Callable[[Path], object] = lambda folder: None  # called with the directory of each saved step, on the main rank
+    heartbeat: Callable[[str], object] = lambda where: None  # called with the work that begins, for the watchdog
 
 
 def due(step: int, every: int, steps: int) -> bool:
-    """Whether something that happens every `every` steps, and at the end, happens after `step` steps."""
+    """Whether an action that is due every `every` steps and at the end is due after `step` steps."""
     return step == steps or (every > 0 and step % every == 0)

@@ -1,4 +1,4 @@
-"""What a training run says of its steps: a line of metrics.jsonl for each, some of them on the terminal, a warning where they are slow."""
+"""Log of training steps: lines of metrics.jsonl, step lines on the terminal, and a warning if steps are slow."""
 
 import math
 import resource
@@ -18,45 +18,45 @@ from nanochat.train.stage import Stage
 
 LOG_SECONDS = 2.0  # between two step lines, so that fast steps do not flood the terminal
 FIRST_LINES = 3
-SETTLED = 10  # steps after which a slow step is no longer the start's
-RECENT = 100  # steps whose time says how long the rest takes
+SETTLED = 10  # steps at the start that may be slow
+RECENT = 100  # steps whose time predicts the remaining time
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one step came to, the same on all ranks but for the times."""
+    """Result of one step, equal on all ranks except for the times."""
 
-    done: int  # steps of the stage, this one included
+    done: int  # completed steps of the stage, this one included
     batch: StepBatch
     loss: float
     lr: float
-    updated: bool  # the optimizer made its step
-    stopping: bool  # a signal came on some rank
-    saving: bool  # the last checkpoint is older than it may get
-    rows: int  # of a micro-batch
+    updated: bool  # whether the optimizer updated the weights
+    stopping: bool  # whether a rank got a signal
+    saving: bool  # whether a checkpoint is due by time
+    rows: int  # micro-batch size
     seconds: float
-    read_seconds: float  # of them, for the rows
+    read_seconds: float  # part of `seconds` spent reading rows
 
     @property
     def tokens_per_second(self) -> float:
-        """Of all ranks."""
+        """Tokens per second of all ranks."""
         return self.batch.tokens / self.seconds
 
 
 class StepLog:
-    """Times a stage's steps, and tells of them. `metrics` is the main rank's; the others have None, and only time them."""
+    """Times and logs a stage's steps. `metrics` is None except on the main rank; other ranks only time the steps."""
 
     def __init__(self, stage: Stage, ranks: Ranks, metrics: Metrics | None, start: int):
         last = metrics.last if metrics else {}
         self.stage, self.ranks, self.metrics, self.start = stage, ranks, metrics, start
-        self.elapsed, self.tokens = float(last.get("elapsed_seconds", 0.0)), int(last.get("tokens", 0))  # over all stages and calls
+        self.elapsed, self.tokens = float(last.get("elapsed_seconds", 0.0)), int(last.get("tokens", 0))  # over all stages and processes
         self.began_at = self.printed_at = time.monotonic()
-        self.seconds: list[float] = []  # of each step of this call
-        self.fastest = 0.0  # tokens per second
-        self.waited = 0.0  # part of the fastest step in which its rows were read
+        self.seconds: list[float] = []  # of each step of this process
+        self.fastest = 0.0  # tokens per second of the fastest step
+        self.waited = 0.0  # fraction of the fastest step spent reading rows
 
     def add(self, result: StepResult, steps: int) -> None:
-        """Take in the newest step of a stage that has `steps` of them now."""
+        """Log the newest step of a stage with `steps` steps."""
         self.elapsed, self.tokens = self.elapsed + result.seconds, self.tokens + result.batch.tokens
         self.seconds.append(result.seconds)
         if result.tokens_per_second > self.fastest:
@@ -72,7 +72,7 @@ class StepLog:
             log(alarm)
 
     def step_seconds(self, newest: int) -> float | None:
-        """Mean seconds of one of the `newest` steps, or of at least SETTLED, the first SETTLED left out; None where there are too few."""
+        """Mean seconds of the last max(newest, SETTLED) steps, without the first SETTLED; None if there are too few."""
         if len(self.seconds) <= 2 * SETTLED:
             return None
         return statistics.mean(self.seconds[SETTLED:][-max(newest, SETTLED) :])
@@ -96,11 +96,11 @@ class StepLog:
         return entry | {"peak_memory_bytes": _peak_memory(self.ranks.device)}
 
     def _line(self, result: StepResult, steps: int, now: float) -> str:
-        """The step's line on the terminal, with the time that is left.
+        """The step's line on the terminal, with the remaining time.
 
-        By the newest steps: the first one compiles or packs rows, and a process may have been stopped in the midst of any.
+        The estimate uses the newest steps, because the first step compiles or packs rows, and a process may be suspended during any.
         """
-        whole = (now - self.began_at) / sum(self.seconds)  # evaluations and checkpoints too
+        whole = (now - self.began_at) / sum(self.seconds)  # evaluations and checkpoints included
         left = duration((steps - result.done) * statistics.median(self.seconds[-RECENT:]) * whole)
         facts = "".join(f" | {name} {value:.3f}" for name, value in result.batch.facts.items())
         speed = f"dt {result.seconds * 1000:.0f} ms | {quantity(result.tokens_per_second)} tokens/s"

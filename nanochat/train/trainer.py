@@ -1,4 +1,4 @@
-"""The training loop. What differs between pretraining, fine-tuning and reinforcement learning is the source of batches and the schedule."""
+"""The training loop, shared by pretraining, fine-tuning and reinforcement learning, which differ in batch source and schedule."""
 
 import contextlib
 import math
@@ -24,14 +24,14 @@ from nanochat.train.signals import StopSignal
 from nanochat.train.stage import Stage, due
 from nanochat.train.steplog import StepLog, StepResult
 
-_NAMES = {"bpb": "bits per byte"}  # of what an evaluation finds
+_NAMES = {"bpb": "bits per byte"}  # names of an evaluation's results
 
 
 class Trainer:
-    """Trains one stage of a run, from `start` done steps to its end.
+    """Trains one stage of a run, from `start` completed steps to its end.
 
-    `forward` is the model's forward pass, compiled or not. `metrics` is the main rank's; the others have None. A step that runs out of
-    memory is computed again in micro-batches of half the size.
+    `forward` is the model's forward pass, compiled or not. `metrics` is None except on the main rank. A step that runs out of
+    memory is computed again with half the micro-batch size.
     """
 
     def __init__(
@@ -49,15 +49,15 @@ class Trainer:
         self.stage, self.model, self.forward, self.optimizer, self.ranks = stage, model, forward, optimizer, ranks
         self.store, self.metrics, self.stop = store, metrics, stop
         self.log = StepLog(stage, ranks, metrics, start)
-        self.done = start  # steps, the one under way included
+        self.done = start  # steps, including the running one
         self.schedule, self.rows, self.skipped = stage.schedule, stage.device_batch_size, stage.skipped
         self.saved_at = time.monotonic()
 
     def run(self) -> None:
-        """Train to the end of the stage, saving, evaluating and sampling where that is due.
+        """Train to the end of the stage, saving, evaluating and sampling when due.
 
-        Raises OutOfMemoryError where the memory is not enough for one row, NonFiniteError before the update that would spread it (the
-        first `skip_bad_batches` of such steps pass, without an update), Preempted after a signal's checkpoint.
+        Raises OutOfMemoryError if one row does not fit, NonFiniteError before the update with a NaN or Inf (the first
+        `skip_bad_batches` of such steps are skipped instead), Preempted after a signal's checkpoint.
         """
         stage = self.stage
         self.stop.in_loop = True
@@ -68,10 +68,10 @@ class Trainer:
             result = self.step()
             self.log.add(result, self.schedule.steps)
             if result.stopping or result.saving or self._evaluation_due() or self._due(stage.save_every):
-                self.save()  # before the evaluation and the samples: their failure loses nothing
+                self.save()  # before the evaluation and the samples, so that their failure loses nothing
             if result.stopping:
                 what = f"stopped after {stage.name} step {self.done} of {self.schedule.steps}, which is saved"
-                raise Preempted(what, "run the same command again to go on")
+                raise Preempted(what, "run the same command again to resume")
             if self._evaluation_due():
                 self.evaluate()
             if stage.sample and self._due(stage.sample_every):
@@ -80,7 +80,7 @@ class Trainer:
 
     def step(self) -> StepResult:
         """Train one step: read its rows, accumulate their gradient, update the weights."""
-        began, step = time.monotonic(), self.done  # from 0
+        began, step = time.monotonic(), self.done  # counted from 0
         self.done += 1
         self._heartbeat("reading the rows of")
         batch = self.stage.source.batch(step, self.ranks)
@@ -106,7 +106,7 @@ class Trainer:
             self.stage.saved(folder)
 
     def evaluate(self) -> None:
-        """Evaluate the newest step, which is saved, and add what is found to its line."""
+        """Evaluate the newest step, which is saved, and add the result to its line."""
         assert self.stage.evaluate is not None
         self._heartbeat("evaluating")
         found = self.stage.evaluate()
@@ -118,13 +118,13 @@ class Trainer:
                 self.store.evaluated(self.done, found["bpb"])
 
     def sample(self) -> None:
-        """Show what the model generates after the newest step."""
+        """Print samples after the newest step."""
         assert self.stage.sample is not None
         self._heartbeat("sampling after")
         with Attempt(self.ranks.device) as attempt:
             self.stage.sample(self.done)
         if attempt.failed:
-            log("warning: no sample: out of memory")
+            log("warning: sample skipped, out of memory")
 
     def _due(self, every: int) -> bool:
         return due(self.done, every, self.schedule.steps)
@@ -133,7 +133,7 @@ class Trainer:
         return self.stage.evaluate is not None and self._due(self.stage.eval_every)
 
     def _evaluation_missing(self) -> bool:
-        """Whether the process before this one was stopped between the save and the evaluation of its last step."""
+        """Whether the last step was saved but not evaluated, because the previous process was stopped."""
         last = self.metrics.last if self.metrics else {}
         missing = 0 < self.done == last.get("step") and EVALUATED[self.stage.name] not in last
         return bool(self.ranks.all_reduce_sum(torch.tensor(float(missing), device=self.ranks.device)).item())
@@ -142,7 +142,7 @@ class Trainer:
         self.stage.heartbeat(f"{doing} {self.stage.name} step {self.done}")
 
     def _review(self) -> None:
-        """At the schedule's review points, ask the pacer how many steps the stage gets; the rest of the schedule is rescaled to them."""
+        """At the schedule's review points, get the number of steps from the pacer and rescale the rest of the schedule to it."""
         pacer = self.stage.pacer
         if pacer is None or not self.schedule.review_due(self.done):
             return
@@ -154,9 +154,9 @@ class Trainer:
         self.schedule = self.schedule.rescaled(self.done, steps)
 
     def _gradients(self, batch: StepBatch, overdue: bool) -> tuple[float, float, bool, bool]:
-        """Accumulate the batch's gradient: the loss, the gradient's norm, whether a signal came, whether a checkpoint is `overdue`.
+        """Accumulate the batch's gradient; returns (loss, gradient norm, whether a signal came, whether a checkpoint is `overdue`).
 
-        Each over all ranks. Where one of them runs out of memory, all of them begin the step again with half the rows.
+        All values are over all ranks. If one rank runs out of memory, all repeat the step with half the micro-batch size.
         """
         while True:
             self._heartbeat("computing")
@@ -172,11 +172,11 @@ class Trainer:
             self.rows = _halved(self.rows, batch, f"{self.stage.name} step {self.done}")
 
     def _update(self, step: int, batch: StepBatch, lr: float, loss: float, norm: float) -> bool:
-        """Update the weights by their gradient; whether that was done: not where nothing counts, nor where something is NaN or Inf."""
+        """Update the weights; False without an update, if no target is counted or the loss or gradient is NaN or Inf."""
         finite, learned = math.isfinite(loss) and math.isfinite(norm), batch.counted > 0
-        if not learned:  # the optimizer would follow its momentum
+        if not learned:  # otherwise the optimizer would follow its momentum
             where = f"{self.stage.name} step {self.done}/{self.schedule.steps}"
-            log(f"{where}: there is nothing to learn from this step, and no update")
+            log(f"{where}: no targets to learn from in this step, so there is no update")
         elif finite:
             with _memory_explained():
                 self.optimizer.step(lr=lr, beta=self.schedule.beta(step), weight_decay=self.schedule.decay(step))
@@ -186,47 +186,47 @@ class Trainer:
         return finite and learned
 
     def _skip(self, batch: StepBatch, lr: float, loss: float, norm: float) -> None:
-        """Write down what led to a NaN or Inf. Raises NonFiniteError where no more such steps may be skipped."""
+        """Write diagnosis files of a NaN or Inf. Raises NonFiniteError if no more such steps may be skipped."""
         stage, run = self.stage, self.store.folder.parent
         self.skipped += 1
         folder = run / "nonfinite" / f"{stage.name}_step_{self.done:06d}"
-        self._heartbeat("writing down what led to the loss of")
+        self._heartbeat("writing diagnosis files of")
         facts = {"stage": stage.name, "step": self.done, "loss": str(loss), "gradient_norm": str(norm), "lr": lr}
         write_down(folder, self.ranks.rank, facts, batch.inputs, batch.targets, self.model, run / "metrics.jsonl")
-        what = f"the loss of {stage.name} step {self.done} is {loss}, its gradient's length {norm}"
+        what = f"the loss of {stage.name} step {self.done} is {loss}, the gradient norm is {norm}"
         if self.skipped > stage.skip_bad_batches:
             raise NonFiniteError(
-                f"{what}: stopped before the update; what led to it is in {folder}",
-                "run the same command again to go on from the newest checkpoint; if it comes back, lower --matrix_lr and --embedding_lr, "
-                f"or go past the batch with --skip-bad-batches={self.skipped}",
+                f"{what}; stopped before the update (diagnosis files in {folder})",
+                "run the same command again to resume at the newest checkpoint; if the error repeats, lower --matrix_lr and "
+                f"--embedding_lr, or skip the step with --skip_bad_batches={self.skipped}",
             )
-        log(f"warning: {what}: no update ({self.skipped} of {stage.skip_bad_batches} that may be skipped; what led to it is in {folder})")
+        log(f"warning: {what}; step skipped ({self.skipped} of at most {stage.skip_bad_batches}, diagnosis files in {folder})")
 
 
 def _halved(rows: int, batch: StepBatch, where: str) -> int:
-    """Half of `rows`, and a warning. Raises OutOfMemoryError where that is none."""
+    """Half of `rows`, with a warning. Raises OutOfMemoryError if `rows` is 1."""
     length = batch.inputs.shape[1]
     if rows == 1:
         raise OutOfMemoryError(
-            f"out of memory in {where} with one row of {length} tokens on the device, the smallest batch",
+            f"out of memory in {where} with one sequence of {length} tokens, the smallest micro-batch",
             "use a smaller --depth or --max_seq_len",
         )
     log(
-        f"warning: out of memory in {where} with {rows} rows of {length} tokens on a device: it goes on with {rows // 2}, in more parts; "
-        f"a step's tokens, and so the losses, stay the same (--device_batch_size={rows // 2} begins so)"
+        f"warning: out of memory in {where} with micro-batches of {rows} sequences of {length} tokens; continuing with {rows // 2}, "
+        f"which keeps the losses (start with --device_batch_size={rows // 2} to avoid this)"
     )
     return rows // 2
 
 
 @contextlib.contextmanager
 def _memory_explained() -> Iterator[None]:
-    """Turn "out of memory" in the optimizer's step, which no smaller batch would avoid, into an error that says what to lower."""
+    """Turn out of memory in the optimizer's step, which a smaller batch does not avoid, into an error with a suitable hint."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         raise OutOfMemoryError(
-            "out of memory in the optimizer's step, which needs the same however small the device batch is",
-            "use a smaller --depth, or more processes (--nproc_per_node), which share its state",
+            "out of memory in the optimizer's step, which does not depend on the micro-batch size",
+            "use a smaller --depth, or more processes (--nproc_per_node), which divide its state",
         ) from error

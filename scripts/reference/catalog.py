@@ -10,7 +10,7 @@ CATALOG = Path(__file__).with_name("zh-TW.toml")
 OPENING = """\
 # Traditional Chinese texts of docs/reference/*.zh-TW.md: the English text on the left, on the right what the Chinese page says instead.
 # `python -m scripts.reference` adds the texts that are missing, as "", and removes those that no page uses any more.
-# Options, file names and `code` stay as they are. A text that was changed in English comes anew: translate it again.
+# Options, file names, `code` and {placeholders} stay as they are. A text that was changed in English comes anew: translate it again.
 
 """
 
@@ -25,7 +25,7 @@ class Language:
 
     def page(self, name: str, text: str) -> str:
         """The text of the page `name` in this language."""
-        if self.texts is None or not re.search("[A-Za-z]{2}", text):
+        if self.texts is None or not re.search("[A-Za-z]{2}", re.sub("{.*?}", "", text)):
             return text
         known = self.texts.get(name, {}).get(text, "")
         self.used.setdefault(name, {})[text] = known

@@ -53,13 +53,13 @@ def document(language: Language) -> str:
 
 
 def _leaves(command: Any, context: Any) -> Iterator[tuple[str, Any, Any]]:
-    """Every command that has no commands itself: how it is typed, the command, its context."""
+    """Every command that does something: how it is typed, the command, its context."""
     for name, child in command.commands.items():
         inner = typer.Context(child, info_name=name, parent=context)
+        if getattr(child, "invoke_without_command", True):  # a command, or a group that is one too
+            yield inner.command_path, child, inner
         if hasattr(child, "commands"):
             yield from _leaves(child, inner)
-        else:
-            yield inner.command_path, child, inner
 
 
 def _overview(root: Any, say: Any) -> Iterator[str]:
@@ -73,7 +73,8 @@ def _overview(root: Any, say: Any) -> Iterator[str]:
             children = getattr(command, "commands", None)
             links = [f"[`{entry.names}`](#nanochat-{entry.key})"]
             if children:
-                links = [f"[`{entry.key} {name}`](#nanochat-{entry.key}-{name})" for name in children]
+                links = links if command.invoke_without_command else []
+                links += [f"[`{entry.key} {name}`](#nanochat-{entry.key}-{name})" for name in children]
             rows.append((say(section.title), ", ".join(links), say(first_line(command))))
     yield table([say("group"), say("command"), say("what it does")], rows)
 
@@ -89,6 +90,8 @@ def _command(path: str, command: Any, context: Any, say: Any) -> Iterator[str]:
     for paragraph in paragraphs(command):
         yield say(paragraph)
     for section in sections(command, context):
+        if section.title == "Commands":
+            continue
         entries = [entry for entry in section.entries if entry.key not in SHARED]
         if entries:
             if section.title not in ("Arguments", "Options", GLOBAL):
@@ -101,5 +104,5 @@ def _command(path: str, command: Any, context: Any, say: Any) -> Iterator[str]:
 def _rows(entries: list[Entry], say: Any) -> Iterator[tuple[str, str]]:
     for entry in entries:
         note, _, value = entry.note.partition(": ")
-        noted = f" ({say(note)}: `{value}`)" if value else f" ({say(note)})" if note else ""
-        yield f"`{entry.names}`", say(entry.help) + noted
+        template = f"{{help}} ({note}: {{value}})" if value else f"{{help}} ({note})" if note else "{help}"
+        yield f"`{entry.names}`", say(template).format(help=say(entry.help), value=f"`{value}`")

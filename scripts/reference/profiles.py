@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from nanochat.config import FIELDS, PROFILE_NAMES, build_config, load_profile, shown
-from nanochat.console import duration, quantity
+from nanochat.console import quantity
 from nanochat.hardware.gpu_specs import PROFILE_GPUS, RENTAL_GPUS, require_spec
 from nanochat.hardware.machine import Hardware
 from nanochat.planning.hardware import gpu_hardware
@@ -18,9 +18,9 @@ NAME = "profiles"
 START, END = "<!-- profiles -->", "<!-- /profiles -->"  # around the table in a README
 FOR = {
     "cpu": "any machine, no GPU",
-    "rtx4050": "laptop GPU with 6 GB",
-    "rtx4090": "desktop GPU with 24 GB (`3090` is the same profile)",
-    "h100x8": "one node of eight H100 80GB",
+    "rtx4050": "6 GB laptop GPU (RTX 4050)",
+    "rtx4090": "24 GB desktop GPU (RTX 4090, RTX 3090)",
+    "h100x8": "eight H100 80GB",
 }
 # Of the profile without a GPU the times are measured: docs/benchmarks/log.md.
 CPU_TIMES = {False: "4 to 6 min on 2 cores (measured)", True: "about 1 min on 2 cores (measured)"}
@@ -50,9 +50,9 @@ def readme_table(language: Language) -> str:
     rows = []
     for name in PROFILE_NAMES:
         plan = planned(name, False)
-        model = f"{quantity(plan.parameters)} {say('parameters')}"
+        model = say("{count} parameters").format(count=_parameters(plan))
         rows.append([f"`{name}`", say(FOR[name]), model, _time(plan, say), _size(plan.disk_bytes), _download(plan, say), _cost(plan, say)])
-    return table([say(head) for head in ("profile", "for", "model", "time", "disk", "download", "cost")], rows)
+    return table([say(head) for head in ("Profile", "For", "Model", "Time", "Disk", "Download", "Cost")], rows)
 
 
 def document(language: Language) -> str:
@@ -90,7 +90,7 @@ def _plans(trial: bool, say: Any) -> str:
     plans = [planned(name, trial) for name in PROFILE_NAMES]
     facts: dict[str, list[str]] = {
         "for": [say(FOR[name]) for name in PROFILE_NAMES],
-        "parameters": [quantity(plan.parameters) for plan in plans],
+        "parameters": [_parameters(plan) for plan in plans],
         "depth": [str(plan.config["depth"]) for plan in plans],
         "context length in tokens": [f"{plan.config['max_seq_len']:,}" for plan in plans],
         "training tokens": [quantity(plan.tokens) for plan in plans],
@@ -128,12 +128,19 @@ def _values() -> Iterator[list[str]]:
             yield [f"`--{name}`", *(f"`{shown(name, values[name])}`" if name in values else "" for values in profiles)]
 
 
+def _parameters(plan: Plan) -> str:
+    millions = plan.parameters / 1e6
+    return f"{millions / 1e3:.1f}B" if millions >= 1000 else f"{millions:.0f}M" if millions >= 10 else f"{millions:.1f}M"
+
+
 def _time(plan: Plan, say: Any) -> str:
     if not plan.cards:
         return say(CPU_TIMES[plan.config["trial"]])
-    hours = plan.seconds / 3600
-    about = duration(round(plan.seconds, -1)) if hours < 1 else f"{hours:.0f} h"
-    return f"{say('about')} {about} ({say('estimate, not measured')})"
+    if plan.seconds >= 3600:
+        return say("about {time} h (estimate, not measured)").format(time=round(plan.seconds / 3600))
+    if plan.seconds >= 120:
+        return say("about {time} min (estimate, not measured)").format(time=round(plan.seconds / 60))
+    return say("about {time} s (estimate, not measured)").format(time=int(round(plan.seconds, -1)))
 
 
 def _size(size: float) -> str:
@@ -147,5 +154,6 @@ def _download(plan: Plan, say: Any) -> str:
 def _cost(plan: Plan, say: Any) -> str:
     """The rent, where the GPU is rented out."""
     if plan.cost is None:
-        return say("your electricity")
-    return f"{say('about')} ${plan.cost:,.2f}" if plan.cost < 10 else f"{say('about')} ${plan.cost:,.0f}"
+        return say("electricity")
+    dollars = f"${plan.cost:,.2f}" if plan.cost < 10 else f"${plan.cost:,.0f}"
+    return say("about {dollars} rented").format(dollars=dollars)

@@ -131,7 +131,7 @@ def test_a_long_conversation_loses_its_oldest_turns(capsys: pytest.CaptureFixtur
     assert err.count("its oldest turn is forgotten") == 1
     assert ["first" in prompt for prompt in engine.prompts] == [True, True, True, False]
     assert "second" in engine.prompts[3]
-    assert "error: the message is 154 tokens long, and at most 80 fit" in err  # and the program goes on
+    assert "error: the message has 154 tokens; at most 80 fit" in err  # and the program goes on
     assert "hint: " in err
 
 

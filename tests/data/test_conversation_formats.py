@@ -104,12 +104,12 @@ def test_each_form(case: str) -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"text": "a"}, "no list of messages; its fields are: text"),
+        ({"text": "a"}, "no list of messages among the fields text"),
         ("hi", "a string instead of an object"),
         (["hi"], "message 1"),
         (talk(("nobody", "x")), "role 'nobody'"),
         (talk((U, 3), (A, "x")), "not a string"),
-        (talk((U, "half \ud83d"), (A, "x")), "no valid text"),
+        (talk((U, "half \ud83d"), (A, "x")), "not valid text"),
         ({"messages": "[1, "}, "Expecting value"),
     ],
 )
@@ -170,11 +170,11 @@ def test_a_folder_of_all_forms_says_what_it_understood(tmp_path: Path, capsys: p
     lines = "\n".join(found.lines())
     assert len(found) == 23
     for said in (
-        "20 understood as messages; the first: user: What is 0? | assistant: 0,",
+        "20 understood as messages, such as user: What is 0? | assistant: 0,",
         "1 understood as Alpaca",
         "1 understood as ShareGPT",
-        "1 understood as prompt and completion; the first: user: hi, you",
-        f"1 {EMPTY} (first in {tmp_path / 'b.json'}:1)",
+        "1 understood as prompt and completion, such as user: hi, you",
+        f"1 {EMPTY}, first in {tmp_path / 'b.json'}:1",
     ):
         assert said in lines, lines
     assert "1 file(s) left out: 1 (.txt)" in capsys.readouterr().err
@@ -183,7 +183,7 @@ def test_a_folder_of_all_forms_says_what_it_understood(tmp_path: Path, capsys: p
 def test_a_row_that_is_none_is_named_or_in_a_set_of_others_counted(tmp_path: Path) -> None:
     bad = [*ROWS, {"messages": talk((U, "half \ud83d"), (A, "x"))}]
     write(tmp_path / "a.jsonl", bad, "jsonl")
-    with pytest.raises(DataError, match=r"a\.jsonl:21: the content of message 1 is no valid text"):
+    with pytest.raises(DataError, match=r"a\.jsonl:21: the content of message 1 is not valid text"):
         read_conversations(tmp_path / "a.jsonl")
     pq.write_table(pa.Table.from_pylist([*ROWS, {"messages": talk(("nobody", "x"))}]), tmp_path / "a.parquet")
     found = read_conversations(tmp_path, [tmp_path / "a.parquet"], strict=False)

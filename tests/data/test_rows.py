@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nanochat.data.finetuning import require_learnable
 from nanochat.data.rows import ConversationRows, RowCache, RowOrder, TextRows
 from nanochat.data.shards import Dataset, Shard, texts, write_dataset
 from nanochat.distributed.ranks import Ranks, single
@@ -384,6 +385,13 @@ def test_nothing_to_learn_is_an_error() -> None:
     for hopeless in ([conversation("q" * 100, "x")] * 3, []):
         with pytest.raises(DataError, match="no conversation leaves an assistant's answer") as raised:
             ConversationRows(hopeless, TOKENIZER, T, 1)
+        with pytest.raises(DataError, match="has an answer within" if hopeless else "no conversations") as caught:
+            require_learnable(hopeless, TOKENIZER, T)
+        if hopeless:  # the hint's length is the least that is enough
+            needed = int(caught.value.hint.split()[-3])
+            assert len(ConversationRows(hopeless, TOKENIZER, needed, 1)) > 0
+            with pytest.raises(DataError):
+                ConversationRows(hopeless, TOKENIZER, needed - 1, 1)
         assert "max_seq_len" in raised.value.hint
 
 

@@ -48,14 +48,14 @@ def test_a_silent_rank_is_lost(store: dist.Store, capfd: pytest.CaptureFixture[s
     ended = Ended()
     with rank(store, 0, ended):
         assert ended.came.wait(10) and ended.code == 7
-    assert "nothing was heard of rank 1" in capfd.readouterr().err
+    assert "no heartbeat from rank 1" in capfd.readouterr().err
 
 
 def test_a_rank_that_was_never_heard_of_has_longer(store: dist.Store, capfd: pytest.CaptureFixture[str]) -> None:
     ended, began = Ended(), time.monotonic()
     with Liveness(store.clone(), 0, 2, ended, LOST, 4 * LOST):
         assert ended.came.wait(10) and ended.code == 7 and time.monotonic() - began > 4 * LOST
-    assert "nothing was heard of rank 1 for 2 s" in capfd.readouterr().err
+    assert "no heartbeat from rank 1 for 2 s" in capfd.readouterr().err
 
 
 def test_a_rank_that_failed_gives_its_code(store: dist.Store) -> None:

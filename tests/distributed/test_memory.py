@@ -64,8 +64,8 @@ def test_work_map_with_oom_backoff_halves_where_the_memory_is_short(capsys: pyte
     items = [3, 3, 3, 3, 2, 2, 2, 1]
     assert map_with_oom_backoff(items, 12, work, CPU, "counting", cost=lambda item: item) == ([10 * item for item in items], 6)
     assert parts == [[3, 3, 3, 3], [3, 3], [3, 3], [2, 2, 2], [1]]
-    assert "out of memory counting: it goes on with 2 at a time" in capsys.readouterr().err
-    with pytest.raises(OutOfMemoryError, match="counting, with one at a time"):
+    assert "out of memory counting; continuing with batch size 2" in capsys.readouterr().err
+    with pytest.raises(OutOfMemoryError, match="counting, at batch size 1"):
         map_with_oom_backoff([7, 1], 1, work, CPU, "counting")
 
 

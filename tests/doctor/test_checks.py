@@ -101,7 +101,7 @@ def test_they_are_refused_before_anything_is_launched(base: Path, driver: Any, m
     driver(visible=1)
     monkeypatch.setattr("nanochat.pipeline.prepare.this_machine", lambda device="auto": CARD)
     monkeypatch.setattr(run.ranks, "launch", lambda *arguments: pytest.fail("launched"))
-    with pytest.raises(PreflightError, match="2 processes asked, 1 GPU") as raised:
+    with pytest.raises(PreflightError, match="2 processes were requested; 1 GPU") as raised:
         run.train(gpu_config(nproc_per_node=2))
     assert "--nproc_per_node=1" in raised.value.hint
 
@@ -129,7 +129,7 @@ def test_more_ranks_than_rows(base: Path, tmp_path: Path) -> None:
     command = [part for part in command if not part.startswith("--eval_tokens")]
     done = tiny.call(base, "entrypoint.py", *command, "--nproc_per_node=4", "--eval_tokens=16384", timeout=120)
     assert done.returncode == 4, done.stderr
-    assert "processes asked, and the text gives" in done.stderr and "--nproc_per_node=" in done.stderr
+    assert "processes were requested; the text has" in done.stderr and "--nproc_per_node=" in done.stderr
 
 
 def test_compiling_shows_a_line(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:

@@ -85,7 +85,7 @@ def test_out_of_memory_halves_the_evaluations_batch(model: Transformer, capsys: 
     found = bits_per_byte(model, forward, inputs, targets, TOKEN_BYTES, 5, single())
     assert found == pytest.approx(slow_bits_per_byte(model, inputs, targets), rel=1e-5)
     assert calls == [5, 2, 2, 2, 1, 1, 1]
-    assert "goes on with 2 at a time" in capsys.readouterr().err
+    assert "continuing with batch size 2" in capsys.readouterr().err
 
 
 def test_an_evaluation_that_cannot_be_is_left_out(model: Transformer, capsys: pytest.CaptureFixture[str]) -> None:
@@ -93,7 +93,7 @@ def test_an_evaluation_that_cannot_be_is_left_out(model: Transformer, capsys: py
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     assert bits_per_byte(model, full, *rows(), TOKEN_BYTES, 5, single()) is None
-    assert "no evaluation" in capsys.readouterr().err
+    assert "evaluation skipped" in capsys.readouterr().err
 
 
 def test_one_rank_without_memory_leaves_it_out_on_all(model: Transformer, monkeypatch: pytest.MonkeyPatch) -> None:

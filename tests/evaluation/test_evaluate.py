@@ -41,7 +41,7 @@ def test_a_run_asks_at_its_end_and_eval_asks_again(base: Path, tmp_path: Path, c
     capsys.readouterr()
     found = evaluation.evaluate("tiny", ("bpb", "core", "chat"), None, 6, "cpu")
     assert found is not None and found["core"] == kept["core"] and found["chat"] == kept["chat"]
-    assert "18 of 18 questions were answered before" in capsys.readouterr().err  # 3 tasks of 6
+    assert "18 of 18 questions are in the cache" in capsys.readouterr().err  # 3 tasks of 6
     measured = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     bpb = [line["bpb"] for line in measured if line["stage"] == "base" and "bpb" in line][-1]
     assert found["bpb"]["validation"] == pytest.approx(bpb, rel=1e-4) and 0 < found["bpb"]["train"] < 10
@@ -64,7 +64,7 @@ def test_no_evaluation_costs_a_run(base: Path, tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(scorer, "score_batch", full)
     folder = trained(base, tmp_path, core_metric_max_per_task=6)
     said = capsys.readouterr().err
-    assert "warning: no core scores: out of memory reading texts, with one at a time" in said
+    assert "warning: no core scores: out of memory reading texts, at batch size 1" in said
     assert "warning: no chat scores: the files in" in said
     assert (folder / "report.json").exists() and set(read_results(folder)) == {"summary"}
 
@@ -81,7 +81,7 @@ def test_what_is_not_there_is_said(base: Path, tmp_path: Path, capsys: pytest.Ca
     with pytest.raises(UsageError, match="--only humaneval is unknown"):
         evaluation.evaluate("tiny", ("humaneval",), None, 6, "cpu")
     (folder / "config.toml").unlink()  # as of a run that was imported
-    with pytest.raises(DataError, match="nothing to ask"):
+    with pytest.raises(DataError, match="no questions to evaluate"):
         evaluation.evaluate("tiny", (), None, 6, "cpu")
     report = write_report(folder)
     assert report["tasks"] == {"bpb": found["bpb"]} and report["finished"]

@@ -78,7 +78,7 @@ def test_what_is_killed_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     grade = CoreTask.grade
     monkeypatch.setattr(CoreTask, "grade", lambda self, scorer, indices: asked.extend(indices) or grade(self, scorer, indices))
     found = alone(bundle, folder)
-    assert f"{left} of 600 questions were answered before" in capsys.readouterr().err
+    assert f"{left} of 600 questions are in the cache" in capsys.readouterr().err
     assert len(asked) == 600 - left
     assert found == alone(bundle, tmp_path / "whole")
     asked.clear()

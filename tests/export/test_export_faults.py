@@ -137,7 +137,7 @@ def test_links_out_of_a_received_folder_are_refused(exported: Path, tmp_path: Pa
         kept = tmp_path / name
         (exported / name).rename(kept)
         (exported / name).symlink_to(kept)
-        with pytest.raises(DataError, match="link that leads out"):
+        with pytest.raises(DataError, match="link that leads outside"):
             folder.import_folder(exported)
         (exported / name).unlink()
         kept.rename(exported / name)

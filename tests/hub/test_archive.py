@@ -99,4 +99,4 @@ def test_a_disk_or_folder_that_is_no_archive(place: Path) -> None:
     refused(place)
     place.unlink()
     place.symlink_to("/dev/zero")
-    assert "no regular file" in refused(place)
+    assert "not a regular file" in refused(place)

@@ -94,7 +94,7 @@ def test_a_library_that_is_torn_or_another_is_built_again_and_never_loaded(happe
 def test_a_folder_that_others_may_write_to_is_not_used(tmp_path: Path) -> None:
     (tmp_path / "shared").mkdir()
     (tmp_path / "shared").chmod(0o777)
-    assert kernels.load(torch.float32, tmp_path / "shared") == f"others may write to {tmp_path / 'shared'}"
+    assert kernels.load(torch.float32, tmp_path / "shared") == f"other users may write to {tmp_path / 'shared'}"
 
 
 def test_why_they_cannot_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,7 +90,7 @@ def test_what_others_may_have_written_is_never_used(
     again = make(place)
     assert again == folder and not folder.is_symlink() and [path.name for path in again.iterdir()] == [private.MADE_HERE]
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700 and folder.stat().st_uid == os.geteuid()
-    assert "made anew" in capsys.readouterr().err
+    assert "cleared " in capsys.readouterr().err
     if happened is linked:
         assert (place.parent / "elsewhere" / "planted").exists()  # a link is not followed
 
@@ -99,7 +99,7 @@ def test_a_data_directory_that_others_may_write_to(base: Path, place: Path, tmp_
     """They could exchange any folder in it. The user's own cache is used, which is said once."""
     base.chmod(0o777)
     assert make(place) == tmp_path / "xdg" / "nanochat-compiled" / NAME == private.private_folder(place, NAME)
-    assert capsys.readouterr().err.count(f"others may write to {base}") == 1
+    assert capsys.readouterr().err.count(f"other users may write to {base}") == 1
     assert not (place / NAME).exists()
     base.chmod(0o1777)  # as the image's /data
     assert make(place) == place / NAME
@@ -123,11 +123,11 @@ def test_a_volume_that_shows_everything_as_open(
 
 def test_no_folder_is_private(base: Path, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One for this process alone; and an error if there is no temporary directory either."""
-    monkeypatch.setattr(private, "_prepare", lambda folder: f"others may write to {folder}")
+    monkeypatch.setattr(private, "_prepare", lambda folder: f"other users may write to {folder}")
     made = make(place)
     assert made.parent == tmp_path / "tmp" and stat.S_IMODE(made.stat().st_mode) == 0o700
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
-    with pytest.raises(PreflightError, match="others may write to") as caught:
+    with pytest.raises(PreflightError, match="other users may write to") as caught:
         make(place)
     assert "TORCHINDUCTOR_CACHE_DIR=" in caught.value.hint
 
@@ -142,7 +142,7 @@ def test_folders_that_the_user_names(
     monkeypatch.setenv(device.INDUCTOR, str(own))
     monkeypatch.setenv(device.TRITON, str(shared))
     assert device.cache_folder("cpu") == own and device.TRITON not in os.environ
-    assert f"TRITON_CACHE_DIR is not used: others may write to {shared}" in capsys.readouterr().err
+    assert f"TRITON_CACHE_DIR is not used: other users may write to {shared}" in capsys.readouterr().err
     monkeypatch.setenv(device.INDUCTOR, str(shared))
     assert device.cache_folder("cpu").parent == place and os.environ[device.INDUCTOR].startswith(str(place))
     assert (Path(os.environ[device.INDUCTOR]) / private.MADE_HERE).exists()  # a private one in its place

@@ -84,7 +84,7 @@ def test_a_shape_survives_its_dictionary() -> None:
         assert GPTConfig.from_dict(gpt.to_dict()) == gpt
     with pytest.raises(TypeError):
         GPTConfig.from_dict(gpt.to_dict() | {"colour": "red"})
-    with pytest.raises(ValueError, match="no architecture"):
+    with pytest.raises(ValueError, match="unknown architecture"):
         GPTConfig.from_dict(gpt.to_dict() | {"smear": True})
 
 

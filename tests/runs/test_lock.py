@@ -151,7 +151,7 @@ def test_a_holder_elsewhere(base: Path, flock: bool) -> None:
     first.wait()
     second = held(start(0, where="here", flock=flock, expire=20))
     _, err = second.communicate(timeout=60)
-    assert second.returncode == 0 and "waiting a minute at most" in err and str(first.pid) in err
+    assert second.returncode == 0 and "waiting at most a minute" in err and str(first.pid) in err
 
 
 @pytest.mark.long
@@ -176,10 +176,22 @@ def test_who_stood_still_for_longer_than_a_lease_does_not_go_on(base: Path) -> N
     second = held(start(where="here", flock=False))
     first.send_signal(signal.SIGCONT)
     _, err = first.communicate(timeout=30)
-    assert first.returncode == 7 and "this process stood still, and lost the run" in err and f"process {second.pid}" in err
+    assert first.returncode == 7 and "this process was suspended and lost the run" in err and f"process {second.pid}" in err
     assert second.poll() is None
     second.kill()
     second.communicate()
+
+
+@pytest.mark.long
+def test_where_flock_reaches_nobody_takes_the_run_of_who_stands_still(base: Path) -> None:
+    """As a container that is paused: its lease is over, its lock is not."""
+    first = held(start(where="there"))
+    first.send_signal(signal.SIGSTOP)
+    time.sleep(5)
+    refused(start(where="here"), first.pid)
+    first.send_signal(signal.SIGCONT)
+    first.terminate()
+    first.wait()
 
 
 @pytest.mark.long

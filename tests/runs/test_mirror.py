@@ -89,7 +89,7 @@ def test_a_damaged_step_here_is_not_copied(run: Path, there: Path, capsys: pytes
     with Uploader(mirror(there), keep=2) as uploader:
         uploader.enqueue(step(run, 10))
     assert mirror(there).steps("base") == []
-    assert "not copied to the mirror" in capsys.readouterr().err
+    assert "not uploaded to the mirror" in capsys.readouterr().err
 
 
 def test_an_unfinished_copy_does_not_exist_and_is_done_again(run: Path, there: Path) -> None:
@@ -112,7 +112,7 @@ def test_a_link_there_is_not_followed(run: Path, there: Path, tmp_path: Path, ca
         linked.unlink()
         linked.symlink_to(secret)
         shutil.rmtree(run / "base", ignore_errors=True)
-        assert mirror(there).fetch(run) == [] and "no plain file" in capsys.readouterr().err
+        assert mirror(there).fetch(run) == [] and "not a regular file" in capsys.readouterr().err
         linked.unlink()
         linked.write_bytes(kept)
     assert mirror(there).fetch(run) == ["base step 10"]
@@ -120,11 +120,30 @@ def test_a_link_there_is_not_followed(run: Path, there: Path, tmp_path: Path, ca
         (there / "one" / name).unlink()
         (there / "one" / name).symlink_to(secret)
     shutil.rmtree(run.parent.parent / "tokenizer")
-    with pytest.raises(DataError, match="no plain file"):
+    with pytest.raises(DataError, match="not a regular file"):
         mirror(there).read("config.toml")
-    with pytest.raises(DataError, match="no plain file"):
+    with pytest.raises(DataError, match="not a regular file"):
         mirror(there).fetch_tokenizer()
     assert not (run.parent.parent / "tokenizer" / "abc").exists()
+
+
+@pytest.mark.parametrize("name", [".hidden", "a\\b", "a\nb", "\x1b[2J"])
+def test_a_tokenizers_name_there_is_a_plain_one(name: str, run: Path, there: Path) -> None:
+    """Of its directory and of its files; an object store may list any name, also one that leads elsewhere."""
+    mirror(there).push(step(run, 10), keep=2)
+    place = there / "one" / "tokenizer"
+    shutil.rmtree(run.parent.parent / "tokenizer")
+    (place / "abc" / name).write_text("x")
+    with pytest.raises(DataError, match="on the mirror"):
+        mirror(there).fetch_tokenizer()
+    (place / "abc").rename(place / name)
+    with pytest.raises(DataError, match="on the mirror"):
+        mirror(there).fetch_tokenizer()
+    listed = mirror(there)
+    with pytest.raises(DataError, match="on the mirror"):
+        listed._name(f"{there}/one/tokenizer/..")
+    tokenizers = run.parent.parent / "tokenizer"
+    assert not tokenizers.exists() or list(tokenizers.iterdir()) == []
 
 
 def test_only_what_the_manifest_names_is_fetched_and_no_more_bytes(run: Path, there: Path) -> None:
@@ -147,7 +166,7 @@ def test_a_step_under_another_number_is_passed_over(run: Path, there: Path, caps
         mirror(there).push(step(run, number), keep=2)
     (there / "one" / "base" / "step_000010").rename(there / "one" / "base" / "step_000900")
     shutil.rmtree(run / "base")
-    assert mirror(there).fetch(run) == ["base step 5"] and "holds step 10" in capsys.readouterr().err
+    assert mirror(there).fetch(run) == ["base step 5"] and "contains step 10" in capsys.readouterr().err
 
 
 def test_another_runs_record_in_its_place_is_refused(base: Path, there: Path) -> None:
@@ -175,7 +194,7 @@ def test_a_mirror_that_is_gone_is_said_once_and_caught_up(run: Path, there: Path
         while mirror(there).steps("base") != ["step_000010"] and time.monotonic() < end:
             time.sleep(0.02)
     said = capsys.readouterr().err
-    assert said.count("cannot be reached") == 1 and "the mirror is back" in said
+    assert said.count("cannot be reached") == 1 and "the mirror can be reached again" in said
     assert verify(there / "one" / "base" / "step_000010").step == 10
 
 
@@ -185,7 +204,7 @@ def test_a_mirror_that_stays_away_holds_nobody_up(run: Path, there: Path, capsys
     with Uploader(mirror(there), keep=2) as uploader:
         uploader.enqueue(step(run, 10))
     assert time.monotonic() - began < 5
-    assert "not on the mirror" in capsys.readouterr().err
+    assert "not yet uploaded" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

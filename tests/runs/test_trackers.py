@@ -183,7 +183,7 @@ def test_a_tracker_that_fails_or_hangs_ends_no_training(
     text = tiny.sentences(tmp_path / "text.txt")
     package.fail = fail
     assert run.train(tiny.config(text, run="failed", log_to="trackio")) == 0
-    assert "warning: trackio failed (the database is locked): training goes on" in capsys.readouterr().err
+    assert "warning: trackio failed (the database is locked); training continues" in capsys.readouterr().err
     monkeypatch.setattr(trackers, "LAST_SECONDS", 0.5)
     package.fail = lambda options: threading.Event().wait()
     began = time.monotonic()

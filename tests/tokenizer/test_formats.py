@@ -28,7 +28,7 @@ def test_ranks_come_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["AA== 0\nAQ== 2\n", "AA== 0\nAQ== 0\n", "A 0\n", "AA== x\n", "AA==\n", "AA== 0\n\nAQ== 1\n", "é 0\n"])
 def test_what_is_no_file_of_ranks(tmp_path: Path, text: str) -> None:
     (tmp_path / "x").write_text(text, encoding="utf-8")
-    with pytest.raises(DataError, match="no file of ranks"):
+    with pytest.raises(DataError, match="not a rank file"):
         read_ranks(tmp_path / "x")
     with pytest.raises(DataError):
         read_ranks(tmp_path / "missing")

@@ -259,7 +259,7 @@ def test_a_prompt_loses_its_oldest_turns(turns: int, with_system: bool, room: in
 
 
 def test_a_prompt_ends_with_the_user() -> None:
-    with pytest.raises(DataError, match="end with the user"):
+    with pytest.raises(DataError, match="end with a user message"):
         TOKENIZER.render_prompt(CALL, 1000)
 
 
@@ -273,16 +273,16 @@ USER = {"role": "user", "content": "hi"}
         ({"messages": []}, "a dict"),
         ([], "no user message"),
         ([{"role": "system", "content": "x"}], "no user message"),
-        (["hi"], "message 1 is no object"),
-        ([{"role": "user"}], "message 1 is no object"),
-        ([{"role": "assistant", "content": "x"}], "'assistant' where 'user' is due"),
+        (["hi"], "message 1 is not an object"),
+        ([{"role": "user"}], "message 1 is not an object"),
+        ([{"role": "assistant", "content": "x"}], "'assistant' instead of 'user'"),
         ([USER, USER], "message 2 has the role 'user'"),
         ([USER, {"role": "tool", "content": "x"}], "'tool'"),
         ([USER, {"role": "system", "content": "x"}], "'system'"),
-        ([{"role": ["user"], "content": "x"}], "where 'user' is due"),
+        ([{"role": ["user"], "content": "x"}], "instead of 'user'"),
         ([{"role": "user", "content": None}], "content of message 1"),
         ([{"role": "user", "content": [{"type": "text", "text": "x"}]}], "content of message 1"),
-        ([{"role": "user", "content": "\ud800"}], "no valid text"),
+        ([{"role": "user", "content": "\ud800"}], "not valid text"),
         ([{"role": "system", "content": 1}, USER], "content of message 1"),
         ([USER, {"role": "assistant", "content": [{"type": "image", "text": "x"}]}], "message 2 has a part"),
         ([USER, {"role": "assistant", "content": [{"type": ["text"], "text": "x"}]}], "message 2 has a part"),

@@ -94,7 +94,7 @@ def test_a_run_stops_saves_and_resumes(tmp_path: Path, processes: int) -> None:
     done = tiny.losses(base)[-1][1]
     assert done > 0 and (base / "runs" / "tiny" / "base" / f"step_{done:06d}" / "manifest.json").exists()
     late = run(environment, *flags)
-    assert late.returncode == CODE and "nothing is started any more" in late.stderr and tiny.losses(base)[-1][1] == done
+    assert late.returncode == CODE and "nothing was started" in late.stderr and tiny.losses(base)[-1][1] == done
     again = run(environment | {VARIABLE: str(int(time.time()) + 25)}, *flags)
     assert again.returncode == CODE and f"resuming at step {done}" in again.stderr and tiny.losses(base)[-1][1] > done, again.stderr
 

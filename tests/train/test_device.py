@@ -66,4 +66,4 @@ def test_integers_that_cannot_be_had_are_said(tmp_path: Path, monkeypatch: pytes
         device.load_kernels(dtype, tmp_path)
     assert asked == ["int16"]
     shown = capsys.readouterr()
-    assert (shown.out + shown.err).count("skipped: products of 16-bit integers: cc knows no AVX2; in float32 training takes") == 1
+    assert (shown.out + shown.err).count("skipped: 16-bit integer products (cc knows no AVX2); training in float32 takes") == 1

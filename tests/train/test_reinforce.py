@@ -195,7 +195,7 @@ def test_equal_rewards_teach_nothing(tmp_path: Path, capsys: pytest.CaptureFixtu
     Trainer(made, model, model, optimizer, single(), store, metrics, StopSignal(), 0).run()
     metrics.close()
     assert all(torch.equal(weight, before[name]) for name, weight in model.named_parameters())
-    assert optimizer.steps == 2 and "nothing to learn from this step, and no update" in capsys.readouterr().err
+    assert optimizer.steps == 2 and "no targets to learn from in this step" in capsys.readouterr().err
     line = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
     assert line["stage"] == "rl" and line["loss"] == line["reward"] == 0 and line["skipped"] and line["tokens"] > 0
 
@@ -213,7 +213,7 @@ def test_out_of_memory_halves_what_is_sampled(monkeypatch: pytest.MonkeyPatch, c
     monkeypatch.setattr(Engine, "generate", generate)
     learner = source(problems())
     assert together([learner.batch(0, single())]) == together([whole])
-    assert learner.sampler.batch_size == 5 and "out of memory sampling answers: it goes on with 5" in capsys.readouterr().err
+    assert learner.sampler.batch_size == 5 and "out of memory sampling answers; continuing with batch size 5" in capsys.readouterr().err
 
 
 def test_pass_at_k_is_the_mean_over_choices(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -257,7 +257,7 @@ def test_a_bad_batch_is_skipped_where_that_is_allowed(tmp_path: Path, capsys: py
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
     assert [line["step"] for line in lines if line.get("skipped")] == [4]
     assert run.optimizer.steps == STEPS - 1 and all(weight.isfinite().all() for weight in run.model.parameters())
-    assert "no update (1 of 1 that may be skipped" in capsys.readouterr().err
+    assert "step skipped (1 of at most 1" in capsys.readouterr().err
 
 
 def test_a_loss_that_is_not_finite_has_a_line_that_is_json(tmp_path: Path) -> None:
@@ -323,7 +323,7 @@ def test_a_failed_micro_batch_leaves_no_gradient_behind(tmp_path: Path) -> None:
 def test_out_of_memory_with_one_row_ends_with_what_to_lower(tmp_path: Path) -> None:
     run = Run(tmp_path, save_every=1)
     run.forward = Full(run, 0, first=2)
-    with pytest.raises(OutOfMemoryError, match="base step 3 with one row of 16 tokens") as caught:
+    with pytest.raises(OutOfMemoryError, match="base step 3 with one sequence of 16 tokens") as caught:
         run.go()
     assert "--depth" in caught.value.hint and run.saved() == [1, 2]
 
@@ -360,7 +360,7 @@ def test_what_is_no_training_never_costs_the_run(hook: str, tmp_path: Path, caps
     run = Run(tmp_path, eval_every=4, **hooks)
     assert len(run.go()) == STEPS and run.saved()[-1] == STEPS
     assert not any("bpb" in line for line in run.lines())
-    assert ("no sample: out of memory" in capsys.readouterr().err) == (hook == "sample")
+    assert ("sample skipped, out of memory" in capsys.readouterr().err) == (hook == "sample")
 
 
 def test_a_stop_saves_and_the_next_call_goes_on_exactly(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
-"""What a run needs beside its text: the sets for fine-tuning and for evaluation, the identity conversations.
+"""The data of a run beside its text: fine-tuning and evaluation sets, identity conversations.
 
-What is already there, put by this module or by hand, is not fetched again.
+Existing files, downloaded or placed by hand, are not downloaded again.
 """
 
 import contextlib
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nanochat import untrusted
-from nanochat.console import log
+from nanochat.console import VERBOSE, log
 from nanochat.data.conversation_files import read_conversations
 from nanochat.data.published.shards import origin
 from nanochat.errors import DataError
@@ -61,12 +61,12 @@ def task_of(name: str) -> Task:
 
 
 def task_folder(name: str) -> Path:
-    """Where a set's files lie."""
+    """The directory of a set's files."""
     return dataset_dir("tasks") / name.replace(":", "--").replace("/", "--")
 
 
 def identity_path() -> Path:
-    """Where the identity conversations lie, or will."""
+    """The path of the identity conversations, which may not exist yet."""
     return base_dir() / IDENTITY
 
 
@@ -76,12 +76,12 @@ def has_identity() -> bool:
 
 
 def ensure_identity() -> Path:
-    """The identity conversations: identity_conversations.jsonl in the data directory, fetched where it is not there. Raises DataError."""
+    """The identity conversations: identity_conversations.jsonl in the data directory, downloaded if missing. Raises DataError."""
     path = identity_path()
     if has_identity():
         return path
     url = asset_url(IDENTITY)
-    log(f"fetching {url}")
+    log(f"fetching {url}", level=VERBOSE)
     log("warning: no hash is published for it: it is checked by size alone")
     try:
         with locked(dataset_dir("tasks") / ".lock", "another download"):
@@ -176,7 +176,7 @@ def has_set(name: str) -> bool:
 
 
 def ensure_set(name: str, check: bool = False) -> None:
-    """Fetch a set for fine-tuning, or the identity conversations, where it is not there; with `check` hashed again. Raises DataError."""
+    """Download a fine-tuning set or the identity conversations if missing; with `check`, hash the files again. Raises DataError."""
     if name == "identity":
         ensure_identity()
         return
@@ -186,7 +186,7 @@ def ensure_set(name: str, check: bool = False) -> None:
 
 
 def missing_tasks() -> dict[str, int]:
-    """What is still lacking of CORE and the chat tasks -> about how many bytes. No network."""
+    """Missing files of CORE and the chat tasks -> approximate bytes. No network."""
     bundle = {} if has_bundle() else {BUNDLE: BUNDLE_BYTES}
     return bundle | {name: size for name, size in TEST_BYTES.items() if not task_files(name)}
 

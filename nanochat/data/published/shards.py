@@ -1,6 +1,6 @@
 """Pretraining shards from a hub: which are there, which are missing, and the manifest that names them.
 
-What is already there, put by this module or by hand, is not fetched again. How a file is fetched is transfer.py's.
+Existing shards, downloaded or placed by hand, are not downloaded again. transfer.py transfers the files.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ KNOWN = {
 
 
 def is_hub_name(name: str) -> bool:
-    """Whether `name` is hf:OWNER/NAME, a repository of the hub, and no path and no name of ours."""
+    """Whether `name` is hf:OWNER/NAME, a repository of the hub, not a path or a known dataset."""
     return name.startswith("hf:")
 
 
@@ -50,11 +50,11 @@ def origin(dataset: str) -> Origin:
     if found := re.fullmatch(r"hf:([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?::([\w.-]+))?", dataset):
         repo, column = found[1], found[2] or ""
         return Origin(dataset, repo, dataset.replace(":", "--").replace("/", "--"), hub.UNKNOWN_LICENCE, column=column)
-    raise UsageError(f"no dataset {dataset!r} can be downloaded", f"one of: {', '.join(KNOWN)}, hf:OWNER/NAME, hf:OWNER/NAME:COLUMN")
+    raise UsageError(f"no dataset {dataset!r} can be downloaded", f"use one of: {', '.join(KNOWN)}, hf:OWNER/NAME, hf:OWNER/NAME:COLUMN")
 
 
 def have_shards(dataset: str) -> list[str]:
-    """Names of the shards of a published dataset that lie in its folder, whole by their size where the manifest names it; no network."""
+    """Names of the shards in a published dataset's directory whose size matches the manifest, if it lists them. No network."""
     folder = dataset_dir(origin(dataset).folder)
     listed: dict[str, Shard] = {}
     with contextlib.suppress(DataError):
@@ -67,9 +67,9 @@ def have_shards(dataset: str) -> list[str]:
 
 
 def ensure_shards(dataset: str, training: int) -> Dataset:
-    """`dataset` with its first `training` training shards and its validation shard, fetched where they are not there.
+    """`dataset` with its first `training` training shards and its validation shard, downloaded if missing.
 
-    Needs no network when enough is there; shards put there by hand are adopted. Raises UsageError for an unknown
+    Needs no network if enough shards exist; shards placed by hand are adopted. Raises UsageError for an unknown
     dataset or more shards than there are, DataError where the download fails for good, PreflightError for the disk.
     """
     if training < 1:
@@ -141,7 +141,7 @@ def _on_disk(where: Origin, folder: Path, training: int) -> tuple[dict[str, Shar
         validation = official
     elif validation is None and len(have) > training:
         validation = max(have)
-        log(f"{folder}: {validation} is kept for validation and not trained on" + (f" ({official} is not there)" if official else ""))
+        log(f"{folder}: {validation} is kept for validation and not trained on" + (f" ({official} is missing)" if official else ""))
     validation = validation or official
     if changed and validation in have and len(have) > 1:
         _manifest_of(where, folder, have, validation)

@@ -1,65 +1,99 @@
-"""A user's own text as a dataset, and a user's own conversations.
+"""A user's own text as a dataset.
 
-Text is parquet or jsonl (a document in each row's `text`) or plain text (a document in each file); a document longer
-than some 8,000 characters is cut at blank lines. Everything is streamed, twice: once to look at every document and to
-choose the validation set, once to write the shards. So a mistake in the last file is found before anything is written.
+A document is a file of plain text, HTML, EPUB, DOCX or PDF, or a row's text in a file of rows; one that is longer than some 8,000
+characters is cut at blank lines. Everything is streamed, twice: once to look at every document and to choose the validation set, once to
+write the shards. So a mistake in the last file is found before anything is written.
 """
 
 import dataclasses
 import hashlib
 import heapq
+import tempfile
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from nanochat.console import Progress, log, quantity
 from nanochat.data.shards import MANIFEST, Dataset, open_dataset, write_dataset
+from nanochat.data.text import imported
 from nanochat.data.text.summary import Summary
 from nanochat.errors import DataError
-from nanochat.paths import dataset_dir
+from nanochat.paths import TEMPORARY
+from nanochat.readers.archives import unpack
 from nanochat.readers.encodings import detect_encoding
-from nanochat.readers.files import BINARY, File, find
+from nanochat.readers.files import ARCHIVES, BINARY, ROWS, File, find
+from nanochat.readers.markup import markup_texts
 from nanochat.readers.records import row_texts
 from nanochat.readers.textfile import BLOCK, open_text
 
-PACKER = 1  # raise it when the same files would give other documents
 CUT = 8000  # characters of a document at most
 SMALLEST = 16_000  # bytes of text that something can be learned from
+SAMPLES, SAMPLE = 3, 100  # beginnings of files that are said, and their characters
+LENIENT = ("json", "csv", "tsv", "html", "epub", "docx", "pdf")  # kinds that in a folder may be something else than its text
 HELD_OUT = 0.01  # part of the text that is kept for validation, ...
 HELD_OUT_BYTES = 65_536  # ... and this much at least, ...
 HELD_OUT_MOST = 0.1  # ... but not more than about this part
 
 
-def import_texts(path: Path) -> Dataset:
-    """The text of a file or folder as a dataset in data/user-<hash>/; made once, and anew where a file has changed.
+def import_texts(path: Path, column: str = "", encoding: str = "") -> Dataset:
+    """The text of a file or folder as a dataset in data/user-<hash>/; made once, and anew where the content has changed.
 
+    The text is in `column` of files of rows ("": found). Text files are in `encoding` ("": detected).
     Validation is about 1% of the bytes, at least 64 KB but at most a tenth, chosen by the hash of a document's
     content: a document and its duplicates are all on one side. Raises DataError for text that cannot be used.
     """
     path = path.expanduser()
-    files = find(path)
-    folder = dataset_dir(f"user-{_fingerprint(path, files)}")
-    if (folder / MANIFEST).exists():
+    how = _how(column, encoding)
+    if not path.exists() and (folder := imported.known_folder(path, how)):
+        log(f"{path} no longer exists; using the text that was imported from it")
         return open_dataset(folder)
-    sources = _look(path, files)
-    size = sum(source.path.stat().st_size for source in sources)
-    cut = min(CUT, max(size // 100, 400))  # a small text in small pieces, so that a tenth of it can be told apart
+    files = find(path)
+    stamp = imported.stamp(path, files)
+    if folder := imported.known_folder(path, how, stamp):
+        return open_dataset(folder)
+    folder = imported.content_folder(path, files, how)
+    dataset = open_dataset(folder) if (folder / MANIFEST).exists() else _import(path, files, folder, column, encoding)
+    imported.remember(path, how, stamp, folder)
+    return dataset
 
-    summary = Summary()
-    chosen, total = _choose_validation(_progress(f"reading {path}", _documents(sources, cut), 0), path, summary)
-    for line in summary.lines():
-        log(line)
 
-    def side(validation: bool) -> Iterator[str]:
-        return (text for text in _documents(sources, cut) if (_hash(text) in chosen) == validation)
+def is_readable(path: Path, column: str = "", encoding: str = "") -> bool:
+    """Whether `path` is there, or was imported when it was."""
+    path = path.expanduser()
+    return path.exists() or imported.known_folder(path, _how(column, encoding)) is not None
 
-    dataset = write_dataset(
-        folder,
-        name=folder.name,
-        source=str(path.resolve()),
-        licence="the user's own text",
-        training=_progress("writing the dataset", side(False), total),
-        validation=side(True),
-    )
+
+def _how(column: str, encoding: str) -> str:
+    return "\t".join(filter(None, (column, encoding)))
+
+
+def _import(path: Path, files: list[File], folder: Path, column: str, encoding: str) -> Dataset:
+    """Read the files twice and write `folder`."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=folder.parent) as temporary:
+        sources = _look(path, _unpacked(files, Path(temporary)), column, encoding)
+        size = sum(source.path.stat().st_size for source in sources)
+        cut = min(CUT, max(size // 100, 400))  # a small text in small pieces, so that a tenth of it can be told apart
+
+        summary, left = Summary(), Counter[str]()
+        documents = _documents(sources, cut, column, left)
+        chosen, total = _choose_validation(_progress(f"reading {path}", documents, 0), path, summary)
+        for reason, count in (+left).items():
+            log(f"left out of the text: {count:,} {reason}")
+        for line in summary.lines():
+            log(line)
+
+        def side(validation: bool) -> Iterator[str]:
+            return (text for text in _documents(sources, cut, column) if (_hash(text) in chosen) == validation)
+
+        dataset = write_dataset(
+            folder,
+            name=folder.name,
+            source=str(path.resolve()),
+            licence="the user's own text",
+            training=_progress("writing the dataset", side(False), total),
+            validation=side(True),
+        )
     held_out = dataset.validation
     kept = f"{held_out.documents} of them ({quantity(held_out.text_bytes)}B) kept for validation"
     log(f"{path}: {summary.documents} documents, {quantity(total)}B; {kept}")
@@ -69,41 +103,64 @@ def import_texts(path: Path) -> Dataset:
 # --- which files
 
 
-def _fingerprint(path: Path, files: list[File]) -> str:
-    """Eight hex digits that change when the place, the files, their sizes or times, or PACKER do."""
-    digest = hashlib.sha256(f"{PACKER}\n{path.resolve()}\n".encode())
-    for file in files:
-        stat = file.path.stat()
-        digest.update(f"{file.path.relative_to(path)}\t{stat.st_size}\t{stat.st_mtime_ns}\n".encode())
-    return digest.hexdigest()[:8]
+def _unpacked(files: list[File], folder: Path) -> list[File]:
+    """The files, in the place of each archive those in it, unpacked below `folder`."""
+    found: list[File] = []
+    for number, file in enumerate(files):
+        if file.kind in ARCHIVES:
+            (folder / str(number)).mkdir()
+            found += unpack(file, folder / str(number))
+        else:
+            found.append(file)
+    return found
 
 
-def _look(path: Path, files: list[File]) -> list[File]:
-    """The files with their encodings. An empty file is an error when it is the only one, and skipped in a folder."""
-    sources = []
+def _look(path: Path, files: list[File], column: str, encoding: str) -> list[File]:
+    """The files with their encodings, looked into and said. In a folder an empty file is left out, as is one of LENIENT without text."""
+    sources: list[File] = []
+    samples: list[str] = []
     for file in files:
         empty = file.path.stat().st_size == 0
         if empty and len(files) > 1:
             log(f"{file}: empty, skipped")
             continue
-        sources.append(file if file.kind in BINARY and not empty else dataclasses.replace(file, encoding=detect_encoding(file)))
+        try:
+            source = file if file.kind in BINARY and not empty else _with_encoding(file, encoding)
+            first = next(_documents([source], SAMPLE, column), "") if len(samples) < SAMPLES or file.kind in LENIENT else ""
+        except DataError as error:
+            if len(files) == 1 or file.kind not in LENIENT:
+                raise
+            log(f"left out: {error.message}")
+            continue
+        sources.append(source)
+        samples += [f"{source} begins: {' '.join(first.split())}"] if first and len(samples) < SAMPLES else []
     if not sources:
-        raise DataError(f"every file in {path} is empty", "give --data a folder with text in it")
+        raise DataError(f"no file in {path} holds text", "give --data a folder with text in it")
+    kinds = Counter(source.kind for source in sources)
+    log(f"{path}: {len(sources)} file(s) to read: {', '.join(f'{count} {kind}' for kind, count in kinds.most_common())}")
+    for sample in samples:
+        log(sample)
     return sources
+
+
+def _with_encoding(file: File, encoding: str) -> File:
+    return dataclasses.replace(file, encoding=encoding or detect_encoding(file))
 
 
 # --- documents
 
 
-def _documents(sources: list[File], cut: int) -> Iterator[str]:
-    """Every document of every file, in order: stripped, not empty, at most `cut` characters."""
+def _documents(sources: list[File], cut: int, column: str = "", left: Counter[str] | None = None) -> Iterator[str]:
+    """Every document of every file, in order: stripped, not empty, at most `cut` characters. `left` counts the rows without text."""
     for source in sources:
         if source.kind == "text":
             with open_text(source) as file:
                 yield from _pieces(iter(lambda: file.read(BLOCK), ""), cut)
-        else:
-            for text in row_texts(source):
+        elif source.kind in ROWS:
+            for text in row_texts(source, column, left):
                 yield from _pieces(iter([text]), cut)
+        else:
+            yield from _pieces(markup_texts(source), cut)
 
 
 def _pieces(blocks: Iterator[str], cut: int) -> Iterator[str]:
@@ -150,7 +207,7 @@ def _hash(text: str) -> int:
 def _choose_validation(documents: Iterable[str], path: Path, summary: Summary) -> tuple[set[int], int]:
     """Hashes of the documents to hold out: the smallest hashes, until their bytes suffice; and all documents' bytes.
 
-    `summary` is told of each document. Only the smallest hashes are kept in memory, twice as many bytes' worth as needed so
+    `summary` counts each document. Only the smallest hashes are kept in memory, twice as many bytes' worth as needed so
     far. Raises DataError where the text is too small, or cannot be divided.
     """
     smallest: list[tuple[int, int]] = []  # a heap of (-hash, bytes): the largest hash is on top

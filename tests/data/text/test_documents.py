@@ -75,6 +75,11 @@ def test_opened_again_and_made_anew_when_changed(base, tmp_path, capsys):
     stamp = first.validation.path.stat().st_mtime_ns
     assert import_texts(path) == first and first.validation.path.stat().st_mtime_ns == stamp
     os.utime(path, ns=(time.time_ns(), time.time_ns() + 10**9))
+    assert import_texts(path) == first  # touched
+    moved = path.rename(tmp_path / "b.jsonl")
+    assert import_texts(moved) == first == import_texts(path)  # moved, and still known by its old name
+    assert "no longer exists" in capsys.readouterr().err
+    write_jsonl(path, [{"text": text} for text in ENGLISH[1:]])
     assert import_texts(path).folder != first.folder
 
 
@@ -118,7 +123,7 @@ def write_parquet(path, **columns):
 
 BAD = {
     "missing": (lambda d: None, "does not exist", "--data"),
-    "no text": (lambda d: (d / "a.png").write_bytes(b"x"), "holds no text file", "jsonl"),
+    "no text": (lambda d: (d / "a.png").write_bytes(b"x"), "holds no file that can be read", "jsonl"),
     "empty": (lambda d: (d / "a.txt").write_bytes(b""), "a.txt is empty", "text"),
     "blank": (lambda d: (d / "a.txt").write_text("  \n\n"), "0 bytes of text", "at least"),
     "too small": (lambda d: (d / "a.txt").write_text("hello\n"), "5 bytes of text", "at least"),
@@ -179,7 +184,7 @@ def test_conversations_in_both_forms(tmp_path):
         ('[{"role": "user"}]', "message 1"),
         ('[{"role": "user", "content": 3}]', "not a string"),
         (json.dumps([*GOOD, {"role": "nobody", "content": "x"}]), "message 3 has the role 'nobody'"),
-        (json.dumps([{"role": "user", "content": "half \ud83d"}, GOOD[1]]), "no valid text"),
+        (json.dumps([{"role": "user", "content": "half \ud83d"}, GOOD[1]]), "not valid text"),
     ],
 )
 def test_bad_conversations_are_named_by_line(tmp_path, line, message):

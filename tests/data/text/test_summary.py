@@ -39,6 +39,18 @@ def test_the_lines() -> None:
     assert "no letters" in of("123 456").lines()[0]
 
 
+def test_near_duplicates_are_counted_on_a_sample() -> None:
+    def story(number: int) -> str:
+        return " ".join(f"w{(number * 7919 + place * place * (number + 3)) % 100_003}" for place in range(120))
+
+    apart = of(*(story(number) for number in range(200)))
+    assert apart.near.documents == 200 and apart.near.found == 0 and not any("nearly" in line for line in apart.lines())
+    alike = [f"{story(number)} {ending}" for number in range(100) for ending in ("the end", "and so on")]
+    twice = of(*alike, *alike)
+    assert twice.duplicates == 200 and 95 <= twice.near.found <= 100
+    assert any("50% of 200 documents looked at are nearly the same" in line for line in twice.lines())
+
+
 def test_tokens_are_about_right() -> None:
     assert of("word " * 1000).tokens == pytest.approx(5000 / 3.3, rel=0.01)
     assert of("字" * 1000).tokens == pytest.approx(1000, rel=0.01)
@@ -58,7 +70,7 @@ def test_it_is_said_before_anything_else(base: Path, tmp_path: Path, capfd: pyte
     import_texts(text)
     said = capfd.readouterr().err
     assert "about 9" in said and "Latin 100%" in said and "warning: this is little text" in said
-    assert said.index("text: ") < said.index("writing the dataset")
+    assert said.index("text: ") < said.index("kept for validation")
 
 
 def test_conversations() -> None:
