@@ -25,7 +25,7 @@ _ESCAPED = {code: f"\\u{code:04x}" for code in (*_STEERING, *_SURROGATES)}
 BOLD = "1"  # SGR code
 _CLEAR = "\r\x1b[K"  # to the line's first column, and nothing on it
 
-QUIET, NORMAL, VERBOSE = range(3)  # how much is printed on stderr: warnings, errors and results; progress too; details for experts too
+QUIET, NORMAL, VERBOSE = range(3)  # messages on stderr: warnings, errors and results, then progress too, then details for experts too
 
 _muted = False
 _shows_bar = False  # the terminal's last line is a progress bar, without a newline

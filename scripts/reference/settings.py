@@ -24,7 +24,7 @@ def settings() -> dict[str, dict[str, Any]]:
 
 
 def described() -> dict[str, dict[str, Any]]:
-    """Variable -> what the settings say of it."""
+    """Variable -> its entry in the settings."""
     return {name: about for group in settings().values() for name, about in group.items() if isinstance(about, dict)}
 
 
