@@ -123,11 +123,12 @@ class Call:
 
     def _session(self, record: Record, here: ranks.Ranks, uploader: Uploader | None, follow: Callable[[Metrics], object]) -> Session:
         """All that the stages share, its memory capped."""
-        config, text = record.config, open_text(record)
+        config = record.config
+        text = open_text(record) if config.num_iterations else None
         memory.cap(here.device)
         rate = make_plan(config, this_machine(config.device)).tokens_per_second if here.main else 0.0
         tokenizer = Tokenizer.load(paths.tokenizer_dir(record.tokenizer))
-        return Session(config, text, tokenizer, paths.run_dir(config.run), here, self.stop, rate, uploader, follow)
+        return Session(config, text, tokenizer, paths.run_dir(config.run), here, self.stop, rate, uploader, follow, record.first_row)
 
     def _first_call(self, session: Session) -> float:
         """When the run's first call began, on the main rank: what earlier calls have trained counts too, and what the launcher did."""
