@@ -23,7 +23,7 @@ _PRINTABLE = dict.fromkeys(_STEERING, "") | dict.fromkeys(_SURROGATES, "\ufffd")
 _ESCAPED = {code: f"\\u{code:04x}" for code in (*_STEERING, *_SURROGATES)}
 
 BOLD = "1"  # SGR code
-_CLEAR = "\r\x1b[K"  # to the line's first column, and nothing on it
+_CLEAR = "\r\x1b[K"  # clears the line
 
 QUIET, NORMAL, VERBOSE = range(3)  # messages on stderr: warnings, errors and results, then progress too, then details for experts too
 

@@ -1,4 +1,4 @@
-"""Everything before the first step: the plan, the preflight checks, the text and the tokenizer, so that a mistake costs no training."""
+"""Preparation before the first step: plan, preflight checks, text and tokenizer, so that errors appear early."""
 
 import dataclasses
 import time
@@ -30,7 +30,7 @@ DETAILS = ("dtype", "threads", "eval_tokens", "compile")  # fields whose automat
 
 
 def prepare(request: Request) -> Record | str:
-    """The run's record, written where the run is new; a line where it is finished, its report written again where it is not whole.
+    """The record of the run, written if it is new. For a finished run a message, and its report is written again if damaged.
 
     Raises UsageError, PreflightError, DataError.
     """
@@ -52,7 +52,7 @@ def prepare(request: Request) -> Record | str:
     if run.record:
         record = _resumed(run.record, config, dataset, conversations, problems)
         if run.finished:
-            log("the report is missing or damaged: it is written again")
+            log("writing the report again, because it was missing or damaged")
             write_report(folder)
         return run.finished or record
     return _new(config, plan, dataset, conversations, problems)
@@ -68,7 +68,7 @@ def prepare_tokenizer(config: Config) -> Path:
 
 
 def _resolve(request: Request, run: Identity, text_bytes: int | None) -> tuple[Config, Plan]:
-    """Resolve the config, print its plan and the rules, and refuse what cannot run here; the resolved config and its plan."""
+    """Resolve the config, print its plan and defaults, and run the preflight checks; returns (resolved config, plan)."""
     hardware, spent = this_machine(run.config.device), time.monotonic() - request.began
     resolved, plan = decide(run.config, hardware, text_bytes=text_bytes, spent=spent, begun=run.record is not None)
     for line in brief(plan).splitlines():
@@ -86,33 +86,33 @@ def _skipped(config: Config, stages: tuple[str, ...]) -> Iterator[tuple[str, int
     if BASE in stages and not config.num_iterations:
         yield f"pretraining: the run begins from {config.from_run} (--data, --dataset or --num_iterations pretrain it further)", NORMAL
     if BASE in stages and SFT not in stages:
-        yield "fine-tuning: this command pretrains only (`nanochat train` does both)", NORMAL
+        yield "fine-tuning, because this command only pretrains (`nanochat train` does both)", NORMAL
     elif text_source(config).conversations.empty:
-        yield "fine-tuning: there are no conversations (--chat-data FILE brings some); the model will continue texts, not converse", NORMAL
+        yield "fine-tuning, because there are no conversations (--chat-data FILE adds some); the model will only continue text", NORMAL
     if RL not in stages and SFT in stages and config.sft_iterations:
         yield "reinforcement learning: --stage=rl adds it to the finished run, --rl_iterations=N to this one", NORMAL
     if config.eval_every > config.num_iterations > 0:
         yield f"evaluation every {config.eval_every} steps: the run ends before; once at the end", VERBOSE
     if config.save_every == -1:
-        yield f"checkpoints by step: one every {config.save_minutes:g} minutes and one at the end", VERBOSE
+        yield f"checkpoints by step; they are saved every {config.save_minutes:g} minutes and at the end", VERBOSE
     if config.compile == "off":
-        yield "torch.compile: off for this run", VERBOSE
+        yield "torch.compile", VERBOSE
         if config.activation_memory_budget < 1:
-            yield "activation_memory_budget: only a compiled step (--compile=on) can compute its activations twice", NORMAL
+            yield "activation_memory_budget, because only a compiled step (--compile=on) can recompute activations", NORMAL
     if config.device == "cpu":
-        yield f"{'' if config.dtype == 'bfloat16' else 'bfloat16, '}CUDA kernels and mfu: there is no GPU in this run", VERBOSE
+        yield f"{'' if config.dtype == 'bfloat16' else 'bfloat16, '}CUDA kernels and mfu, because the run uses no GPU", VERBOSE
 
 
 def _with_problems(config: Config, source: TextSource) -> Config:
     """Find the problems of reinforcement learning now; the config with its number of steps. Raises UsageError, DataError."""
     if not config.sft_iterations and (not config.from_run or Spec.parse(config.from_run).stage == BASE):
         raise UsageError(
-            "reinforcement learning begins from a model that answers, and this run has no fine-tuning", "give it some: --chat-data FILE"
+            "reinforcement learning needs a fine-tuned model, and this run has no fine-tuning", "add conversations with --chat-data FILE"
         )
     questions, _ = source.problems(config.rl_eval_examples)
     if config.rl_iterations == -1:
         config = config.replace(rl_iterations=max(len(questions) // config.rl_examples_per_step, 1))
-        log(f"auto: rl_iterations = {config.rl_iterations}: one pass over {len(questions):,} questions")
+        log(f"auto: rl_iterations = {config.rl_iterations} (one epoch of {len(questions):,} prompts)")
     return config
 
 

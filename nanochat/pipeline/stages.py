@@ -1,4 +1,4 @@
-"""The stages of a run in their order: pretraining, fine-tuning, reinforcement learning, each from the one before."""
+"""The stages of a run in order: pretraining, fine-tuning and reinforcement learning, each from the previous one."""
 
 from collections.abc import Sequence
 
@@ -16,9 +16,9 @@ from nanochat.train.session import Session
 
 
 def train_stages(session: Session, stages: Sequence[str]) -> None:
-    """Train those of `stages` that are not complete yet.
+    """Train the incomplete ones of `stages`.
 
-    Raises UsageError if a stage lacks the one before it, or has another model's checkpoints; what the trainer raises.
+    Raises UsageError if the previous stage is missing or the checkpoints are of another model, and the trainer's errors.
     """
     source, config = text_source(session.config), session.config
     origin = _fitting(session, own_copy(config.run))
@@ -49,7 +49,7 @@ def _finetune(session: Session, parent: Checkpoint | None, source: TextSource) -
         return
     if config.num_iterations:
         if parent is None or parent.step < config.num_iterations:
-            raise UsageError("fine-tuning begins from a finished base model", "train it first: --stage=base, or --stage=all")
+            raise UsageError("fine-tuning needs a finished base model", "train it first with --stage=base, or use --stage=all")
     else:
         _require_parent(config, newest or parent)
     finetune(session, parent, source.conversations.load())
@@ -60,7 +60,7 @@ def _reinforce(session: Session, origin: Checkpoint | None, source: TextSource) 
     if config.sft_iterations:
         parent = _newest(session, SFT)
         if parent is None or parent.step < config.sft_iterations:
-            raise UsageError("reinforcement learning begins from a fine-tuned model", "train it first: the same command without --stage")
+            raise UsageError("reinforcement learning needs a fine-tuned model", "train it first with the same command without --stage")
     else:
         _require_parent(config, newest or parent)
     if not _complete(session, RL, newest):
@@ -68,7 +68,7 @@ def _reinforce(session: Session, origin: Checkpoint | None, source: TextSource) 
 
 
 def _complete(session: Session, stage: str, newest: Checkpoint | None) -> bool:
-    """Whether a stage has its last step, and that step its evaluation."""
+    """Whether a stage has its last step, evaluated."""
     steps = session.config.steps[stage]
     lines = read_metrics(session.folder / "metrics.jsonl")
     evaluated = any(line["stage"] == stage and line["step"] == steps and EVALUATED[stage] in line for line in lines)

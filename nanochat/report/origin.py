@@ -1,4 +1,4 @@
-"""Where a run comes from, for its report: when it was trained, by which command, by which revision of the program."""
+"""A run's origin for its report: date, command and revision of the program."""
 
 import shlex
 import subprocess
@@ -20,7 +20,7 @@ NOT_FLAGS = ("run", "profile", "trial")
 
 
 def date(run_dir: Path) -> str:
-    """When the run took its newest step, in UTC; "" where it has neither steps nor a config."""
+    """The time of the run's newest step, in UTC; "" if it has neither steps nor a config."""
     for name in ("metrics.jsonl", "config.toml"):
         path = run_dir / name
         if path.is_file():
@@ -29,7 +29,7 @@ def date(run_dir: Path) -> str:
 
 
 def command(config: dict[str, Any]) -> str:
-    """The command that trains the run of a config.toml again: its profile, and a flag for each value that differs; "" where unknown."""
+    """The command that trains the run of a config.toml again, its profile and a flag for each value that differs; "" if unknown."""
     try:
         run, profile, trial = str(config["run"]), str(config["profile"]), bool(config["trial"])
         values = {name: convert(name, config[name]) for name in FIELDS if name in config}
@@ -43,7 +43,7 @@ def command(config: dict[str, Any]) -> str:
         for name in [name for name in given if name != "run"]:
             fewer = {other: value for other, value in given.items() if other != name}
             if all(getattr(resolve(build_config(profile, trial, fewer)), field) == value for field, value in values.items()):
-                given = fewer  # it follows from the others, or is chosen automatically
+                given = fewer  # the value follows from the others, or is chosen automatically
     except (KeyError, NanochatError, AssertionError, TypeError, ValueError):
         return ""
     words = ["train", "--profile", profile, *(["--trial"] if trial else [])]
@@ -54,7 +54,7 @@ def command(config: dict[str, Any]) -> str:
 
 
 def revision(run_dir: Path) -> str:
-    """The program's version, in a Git checkout also its commit: of the first report of the run, which stays."""
+    """The program's version, with the commit in a Git checkout, from the run's first report."""
     known = read_json_object(run_dir / REPORT).get("revision")
     return known if isinstance(known, str) and known else _revision()
 

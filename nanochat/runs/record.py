@@ -18,7 +18,7 @@ import torch
 from nanochat import paths, untrusted
 from nanochat.config import FIELDS, RL_FIELDS, Config, convert, differences
 from nanochat.console import log
-from nanochat.data.shards import Dataset, open_dataset
+from nanochat.data.shards import Dataset, mend, open_dataset
 from nanochat.errors import DataError, UsageError, did_you_mean
 from nanochat.model.transformer import Transformer
 from nanochat.redaction import redact
@@ -167,7 +167,7 @@ def open_text(record: Record) -> Dataset:
     known = {shard.path.name: shard for shard in dataset.training}
     missing = [name for name in record.shards if name not in known]
     if missing:
-        raise DataError(f"{missing[0]} of the run's text is missing in {dataset.folder}", f"download it with -n {len(record.shards)}")
+        raise DataError(f"{missing[0]} of the run's text is missing in {dataset.folder}", mend(record.dataset, dataset.folder))
     return Dataset(
         dataset.name, dataset.folder, dataset.source, dataset.licence, tuple(known[name] for name in record.shards), dataset.validation
     )
@@ -250,7 +250,7 @@ def _folder(run: str) -> Path:
     folder = paths.run_dir(run)
     if not folder.is_dir():
         others = sorted(path.name for path in paths.runs_dir().glob("*") if (path / RECORD).exists())
-        hint = did_you_mean(run, others, title="runs") if others else "there are no runs yet: `nanochat quickstart` trains one"
+        hint = did_you_mean(run, others, title="runs") if others else "train one in minutes with `nanochat quickstart`"
         raise DataError(f"there is no run {run!r}", hint)
     return folder
 

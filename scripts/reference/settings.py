@@ -108,7 +108,7 @@ def document(language: Language) -> str:
 def env_example() -> str:
     """The text of .env.example: the variables of the compose files, by groups."""
     lines = [
-        "# What Docker Compose reads. Copy this file to .env and remove the # in front of a variable that you change.",
+        "# Settings of Docker Compose. Copy this file to .env and remove the # in front of a variable that you change.",
         "# Made from scripts/reference/settings.toml by `make docs`; docs/reference/settings.md has every other variable.",
     ]
     for title, group in settings().items():

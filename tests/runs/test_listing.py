@@ -91,7 +91,7 @@ def test_removing(base: Path) -> None:
         remove_run("kept")
     assert list_runs()
     put("far", mirror="s3://bucket")
-    with pytest.raises(UsageError, match="at its mirror alone"):
+    with pytest.raises(UsageError, match="only on its mirror"):
         remove_run("far")
     outside = base / "outside"
     outside.mkdir()
