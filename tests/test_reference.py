@@ -20,6 +20,12 @@ def test_the_pages_are_current() -> None:
     assert stale == [], "stale: run make docs (python -m scripts.reference)"
 
 
+def test_every_text_is_translated() -> None:
+    chinese = catalog.chinese()
+    documents(chinese)
+    assert chinese.missing == [], "translate them in scripts/reference/zh-TW.toml"
+
+
 def test_every_command_and_option_is_on_the_page() -> None:
     page = cli.document(Language())
     for name in ("train", "chat", "submit k8s", "submit status"):

@@ -168,14 +168,18 @@ def _nanochat_config(gpt: GPTConfig) -> dict[str, Any]:
 
 
 def licence_of(run: str) -> str:
-    """The licence of a run's training text, from its dataset's manifest."""
+    """The licences of the texts that a run and those it descends from were trained on, as their datasets' manifests have them."""
     record = runs.read_record(run)
-    if record is None:
+    if record is None or not (record.dataset or record.descent):
         return "unknown"
+    earlier = [ancestor.licence for ancestor in record.descent if ancestor.licence]
+    if not record.dataset:
+        return "; ".join(dict.fromkeys(earlier)) or "unknown"
     try:
-        return read_manifest(paths.dataset_dir(record.dataset)).licence
+        own = read_manifest(paths.dataset_dir(record.dataset)).licence
     except NanochatError:
-        return f"see {record.dataset}"
+        own = f"see {record.dataset}"
+    return "; ".join(dict.fromkeys([*earlier, own]))
 
 
 def model_card(opened: TrainedModel, licence: str) -> str:

@@ -49,7 +49,8 @@ def identify(request: Request) -> Identity:
     if record is None:
         if runs.has_checkpoints(config.run):
             raise UsageError(
-                f"the run {config.run!r} was imported, so it has no text and no optimizer state to resume", "start a new run with --run NEW"
+                f"the run {config.run!r} was imported: it has no text and no optimizer state to resume from",
+                f"begin a new run with its weights: `nanochat train --from {config.run} --run NEW`",
             )
         return Identity(config, None)
     runs.remove_credentials(record)

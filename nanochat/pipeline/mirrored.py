@@ -60,7 +60,7 @@ def _require_same_run(here: runs.Record, there: runs.Record, url: str) -> None:
     """Raise UsageError if the two differ in settings that decide the losses."""
     may = {"data", "chat_data", "identity", *RL_FIELDS, *here.paced}
     different = [name for name in differences(here.config, there.config) if name not in may]
-    different += [name for name in ("shards", "tokenizer", "conversations") if getattr(here, name) != getattr(there, name)]
+    different += [name for name in ("shards", "tokenizer", "conversations", "descent") if getattr(here, name) != getattr(there, name)]
     if different:
         raise UsageError(
             f"the mirror {url} has another run {here.config.run!r} ({', '.join(different)} differ)",

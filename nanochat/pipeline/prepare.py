@@ -22,7 +22,9 @@ from nanochat.planning.plan import Plan
 from nanochat.planning.rules import normal, resolve
 from nanochat.report.collect import PLAN, has_report, write_report
 from nanochat.runs import trackers
-from nanochat.runs.record import Record, require_same
+from nanochat.runs.origin import Spec, copy_origin, descent, find, first_row
+from nanochat.runs.record import Record, read_record, require_same
+from nanochat.tokenizer.tokenizer import Tokenizer
 
 DETAILS = ("dtype", "threads", "eval_tokens", "compile")  # fields whose automatic values are for VERBOSE alone
 
@@ -40,24 +42,26 @@ def prepare(request: Request) -> Record | str:
     source = text_source(run.config)
     conversations = source.conversations.inspect() if run.config.sft_iterations else ""
     config, plan = _resolve(request, run, source.text_bytes())
-    dataset = source.open(config.shards)
-    if SFT in request.stages and config.sft_iterations:
-        # Checked before pretraining, so that an error does not appear only after it.
-        tokenizer = ensure_tokenizer(dataset, config.vocab_size, config.architecture)
-        require_learnable(source.conversations.load(), tokenizer, config.max_seq_len)
+    problems = run.record.problems if run.record else ""
     if RL in request.stages:
-        config = _with_problems(config, source)
+        config, problems = _with_problems(config, source), source.problems_hash()
+    dataset = source.open(config.shards) if config.num_iterations else None
+    if SFT in request.stages and config.sft_iterations:
+        # A fault in them must not wait for the end of pretraining.
+        require_learnable(source.conversations.load(), _tokenizer(config, dataset, run.record), config.max_seq_len)
     if run.record:
-        record = _resumed(run.record, config, dataset, conversations)
+        record = _resumed(run.record, config, dataset, conversations, problems)
         if run.finished:
             log("writing the report again, because it was missing or damaged")
             write_report(folder)
         return run.finished or record
-    return _new(config, plan, dataset, conversations)
+    return _new(config, plan, dataset, conversations, problems)
 
 
 def prepare_tokenizer(config: Config) -> Path:
-    """The directory of the tokenizer of `config`, trained if it does not exist."""
+    """The folder of the tokenizer that a run of `config` uses, trained if it is not there."""
+    if config.from_run:
+        return paths.tokenizer_dir(str(find(Spec.parse(config.from_run)).meta["tokenizer"]))
     source = text_source(normal(config))
     config = resolve(normal(config), text_bytes=source.text_bytes())
     return paths.tokenizer_dir(ensure_tokenizer(source.open(config.shards), config.vocab_size, config.architecture).id)
@@ -78,15 +82,17 @@ def _resolve(request: Request, run: Identity, text_bytes: int | None) -> tuple[C
 
 
 def _skipped(config: Config, stages: tuple[str, ...]) -> Iterator[tuple[str, int]]:
-    """(skipped part of the run with its reason, level of the message)."""
+    """What a reader might expect of the run and does not get, each with its reason and its message's level."""
+    if BASE in stages and not config.num_iterations:
+        yield f"pretraining: the run begins from {config.from_run} (--data, --dataset or --num_iterations pretrain it further)", NORMAL
     if BASE in stages and SFT not in stages:
         yield "fine-tuning, because this command only pretrains (`nanochat train` does both)", NORMAL
     elif text_source(config).conversations.empty:
         yield "fine-tuning, because there are no conversations (--chat-data FILE adds some); the model will only continue text", NORMAL
     if RL not in stages and SFT in stages and config.sft_iterations:
-        yield "reinforcement learning (--stage=rl adds it to the finished run, --rl_iterations=N to this one)", NORMAL
-    if config.eval_every > config.num_iterations:
-        yield f"evaluation every {config.eval_every} steps, because the run is shorter; it is evaluated at the end", VERBOSE
+        yield "reinforcement learning: --stage=rl adds it to the finished run, --rl_iterations=N to this one", NORMAL
+    if config.eval_every > config.num_iterations > 0:
+        yield f"evaluation every {config.eval_every} steps: the run ends before; once at the end", VERBOSE
     if config.save_every == -1:
         yield f"checkpoints by step; they are saved every {config.save_minutes:g} minutes and at the end", VERBOSE
     if config.compile == "off":
@@ -98,8 +104,8 @@ def _skipped(config: Config, stages: tuple[str, ...]) -> Iterator[tuple[str, int
 
 
 def _with_problems(config: Config, source: TextSource) -> Config:
-    """Load the RL problems; returns the config with the number of RL steps. Raises UsageError, DataError."""
-    if not config.sft_iterations:
+    """Find the problems of reinforcement learning now; the config with its number of steps. Raises UsageError, DataError."""
+    if not config.sft_iterations and (not config.from_run or Spec.parse(config.from_run).stage == BASE):
         raise UsageError(
             "reinforcement learning needs a fine-tuned model, and this run has no fine-tuning", "add conversations with --chat-data FILE"
         )
@@ -110,23 +116,49 @@ def _with_problems(config: Config, source: TextSource) -> Config:
     return config
 
 
-def _resumed(record: Record, config: Config, dataset: Dataset, conversations: str) -> Record:
-    """The record with this call's config. Raises UsageError if text, tokenizer or conversations have changed."""
+def _resumed(record: Record, config: Config, dataset: Dataset | None, conversations: str, problems: str) -> Record:
+    """The record with this call's config. Raises UsageError if the text, the tokenizer or the conversations are others."""
     if conversations:
         require_same("conversations file", record.conversations, conversations, config.run)
-    require_same("text", (record.dataset, record.shards), (dataset.folder.name, _names(dataset)), config.run)
-    tokenizer = ensure_tokenizer(dataset, config.vocab_size, config.architecture)
-    require_same("tokenizer", record.tokenizer, tokenizer.id, config.run)
-    return dataclasses.replace(record.with_rl(config), config=config)
+    if dataset:
+        require_same("text", (record.dataset, record.shards), (dataset.folder.name, _names(dataset)), config.run)
+    if dataset and not config.from_run:
+        tokenizer = ensure_tokenizer(dataset, config.vocab_size, config.architecture)
+        require_same("tokenizer", record.tokenizer, tokenizer.id, config.run)
+    return dataclasses.replace(record.with_rl(config, problems), config=config)
 
 
-def _new(config: Config, plan: Plan, dataset: Dataset, conversations: str) -> Record:
-    """The record of a new run and its plan, written."""
-    tokenizer = ensure_tokenizer(dataset, config.vocab_size, config.architecture)
-    record = Record(config, dataset.folder.name, _names(dataset), tokenizer.id, conversations)
+def _new(config: Config, plan: Plan, dataset: Dataset | None, conversations: str, problems: str) -> Record:
+    """The record of a new run and its plan, written; the checkpoint that it begins with is copied before."""
+    if config.from_run:
+        record = _continued(config, dataset, conversations, problems)
+    else:
+        assert dataset is not None, "a run that begins with nothing pretrains"
+        tokenizer = _tokenizer(config, dataset, None)
+        record = Record(config, dataset.folder.name, _names(dataset), tokenizer.id, conversations, problems)
     paths.atomic_write_json(paths.run_dir(config.run) / PLAN, plan.to_dict())
-    record.write()  # last, so that a run with a record has a plan
+    record.write()  # last: where it is there, so are the plan and the copy
     return record
+
+
+def _continued(config: Config, dataset: Dataset | None, conversations: str, problems: str) -> Record:
+    """The record of a new run that begins with a checkpoint of another one, which is copied."""
+    copy, source = copy_origin(config), read_record(Spec.parse(config.from_run).run)
+    if dataset:
+        text, shards = dataset.folder.name, _names(dataset)
+    else:
+        text, shards = (source.dataset, source.shards) if source else ("", ())
+    record = Record(config, text, shards, str(copy.meta["tokenizer"]), conversations, problems, descent(config, copy))
+    return dataclasses.replace(record, first_row=first_row(record))
+
+
+def _tokenizer(config: Config, dataset: Dataset | None, record: Record | None) -> Tokenizer:
+    """The run's tokenizer: that of the run which it begins from, else its text's, trained if it is not there."""
+    if config.from_run:
+        known = record.tokenizer if record else str(find(Spec.parse(config.from_run)).meta["tokenizer"])
+        return Tokenizer.load(paths.tokenizer_dir(known))
+    assert dataset is not None, "a run that begins with nothing pretrains"
+    return ensure_tokenizer(dataset, config.vocab_size, config.architecture)
 
 
 def _names(dataset: Dataset) -> tuple[str, ...]:

@@ -122,12 +122,13 @@ class Call:
             raise
 
     def _session(self, record: Record, here: ranks.Ranks, uploader: Uploader | None, follow: Callable[[Metrics], object]) -> Session:
-        """The stages' session, with the device memory limit set."""
-        config, text = record.config, open_text(record)
+        """All that the stages share, its memory capped."""
+        config = record.config
+        text = open_text(record) if config.num_iterations else None
         memory.cap(here.device)
         rate = make_plan(config, this_machine(config.device)).tokens_per_second if here.main else 0.0
         tokenizer = Tokenizer.load(paths.tokenizer_dir(record.tokenizer))
-        return Session(config, text, tokenizer, paths.run_dir(config.run), here, self.stop, rate, uploader, follow)
+        return Session(config, text, tokenizer, paths.run_dir(config.run), here, self.stop, rate, uploader, follow, record.first_row)
 
     def _first_call(self, session: Session) -> float:
         """The run's start on the main rank, minus the training time of earlier calls, and including the launcher's time."""

@@ -25,6 +25,8 @@ def describe(plan: Plan) -> str:
         "disk": f"{_size(plan.disk_bytes)} at most, {_download(plan)}",
         "data": f"{config['data'] or config['dataset']}: {plan.data_licence}",
     }
+    if config["from_run"]:
+        rows["begins"] = f"with {config['from_run']}: its weights and its tokenizer"
     if not plan.card_here:
         rows["plan"] += " (not in this machine)"
     if plan.cost is not None:
@@ -38,13 +40,14 @@ def brief(plan: Plan) -> str:
     devices = f"{plan.cards} x {plan.card}" if plan.cards > 1 else plan.card
     cost = f", about ${plan.cost:.2f} if rented" if plan.cost is not None else ""
     run = f"{plan.profile or 'no profile'}{', trial' if config['trial'] else ''} on {devices}"
+    source = f" from {config['from_run']}" if config["from_run"] else ""
     model = f"depth {config['depth']}, {quantity(plan.parameters)} parameters"
     steps = f"{plan.steps} steps = {quantity(plan.tokens)} tokens, then {plan.sft_steps} of fine-tuning"
     batch = f"device_batch_size {config['device_batch_size']} of {plan.max_device_batch_size} at most"
     space = f"{_size(memory['total'])} of {_size(memory['usable'])} memory, {batch}; disk {_size(plan.disk_bytes)}, {_download(plan)}"
     time = f"about {duration(plan.seconds)} at {quantity(plan.tokens_per_second)} tokens/s ({plan.basis}){cost}"
     data = f"data {config['data'] or config['dataset']}: {plan.data_licence}"
-    return f"plan: {run}: {model}, {steps}\nplan: {space}\nplan: {time}; {data}"
+    return f"plan: {run}: {model}{source}, {steps}\nplan: {space}\nplan: {time}; {data}"
 
 
 def _download(plan: Plan) -> str:

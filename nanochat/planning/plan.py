@@ -175,8 +175,10 @@ def _text_seconds(config: Config, text_bytes: int | None) -> float:
 
 
 def kept_checkpoints(config: Config) -> int:
-    """Largest number of checkpoints on disk: the newest and the best of each stage, and one that is being written."""
-    return sum(steps > 0 for steps in config.steps.values()) * (config.keep_last + 1) + 1
+    """Largest number of checkpoints on disk: the newest and the best of each stage, one that is being written, and the one that
+    the run began with (`--from`).
+    """
+    return sum(steps > 0 for steps in config.steps.values()) * (config.keep_last + 1) + 1 + bool(config.from_run)
 
 
 def _made_bytes(config: Config, gpt: scaling.GPTConfig, tokens: int) -> dict[str, int]:

@@ -131,7 +131,8 @@ class _Rules:
             self._set("weight_decay", decay, "0.28 x sqrt(batch / 2^19) x (1.3B / tokens), at most 2")
         if self._open("sft_iterations"):
             why = "an eighth of the pretraining steps, at most one epoch of the conversations"
-            self._set("sft_iterations", max(self.config.num_iterations // SFT_SHARE, 1), why)
+            pretrained = self.config.num_iterations or scaling.steps_rule(tokens, batch)  # else by another run: as long as it should be
+            self._set("sft_iterations", max(pretrained // SFT_SHARE, 1), why)
 
     def choose_data(self) -> None:
         """Number of shards, and tokens of an evaluation."""
@@ -174,7 +175,7 @@ def _tokens(config: Config, gpt: scaling.GPTConfig, text_bytes: int | None, hard
 def _eval_tokens(config: Config) -> int:
     """Tokens of an evaluation, a power of two in whole rows; a forward pass costs a third of a training token."""
     evaluations = 1 + (config.num_iterations // config.eval_every if config.eval_every > 0 else 0)
-    tokens = EVALUATION_SHARE * 3 * config.total_batch_size * config.num_iterations / evaluations
+    tokens = EVALUATION_SHARE * 3 * config.total_batch_size * max(config.num_iterations or config.sft_iterations, 1) / evaluations
     power = 2 ** min(max(round(math.log2(tokens)), 14), 25)
     return scaling.round_up(power, config.max_seq_len)
 
@@ -203,7 +204,7 @@ def _compile(config: Config, gpt: scaling.GPTConfig, hardware: Hardware) -> tupl
         return "off", "a CPU's operations are fused without it"
     if hardware.here and (lacking := toolchain.torch_compile_lacks(hardware.cuda)):
         return "off", f"torch.compile needs {' and '.join(lacking)}, which is not installed"
-    operations = scaling.flops_per_token(gpt) * config.total_batch_size * config.num_iterations
+    operations = scaling.flops_per_token(gpt) * config.total_batch_size * (config.num_iterations or config.sft_iterations)
     seconds = operations / (hardware.flops * config.nproc_per_node)
     why = f"about {duration(seconds)} of training; its start-up is worth it from {duration(COMPILE_GPU_SECONDS)}"
     return ("on" if seconds >= COMPILE_GPU_SECONDS else "off"), why

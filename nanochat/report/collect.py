@@ -1,5 +1,6 @@
 """A run's report from its directory: report.json for programs, report.md for a terminal, report.html for a browser."""
 
+import dataclasses
 import json
 import math
 import os
@@ -24,7 +25,8 @@ from nanochat.report import origin
 from nanochat.report.html import page
 from nanochat.report.markdown import markdown
 from nanochat.runs.metrics import EVALUATED, SAMPLES, STAGES, read_metrics
-from nanochat.runs.report_schema import REPORT, Comparison, Curve, Report, StageReport, StepSample
+from nanochat.runs.record import parse_record
+from nanochat.runs.report_schema import REPORT, AncestorReport, Comparison, Curve, Report, StageReport, StepSample
 
 SAMPLED = 12  # samples by step in the report
 PLAN = "plan.json"  # in the run's directory: the plan before the first step
@@ -95,6 +97,7 @@ def collect(run_dir: Path) -> Report:
         "plan": _plan(run_dir, lines, summary),
         "samples": summary.get("samples", []),
         "samples_by_step": _samples_by_step(run_dir / SAMPLES),
+        "descent": _descent(run_dir / "config.toml"),
         "data": _data(run_dir / "config.toml"),
         "machine": _machine(str(config.get("device", "auto"))),
         "config": config,
@@ -144,6 +147,15 @@ def _data(path: Path) -> dict[str, str]:
     hashes = {name: known[name].content for name in names if name in known}
     facts = {"source": dataset.source, "licence": dataset.licence, "tokenizer": str(frozen["tokenizer"])}
     return facts | {"validation": dataset.validation.path.name} | hashes
+
+
+def _descent(path: Path) -> list[AncestorReport]:
+    """The steps of other runs that the run descends from, as its record has them; [] where it cannot be read."""
+    try:
+        record = parse_record(path.read_bytes(), path)
+    except (OSError, NanochatError):
+        return []
+    return [AncestorReport(**dataclasses.asdict(ancestor)) for ancestor in record.descent]  # type: ignore[typeddict-item]
 
 
 def _read_config(path: Path) -> dict[str, Any]:

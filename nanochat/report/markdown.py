@@ -84,8 +84,13 @@ def score_tables(report: Report) -> list[Table]:
 
 
 def training_tables(report: Report) -> list[Table]:
-    """Tables of the stages, and of the plan and the measured figures."""
+    """What the run descends from, the stages, and the plan beside what came."""
     tables = []
+    if report["descent"]:
+        rows = [[each["run"], each["stage"], str(each["step"]), each["text"] or "-", each["sha256"][:12]] for each in report["descent"]]
+        last = max(report["stages"], key=list(STAGE_NAMES).index, default="-")
+        own = [report["run"], last, str(report["stages"][last]["steps"]) if report["stages"] else "-", "this run", ""]
+        tables.append(Table("Line of descent", ["run", "stage", "step", "pretrained on", "sha256"], [*rows, own]))
     if report["stages"]:
         headings = ["stage", "steps", "first loss", "last loss", "bits per byte", "tokens/s", "peak memory"]
         tables.append(Table("Training", headings, _stage_rows(report)))

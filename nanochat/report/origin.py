@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import nanochat
-from nanochat.config import FIELDS, build_config, convert
+from nanochat.config import FIELDS, build_config, convert, flag_name
 from nanochat.errors import NanochatError
 from nanochat.paths import read_json_object
 from nanochat.planning.rules import resolve
+from nanochat.runs.origin import SHAPE, TEXT
 from nanochat.runs.report_schema import REPORT
 
 PACKAGE = "nanochat-appliance"
@@ -33,6 +34,9 @@ def command(config: dict[str, Any]) -> str:
         run, profile, trial = str(config["run"]), str(config["profile"]), bool(config["trial"])
         values = {name: convert(name, config[name]) for name in FIELDS if name in config}
         plain = build_config(profile, trial)
+        if values.get("from_run"):  # its shape is the source's, and without pretraining its text too
+            skipped = [*SHAPE, *(() if values["num_iterations"] else TEXT)]
+            values = {name: value for name, value in values.items() if name not in skipped}
         given = {name: value for name, value in values.items() if name not in NOT_FLAGS and value != getattr(plain, name)}
         if run != plain.run:
             given["run"] = run
@@ -46,7 +50,7 @@ def command(config: dict[str, Any]) -> str:
     if (given.get("run"), profile, trial) == ("quickstart", "cpu", False):
         words = ["quickstart"]
         del given["run"]
-    return shlex.join(["nanochat", *words, *(f"--{name}={value}" for name, value in given.items() if value != "")])
+    return shlex.join(["nanochat", *words, *(f"--{flag_name(name)}={value}" for name, value in given.items() if value != "")])
 
 
 def revision(run_dir: Path) -> str:

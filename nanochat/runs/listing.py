@@ -40,6 +40,7 @@ class RunSummary(TypedDict):
     name: str
     profile: str
     trial: bool
+    from_run: str  # the checkpoint that it began from, RUN:stage:step; "" for random weights
     stage: str | None  # of the newest checkpoint: the model that answers; None where there is none
     step: int | None
     finished: bool
@@ -80,6 +81,7 @@ def summary(folder: Path) -> RunSummary | None:
         "name": _clean(folder.name),
         "profile": _text(config.get("profile")),
         "trial": bool(config.get("trial", False)),
+        "from_run": _text(config.get("from_run")),
         "stage": newest["stage"] if newest else None,
         "step": newest["step"] if newest else None,
         "finished": bool(report.get("finished")),
@@ -162,7 +164,7 @@ def _parsed(path: Path, _written: int, _size: int, parse: Any) -> dict[str, Any]
 
 def _config(path: Path) -> dict[str, Any]:
     table = tomllib.loads(untrusted.read_bytes(path, RECORD_BYTES).decode("utf-8"))
-    return {name: table.get(name) for name in ("profile", "trial", "mirror")}
+    return {name: table.get(name) for name in ("profile", "trial", "mirror", "from_run")}
 
 
 def _report(path: Path) -> dict[str, Any]:
