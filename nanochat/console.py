@@ -25,7 +25,7 @@ _ESCAPED = {code: f"\\u{code:04x}" for code in (*_STEERING, *_SURROGATES)}
 BOLD = "1"  # SGR code
 _CLEAR = "\r\x1b[K"  # clears the line
 
-QUIET, NORMAL, VERBOSE = range(3)  # levels on stderr: 1. warnings, errors and results, 2. also progress, 3. also details
+QUIET, NORMAL, VERBOSE = range(3)  # messages on stderr: warnings, errors and results, then progress too, then details for experts too
 
 _muted = False
 _shows_bar = False  # the terminal's last line is a progress bar, without a newline
