@@ -100,10 +100,15 @@ def confirm(question: str) -> bool:
         return False
 
 
-def show(text: str = "", end: str = "\n") -> None:
-    """Print a result, or a part of one, on stdout without buffering; characters that stdout's encoding lacks become ?."""
+def show(text: str = "", end: str = "\n", code: str = "") -> None:
+    """Print a result, or a part of one, on stdout without buffering; characters that stdout's encoding lacks become ?.
+
+    On a terminal in the SGR style `code`, unless NO_COLOR is set.
+    """
     encoding = sys.stdout.encoding or "utf-8"
-    print(printable(text).encode(encoding, "replace").decode(encoding), end=end, flush=True)
+    plain = printable(text).encode(encoding, "replace").decode(encoding)
+    styled = code and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    print(f"\x1b[{code}m{plain}\x1b[0m" if styled else plain, end=end, flush=True)
 
 
 def show_json(value: Any) -> None:
