@@ -209,13 +209,14 @@ def full_disk(copied: Callable[..., Path], finished: Path, disk: Path, room: int
 def fill_at(base: Path, number: int, command: list[str]) -> tuple[int, bool]:
     """Run `command` on a disk that is full after its write of that number: its exit code, and whether it had so many writes.
 
-    Where it fails, it says that the disk is full. The disk has room again afterwards.
+    Where it fails, it says that the disk is full, or is refused before it begins. The disk has room again afterwards.
     """
     done = call(base, "tests/fault_at.py", f"full:{number}", *command[1:], timeout=120)
     (base / "filler").unlink(missing_ok=True)
     assert done.returncode in (0, 3) and "Traceback" not in done.stderr, done.stderr
     if done.returncode:
-        assert len(re.findall(r"^error: the disk is full while .*$", done.stderr, re.MULTILINE)) == 1, done.stderr
+        full = re.findall(r"^error: (?:the disk is full while|0 MB free in) .*$", done.stderr, re.MULTILINE)
+        assert len(full) == 1, done.stderr
         assert done.stderr.count("hint: ") == 1, done.stderr
     (writes,) = re.findall(r"^fsyncs: (\d+)$", done.stderr, re.MULTILINE)
     return done.returncode, number <= int(writes)

@@ -116,7 +116,7 @@ class SecurityMiddleware:
         """Raise ApiError for a host name that is not ours (DNS rebinding), and for a page of another site (its Origin)."""
         if not self._known(host):
             name = shown(host_name(host) or host)
-            raise ApiError(403, f"the host {name} is not served here: serve --allow-host NAME allows it", "host_not_allowed")
+            raise ApiError(403, f"the host {name} is not served here: nanochat serve --allow-host NAME allows it", "host_not_allowed")
         if origin is None:
             return
         netloc = origin_netloc(origin)

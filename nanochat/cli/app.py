@@ -1,6 +1,6 @@
-"""The command `nanochat`: parse, call one function, print the error and its hint, exit with its code.
+"""The command `nanochat`: parses its arguments, runs one command, prints an error with its hint, and exits with its code.
 
-Nothing heavy is imported before a command needs it: `--help` answers without torch.
+Heavy packages are imported by the command that needs them, so `--help` answers without torch.
 """
 
 import contextlib

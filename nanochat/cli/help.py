@@ -229,24 +229,28 @@ def chosen_profile(arguments: list[str]) -> tuple[str, bool]:
 
 
 def usage(command: Any, ctx: Any) -> str:
-    """How a command is typed: its name, options and arguments."""
+    """How a command is typed: its name, arguments and options."""
     if hasattr(command, "commands"):
         return f"{ctx.command_path} COMMAND [OPTIONS]"
-    names = [param.metavar or param.name.upper() for param in command.params if param.param_type_name == "argument"]
-    required = [param.required for param in command.params if param.param_type_name == "argument"]
-    return " ".join([ctx.command_path, *(name if need else f"[{name}]" for name, need in zip(names, required, strict=True)), "[OPTIONS]"])
+    arguments = [param for param in command.params if param.param_type_name == "argument"]
+    names = [param.metavar or param.name.upper() for param in arguments]
+    typed = [name if param.required else f"[{name}]" for name, param in zip(names, arguments, strict=True)]
+    return " ".join([ctx.command_path, *typed, "[OPTIONS]"])
 
 
 def render(command: Any, ctx: Any, parts: list[Section]) -> str:
     """A command's help as text."""
+    return layout(usage(command, ctx), paragraphs(command), parts, command.epilog or "")
+
+
+def layout(usage: str, paragraphs: list[str], parts: list[Section], epilog: str = "") -> str:
+    """A help text, as wide as the terminal."""
     width = max(min(shutil.get_terminal_size().columns, WIDEST), 20)
-    blocks = [_wrapped(f"Usage: {usage(command, ctx)}", width, hanging=4)]
-    blocks += [_wrapped(paragraph, width) for paragraph in paragraphs(command)]
+    blocks = [_wrapped(f"Usage: {usage}", width, hanging=4)]
+    blocks += [_wrapped(paragraph, width) for paragraph in paragraphs]
     column = min(max(len(entry.names) for section in parts for entry in section.entries), LEFT) + 4
     blocks += ["\n".join(_section_lines(section, width, column)) for section in parts]
-    if command.epilog:
-        blocks.append(_wrapped(command.epilog, width))
-    return "\n\n".join(blocks)
+    return "\n\n".join(blocks + ([_wrapped(epilog, width)] if epilog else []))
 
 
 def _section_lines(section: Section, width: int, column: int) -> Iterator[str]:

@@ -8,8 +8,9 @@ import typer
 from nanochat.cli.help import ConfigCommand
 from nanochat.cli.options import ALSO_CONFIG, FLAGS, Commands, Profile, Trial, relaunch, require_choice, run_config
 from nanochat.config import build_config, parse_flags
-from nanochat.console import confirm, show
+from nanochat.console import confirm, log, show
 from nanochat.errors import UsageError
+from nanochat.hardware.nvml import read_driver
 
 QUICKSTART_RUN = "quickstart"
 STAGES = ("base", "sft", "rl", "all")
@@ -49,6 +50,8 @@ def quickstart(context: typer.Context) -> None:
         if name in parse_flags(context.args):
             raise UsageError(f"quickstart always trains the cpu profile, without --{name}", "`nanochat train --help` lists the profiles")
     config = build_config("cpu", False, {"run": QUICKSTART_RUN} | parse_flags(context.args))
+    if config.device == "cpu" and (gpus := getattr(read_driver(), "gpus", ())):
+        log(f"quickstart trains on the CPU and does not use the {gpus[0].name}; `nanochat train` does")
     from nanochat.pipeline.train import train as run
 
     code = run(config, relaunch=relaunch())

@@ -1,14 +1,21 @@
-"""Commands under the names that karpathy/nanochat's guide gives them: scripts.base_train, scripts.chat_web, torchrun."""
+"""Commands under the names of karpathy/nanochat: scripts.base_train, scripts.chat_web, torchrun."""
 
 import os
 import sys
 
 from nanochat.cli.app import dispatch
+from nanochat.cli.help import config_sections, layout
 from nanochat.config import FIELDS, Config, parse_flags
+from nanochat.console import show
+
+HELP = "Pretrain a model, with the options of karpathy/nanochat. `nanochat train` also fine-tunes and evaluates it."
 
 
 def base_train(arguments: list[str]) -> int:
-    """`python -m scripts.base_train`: pretraining alone, with karpathy/nanochat's flags; the run is named d<depth>."""
+    """`python -m scripts.base_train`: pretrain only, with karpathy/nanochat's options, a run named d<depth>. Returns the exit code."""
+    if {"-h", "--help"} & set(arguments):
+        show(layout("python -m scripts.base_train [OPTIONS]", [HELP], config_sections("")))
+        return 0
     values = parse_flags(arguments)
     depth = values.get("depth", FIELDS["depth"].default)
     if values.get("run", "dummy") in ("dummy", "auto"):  # dummy: the upstream's name for "no name"
@@ -20,15 +27,15 @@ def base_train(arguments: list[str]) -> int:
 
 
 def chat_web(arguments: list[str]) -> int:
-    """`python -m scripts.chat_web`: `serve`, with the same options."""
+    """`python -m scripts.chat_web`: `nanochat serve` with the same options. Returns the exit code."""
     sys.argv[1:] = ["serve", *arguments]
     return dispatch()
 
 
 def torchrun() -> None:
-    """`torchrun` with its options spelled out only: torch's own takes the guide's --run for a short form of its --run-path.
+    """Run torch's `torchrun` without abbreviated options: it would take `--run` of karpathy/nanochat's commands for its own `--run-path`.
 
-    With --standalone its workers meet on loopback: torch's own rendezvous for it listens on every address, and unpickles what comes.
+    With --standalone, workers rendezvous on loopback: torch's own rendezvous listens on every address and unpickles what it receives.
     """
     from torch.distributed.elastic.rendezvous import rendezvous_handler_registry
     from torch.distributed.run import get_args_parser, run

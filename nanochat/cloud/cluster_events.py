@@ -25,7 +25,7 @@ class Warn:
         """What to do where a quota is the reason, else ""."""
         if not any(word in self.message for word in ("exceeded quota", "failed quota", "LimitRange", "per Pod is", "per Container is")):
             return ""
-        return "kubectl describe quota,limitrange shows what is allowed; submit cancel, then again with less: --cpus, --memory, --nodes"
+        return "kubectl describe quota,limitrange shows the limits; `nanochat submit cancel NAME`, then lower --cpus, --memory, --nodes"
 
 
 def newest_warnings(events: Iterable[dict[str, Any]], objects: Iterable[dict[str, Any]]) -> dict[str, Warn]:

@@ -116,7 +116,7 @@ def _end(api: RunPod, pod: str, limits: Guard, code: int, pause: float) -> None:
     """Ask the host to end this pod until it does."""
     log(f"guard: the training ended with {code}; this pod is ended ({limits.end})")
     if limits.end == "stop":
-        log("guard: its disk stays with the checkpoints, and is billed until the pod is terminated: submit terminate NAME")
+        log("guard: its disk with the checkpoints stays and is billed until `nanochat submit terminate NAME`")
     last = time.monotonic() + END_SECONDS
     while True:
         try:

@@ -27,12 +27,15 @@ _KLOG = re.compile(r"[EWI]\d{4} ")  # a line of kubectl's own log, which its err
 _HINTS = (
     (("Unauthorized", "must be logged in"), "log in to the cluster again, then the same command"),
     (("Forbidden", "forbidden"), "ask the cluster's administrator for this right, or name another namespace with --namespace"),
-    (("field is immutable", "is invalid"), "a running training is not changed: `submit cancel` ends it, or choose another --name"),
+    (
+        ("field is immutable", "is invalid"),
+        "a running job is not changed: end it with `nanochat submit cancel NAME`, or choose another --name",
+    ),
     (
         ("no matches for kind", "doesn't have a resource type"),
         "the cluster lacks JobSet, which several nodes need: install it, or use --nodes 1",
     ),
-    (("not found", "NotFound"), "`submit status` shows what there is; --namespace names another place"),
+    (("not found", "NotFound"), "`nanochat submit status NAME` shows what there is; --namespace names another namespace"),
 )
 _AGAIN: tuple[str, ...] = (
     "Conflict",
@@ -133,7 +136,7 @@ class Kubectl:
             if state != "running":
                 raise NanochatError(
                     f"the {component} job of {name} {'failed: ' + why if state else 'is gone'}",
-                    f"its log: submit logs {name} --component {component}",
+                    f"`nanochat submit logs {name} --component {component}` prints its log",
                 )
             if time.monotonic() - said > 60:
                 said = time.monotonic()
@@ -152,7 +155,7 @@ class Kubectl:
             code, said = self._stream(name, component, follow, seen)
             if not follow:
                 if code:
-                    raise NanochatError(f"kubectl logs: {said}", f"submit status {name} shows its pods")
+                    raise NanochatError(f"kubectl logs: {said}", f"`nanochat submit status {name}` shows its pods")
                 return 0
             state, why = self.outcome(name, component)
             if state == "running":
@@ -236,7 +239,8 @@ def submit(kubectl: Kubectl, name: str, made: Sequence[Manifest], poll: float = 
     began, (state, why) = time.time(), kubectl.outcome(name, "train")
     if state in ("complete", "failed"):
         raise UsageError(
-            f"the training {name!r} has ended already ({state}{': ' + why if why else ''})", "another --name, or `submit cancel` first"
+            f"the training {name!r} has ended already ({state}{': ' + why if why else ''})",
+            "another --name, or `nanochat submit cancel NAME` first",
         )
     if not state and first:
         kubectl.apply(first)

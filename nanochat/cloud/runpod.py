@@ -115,7 +115,7 @@ def describe(work: Workload, options: RentalOptions, found: Sequence[Candidate])
         lines.append(
             f"disk      {gigabytes} GB of the pod's own; the pod is stopped at the end, and the disk then costs about ${cost:.2f} a month"
         )
-        lines.append("          until `submit terminate`: fetch the checkpoints first, they go with it")
+        lines.append("          until `nanochat submit terminate NAME`: fetch the checkpoints first, they go with it")
     return "\n".join(lines)
 
 
@@ -165,7 +165,7 @@ def require(api: RunPod, name: str) -> dict[str, Any]:
     """The pod of that name. Raises UsageError if there is none."""
     if pod := find(api, name):
         return pod
-    raise UsageError(f"there is no pod named {name!r}", "submit status --on runpod lists them")
+    raise UsageError(f"there is no pod named {name!r}", "`nanochat submit status --on runpod` lists them")
 
 
 def rent(api: RunPod, work: Workload, options: RentalOptions, found: Sequence[Candidate]) -> tuple[dict[str, Any], Candidate]:
@@ -213,7 +213,9 @@ def submit(api: RunPod, work: Workload, options: RentalOptions, agree: Callable[
         log(f"pod {pod['id']} ({pod['status']}) bears this name already: following it; nothing new is rented")
         return _follow(api, pod, options, deadline(pod)) if follow else 0
     if pod and pod["status"] == "ERROR":
-        raise PreflightError(f"pod {pod['id']} of this name is in an error state", f"submit terminate {work.name} removes it with its disk")
+        raise PreflightError(
+            f"pod {pod['id']} of this name is in an error state", f"`nanochat submit terminate {work.name}` deletes it and its disk"
+        )
     found = candidates(api, work, options)
     if pod:  # stopped: its disk has the checkpoints
         found = [one for one in found if one.gpu == pod["gpu"]["id"]] or found[:1]
@@ -228,7 +230,7 @@ def submit(api: RunPod, work: Workload, options: RentalOptions, agree: Callable[
         one = found[0]
     else:
         pod, one = rent(api, work, options, found)
-    log(f"pod {pod['id']}: {one.gpu}, ${pod.get('cost') or one.price:.2f} an hour; `submit stop {work.name}` ends it")
+    log(f"pod {pod['id']}: {one.gpu}, ${pod.get('cost') or one.price:.2f} an hour; `nanochat submit stop {work.name}` ends it")
     until = time.time() + 3600 * one.hours
     if not follow:
         log("not followed: the guard inside the pod ends it")
@@ -236,7 +238,7 @@ def submit(api: RunPod, work: Workload, options: RentalOptions, agree: Callable[
     try:
         return _follow(api, pod, options, until)
     except KeyboardInterrupt:
-        log(f"no longer followed. The pod goes on, and its guard ends it; `submit logs {work.name} --on runpod` follows again")
+        log(f"no longer followed. The pod goes on, and its guard ends it; `nanochat submit logs {work.name} --on runpod` follows again")
         raise
 
 

@@ -54,8 +54,8 @@ _KINDS: dict[int, tuple[type[NanochatError], str]] = {
     401: (UsageError, "check RUNPOD_API_KEY: the account's page of API keys shows which are valid"),
     402: (PaymentRequired, "add credit to the account, then the same command"),
     403: (Forbidden, "the API key lacks the right for this: make one with pods: read and write"),
-    404: (NotFound, "submit status --on runpod lists the pods"),
-    409: (Conflict, "submit status --on runpod shows the pod's state"),
+    404: (NotFound, "`nanochat submit status --on runpod` lists the pods"),
+    409: (Conflict, "`nanochat submit status --on runpod` shows the pod's state"),
     422: (UsageError, "the message names the field that RunPod refuses"),
 }
 

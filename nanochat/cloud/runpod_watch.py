@@ -71,7 +71,7 @@ class PodWatcher:
             return True
         status = pod["status"]
         if status in ("EXITED", "TERMINATED"):
-            kept = "" if status == "TERMINATED" else ": its disk is kept, and billed until submit terminate"
+            kept = "" if status == "TERMINATED" else ": its disk is kept and billed until `nanochat submit terminate NAME`"
             log(f"pod {self._identifier} has ended ({status}){kept}")
             return True
         if status == "ERROR":
@@ -95,7 +95,7 @@ class PodWatcher:
             )
         raise NanochatError(
             f"pod {self._identifier} is in an error state (${pod.get('cost') or 0:.2f} an hour); its disk is kept",
-            "look at it on RunPod's page; submit terminate removes it with its disk",
+            "look at it on RunPod's page; `nanochat submit terminate NAME` removes it with its disk",
         )
 
     def _enforce_ceiling(self, pod: dict[str, Any]) -> None:

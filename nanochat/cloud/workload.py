@@ -104,7 +104,7 @@ def workload(image: str, name: str, profile: str, trial: bool, arguments: Sequen
     if config.hours:
         raise UsageError(
             "--hours chooses a plan by what this machine measures, which is not the cluster's",
-            f"plan --hours={config.hours:g} --card NAME shows what it would choose; submit takes its --depth, and --max-hours ends it",
+            f"`nanochat plan --hours={config.hours:g} --card H100` shows its --depth: pass that to submit, and --max-hours to end it",
         )
     name = name or f"nanochat-{config.run}".lower().replace("_", "-")
     if not _NAME.fullmatch(name):

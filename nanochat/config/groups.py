@@ -72,7 +72,7 @@ class DataConfig(Group):
 
     dataset: str = field("climbmix", "Pretraining text: embedded, climbmix, fineweb-edu or hf:OWNER/NAME", metavar="NAME")
     data: str = field("", "Your own text instead: a file or directory, or PATH:COLUMN", metavar="PATH")
-    encoding: str = field("", "Encoding of text files in --data, such as cp1252 (default: detected)", metavar="NAME")
+    encoding: str = field("", "Encoding of text files in --data, as in cp1252; without it, detected", metavar="NAME")
     chat_data: str = field("", "Your own conversations: a file or directory, or hf:OWNER/NAME", metavar="PATH")
     identity: str = field("", "TOML file with the model's name, maker, languages and traits", metavar="FILE")
     shards: int = field(-1, "Training shards", auto="as many as the training tokens need")
@@ -83,7 +83,8 @@ class DataConfig(Group):
         try:
             "".encode(self.encoding or "utf-8")
         except LookupError:
-            raise UsageError(f"encoding = {self.encoding!r} is unknown", "a name such as utf-8, cp1252, big5 or gb18030") from None
+            hint = "it takes a name such as utf-8, cp1252, big5 or gb18030; without it, the encoding is detected"
+            raise UsageError(f"unknown encoding in --encoding={self.encoding}", hint) from None
 
 
 @dataclasses.dataclass(frozen=True)

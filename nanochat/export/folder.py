@@ -259,7 +259,9 @@ def import_folder(folder: Path, run: str | None = None) -> str:
         gpt = GPTConfig.from_dict(meta["model"])
         model = _read_model(untrusted.inside(folder, WEIGHTS), gpt)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise DataError(f"{folder} is not a folder that export --to hf wrote: {untrusted.reason(error)}", "export the run again") from error
+        raise DataError(
+            f"{folder} is not a folder that `nanochat export --to hf` wrote: {untrusted.reason(error)}", "export the run again"
+        ) from error
     try:
         require_space(f"importing {folder}", 4 * count_parameters(gpt)["total"], target)
         tokenizer.save(paths.tokenizer_dir(tokenizer.id))

@@ -1,6 +1,8 @@
 """Many connections: bounds of one address and in all, probes, too few file descriptors, a crowd beside ordinary clients."""
 
+import asyncio
 import contextlib
+import errno
 import http.client
 import json
 import logging
@@ -12,15 +14,17 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import httpx
 import pytest
 
 from nanochat.chat import connections
-from nanochat.chat.connections import ConnectionTable
+from nanochat.chat.connections import Acceptor, ConnectionTable
 from nanochat.chat.middleware import Limits
 from nanochat.console import printable
 from tests.chat.serve_process import Serve
@@ -94,6 +98,70 @@ def test_few_file_descriptors_bound_the_connections(monkeypatch: pytest.MonkeyPa
     assert ConnectionTable(128, 1000).in_all == 128
     monkeypatch.setattr(connections, "file_limit", lambda: 256)
     assert ConnectionTable(128, 1000).in_all == 16
+
+
+# Accepting
+
+
+def accepting(work: Callable[[Acceptor, int], Awaitable[None]]) -> None:
+    """Run `work` with an acceptor that listens on loopback, and its port."""
+
+    async def run() -> None:
+        server = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0)
+        acceptor = Acceptor(server, asyncio.Protocol, ConnectionTable(10, 100))
+        try:
+            await work(acceptor, acceptor.sockets[0].getsockname()[1])
+        finally:
+            acceptor.close()
+
+    asyncio.run(run())
+
+
+def test_without_file_descriptors_it_is_tried_a_few_times_a_second(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    tries = []
+
+    def refuse(listening: socket.socket) -> None:
+        tries.append(listening)
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    async def work(acceptor: Acceptor, port: int) -> None:
+        monkeypatch.setattr(socket.socket, "accept", refuse)
+        with socket.create_connection(("127.0.0.1", port)):  # no connection is idle, so that none could make room
+            await asyncio.sleep(1)
+
+    accepting(work)
+    assert 2 <= len(tries) <= 1 / connections.RETRY_SECONDS + 1
+    assert capfd.readouterr().err.count("cannot be accepted") == 1
+
+
+def test_addresses_take_turns() -> None:
+    """One that connects without end delays nobody."""
+
+    class Waiting:
+        def __init__(self) -> None:
+            self.peers = ["crowd"] * 40 + ["other"]
+
+        def accept(self) -> tuple[Any, tuple[str, int]]:
+            if not self.peers:
+                raise BlockingIOError
+            peer = self.peers.pop(0)
+            return SimpleNamespace(setblocking=lambda blocks: None, close=lambda: None, peer=peer), (peer, 1)
+
+    begun: list[str] = []
+
+    async def connect(accepted: Any) -> None:
+        begun.append(accepted.peer)
+
+    async def work(acceptor: Acceptor, port: int) -> None:
+        acceptor._connect = connect  # type: ignore[method-assign]
+        acceptor._accept(Waiting())  # type: ignore[arg-type]
+        while len(begun) < 41:
+            await asyncio.sleep(0)
+
+    accepting(work)
+    assert begun.index("other") <= 2
 
 
 # A server
@@ -195,7 +263,12 @@ def test_what_uvicorn_logs_is_printed_by_the_console(capfd: pytest.CaptureFixtur
 
 def test_too_few_file_descriptors(trained: Path) -> None:
     """The limit is raised as far as it goes; beyond it there is one line, no traceback, no spinning, and probes are answered."""
-    one = Serve(trained)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(1024, hard // 2), hard))
+    try:
+        one = Serve(trained)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     try:
         soft, hard = resource.prlimit(one.process.pid, resource.RLIMIT_NOFILE)
         assert soft == hard

@@ -30,7 +30,7 @@ def test_a_conversation(page: Page) -> None:
 
     page.get_by_role("button", name="New chat").click()
     say(page, "another")
-    expect(page.locator("#conversations li")).to_have_count(2)
+    expect(page.locator("#conversations .row")).to_have_count(2)
     page.get_by_role("navigation").get_by_role("button", name="Who are you?", exact=True).click()
     expect(page.locator(".message")).to_have_count(4)
 

@@ -99,12 +99,14 @@ def test_a_reader_who_scrolls_up_is_left_alone(browser: Browser, server: Running
         page.locator("#scroll").hover()
         before = page.evaluate(place)
         page.mouse.wheel(0, -30)  # a little: less than what once counted as the end
-        page.wait_for_function(f"{place} < {before}")
+        while page.evaluate(place) >= before:
+            page.wait_for_timeout(20)
         up = page.evaluate(place)
         page.wait_for_timeout(500)
         assert page.evaluate(place) <= up
         page.get_by_role("button", name="To the newest message").click()
-        page.wait_for_function(f"{place} > {before}")  # and follows again
+        while page.evaluate(place) <= before:  # and follows again
+            page.wait_for_timeout(20)
         page.keyboard.press("Escape")
 
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -181,3 +182,39 @@ def test_quiet_and_verbose(base: Path, tmp_path: Path) -> None:
     assert "training a tokenizer" in verbose.stderr and quiet.stderr == ""
     wrong = call(base, "-m", "nanochat", "--quiet", "tokenizer", "--vocab_size=1")
     assert wrong.returncode == 2 and "error: --vocab_size=1" in wrong.stderr and "hint:" in wrong.stderr
+
+
+def test_the_guide_s_command_has_help(base: Path) -> None:
+    done = call(base, "-m", "scripts.base_train", "--help")
+    assert done.returncode == 0 and done.stderr == "" and "Usage: python -m scripts.base_train [OPTIONS]" in done.stdout
+    assert all(f"--{name}" in done.stdout for name in FIELDS if name not in ("profile", "trial"))
+
+
+def test_quickstart_says_that_it_does_not_use_the_gpu(run: Any, monkeypatch: pytest.MonkeyPatch, base: Path) -> None:
+    from nanochat.hardware.nvml import Driver, GPUStatus
+
+    monkeypatch.setattr("nanochat.pipeline.train.train", lambda *given, **more: 3)
+    assert run("quickstart")[2] == ""
+    monkeypatch.setattr("nanochat.cli.train.read_driver", lambda: Driver("580", (GPUStatus("RTX 4050", 6 * 2**30, 0, ()),)))
+    assert run("quickstart")[2] == "quickstart trains on the CPU and does not use the RTX 4050; `nanochat train` does\n"
+    assert run("quickstart", "--device=cuda")[2] == ""
+
+
+def test_a_plan_for_a_gpu_takes_the_profile_for_it(run: Any, base: Path) -> None:
+    for card, profile in (("5090", "rtx4090"), ("4060", "rtx4050")):
+        code, out, err = run("plan", "--card", card)
+        assert code == 0 and f"{profile}, on NVIDIA GeForce RTX {card}" in out and f"profile = {profile}" in err
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("line", ["--help", "train --profile rtx4090 --help", "submit k8s --help"])
+def test_help_is_quick(line: str) -> None:
+    """Half a second of processor time at most: other work on the machine does not count."""
+
+    def seconds() -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, "entrypoint.py", *line.split()], cwd=ROOT, capture_output=True, timeout=60, check=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+
+    assert min(seconds() for _ in range(3)) < 0.5

@@ -1,5 +1,6 @@
 """Mistakes on the command line: the option and its value are named, the hint has what was meant, and its command runs when pasted."""
 
+import ast
 import re
 import shlex
 import sys
@@ -13,6 +14,7 @@ from nanochat import console
 from nanochat.cli import app as cli
 from nanochat.cli.help import Group
 
+PACKAGE = Path(cli.__file__).parents[1]
 MISTAKES = [
     ("trian", "unknown command 'trian'", "did you mean `nanochat train`?"),
     ("frobnicate", "unknown command 'frobnicate'", "`nanochat --help` lists the commands"),
@@ -89,7 +91,7 @@ def parse(arguments: list[str]) -> None:
     while isinstance(command, Group) and arguments and arguments[0] in command.commands:
         command = command.commands[arguments[0]]
         context, arguments = typer.Context(command, info_name=arguments[0], parent=context), arguments[1:]
-    assert not isinstance(command, Group) or arguments == ["--help"], arguments
+    assert not isinstance(command, Group) or command.invoke_without_command or arguments in ([], ["--help"]), arguments
     for option in (text for text in arguments if text.startswith("--") and text != "--help"):
         known = {name for param in command.params for name in param.opts}
         assert option in known or command.context_settings.get("ignore_unknown_options"), option
@@ -108,3 +110,23 @@ def test_a_run_that_does_not_exist_has_a_name_that_is_close(base: Path, monkeypa
     with pytest.raises(DataError, match="no run 'quickstrat'") as raised:
         finished_steps("quickstrat")
     assert raised.value.hint == "did you mean quickstart? runs: mine, quickstart"
+
+
+def written_commands() -> list[tuple[str, str]]:
+    """Every command in backticks in the package's texts, with its file; what is filled in when it is printed is X."""
+    found = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                text = "".join(str(part.value) if isinstance(part, ast.Constant) else "X" for part in node.values)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                text = node.value
+            else:
+                continue
+            found += [(str(path.relative_to(PACKAGE)), command) for command in re.findall(r"`nanochat ([^`.A-Z][^`]*)`", text)]
+    return sorted(set(found))
+
+
+@pytest.mark.parametrize(("place", "command"), written_commands(), ids=lambda text: text)
+def test_commands_in_messages_exist(place: str, command: str) -> None:
+    parse(shlex.split(command))

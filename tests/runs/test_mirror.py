@@ -127,6 +127,25 @@ def test_a_link_there_is_not_followed(run: Path, there: Path, tmp_path: Path, ca
     assert not (run.parent.parent / "tokenizer" / "abc").exists()
 
 
+@pytest.mark.parametrize("name", [".hidden", "a\\b", "a\nb", "\x1b[2J"])
+def test_a_tokenizers_name_there_is_a_plain_one(name: str, run: Path, there: Path) -> None:
+    """Of its directory and of its files; an object store may list any name, also one that leads elsewhere."""
+    mirror(there).push(step(run, 10), keep=2)
+    place = there / "one" / "tokenizer"
+    shutil.rmtree(run.parent.parent / "tokenizer")
+    (place / "abc" / name).write_text("x")
+    with pytest.raises(DataError, match="on the mirror"):
+        mirror(there).fetch_tokenizer()
+    (place / "abc").rename(place / name)
+    with pytest.raises(DataError, match="on the mirror"):
+        mirror(there).fetch_tokenizer()
+    listed = mirror(there)
+    with pytest.raises(DataError, match="on the mirror"):
+        listed._name(f"{there}/one/tokenizer/..")
+    tokenizers = run.parent.parent / "tokenizer"
+    assert not tokenizers.exists() or list(tokenizers.iterdir()) == []
+
+
 def test_only_what_the_manifest_names_is_fetched_and_no_more_bytes(run: Path, there: Path) -> None:
     mirror(there).push(step(run, 10), keep=2)
     (there / "one" / "base" / "step_000010" / "other").write_bytes(b"x")

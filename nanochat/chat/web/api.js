@@ -69,12 +69,36 @@ export async function status() {
   return (await request("/api/training")).json();
 }
 
+/** All runs: {runs: [{name, stage, ...}]}. */
+export const runs = async () => (await request("/api/runs")).json();
+
+/** One run: {run, report, samples}. */
+export const run = async (name) => (await request(`/api/runs/${encodeURIComponent(name)}`)).json();
+
+/** The checkpoints that can be asked for: {models, default}. */
+export const models = async () => (await request("/api/models")).json();
+
+/** Save a run's report as a file. */
+export async function saveReport(name) {
+  const response = await request(`/api/runs/${encodeURIComponent(name)}/report.html`);
+  save(`${name}.html`, await response.blob());
+}
+
+/** Let the browser save a file. */
+export function save(name, blob) {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(blob);
+  link.download = name;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+}
+
 /**
- * Ask for an answer. Yields {model}, {text}, {calculator: {expression, result}}, {dropped} and {finish} as they come.
+ * Ask for an answer. Yields {model}, {usage}, {tokens} with their log probabilities, {text}, {calculator: {expression, result}}, {dropped} and {finish} as they come.
  * Throws ApiError, or an AbortError after `signal`.
  */
 export async function* answer(messages, settings, signal) {
-  const body = JSON.stringify({ messages, stream: true, ...settings });
+  const body = JSON.stringify({ messages, stream: true, stream_options: { include_usage: true }, ...settings });
   const response = await request("/v1/chat/completions", {
     method: "POST",
     headers: { "Content-Type": "application/json" },
@@ -85,9 +109,11 @@ export async function* answer(messages, settings, signal) {
     if (data === "[DONE]") return;
     const chunk = JSON.parse(data);
     if (chunk.error) throw new ApiError("other", chunk.error.message);
+    if (chunk.usage) yield { usage: chunk.usage };
     if (chunk.checkpoint) yield { model: { run: chunk.model, ...chunk.checkpoint } };
     if (chunk.dropped_turns) yield { dropped: chunk.dropped_turns };
-    for (const { delta, finish_reason: finish } of chunk.choices) {
+    for (const { delta, logprobs, finish_reason: finish } of chunk.choices) {
+      if (logprobs?.content) yield { tokens: logprobs.content };
       if (delta?.content) yield { text: delta.content };
       if (delta?.calculator) yield { calculator: delta.calculator };
       if (finish) yield { finish };

@@ -3,13 +3,17 @@
 import * as api from "./api.js";
 import { Chat } from "./chat.js";
 import * as conversations from "./conversations.js";
+import { askKey, drawHelp, setUpDialogs } from "./dialogs.js";
 import { byId, el, icon } from "./dom.js";
-import { number, stage, switchLanguage, t, translate } from "./i18n.js";
+import { setUpFiles } from "./files.js";
+import { switchLanguage, t, translate } from "./i18n.js";
+import { setUpKeys } from "./keys.js";
+import { chooseModel, drawModelButton, modelNamed, nameOf } from "./models.js";
 import { announce, toast } from "./notices.js";
-import { drawSettings, drawTheme, loadSettings, resetSettings, settings, setUpTheme } from "./settings.js";
+import { drawSettings, drawTheme, loadSettings, resetSettings, settings, settingsOf, setUpTheme } from "./settings.js";
 import { drawConversations, focusAfter, setUpSidebar, showSidebar } from "./sidebar.js";
-import { drawTraining, percent } from "./training.js";
 import { Transcript } from "./transcript.js";
+import { Views } from "./views.js";
 import { drawWelcome } from "./welcome.js";
 
 const LIVE = 2000; // milliseconds between looks at a training, or while there is no model or no server
@@ -19,20 +23,17 @@ const message = byId("message");
 let status = null; // the server's last answer {model, training, hint}
 let offline = false;
 let keyless = false; // the server asks for a key, and none was given that it takes
-let viewChosen = false; // a person has chosen between chat and training
-let showsTraining = false;
 
-const model = () => status?.model ?? null;
+const serverModel = () => status?.model ?? null;
+const model = () => (chat.current.model ? { ...modelNamed(chat.current.model) } : serverModel()); // that answers in the open conversation
 const ready = () => !status || model() !== null; // until the server has spoken, a message may be tried
+const views = new Views({ changed: viewChanged, chat: talkTo, announce });
 const chat = new Chat(settings, model, { opened, changed: (answer) => transcript.update(answer), ended, kept });
-const transcript = new Transcript(
-  { edit, again, retry: (kind) => (kind === "key" ? askKey() : again()), announce },
-  model,
-);
+const transcript = new Transcript({ edit, again, retry: (kind) => (kind === "key" ? askKey() : again()), announce, version, keepBeside }, model);
 
 let storageFull = false;
 function drawNotice() {
-  const told = !showsTraining && chat.current.messages.at(-1)?.error?.kind === "network"; // below the message, with its button
+  const told = views.current === "chat" && chat.current.messages.at(-1)?.error?.kind === "network"; // below the message, with its button
   const kind = offline ? (told ? "" : "offline") : keyless ? "error_key" : storageFull ? "storage_full" : conversations.persistent() ? "" : "storage_none";
   const notice = byId("notice");
   const state = kind && t(kind);
@@ -45,9 +46,12 @@ function drawNotice() {
 // The conversation.
 
 function opened() {
+  settingsOf(chat.current, keepSettings);
+  drawModel();
   drawChat(); // first what is seen: a hidden list has no end to scroll to
   transcript.show(chat.current, chat.busy);
   drawNotice();
+  if (views.current !== "chat") return;
   const hash = chat.current.messages.length ? `#${chat.current.id}` : " ";
   if (location.hash !== hash.trim()) history.replaceState(null, "", hash === " " ? location.pathname : hash);
 }
@@ -60,6 +64,10 @@ function ended(conversation, answer) {
     announce(answer.error ? "" : t("answered", conversations.textOf(answer)));
   }
   if (answer.error) look();
+}
+
+function keepSettings(conversation) {
+  if (conversations.get(conversation.id)) kept(conversations.save(conversation));
 }
 
 function kept(room) {
@@ -79,6 +87,17 @@ function edit(index, text) {
 function again() {
   chat.again();
   focusMessage(); // the button that had the focus is gone
+}
+
+function version(message, index) {
+  chat.turnTo(message, index);
+  const buttons = [...document.querySelectorAll(".versions button:not(:disabled)")];
+  buttons[0]?.focus();
+}
+
+function keepBeside(message) {
+  chat.keepBeside(message);
+  focusMessage();
 }
 
 function undo(conversation) {
@@ -109,9 +128,19 @@ function rename(conversation, title) {
   drawChat();
 }
 
-function newChat() {
+// A new conversation with a checkpoint: of a training, or of a run.
+function talkTo(name) {
+  newChat(name);
+}
+
+function newChat(name) {
+  const { model: kept, beside } = chat.current;
   showChat();
   chat.open();
+  chat.current.model = typeof name === "string" ? (name === nameOf(serverModel()) ? undefined : name) : kept;
+  if (typeof name !== "string") chat.current.beside = beside;
+  drawModel();
+  drawChat();
   showSidebar(false);
   focusMessage();
 }
@@ -135,9 +164,9 @@ function submit() {
 function drawChat() {
   const { current, busy } = chat;
   const answering = model();
-  const title = showsTraining ? t("training") : current.title || t("untitled");
-  byId("title").textContent = title;
-  document.title = current.title && !showsTraining ? `${current.title} · NanoChat` : "NanoChat";
+  const inChat = views.current === "chat";
+  byId("title").textContent = inChat ? current.title || t("untitled") : t(views.current);
+  document.title = `${views.title}${current.title && inChat ? `${current.title} · ` : ""}NanoChat`;
   message.placeholder = t(!ready() ? "placeholder_none" : answering?.chats === false ? "placeholder_base" : "placeholder");
   byId("send").replaceChildren(icon(busy ? "stop" : "send"));
   byId("send").setAttribute("aria-label", t(busy ? "stop" : "send"));
@@ -163,48 +192,45 @@ function drawChat() {
 }
 
 function drawModel() {
-  const answering = model();
-  const training = status?.training;
-  const badges = [];
-  if (answering?.trial) badges.push(el("span", { class: "badge", title: t("trial_note") }, t("trial")));
-  if (answering?.chats === false) badges.push(el("span", { class: "badge", title: t("base_note") }, stage("base")));
-  const name = answering && el("span", { title: t("model_label", { ...answering, step: number(answering.step) }) }, answering.run);
-  byId("model").replaceChildren(...(answering ? [name, ...badges] : []));
-  byId("training-pill").hidden = !training?.alive;
-  if (training?.alive) byId("training-pill").textContent = t("pill", percent(training));
-  drawTraining(status, document.documentElement.lang, { announce, chat: newChat });
+  drawModelButton(model(), serverModel()?.device, Boolean(chat.current.beside));
+  views.drawPill();
 }
 
-// Chat or training.
+function pickModel() {
+  chooseModel(chat.current, serverModel(), (name, beside) => {
+    chat.current.model = name;
+    chat.current.beside = beside;
+    if (conversations.get(chat.current.id)) kept(conversations.save(chat.current));
+    drawModel();
+    drawChat();
+    transcript.modelChanged();
+  });
+}
+
+// Chat, training or runs.
 
 function showChat() {
-  viewChosen = true;
-  show(false);
+  views.chosen = true;
+  if (views.current === "chat") return;
+  views.show("chat");
+  history.replaceState(null, "", chat.current.messages.length ? `#${chat.current.id}` : location.pathname);
 }
 
-function show(training) {
-  showsTraining = training;
-  byId("training").hidden = !training;
-  byId("chat").hidden = training;
-  byId("open-training").toggleAttribute("data-open", training);
-  if (training) byId("open-training").setAttribute("aria-current", "page");
-  else byId("open-training").removeAttribute("aria-current");
+function viewChanged() {
   drawChat();
   drawNotice();
-  if (!training) transcript.back();
+  if (views.current === "chat") transcript.back();
 }
 
-function openTraining() {
-  viewChosen = true;
-  show(true);
+// A button of the sidebar: the second press leads back to the conversation.
+function toggle(name) {
+  if (views.current === name && location.hash.split("/").length <= 2) {
+    showChat();
+    focusMessage();
+  } else {
+    views.go(`#/${name}`);
+  }
   showSidebar(false);
-  byId("training").focus();
-}
-
-function closeTraining() {
-  showChat();
-  showSidebar(false);
-  focusMessage();
 }
 
 // The server's state, looked at again and again while the page is visible.
@@ -216,9 +242,11 @@ async function look() {
   try {
     const next = await api.status();
     // Until a person chooses, the view is the chat where there is a model, else the training; nobody who watches one is interrupted.
-    const watching = showsTraining && next.training?.alive;
-    if (!viewChosen && !watching && !next.model !== showsTraining) show(!next.model);
+    const watching = views.current === "training" && next.training?.alive;
+    const wanted = next.model ? "chat" : "training";
     status = next;
+    if (!views.chosen && !watching && views.current !== wanted) views.show(wanted);
+    await views.update(next);
   } catch (error) {
     failed = error;
   }
@@ -227,7 +255,7 @@ async function look() {
   if (keyless) askKey();
   drawNotice();
   drawModel();
-  const drawn = JSON.stringify([ready(), model(), offline]);
+  const drawn = JSON.stringify([ready(), model(), offline, views.title]);
   if (drawn !== look.drawn) {
     drawChat();
     transcript.modelChanged();
@@ -238,24 +266,13 @@ async function look() {
   if (!document.hidden && !keyless) timer = setTimeout(look, wait);
 }
 
-function askKey() {
-  if (byId("key").open) return;
-  byId("key-text").textContent = t(api.hasKey() ? "key_wrong" : "key_text");
-  byId("key-input").value = "";
-  byId("key").showModal();
-}
-
-function drawHelp() {
-  const row = ([keys, meaning]) => el("div", {}, el("dt", {}, ...keys.split(" ").map((key) => el("kbd", {}, key))), el("dd", {}, meaning));
-  byId("help-list").replaceChildren(...t("keys").map(row));
-}
-
 function draw() {
   translate();
   drawTheme();
   drawSettings();
   drawHelp();
   drawModel();
+  views.redraw();
   drawChat();
   transcript.show(chat.current, chat.busy);
   drawNotice();
@@ -268,36 +285,19 @@ function grow() {
   byId("send").disabled = !chat.busy && (!ready() || !message.value.trim());
 }
 
-function onKey(event) {
-  if (event.isComposing || event.keyCode === 229 || document.querySelector("dialog[open]")) return;
-  const typing = event.target.matches("input, textarea");
-  if (event.key === "Escape" && chat.busy) chat.stop();
-  else if ((event.ctrlKey || event.metaKey) && event.shiftKey && event.key.toLowerCase() === "o") newChat();
-  else if (!typing && event.key === "/") message.focus();
-  else if (!typing && event.key === "?") byId("help").showModal();
-  else return;
-  event.preventDefault();
-}
-
-function onMessageKey(event) {
-  if (event.isComposing || event.keyCode === 229) return; // Enter ends the input of a Chinese word
-  if (event.key === "Enter" && !event.shiftKey) {
-    event.preventDefault();
-    submit();
-  } else if (event.key === "ArrowUp" && !message.value && !chat.busy) {
-    event.preventDefault();
-    transcript.editLast();
-  }
-}
-
 function setUp() {
   for (const node of document.querySelectorAll("[data-icon]")) node.prepend(icon(node.dataset.icon));
-  for (const node of document.querySelectorAll("[data-close]")) node.addEventListener("click", () => node.closest("dialog").close());
   const clicks = {
-    "new-chat": newChat,
-    "open-training": () => (showsTraining ? closeTraining() : openTraining()),
-    "training-pill": openTraining,
-    "open-settings": () => byId("settings").showModal(),
+    "new-chat": () => newChat(),
+    "open-training": () => toggle("training"),
+    "open-runs": () => toggle("runs"),
+    "training-pill": () => views.go("#/training"),
+    model: pickModel,
+    "open-settings": () => {
+      settingsOf(chat.current, keepSettings);
+      drawSettings();
+      byId("settings").showModal();
+    },
     "reset-settings": resetSettings,
     "open-help": () => byId("help").showModal(),
     language: () => {
@@ -315,16 +315,14 @@ function setUp() {
     if (chat.busy) chat.stop();
     else submit();
   });
-  byId("key-form").addEventListener("submit", (event) => {
-    event.preventDefault();
-    api.useKey(byId("key-input").value.trim());
-    byId("key").close();
+  setUpDialogs(() => {
     if (chat.current.messages.at(-1)?.error?.kind === "key") chat.again();
     look();
   });
+  setUpFiles(() => chat.current, drawChat);
+  byId("search").addEventListener("input", drawChat);
   message.addEventListener("input", grow);
-  message.addEventListener("keydown", onMessageKey);
-  document.addEventListener("keydown", onKey);
+  setUpKeys({ busy: () => chat.busy, stop: () => chat.stop(), newChat: () => newChat(), submit, editLast: () => transcript.editLast() });
   document.addEventListener("visibilitychange", () => !document.hidden && look());
   window.addEventListener("pagehide", () => chat.keep());
   window.addEventListener("hashchange", () => openHash());
@@ -334,8 +332,10 @@ function setUp() {
   });
 }
 
-function openHash() {
+function openHash(focus = true) {
+  if (views.follow(location.hash, focus)) return;
   const found = conversations.get(location.hash.slice(1));
+  if (found || (focus && !location.hash)) showChat();
   if (found && found !== chat.current) chat.open(found);
 }
 
@@ -345,6 +345,6 @@ setUpTheme();
 setUpSidebar();
 setUp();
 draw();
-openHash();
+openHash(false);
 focusMessage();
 look();

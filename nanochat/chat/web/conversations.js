@@ -121,3 +121,28 @@ export function messagesInTurns(messages, end, turns) {
   }
   return end;
 }
+
+/** The conversations in which a word occurs, in the title or a message; all for "". */
+export function search(words) {
+  const wanted = words.trim().toLowerCase();
+  if (!wanted) return all();
+  return all().filter(({ title, messages }) => title.toLowerCase().includes(wanted) || messages.some((message) => textOf(message).toLowerCase().includes(wanted)));
+}
+
+/** All conversations as JSON that `importJson` reads. */
+export const exportJson = () => JSON.stringify({ format: "nanochat-conversations", version: 1, conversations: all() }, null, 1);
+
+/** Take in conversations of a JSON file; returns how many. Throws where it is none. One that is here already stays as it is. */
+export function importJson(text) {
+  const found = JSON.parse(text);
+  if (found?.format !== "nanochat-conversations" || !Array.isArray(found.conversations)) throw new TypeError("no conversations");
+  const fresh = found.conversations.filter((one) => valid(one) && isText(one.id) && /^[0-9a-f]{1,64}$/.test(one.id) && !kept.has(one.id));
+  for (const one of fresh) save(one);
+  return fresh.length;
+}
+
+/** A conversation as Markdown; what the two say is quoted as it is. */
+export function exportMarkdown({ title, updated, messages }, you) {
+  const one = (message) => `## ${message.role === "user" ? you : `NanoChat${message.model ? ` (${message.model.run}, ${message.model.stage} ${message.model.step})` : ""}`}\n\n${textOf(message)}\n`;
+  return [`# ${title}\n`, `${new Date(updated).toISOString()}\n`, ...messages.map(one)].join("\n");
+}

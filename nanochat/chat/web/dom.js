@@ -21,6 +21,13 @@ const ICONS = {
   again: "M20 6v5h-5M20 11a8 8 0 1 0-1.5 5.5",
   trash: "M5 7h14M10 7V4h4v3M7 7l1 13h8l1-13",
   calculator: "M6 3h12v18H6zM9 7h6M9 12h.01M12 12h.01M15 12h.01M9 16h.01M12 16h.01M15 16h.01",
+  runs: "M4 6h16M4 12h16M4 18h10",
+  back: "M20 12H5M11 6l-6 6l6 6",
+  compare: "M4 20V9M10 20V4M16 20v-8M21 20H3",
+  bell: "M6 17h12l-2-3v-4a4 4 0 0 0-8 0v4zM10 20h4",
+  left: "M14 6l-6 6l6 6",
+  right: "M10 6l6 6l-6 6",
+  tokens: "M4 6h6v5H4zM13 6h7v5h-7zM4 14h9v5H4zM16 14h4v5h-4z",
   warning: "M12 4L2.5 20h19zM12 10v4M12 17h.01",
 };
 

@@ -10,12 +10,15 @@ export function announce(text) {
 }
 
 let timer;
-export function toast(text, undo) {
+export const toast = (text, undo) => toastText(text, t("undo"), undo);
+
+/** Show a text for a few seconds, with a button. */
+export function toastText(text, label, act) {
   const take = () => {
     byId("toast").hidden = true;
-    undo();
+    act();
   };
-  byId("toast").replaceChildren(el("span", {}, text), el("button", { type: "button", onclick: take }, t("undo")));
+  byId("toast").replaceChildren(el("span", {}, text), el("button", { type: "button", onclick: take }, label));
   byId("toast").hidden = false;
   clearTimeout(timer);
   timer = setTimeout(() => (byId("toast").hidden = true), 1000 * SECONDS);

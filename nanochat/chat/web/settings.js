@@ -7,7 +7,7 @@ const KEY = "nanochat.settings";
 const THEME = "nanochat.theme";
 const THEMES = ["auto", "light", "dark"];
 
-const DEFAULTS = { temperature: 0.8, top_p: 1, top_k: 50, max_tokens: 512, seed: null, system: "" };
+const DEFAULTS = { temperature: 0.8, top_p: 1, top_k: 50, max_tokens: 512, seed: null, system: "", probabilities: false };
 // Field -> what it may be: [lowest, highest, step].
 const NUMBERS = {
   temperature: [0, 2, 0.1],
@@ -19,9 +19,18 @@ const NUMBERS = {
 const SLIDERS = ["temperature", "top_p"];
 
 let values = { ...DEFAULTS };
+let scope = { conversation: null, save: () => {} }; // the open conversation, which may have settings of its own
+
+/** The conversation whose settings the dialog shows, and how it is kept. */
+export function settingsOf(conversation, save) {
+  scope = { conversation, save };
+}
+
+const own = () => scope.conversation?.settings; // what of them differs in the open conversation
+const current = () => ({ ...values, ...own() });
 
 function fits(name, value) {
-  if (name === "system") return typeof value === "string";
+  if (name === "system" || name === "probabilities") return typeof value === typeof DEFAULTS[name];
   const [low, high, step] = NUMBERS[name];
   if (value === null) return DEFAULTS[name] === null;
   return typeof value === "number" && value >= low && value <= high && (step < 1 || Number.isInteger(value));
@@ -44,12 +53,20 @@ function remembered(key) {
 }
 
 function put(name, value) {
+  if (own()) {
+    own()[name] = value;
+    scope.save(scope.conversation);
+    return;
+  }
   values[name] = value;
   remember(KEY, JSON.stringify(values));
 }
 
-/** The settings as a request's fields, and `system`. What is null is left out. */
-export const settings = () => Object.fromEntries(Object.entries(values).filter(([, value]) => value !== null));
+/** A conversation's settings as a request's fields, `system` and `probabilities`. What is null is left out. */
+export function settings(conversation) {
+  const found = Object.entries(conversation?.settings ?? {}).filter(([name, value]) => name in DEFAULTS && fits(name, value));
+  return Object.fromEntries(Object.entries({ ...values, ...Object.fromEntries(found) }).filter(([, value]) => value !== null));
+}
 
 /** Read what is kept; a value that cannot be is the default again. */
 export function loadSettings() {
@@ -64,13 +81,18 @@ export function loadSettings() {
 
 /** Draw the dialog's fields. */
 export function drawSettings() {
-  byId("settings-fields").replaceChildren(...Object.keys(NUMBERS).map(numberField), systemField());
+  byId("settings-fields").replaceChildren(ownField(), ...Object.keys(NUMBERS).map(numberField), systemField(), probabilitiesField());
 }
 
 /** Take all settings back. */
 export function resetSettings() {
-  values = { ...DEFAULTS };
-  remember(KEY, JSON.stringify(values));
+  if (own()) {
+    scope.conversation.settings = {};
+    scope.save(scope.conversation);
+  } else {
+    values = { ...DEFAULTS };
+    remember(KEY, JSON.stringify(values));
+  }
   drawSettings();
 }
 
@@ -85,8 +107,8 @@ function numberField(name) {
   const [low, high, step] = NUMBERS[name];
   const slider = SLIDERS.includes(name);
   const control = el("input", { type: slider ? "range" : "number", min: low, max: high, step, inputmode: "decimal" });
-  control.value = values[name] ?? "";
-  const shown = el("output", { for: `set-${name}` }, slider ? String(values[name]) : "");
+  control.value = current()[name] ?? "";
+  const shown = el("output", { for: `set-${name}` }, slider ? String(current()[name]) : "");
   control.addEventListener("input", () => {
     const value = control.value === "" ? DEFAULTS[name] : Number(control.value);
     const valid = control.validity.valid && fits(name, value);
@@ -97,9 +119,30 @@ function numberField(name) {
   return field(name, control, shown);
 }
 
+function checkbox(name, checked, change) {
+  const control = el("input", { type: "checkbox", id: `set-${name}`, "aria-describedby": `${name}-hint` });
+  control.checked = checked;
+  control.addEventListener("change", () => change(control.checked));
+  const hint = el("p", { id: `${name}-hint`, class: "hint" }, t(`${name}_hint`));
+  return el("div", { class: "field" }, el("label", { class: "check", for: control.id }, control, t(name)), hint);
+}
+
+// Whether the open conversation has settings of its own.
+function ownField() {
+  return checkbox("own_settings", Boolean(own()), (checked) => {
+    if (checked) scope.conversation.settings = { ...values };
+    else delete scope.conversation.settings;
+    scope.save(scope.conversation);
+    drawSettings();
+    byId("set-own_settings").focus();
+  });
+}
+
+const probabilitiesField = () => checkbox("probabilities", current().probabilities, (checked) => put("probabilities", checked));
+
 function systemField() {
   const control = el("textarea", { rows: 3, maxlength: 4000 });
-  control.value = values.system;
+  control.value = current().system;
   control.addEventListener("input", () => put("system", control.value));
   return field("system", control);
 }

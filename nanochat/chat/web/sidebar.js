@@ -2,16 +2,40 @@
 
 import * as conversations from "./conversations.js";
 import { byId, el, iconButton } from "./dom.js";
-import { t } from "./i18n.js";
+import { day, t } from "./i18n.js";
+
+const SEARCH_FROM = 8; // conversations: fewer need no search
 
 const list = byId("conversations");
 const narrow = window.matchMedia("(max-width: 52rem)"); // as in style.css
 
-/** Draw the list. `on` does what is asked for: open(conversation), rename(conversation, title), remove(conversation). */
+/** Draw the list, by days. `on` does what is asked for: open(conversation), rename(conversation, title), remove(conversation). */
 export function drawConversations(current, on) {
   if (list.querySelector("input")) return; // a title is being written
-  const items = conversations.all().map((conversation) => item(conversation, conversation.id === current.id, on));
-  list.replaceChildren(...(items.length ? items : [el("li", { class: "empty" }, t("no_conversations"))]));
+  const words = byId("search").value;
+  const found = conversations.search(words);
+  byId("search").hidden = conversations.all().length < SEARCH_FROM && !words;
+  const state = JSON.stringify([words, current.id, document.documentElement.lang, dayOf(Date.now()), found.map(({ id, title, updated }) => [id, title, updated])]);
+  if (list.dataset.state === state) return; // a thousand of them are not drawn anew for nothing
+  list.dataset.state = state;
+  const items = [];
+  let day = "";
+  for (const conversation of found) {
+    if (dayOf(conversation.updated) !== day) {
+      day = dayOf(conversation.updated);
+      items.push(el("li", { class: "day" }, day));
+    }
+    items.push(item(conversation, conversation.id === current.id, on));
+  }
+  list.replaceChildren(...(items.length ? items : [el("li", { class: "empty" }, t(words ? "none_found" : "no_conversations"))]));
+}
+
+const DAY = 86_400_000; // milliseconds
+
+function dayOf(when) {
+  const start = (time) => new Date(time).setHours(0, 0, 0, 0);
+  const ago = Math.round((start(Date.now()) - start(when)) / DAY);
+  return ago <= 0 ? t("today") : ago === 1 ? t("yesterday") : day(when);
 }
 
 function item(conversation, open, on) {
@@ -41,6 +65,7 @@ function startRenaming(row, conversation, on) {
     if (done) return;
     done = true;
     input.remove();
+    list.dataset.state = "";
     on.rename(conversation, keep && input.value.trim() ? input.value.trim() : conversation.title);
     list.querySelector("[aria-current]")?.focus();
   };

@@ -4,11 +4,15 @@ import * as conversations from "./conversations.js";
 import { byId, copyButton, el, icon, iconButton } from "./dom.js";
 import { number, stage, t } from "./i18n.js";
 import { CALL, Markdown } from "./markdown.js";
+import { toggleTokens } from "./tokens.js";
 
 const NEAR = 8; // pixels from the end: nearer than this, it counts as the end
 
 export class Transcript {
-  /** `on` does what the buttons ask for: edit(index, text), again(), retry(kind), announce(text). `model()` would answer now, or null. */
+  /**
+   * `on` does what the buttons ask for: edit(index, text), again(), retry(kind), announce(text), version(message,
+   * index), keepBeside(message). `model()` would answer now, or null.
+   */
   constructor(on, model) {
     this.on = on;
     this.model = model;
@@ -151,6 +155,13 @@ export class Transcript {
     item.markdown = new Markdown(body, code, (index) => chip(calls()[index]));
     item.plain = el("p", { class: "text", dir: "auto" });
     if (message.continues) body.append(item.plain);
+    if (message.beside) {
+      const other = el("div", { class: "body" });
+      item.beside = { head: el("h4", { dir: "auto" }), note: el("div", { class: "below" }) };
+      item.beside.markdown = new Markdown(other, code, (index) => chip(callsOf(message.beside.parts)[index]));
+      item.head = el("h4", { dir: "auto" });
+      body.before(el("div", { class: "columns" }, el("div", {}, item.head, body), el("div", { class: "other" }, item.beside.head, other, item.beside.note)));
+    }
     this.#body(item, message);
     this.#below(item, message, false);
     return item;
@@ -168,12 +179,18 @@ export class Transcript {
   #body(item, message) {
     if (message.continues) item.plain.textContent = conversations.textOf(message);
     else item.markdown.update(source(message.parts));
+    const { beside } = message;
+    if (!beside || !item.beside) return;
+    item.beside.markdown.update(source(beside.parts));
+    item.head.textContent = message.model ? nameOf(message.model) : "";
+    item.beside.head.textContent = beside.model ? nameOf(beside.model) : "";
+    item.beside.note.replaceChildren(...(beside.error ? [el("p", { class: "error" }, t(`error_${beside.error.kind}`, beside.error.message))] : []));
   }
 
   // What stands below an answer: what became of it, and its buttons.
   #below(item, message, busy) {
     const last = message === this.conversation.messages.at(-1);
-    const state = JSON.stringify([message.waiting, message.error, message.finish, busy, last]);
+    const state = JSON.stringify([message.waiting, message.error, message.finish, busy, last, message.at, message.stats, message.tokens?.length, Boolean(message.beside)]);
     if (item.state === state) return;
     item.state = state;
     const below = item.querySelector(".below");
@@ -191,6 +208,10 @@ export class Transcript {
     const actions = el("div", { class: "actions" });
     if (message.parts.length) actions.append(this.#copyButton(() => conversations.textOf(message)));
     if (last && !message.error && !empty) actions.append(iconButton("again", t("again"), () => this.on.again(), { class: "icon again" }));
+    if (message.tokens?.length) actions.append(iconButton("tokens", t("show_tokens"), () => toggleTokens(item, message), { class: "icon show-tokens", "aria-expanded": "false" }));
+    if (message.beside && last) actions.append(el("button", { type: "button", class: "quiet keep", onclick: () => this.on.keepBeside(message) }, t("keep_beside")));
+    if (message.versions?.length > 1 && last) actions.prepend(this.#versions(message));
+    if (message.stats && message.parts.length) actions.append(el("small", { class: "pace" }, said(message)));
     if (actions.childNodes.length) below.append(actions);
   }
 
@@ -208,6 +229,13 @@ export class Transcript {
 
   #retry(kind, last) {
     return last ? [el("button", { type: "button", class: "quiet retry", onclick: () => this.on.retry(kind) }, t("retry"))] : [];
+  }
+
+  // Which version of the answer is shown: 2/3, with buttons to the others.
+  #versions(message) {
+    const { at, versions } = message;
+    const turn = (name, label, by) => iconButton(name, t(label), () => this.on.version(message, at + by), { class: `icon ${name}`, disabled: !versions[at + by] });
+    return el("span", { class: "versions" }, turn("left", "version_before", -1), el("span", {}, `${at + 1}/${versions.length}`), turn("right", "version_next", 1));
   }
 
   #copyButton(text) {
@@ -266,6 +294,13 @@ const nameOf = ({ run, stage: at, step }) => t("model_name", { run, stage: stage
 // An answer's text, with CALL where the calculator was asked.
 function source(parts) {
   return parts.map(({ type, text }) => (type === "python" ? CALL : type === "text" ? text.replaceAll(CALL, "") : "")).join("");
+}
+
+// How fast an answer came, and why it ended.
+function said({ stats: { tokens, seconds }, finish }) {
+  const speed = seconds > 0 && tokens > 1 ? t("tokens_per_second", number(tokens / seconds, tokens / seconds < 10 ? 1 : 0)) : "";
+  const why = finish === "stop" ? t("ended_itself") : ""; // the other reasons stand above it
+  return [t("tokens_count", number(tokens)), speed, why].filter(Boolean).join(" · ");
 }
 
 const isBlank = ({ parts }) => parts.every(({ type, text }) => type === "text" && !text.trim());

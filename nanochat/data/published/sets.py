@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nanochat import untrusted
-from nanochat.console import log
+from nanochat.console import VERBOSE, log
 from nanochat.data.conversation_files import read_conversations
 from nanochat.data.published.shards import origin
 from nanochat.errors import DataError
@@ -81,7 +81,7 @@ def ensure_identity() -> Path:
     if has_identity():
         return path
     url = asset_url(IDENTITY)
-    log(f"fetching {url}")
+    log(f"fetching {url}", level=VERBOSE)
     log("warning: no hash is published for it: it is checked by size alone")
     try:
         with locked(dataset_dir("tasks") / ".lock", "another download"):

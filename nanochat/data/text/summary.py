@@ -1,14 +1,15 @@
 """A summary of a user's text before training: size, scripts, duplicates, near-duplicates, and the model size that it is enough for."""
 
 import bisect
+import hashlib
 import zlib
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable
 
 from nanochat.config import Config
 from nanochat.console import quantity
 from nanochat.model.scaling import BEST_RATIO, MAXIMUM_EPOCHS, bytes_per_token, gpt_config
+from nanochat.tokenizer.conversation import Conversation
 
 SAMPLE = 400  # characters of a document whose script is looked at, ...
 FIRST, EVERY = 2000, 50  # ... of the first documents, and of each so-manieth after that
@@ -139,13 +140,16 @@ def suits(tokens: int) -> int:
     return max((depth for depth in DEPTHS if wanted(depth) <= MAXIMUM_EPOCHS * tokens), default=0)
 
 
-def conversations_line(conversations: Sequence[list[dict[str, Any]]]) -> str:
-    """One line about a user's conversations."""
-    turns = sum(len(messages) for messages in conversations)
-    size = sum(len(str(message["content"]).encode(errors="replace")) for messages in conversations for message in messages)
-    duplicates = len(conversations) - len({str(messages) for messages in conversations})
-    system = sum(messages[0]["role"] == "system" for messages in conversations)
+def conversations_line(conversations: Iterable[Conversation]) -> str:
+    """One line about a user's conversations: count, messages, size, system messages, exact duplicates (by hash)."""
+    count = turns = size = system = 0
+    seen: set[bytes] = set()
+    for messages in conversations:
+        text = str(messages).encode(errors="replace")
+        count, turns, system = count + 1, turns + len(messages), system + (messages[0]["role"] == "system")
+        size += sum(len(str(message["content"]).encode(errors="replace")) for message in messages)
+        seen.add(hashlib.blake2b(text, digest_size=16).digest())
     return (
-        f"conversations: {len(conversations)}, {turns / len(conversations):.1f} messages each, {quantity(size)}B; "
-        f"{system} with a system message, {duplicates} duplicates"
+        f"conversations: {count:,}, {turns / max(count, 1):.1f} messages each, {quantity(size)}B; "
+        f"{system} with a system message, {count - len(seen)} duplicates"
     )
