@@ -23,9 +23,9 @@ _PRINTABLE = dict.fromkeys(_STEERING, "") | dict.fromkeys(_SURROGATES, "\ufffd")
 _ESCAPED = {code: f"\\u{code:04x}" for code in (*_STEERING, *_SURROGATES)}
 
 BOLD = "1"  # SGR code
-_CLEAR = "\r\x1b[K"  # to the line's first column, and nothing on it
+_CLEAR = "\r\x1b[K"  # clears the line
 
-QUIET, NORMAL, VERBOSE = range(3)  # how much is printed on stderr: warnings, errors and results; progress too; details for experts too
+QUIET, NORMAL, VERBOSE = range(3)  # levels on stderr: 1. warnings, errors and results, 2. also progress, 3. also details
 
 _muted = False
 _shows_bar = False  # the terminal's last line is a progress bar, without a newline

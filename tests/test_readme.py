@@ -77,7 +77,7 @@ def parse_command(words: list[str]) -> None:
     """Arguments of `nanochat`, by its own parser; where a run is configured, the config is built as well."""
     command, names = typer.main.get_command(app), []
     while hasattr(command, "commands"):
-        if words[:1] == ["--help"]:
+        if words[:1] == ["--help"] or (not words and command.invoke_without_command):
             return
         names.append(words[0])
         assert words[0] in command.commands, words

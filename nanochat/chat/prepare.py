@@ -34,6 +34,7 @@ class PreparedRequest:
     stop: list[str]
     top: int | None
     dropped_turns: int = 0
+    echoes: list[int] | None = None  # with echo: for each prompt, the first id that is the client's
     id: str = field(init=False)
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -57,10 +58,11 @@ class PreparedRequest:
 
     def generation_requests(self, deliver: Deliver) -> list[GenerationRequest]:
         """One for each answer, numbered as OpenAI numbers its choices."""
-        prompts = [prompt for prompt in self.prompts for _ in range(self.choices_per_prompt)]
+        echoes: list[int | None] = [*self.echoes] if self.echoes else [None] * len(self.prompts)
+        prompts = [each for each in zip(self.prompts, echoes, strict=True) for _ in range(self.choices_per_prompt)]
         return [
-            GenerationRequest(self.loaded, prompt, self.max_tokens, self.sampling, deliver, index, self.stop, self.top)
-            for index, prompt in enumerate(prompts)
+            GenerationRequest(self.loaded, prompt, self.max_tokens, self.sampling, deliver, index, self.stop, self.top, echo)
+            for index, (prompt, echo) in enumerate(prompts)
         ]
 
 
@@ -94,22 +96,28 @@ def prepare_completion(request: CompletionRequest, loaded: LoadedModel) -> Prepa
     many: list[Any] = [prompt] if isinstance(prompt, str) or (prompt and isinstance(prompt[0], int)) else list(prompt)
     if not many:
         raise ApiError(400, "there is no prompt", "invalid_value", "prompt")
-    max_tokens = request.max_tokens or COMPLETION_MAX_TOKENS
-    text_tokens = len(loaded.tokenizer.tokens)
-    prompts = []
+    max_tokens = COMPLETION_MAX_TOKENS if request.max_tokens is None else request.max_tokens
+    if not max_tokens and not request.echo:
+        raise ApiError(400, "max_tokens must be at least 1 without echo", "invalid_value", "max_tokens")
+    tokenizer = loaded.tokenizer
+    prompts, echoes = [], []
     for one in many:
-        ids = loaded.tokenizer.encode(one) if isinstance(one, str) else one
-        if not all(0 <= id < text_tokens for id in ids):
-            raise ApiError(
-                400, f"the ids of a prompt are from 0 to {text_tokens - 1}: special tokens are not for clients", "invalid_value", "prompt"
-            )
-        if len(ids) + 1 >= loaded.context:
-            message = f"the prompt is {len(ids) + 1:,} tokens long, and this model's context is {loaded.context:,}"
+        ids = tokenizer.encode(one) if isinstance(one, str) else list(one)
+        own = ids[:1] != [tokenizer.bos]  # the BOS is this server's, unless the client has put it there
+        ids = [tokenizer.bos, *ids] if own else ids
+        if not all(0 <= id < len(tokenizer.tokens) for id in ids[1:]):
+            message = f"the ids of a prompt are from 0 to {len(tokenizer.tokens) - 1}: special tokens are not for clients"
+            raise ApiError(400, message, "invalid_value", "prompt")
+        if len(ids) + min(max_tokens, 1) > loaded.context:
+            message = f"the prompt is {len(ids):,} tokens long, and this model's context is {loaded.context:,}"
             raise ApiError(400, message, "context_length_exceeded", "prompt")
-        prompts.append([loaded.tokenizer.bos, *ids])
-    return PreparedRequest(
+        prompts.append(ids)
+        echoes.append(int(own))
+    prepared = PreparedRequest(
         "text_completion", loaded, prompts, max_tokens, _sampling(request), request.n or 1, request.stops, request.logprobs
     )
+    prepared.echoes = echoes if request.echo else None
+    return prepared
 
 
 def _sampling(request: BaseRequest) -> Sampling:

@@ -38,7 +38,6 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "prediction": (None,),
     "web_search_options": (None,),
     "suffix": (None, ""),
-    "echo": (None, False),
     "best_of": (None, 1),
 }
 
@@ -105,8 +104,10 @@ class ChatRequest(BaseRequest):
 
 
 class CompletionRequest(BaseRequest):
-    """POST /v1/completions: text, ids, or a list of either."""
+    """POST /v1/completions: text, ids, or a list of either. With `echo` the prompt comes before the answer, which may be of no token."""
 
+    max_tokens: int | None = Field(None, ge=0, le=1_000_000)
+    echo: StrictBool | None = None
     prompt: (
         Text | Annotated[list[Text], Field(max_length=MAX_ANSWERS)] | list[int] | Annotated[list[list[int]], Field(max_length=MAX_ANSWERS)]
     ) = ""

@@ -13,7 +13,7 @@ from typer.core import CompletionItem, TyperCommand, TyperGroup
 
 from nanochat import console
 from nanochat.cli.mistakes import unknown_command, unknown_option
-from nanochat.config import FIELDS, GROUPS, UnknownOption, load_profile, metavar, profile_name, shown
+from nanochat.config import FIELDS, GROUPS, UnknownOption, flag_name, load_profile, metavar, profile_name, shown
 from nanochat.hardware.gpu_specs import profile_for
 from nanochat.hardware.nvml import read_driver
 
@@ -212,7 +212,7 @@ def _field_entry(name: str, value: Any) -> Entry:
     about = FIELDS[name].metadata
     help = f"{about['help']}; auto: {about['auto']}" if about["auto"] else about["help"]
     default = shown(name, value)
-    return Entry(name, f"--{name} {metavar(name)}".rstrip(), help, f"default: {default}" if default else "")
+    return Entry(name, f"--{flag_name(name)} {metavar(name)}".rstrip(), help, f"default: {default}" if default else "")
 
 
 def chosen_profile(arguments: list[str]) -> tuple[str, bool]:

@@ -35,7 +35,7 @@ def document(language: Language) -> str:
         *(part for path, command, context in leaves for part in _command(path, command, context, say)),
         f"## {say('Config options')}",
         say(
-            "`nanochat train` takes these, and so do the commands above that say so. The values of each profile are in "
+            "`nanochat train` takes these, and so do the commands above whose section names them. The values of each profile are in "
             "[profiles.md](profiles.md#values). `auto` (also -1) is replaced by a value that the run prints and stores."
         ),
         *(

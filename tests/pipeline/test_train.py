@@ -215,7 +215,7 @@ def test_both_stages_and_a_stop_in_the_second(base: Path, text: Path, chat_data:
 
 def test_stages_one_by_one(base: Path, text: Path, chat_data: Path, capfd: pytest.CaptureFixture[str]) -> None:
     values = config(text, sft_iterations=2, chat_data=str(chat_data))
-    with pytest.raises(UsageError, match="fine-tuning begins from a finished base model"):
+    with pytest.raises(UsageError, match="fine-tuning needs a finished base model"):
         run.train(values, ("sft",))
     assert run.train(values, ("base",)) == 0
     assert not runs.open_model("tiny").chats

@@ -77,7 +77,7 @@ def test_there_is_no_model_yet(base: Path) -> None:
     assert "quickstart" in raised.value.hint
     with pytest.raises(DataError, match="there is no run 'nobody'") as raised:
         open_model("nobody")
-    assert "none yet" in raised.value.hint
+    assert "train one" in raised.value.hint
     record().write()
     with pytest.raises(DataError, match="there is no run 'nobody'") as raised:
         open_model("nobody")

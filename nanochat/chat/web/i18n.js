@@ -1,5 +1,5 @@
-// The page's texts in English and in Traditional Chinese as spoken in Taiwan.
-// long: one table, in which each text has its translation
+// The texts of the page in English and in Traditional Chinese as written in Taiwan.
+// long: one table of texts, each key in both languages
 
 const plural = (count, one, many) => `${count} ${count === 1 ? one : many}`;
 
