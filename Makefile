@@ -2,7 +2,7 @@
 export UV_HTTP_TIMEOUT ?= 600
 export UV_SYSTEM_CERTS ?= 1
 export UV_NATIVE_TLS ?= 1
-# What `make install TORCH_BACKEND=cpu` chose stays chosen until another is named.
+# The choice of `make install TORCH_BACKEND=cpu` is kept until another one is made.
 export TORCH_BACKEND ?= $(shell cat .venv/.torch-backend 2>/dev/null)
 
 PYTHON := .venv/bin/python

@@ -1,9 +1,9 @@
-"""Bytes a token on text that the vocabulary was not trained on, for each size of vocabulary; other ranks beside it where files are given.
+"""Bytes per token on text that the vocabulary was not trained on, by size of the vocabulary, and for other rank files.
 
     bench/bpe_compression.py [--text FOLDER_OF_PARQUET] [--chinese FOLDER_OF_PARQUET] [--ranks cl100k_base.tiktoken ...]
 
-A vocabulary is trained on every document but each tenth, all kinds together, and measured on the tenth. Without folders: Python
-files alone.
+A vocabulary is trained on nine of ten documents of all kinds together, and measured on the tenth. Without directories: Python files
+only.
 """
 
 import argparse
@@ -49,10 +49,10 @@ def main() -> None:
     held_out = {kind: texts[::10] for kind, texts in taken.items()}
     training = [text for texts in taken.values() for i, text in enumerate(texts) if i % 10]
     print(f"trained on {sum(len(text.encode()) for text in training) / 1e6:.0f} MB")
-    print("| vocabulary | " + " | ".join(f"{kind}, bytes a token" for kind in taken) + " |")
+    print("| vocabulary | " + " | ".join(f"{kind}, bytes per token" for kind in taken) + " |")
     print("|---" * (1 + len(taken)) + "|")
     tokens = rustbpe.train(training, SIZES[-1] - len(SPECIAL_TOKENS), SPLIT_PATTERN)
-    for size in SIZES:  # the tokens of a smaller vocabulary are the first ones of a larger
+    for size in SIZES:  # a smaller vocabulary is the beginning of a larger one
         print(row(f"{size:,}", rustbpe.Encoding(tokens[: size - len(SPECIAL_TOKENS)], SPLIT_PATTERN), held_out))
     for path in arguments.ranks:
         tokens = read_ranks(path)

@@ -2,9 +2,8 @@
 
     bench/bpe_encode.py [--text FOLDER_OF_PARQUET] [--chinese FOLDER_OF_PARQUET] [--mb 60] [--rounds 5]
 
-One vocabulary of 32,759 tokens, cl100k's split (gigatoken has not ours), documents in lists of str, ours and gigatoken's
-into arrays. Prints MB/s of the first and of the second pass, and where ids differ. Without --text: the Python files of
-this environment.
+One vocabulary of 32,759 tokens, cl100k's split (which gigatoken supports), documents in lists of str; this encoder and gigatoken write
+arrays. Prints MB/s of the first and of the second pass, and differences of ids. Without --text: the Python files of this environment.
 """
 
 import argparse
@@ -23,7 +22,7 @@ PEERS = ("ours", "gigatoken", "tiktoken")
 
 
 def texts(arguments: argparse.Namespace) -> Iterator[tuple[str, list[str]]]:
-    """(what it is, documents) of each kind of text."""
+    """(name, documents) of each kind of text."""
     limit = arguments.mb * 1_000_000
 
     def first(source: Iterator[str]) -> list[str]:

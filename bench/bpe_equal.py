@@ -2,7 +2,7 @@
 
     bench/bpe_equal.py [--text FOLDER_OF_PARQUET ...] [--mb 1000]
 
-Real text (the folders', and Python files of this environment), then generated text up to --mb. Exit 1 where any id differs.
+Real text (of the directories, and Python files of this environment), then generated text up to --mb. Exits with 1 if any id differs.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from nanochat.tokenizer.tokenizer import SPLIT_PATTERN
 
 
 def main() -> int:
-    """Compare; the exit status."""
+    """Compare and return the exit code."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--text", type=Path, nargs="*", default=[])
     parser.add_argument("--mb", type=int, default=1000)

@@ -1,9 +1,9 @@
-"""Claim: encoding and packing a shard (100 MB of parquet, about 250 MB of text) into rows takes at most 1.5 times the encoding alone.
+"""Claim: encoding and packing a shard (100 MB of parquet, about 250 MB of text) into rows takes at most 1.5 times as long as encoding.
 
     bench/bpe_pack.py [--text FOLDER_OF_PARQUET] [--mb 250] [--rounds 5]
 
-Medians, alternating, a new encoder each time, every core: encoding texts that are in memory; the row cache's whole way from the
-parquet file to rows on disk; and reading the file alone. Without --text: the Python files of this environment.
+Medians of alternating runs with a new encoder and all cores, of encoding texts in memory, of the row cache from the parquet file to
+rows on disk, and of reading the file. Without --text: the Python files of this environment.
 """
 
 import argparse
@@ -56,7 +56,7 @@ def main() -> None:
             tokenizer.encode_batch(documents)
             seconds["encoding"].append(time.perf_counter() - began)
 
-            cache = RowCache(Tokenizer(tokens), 1024 + round)  # another row length is another file
+            cache = RowCache(Tokenizer(tokens), 1024 + round)  # another row length, so that another file is written
             began = time.perf_counter()
             rows = cache.count(shard)
             seconds["whole way"].append(time.perf_counter() - began)

@@ -1,8 +1,8 @@
-"""Claim: training is at least twice as fast as gigatoken's trainer and five times as fast as rustbpe 0.1.0, with less memory.
+"""Claim: BPE training is at least twice as fast as gigatoken's trainer and five times as fast as rustbpe 0.1.0, with less memory.
 
     bench/bpe_train.py [--text FOLDER_OF_PARQUET] [--mb 100] [--threads 2] [--rounds 5]
 
-Prints seconds (medians, alternating) and peak memory, then how our time grows with the text, and the merges' share of it.
+Prints seconds (medians of alternating runs) and peak memory, then this trainer's time by size of the text, and the merges' share.
 Without --text: the Python files of this environment.
 """
 
@@ -40,8 +40,8 @@ def main() -> None:
             continue
         seconds = median(done, "seconds")
         peak, tokens = median(done, "rss") / 1e6, done[0]["tokens"]
-        print(f"{who:10} {seconds:6.2f} s ({seconds / ours:4.1f} of ours), peak {peak:5.0f} MB, {tokens:,} tokens", flush=True)
-    print("growth, ours: MB, seconds, of which counting alone (a vocabulary of 256), peak MB")
+        print(f"{who:10} {seconds:6.2f} s ({seconds / ours:4.1f} times rustbpe's), peak {peak:5.0f} MB, {tokens:,} tokens", flush=True)
+    print("growth of rustbpe: MB, seconds, of which counting (a vocabulary of 256), peak MB")
     for mb in arguments.growth:
         with written(texts(), mb * 1_000_000) as (path, size):
             if size < mb * 950_000:

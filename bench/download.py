@@ -1,9 +1,8 @@
-"""Claim: over a network that fails, our downloader alone ends with the right file, and fetches little twice.
+"""Claim: over a failing network, only this project's downloader gets the right file, and it downloads little twice.
 
-A 64 MB file from a web server on this machine that misbehaves by five seeded schedules; each downloader in turn, each called
-again while it fails, for half a minute, as a patient user would. Peers: curl and wget, where they are installed, and
-huggingface_hub, where HF_PEER names a Python that has it. Prints a table: right, wrong or given up; bytes sent, as a multiple
-of the file; the most disk used; seconds.
+A local web server serves a 64 MB file with faults by five seeded schedules. Each downloader is called again after failures for half a
+minute. Peers are curl and wget, if installed, and huggingface_hub, if HF_PEER names a Python that has it. Prints a table of results
+(right, wrong or gave up), bytes sent and peak disk space as multiples of the file, and seconds.
 """
 
 import hashlib
@@ -25,13 +24,13 @@ from nanochat.hub.transfer import fetch
 from tests.faulty import MB, FaultyServer
 
 SIZE = 64 * MB
-SECONDS = 30  # in which a peer is called again whenever it ends with an error
-# The seed and the faults of each, and the part of the answers that has one (all of them drop after a few MB).
+SECONDS = 30  # for which a peer is called again after errors
+# Seed, faults, and the fraction of responses with a fault (all connections drop after a few MB).
 SCHEDULES: dict[str, tuple[int, tuple[str, ...], float]] = {
     "drops": (0, ("drop",), 0.0),
     "drops, resets, 429, 503": (1, ("drop", "reset", "too many", "unavailable"), 0.3),
     "drops, replaced midway": (2, ("drop", "replace"), 0.2),
-    "drops, a flipped bit": (12, ("drop", "flip"), 0.05),  # the fifth answer's
+    "drops, a flipped bit": (12, ("drop", "flip"), 0.05),  # of the fifth response
     "drops, stalls, wrong lengths": (4, ("drop", "stall", "longer", "truncate"), 0.3),
 }
 
@@ -44,7 +43,7 @@ with open(sys.argv[2], "ab") as file:
 
 
 def ours(server: FaultyServer, folder: Path) -> bool:
-    """Our downloader in this process, once: it does its own trying again."""
+    """This project's downloader in this process, called once, because it retries itself."""
     try:
         fetch(Remote(server.url, "file", SIZE, server.sha256), folder, relist=lambda _: Remote(server.url, "file", SIZE, server.sha256))
         return True
@@ -54,7 +53,7 @@ def ours(server: FaultyServer, folder: Path) -> bool:
 
 
 def command(*words: str) -> Callable[[FaultyServer, Path], bool]:
-    """A peer's command line: URL and FILE are put in."""
+    """A peer's command line, with URL and FILE replaced."""
 
     def run(server: FaultyServer, folder: Path) -> bool:
         filled = [word.replace("URL", server.url).replace("FILE", str(folder / "file")) for word in words]
@@ -71,7 +70,7 @@ def command(*words: str) -> Callable[[FaultyServer, Path], bool]:
 
 
 def peers() -> dict[str, Callable[[FaultyServer, Path], bool]]:
-    """Every downloader that is here."""
+    """All installed downloaders."""
     found: dict[str, Callable[[FaultyServer, Path], bool]] = {"ours": ours}
     if shutil.which("curl"):
         found["curl -C -"] = command("curl", "-sSfL", "-C", "-", "--speed-time", "2", "--speed-limit", "1000", "-o", "FILE", "URL")
@@ -100,8 +99,8 @@ def measure(kinds: tuple[str, ...], rate: float, seed: int, download: Callable[[
 
 
 def main() -> None:
-    """Every downloader under every schedule."""
-    hub.TIMEOUT = (5.0, 2.0)  # the patience that the peers are given too
+    """Run all downloaders with all schedules."""
+    hub.TIMEOUT = (5.0, 2.0)  # the same timeouts as the peers'
     hub.FIRST_WAIT = 0.5
     for label, (seed, kinds, rate) in SCHEDULES.items():
         for name, download in peers().items():

@@ -1,8 +1,8 @@
-"""Claim: with the fused operations a CPU's micro-batch takes less time than in eager torch, and no more than compiled by torch.compile.
+"""Claim: with the fused operations a CPU's micro-batch is faster than in eager torch, and not slower than with torch.compile.
 
-Forward pass, loss and backward pass on random ids, alternating, medians; prints milliseconds and ratios for the shapes of the
-quickstart's model, of the comparison with karpathy/nanochat (d4) and of a d6. --compile brings torch.compile in, which takes a
-minute or two a shape.
+Medians of alternating forward, loss and backward passes on random ids. Prints milliseconds and ratios for the shapes of the
+quickstart's model, of the comparison with karpathy/nanochat (d4) and of a d6. --compile adds torch.compile, which takes a minute or two
+per shape.
 """
 
 import argparse
@@ -32,7 +32,7 @@ ROUNDS = 15
 
 
 def build(shape: tuple[int, ...], dtype: torch.dtype) -> Transformer:
-    """A model whose weights are no longer those of a new one, which are partly zeros."""
+    """A model with random weights, because a new one's are partly zeros."""
     depth, dim, head, context, vocabulary, _ = shape
     heads = dim // head
     config = GPTConfig(depth=depth, dim=dim, n_head=heads, n_kv_head=heads, head_dim=head, vocab_size=vocabulary, max_seq_len=context)
@@ -57,7 +57,7 @@ def main() -> None:
         began = time.perf_counter()
         device.set_up(Config(device="cpu", threads=options.threads, dtype=options.dtype))
         if not selection.loaded(dtype):
-            raise SystemExit("no fused operations here")
+            raise SystemExit("the fused operations cannot be compiled on this machine")
         took = time.perf_counter() - began
         print(f"torch {torch.__version__}, {options.threads} threads, {options.dtype}; compiled in {took:.1f} s")
         for name, shape in SHAPES.items():
@@ -74,7 +74,7 @@ def measure(name: str, shape: tuple[int, ...], kind: str, folder: Path, compiled
     ids = torch.randint(0, shape[4], (shape[5], shape[3]))
 
     def micro_batch(model: Transformer, forward: Callable[[torch.Tensor], torch.Tensor], ours: bool) -> float:
-        selection.forget()  # the products too, which the models share
+        selection.forget()  # also the products, which the models share
         if ours:
             device.load_kernels(kind, folder)
         began = time.perf_counter()

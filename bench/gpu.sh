@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Every claim that needs a GPU, in one script of at most nine minutes: bench/gpu.sh TEXT [UPSTREAM]
+# All measurements that need a GPU, in at most nine minutes: bench/gpu.sh TEXT [UPSTREAM]
 #
-#   TEXT      a folder of parquet shards with a column `text`
-#   UPSTREAM  a checkout of karpathy/nanochat, for the comparisons beside it; PEER_PACKAGES=FOLDER names its own packages, unpacked,
-#             where none can be fetched
+#   TEXT      a directory of parquet shards with a column `text`
+#   UPSTREAM  a checkout of karpathy/nanochat for comparisons; PEER_PACKAGES=FOLDER names its unpacked packages, if they cannot be
+#             downloaded
 #
-# Speed, memory and mfu by depth at 2,048 tokens of context, beside upstream on the fastest path that it finds there; parity of a CPU's and
-# the GPU's losses; the memory of the cards' [full] runs; serving. What no longer fits into the time is said, not measured.
+# Measures speed, memory and mfu by depth at 2,048 tokens of context, also of upstream on its fastest path, then the parity of losses on
+# CPU and GPU, the memory of the profiles' [full] runs, and serving. Measurements that do not fit into the time are listed, not run.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 text=$(realpath "${1:?a folder of parquet shards}")

@@ -1,8 +1,8 @@
-"""How fast a user's text is imported, and in how much memory: MB of text per second and core for each kind of file, and all kinds mixed.
+"""Speed and memory of importing a user's text: MB of text per second and core for each kind of file, and for all kinds mixed.
 
     .venv/bin/python -m bench.own_text [--megabytes 300] [--kind mixed]
 
-Each import runs in a process of its own, with its own data directory; the files are made first and not timed.
+Each import runs in a separate process with its own data directory; creating the files is not timed.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def stories(megabytes: float, seed: int) -> Iterator[str]:
 
 
 def open_packed(path: Path) -> TextIO:
-    """The file, compressed where its name says so, for writing text."""
+    """Open a file for writing text, compressed according to its suffix."""
     if path.suffix == ".zst":
         return zstandard.open(path, "wt")
     return lzma.open(path, "wt", preset=0) if path.suffix == ".xz" else path.open("w")

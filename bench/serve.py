@@ -1,8 +1,8 @@
-"""The chat's engine: tokens a second at 1 to 64 streams, against one at a time and against Hugging Face's generate.
+"""Chat engine: tokens per second with 1 to 64 streams, compared with a single stream and with Hugging Face's generate.
 
 The model's weights are random (their values do not change the speed) and its answers are of equal length. The peer is a GPT-2
-of the same layers, width, heads and vocabulary, greedy, left-padded, with its KV cache, in an environment of its own, with one
-thread and with all cores, whichever is faster. Prints one line a measurement and the ratios.
+of the same layers, width, heads and vocabulary, greedy, left-padded, with its KV cache, in a separate environment, with one
+thread or all cores, whichever is faster. Prints one line per measurement and the ratios.
 """
 
 import argparse
@@ -79,12 +79,12 @@ for line in sys.stdin:
 
 
 def peer_python() -> Path:
-    """The peer's interpreter, in an environment of its own with this one's torch."""
+    """The peer's interpreter, in a separate environment with this one's torch."""
     return environment(ROOT / ".venv" / "serve-peers", f"torch=={torch.__version__.split('+')[0]}", TRANSFORMERS)
 
 
 def loaded_model(shape: dict[str, Any], device: str, streams: int = 64) -> LoadedModel:
-    """A model with random weights that never says a special token."""
+    """A model with random weights that never generates a special token."""
     model = build_model(GPTConfig(**shape), device)
     model.use(torch.bfloat16 if device == "cuda" else torch.float32)
     tokenizer = Tokenizer([bytes([b]) for b in range(256)] + [i.to_bytes(3, "big") for i in range(shape["vocab_size"] - 265)])
@@ -95,11 +95,11 @@ def loaded_model(shape: dict[str, Any], device: str, streams: int = 64) -> Loade
 
 
 class Load:
-    """`streams` answers asked at once; the seconds to the end of all, and to each one's first token."""
+    """`streams` concurrent requests; seconds to the end of all, and to the first token of each."""
 
     def __init__(self, model: LoadedModel, scheduler: Scheduler, streams: int, tokens: int):
         self.first: list[float] = []
-        self._begun: set[int] = set()  # the streams whose first token has come
+        self._begun: set[int] = set()  # the streams with a first token
         self._left, self._done = streams, threading.Event()
         requests = []
         for row in range(streams):
@@ -122,7 +122,7 @@ class Load:
 
 
 class Peer:
-    """Hugging Face's generate in a process of its own."""
+    """Hugging Face's generate in a separate process."""
 
     def __init__(self, shape: dict[str, Any], tokens: int, threads: int, device: str):
         command = [str(peer_python()), "-c", PEER, json.dumps([shape, PROMPTS, tokens, threads, device])]
@@ -141,7 +141,7 @@ class Peer:
 
 
 def measure(name: str, streams: list[int], repeats: int, device: str, alone: bool) -> None:
-    """Alternate ours and the peer's, if there is one, and print medians and ratios."""
+    """Alternate with the peer, if there is one, and print medians and ratios."""
     shape, tokens = SHAPES[name], TOKENS[name]
     peers = [] if alone else [Peer(shape, tokens, threads, device) for threads in sorted({1, torch.get_num_threads()})]
     model, scheduler = loaded_model(shape, device), Scheduler(ServerMetrics())
@@ -149,7 +149,7 @@ def measure(name: str, streams: list[int], repeats: int, device: str, alone: boo
     ours: dict[int, list[float]] = {count: [] for count in streams}
     theirs: dict[int, list[list[float]]] = {count: [[] for _ in peers] for count in streams}
     first: dict[int, list[float]] = {count: [] for count in streams}
-    for repeat in range(repeats + 1):  # the first one warms up
+    for repeat in range(repeats + 1):  # the first one is a warm-up
         for count in streams:
             load = Load(model, scheduler, count, tokens)
             seconds = [peer.seconds(count) for peer in peers]
@@ -168,8 +168,8 @@ def measure(name: str, streams: list[int], repeats: int, device: str, alone: boo
         own, other = statistics.median(ours[count]), max(map(statistics.median, theirs[count]), default=math.nan)
         waits = sorted(first[count])
         print(
-            f"  {count:2} streams: {own:7.0f} tokens/s, {own / single:5.2f}x {streams[0]} at a time; generate {other:7.0f}, "
-            f"ratio {own / other:5.2f}; first token median {waits[len(waits) // 2] * 1000:5.0f} ms, slowest {waits[-1] * 1000:5.0f} ms",
+            f"  {count:2} streams: {own:7.0f} tokens/s, {own / single:5.2f}x of {streams[0]} (generate {other:7.0f}, "
+            f"ratio {own / other:5.2f}); first token median {waits[len(waits) // 2] * 1000:5.0f} ms, slowest {waits[-1] * 1000:5.0f} ms",
             flush=True,
         )
 

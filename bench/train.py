@@ -1,11 +1,11 @@
-"""Training beside karpathy/nanochat: tokens a second, first step, peak memory, and bits per byte of the same held-out documents.
+"""Training compared with karpathy/nanochat: tokens per second, first step, peak memory, and bits per byte of the same held-out documents.
 
     bench/train.py [--text FOLDER] [--upstream CHECKOUT]              # speed, alternating
     bench/train.py --text FOLDER --upstream CHECKOUT --quality 500000 # and quality after so many tokens, with some seeds
     bench/train.py --text FOLDER --upstream CHECKOUT --minutes 20     # or after so many minutes
 
-FOLDER holds parquet shards with a column `text`; the last one is held out. Both sides run the very same command line,
-`python -m scripts.base_train`, over the same shards, with this machine's torch, each with a compile cache of its own that is
+FOLDER has parquet shards with a column `text`; the last one is held out. Both sides run the same command line,
+`python -m scripts.base_train`, over the same shards, with this machine's torch, each with its own compile cache that is
 empty at first. Held-out documents are scored for both by one protocol (bench/training/score.py). Prints a table and ratios.
 """
 
@@ -32,27 +32,27 @@ from peers.environment import environment
 
 ROOT = Path(__file__).resolve().parent.parent
 PEER_PACKAGES = ("rustbpe==0.1.0", "tiktoken==0.14.0", "filelock", "psutil", "wandb", "kernels")
-SHARDS = "base_data_climbmix"  # where both sides look for shards
+SHARDS = "base_data_climbmix"  # directory of shards on both sides
 HELD_OUT = "shard_06542.parquet"  # the name of the published validation shard
 PEAK = re.compile(r"^Peak memory usage: ([\d.]+)MiB", re.MULTILINE)  # of a GPU; 0 on a CPU
 STEP = re.compile(r"^step (\d+)/.*\| loss: ([\d.]+).*\| dt: ([\d.]+)ms \| tok/sec: ([\d,]+)", re.MULTILINE)
-SOURCE_FILES = 3000  # of Python, where no text is given
-SETTLED = 5  # steps before the speed counts
+SOURCE_FILES = 3000  # Python files, if no text is given
+SETTLED = 5  # first steps that are not counted for the speed
 
 
 @dataclass
 class Side:
-    """One of the two: where its code lies, its interpreter, and its data directory."""
+    """One side of the comparison: checkout, interpreter and data directory."""
 
     name: str
     code: Path
     python: Path
     base: Path
-    packages: Path | None = None  # a folder of packages that come before the interpreter's own
+    packages: Path | None = None  # a directory of packages with precedence over the interpreter's
 
     @property
     def cache(self) -> Path:
-        """What torch compiles for it, and nothing of the other's."""
+        """This side's compile cache."""
         return self.base / "compiled"
 
     def environment(self) -> dict[str, str]:
@@ -60,14 +60,14 @@ class Side:
             "NANOCHAT_BASE_DIR": str(self.base),
             "PYTHONPATH": os.pathsep.join(str(path) for path in (self.code, self.packages) if path),
             "TORCHINDUCTOR_CACHE_DIR": str(self.cache),
-            "TMPDIR": str(self.cache),  # where torch keeps precompiled headers
+            "TMPDIR": str(self.cache),  # for torch's precompiled headers
             "OMP_NUM_THREADS": str(len(os.sched_getaffinity(0))),
             "WANDB_MODE": "disabled",
         }
 
 
 def call(side: Side, *arguments: str) -> tuple[str, int, float]:
-    """Run python with `arguments` in the side's checkout: stdout, the peak memory of any of its processes, seconds."""
+    """Run python with `arguments` in the side's checkout; returns (stdout, peak memory of its processes, seconds)."""
     log = side.base / "stdout.txt"
     side.cache.mkdir(exist_ok=True)
     began = time.perf_counter()
@@ -88,7 +88,7 @@ def flags(options: argparse.Namespace, steps: int, extra: list[str]) -> list[str
 
 
 def train(side: Side, options: argparse.Namespace, steps: int, extra: list[str], tag: str) -> dict[str, Any]:
-    """One run from nothing: its speed, first step, peak memory and last losses."""
+    """One run from scratch: speed, first step, peak memory and last losses."""
     shutil.rmtree(side.cache, ignore_errors=True)
     if side.name == "ours":
         shutil.rmtree(side.base / "runs" / tag, ignore_errors=True)
@@ -123,7 +123,7 @@ def score(side: Side, options: argparse.Namespace, tag: str) -> float:
 
 
 def peer_python(folder: Path) -> Path:
-    """An environment for upstream's other packages, with this one's torch."""
+    """A separate environment for upstream's other packages, with this one's torch."""
     python = environment(folder, *PEER_PACKAGES)
     packages = next((folder / "lib").glob("python*/site-packages"))
     own = next(path for path in sys.path if path.endswith("site-packages"))
@@ -132,7 +132,7 @@ def peer_python(folder: Path) -> Path:
 
 
 def prepared(side: Side, text: Path) -> Side:
-    """The side's data directory with the shards in place, linked."""
+    """The side with its data directory, which has links to the shards."""
     shards = side.base / SHARDS
     if not shards.exists():
         shards.mkdir(parents=True)
@@ -176,7 +176,7 @@ def main() -> None:
 
 
 def measure(options: argparse.Namespace, work: Path) -> None:
-    """Both parts, with lines as they come."""
+    """Measure both parts and print each result."""
     options.text = options.text or source_shards(work / "text")
     text = options.text.resolve()
     sides = [prepared(Side("ours", ROOT, Path(sys.executable), work / "ours"), text)]
@@ -196,7 +196,7 @@ def measure(options: argparse.Namespace, work: Path) -> None:
 
 
 def speed(options: argparse.Namespace, sides: list[Side]) -> None:
-    """Alternating runs of the same shape; medians."""
+    """Medians of alternating runs of the same shape."""
     runs: dict[str, list[dict[str, Any]]] = {side.name: [] for side in sides}
     for _ in range(options.repeats):
         for side in sides:
@@ -217,14 +217,14 @@ def speed(options: argparse.Namespace, sides: list[Side]) -> None:
 
 
 def contenders(options: argparse.Namespace, sides: list[Side]) -> Iterator[tuple[str, Side, list[str]]]:
-    """Each side with each setting that was given for it: a name, the side, its flags."""
+    """(name, side, flags) for each side and each of its settings."""
     for side in sides:
         for setting in (options.ours if side.name == "ours" else options.theirs) or [[]]:
             yield " ".join([side.name, *setting]), side, [f"--{flag}" for flag in setting]
 
 
 def quality(options: argparse.Namespace, sides: list[Side]) -> None:
-    """Bits per byte after equal tokens. Upstream has no seed to set: its runs differ by what its threads do alone."""
+    """Bits per byte after equal tokens. Upstream has no seed, so its runs differ only by the order of its threads."""
     steps = options.quality // options.total_batch_size
     found: dict[str, list[float]] = {}
     for seed in range(1, options.seeds + 1):
@@ -232,7 +232,7 @@ def quality(options: argparse.Namespace, sides: list[Side]) -> None:
             run = train(side, options, steps, extra + ([f"--seed={seed}"] if side.name == "ours" else []), f"quality-{seed}")
             bits = score(side, options, f"quality-{seed}")
             found.setdefault(name, []).append(bits)
-            print(f"{name}: seed {seed}: {bits:.4f} bits per byte after {steps} steps, {run['seconds']:.0f} s", flush=True)
+            print(f"{name}, seed {seed}: {bits:.4f} bits per byte after {steps} steps, {run['seconds']:.0f} s", flush=True)
     for name, values in found.items():
         spread = statistics.stdev(values) if len(values) > 1 else 0.0
         print(f"{name}: {statistics.mean(values):.4f} +- {spread:.4f} bits per byte ({len(values)} runs)")
@@ -241,14 +241,14 @@ def quality(options: argparse.Namespace, sides: list[Side]) -> None:
 def equal_time(options: argparse.Namespace, sides: list[Side]) -> None:
     """Bits per byte after equal time, from an empty compile cache to the end of the command.
 
-    Learning rates follow the number of steps, and upstream can only be given that: a short run says how many fit.
+    Learning rates depend on the number of steps, which is all that upstream accepts, so a short run measures how many fit.
     """
     for name, side, extra in contenders(options, sides):
         short = train(side, options, options.steps, extra, "short")
         before = short["seconds"] - (options.steps - 1) * short["step"]
         steps = int((60 * options.minutes - before) / short["step"])
         if steps <= SETTLED:
-            raise SystemExit(f"{name}: {options.minutes:g} minutes are too few: {before:.0f} s pass before the second step")
+            raise SystemExit(f"{name}: {options.minutes:g} minutes are too few ({before:.0f} s until the second step)")
         run = train(side, options, steps, extra, "equal-time")
         bits = score(side, options, "equal-time")
         print(f"{name}: {bits:.4f} bits per byte after {run['seconds'] / 60:.1f} minutes, {steps} steps", flush=True)

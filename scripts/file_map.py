@@ -1,4 +1,4 @@
-"""Writes docs/file-map.md: what each source file holds, by the first line of its docstring or comment."""
+"""Generator of docs/file-map.md: one line per source file, from its docstring or first comment."""
 
 import ast
 import re
@@ -14,7 +14,7 @@ OPENING = """# File map
 
 <!-- made from the files' own first lines by python -m scripts.file_map: change those -->
 
-What each source file holds. Packages are in the order in which they may import one another; [architecture.md](architecture.md) has the
+One line for each source file. Packages are in the order in which they may import each other; [architecture.md](architecture.md) has the
 rule and the reasons. Data files, pictures and empty `__init__.py` files are left out. The tests of `nanochat/` are in directories of the
 same names in `tests/`.
 """

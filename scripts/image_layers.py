@@ -1,9 +1,9 @@
-"""What Dockerfile.cuda installs: requirements.lock cut into one file for each layer of the image.
+"""Requirements of the image: requirements.lock split into one file for each layer of Dockerfile.cuda.
 
     python scripts/image_layers.py FOLDER    writes uv.txt, build.txt, cuda.txt, torch.txt and others.txt into FOLDER
 
-The lock also holds what develops and tests. What runs is what the project's own dependencies lead to, by the lock's "via" comments;
-each line keeps its version and its hashes.
+The lock also has development packages. Run-time packages are the closure of the project's dependencies, by the lock's "via" comments.
+Each line keeps its version and its hashes.
 """
 
 import re
@@ -11,11 +11,11 @@ import sys
 from pathlib import Path
 
 PROJECT = "nanochat-appliance (pyproject.toml)"
-BUILDERS = {"hatchling", "maturin"}  # with what they need
+BUILDERS = {"hatchling", "maturin"}  # build tools, installed with their dependencies
 
 
 def requirements(lock: str) -> dict[str, tuple[str, set[str]]]:
-    """Name -> its lines in `lock`, and what it is there for."""
+    """Name -> (its lines in `lock`, the packages that need it)."""
     blocks = re.split(r"^(?=[a-z0-9])", lock, flags=re.M)[1:]
     found = {}
     for block in blocks:
@@ -26,7 +26,7 @@ def requirements(lock: str) -> dict[str, tuple[str, set[str]]]:
 
 
 def closure(wanted: set[str], locked: dict[str, tuple[str, set[str]]]) -> set[str]:
-    """The names that `wanted` (a reason, or names) leads to."""
+    """All packages that `wanted` (names, or a reason) needs, directly or not."""
     while more := {name for name, (_, via) in locked.items() if name not in wanted and via & wanted}:
         wanted = wanted | more
     return wanted & set(locked)

@@ -1,6 +1,7 @@
-"""`python -m scripts.screenshots URL chat|training|report`: the pictures in docs/, of a running server's page. Needs Chromium.
+"""Screenshots for docs/ of a running server's page: `python -m scripts.screenshots URL chat|training|report`. Needs Chromium.
 
-chat: the server has the quickstart's model. training: a training is under way beside it. report: URL is a run's report.html (file://...).
+For `chat` the server needs the quickstart's model, for `training` a run in training beside it; for `report` URL is a run's report.html
+(file://...).
 """
 
 import shutil
@@ -27,7 +28,7 @@ ASKED = {
 
 
 def take(browser: Browser, url: str, what: str, name: str, options: dict[str, Any]) -> None:
-    """Picture a conversation or the training."""
+    """Take a screenshot of a conversation or a run in training."""
     context = browser.new_context(**options)
     page = context.new_page()
     page.add_init_script("localStorage['nanochat.settings'] ??= JSON.stringify({temperature: 0})")
@@ -51,7 +52,7 @@ def say(page: Page, text: str) -> None:
 
 
 def main(url: str, what: str) -> None:
-    """Picture `what` on a desktop (light, English) and on a phone (dark, Chinese); a report on a desktop alone."""
+    """Take screenshots of `what` on a desktop (light, English) and on a phone (dark, Chinese), of a report only on a desktop."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         if what == "report":

@@ -32,7 +32,7 @@ REINFORCED = ("--rl_iterations=2", "--rl_examples_per_step=2", "--rl_num_samples
 HOURS = "--hours=0.01"
 DOWNLOADED = ("--shards=2",)
 IMAGE = "registry.example/nanochat@sha256:" + 64 * "0"
-DONE_AS_WRITTEN = ("plan", "eval", "report", "chat", "export", "import", "identity", "tokenizer", "download")
+DONE_AS_WRITTEN = ("plan", "eval", "report", "runs", "chat", "export", "import", "identity", "tokenizer", "download")
 READ_ONLY = "read by its parser: it needs {}"  # by tests/test_readme.py, which has every command of the README
 TARGETS = ("test", "check", "test-slow", "test-containers", "test-browser", "lint", "docs", "bench", "lock", "clean")  # not run, only read
 
@@ -50,6 +50,9 @@ def value(words: Sequence[str], flag: str) -> str:
 def train(words: list[str]) -> tuple[str, list[list[str]]]:
     """`train` or `quickstart`, with its arguments."""
     profile = value(words, "--profile")
+    if source := value(words, "--from"):
+        reinforced = REINFORCED if value(words, "--stage") == "rl" else ()
+        return f"done from {source} with fewer steps", [[*words, *STEPS, *reinforced]]
     if words[0] == "train" and profile not in ("", "auto", "cpu"):  # what a card would do: its plan, and the same small, without the card
         plan = ["plan", *(word for word in words[1:] if not word.startswith("--stage="))]
         few = DOWNLOADED if "--trial" not in words else ()
@@ -73,6 +76,8 @@ def entrypoint(words: list[str]) -> tuple[str, list[list[str]]]:
         return "done; what it finds is this machine's", [words]
     if words[:2] == ["submit", "k8s"]:
         return "dry run", [[*words, *([] if "--dry-run" in words else ["--dry-run"])]]
+    if words[:2] == ["runs", "rm"]:
+        return "done without asking", [[*words, "--yes"]]
     if command == "submit":
         return READ_ONLY.format("a cluster"), []
     if command in DONE_AS_WRITTEN:
@@ -114,7 +119,9 @@ def _has_compose() -> bool:
 
 def placeholders(words: list[str], runs: Sequence[str]) -> list[str]:
     """Words in capitals stand for something of the reader's."""
-    real = {"REF": IMAGE, "NAME": "nanochat"} | dict(zip(("RUN", "OTHER"), runs, strict=False))
+    real = {"REF": IMAGE, "NAME": "nanochat", "my-run": "my-chat", "new.jsonl": "talks.jsonl"} | dict(
+        zip(("RUN", "OTHER"), runs, strict=False)
+    )
     return [real.get(word, word) for word in words]
 
 

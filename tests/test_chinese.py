@@ -22,7 +22,8 @@ _FOREIGN = r"""
 函數=函式 變量=變數 數組=陣列 字符=字元、字串 字節=位元組 比特(?![別定殊])=位元 循環=迴圈 隊列=佇列 模塊=模組 注釋=註解 調試=除錯
 報錯=出現錯誤 崩潰=當掉 宕機|死機=當機 閾值=門檻 矢量=向量 概率=機率 (?<![演計運])算法=演算法 智能=智慧 令牌=權杖 詞表=詞彙表
 過擬合=過度擬合 評測=評估 推理=推論 鏡像(?!站)=映像檔 倉庫=儲存庫 掛起=卡住 回車=Enter 粘貼=貼上 搜索=搜尋 刷新=重新整理 圖標=圖示
-菜單=選單 窗口=視窗 導入=匯入 導出=匯出 反饋=回饋 水平=水準 繁中=繁體中文 您=你
+文本=文字 哈希=雜湊 構建=建置 依賴=相依 拷貝=複製 魯棒=穩健 超時=逾時 內核=核心、kernel 補丁=修補 字段=欄位 [單雙]擊=按一下、按兩下
+對話框=對話方塊 菜單=選單 窗口=視窗 導入=匯入 導出=匯出 反饋=回饋 水平=水準 繁中=繁體中文 您=你
 """
 FOREIGN = dict(pair.rsplit("=", 1) for pair in _FOREIGN.split())
 # What the first edition of these texts said, sentence by sentence after the English -> how it is said here.
@@ -78,7 +79,7 @@ def prose(text: str) -> str:
     return re.sub(r"\]\([^)]*\)", "]", text)
 
 
-TABLES = ["nanochat/doctor/troubleshooting.toml"]
+TABLES = ["nanochat/doctor/troubleshooting.toml", "scripts/reference/glossary.toml", "scripts/reference/zh-TW.toml"]
 TEXTS = {name: (ROOT / name).read_text(encoding="utf-8") for name in pages()}
 TEXTS |= {name: table(name) for name in TABLES} | {"page": page_strings()}
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nanochat.config import FIELDS, PROFILE_NAMES
+from nanochat.config import FIELDS, PROFILE_NAMES, flag_name
 from nanochat.errors import NanochatError
 from scripts.reference import catalog, cli, exit_codes, glossary, profiles, settings
 from scripts.reference.__main__ import documents
@@ -20,12 +20,25 @@ def test_the_pages_are_current() -> None:
     assert stale == [], "stale: run make docs (python -m scripts.reference)"
 
 
+def test_every_text_is_translated() -> None:
+    chinese = catalog.chinese()
+    documents(chinese)
+    assert chinese.missing == [], "translate them in scripts/reference/zh-TW.toml"
+
+
 def test_every_command_and_option_is_on_the_page() -> None:
     page = cli.document(Language())
     for name in ("train", "chat", "submit k8s", "submit status"):
         assert f"\n## nanochat {name}\n" in page and f"(#nanochat-{name.replace(' ', '-')})" in page
     shown = set(re.findall(r"^\| `(?:-\w, )?--([\w-]+)", page, re.MULTILINE))
-    assert set(FIELDS) - shown <= {"profile", "trial"} and {"profile", "trial", "top-k", "quiet", "version", "install-completion"} <= shown
+    assert {flag_name(name) for name in FIELDS} - shown <= {"profile", "trial"} and {
+        "profile",
+        "trial",
+        "top-k",
+        "quiet",
+        "version",
+        "install-completion",
+    } <= shown
 
 
 def test_every_variable_that_is_read_is_described() -> None:

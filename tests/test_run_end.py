@@ -89,10 +89,10 @@ def require_finished(base: Path, finished: Path, command: list[str]) -> None:
     kept = has_summary(base)
     done = call(base, *command, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert ("asking the trained model" in done.stderr) == (not kept and command == TRAIN), done.stderr
+    assert ("evaluating the trained model" in done.stderr) == (not kept and command == TRAIN), done.stderr
     require_whole(base, finished)
     again = call(base, *TRAIN, timeout=120)
-    assert again.returncode == 0 and "is finished" in again.stderr and "written again" not in again.stderr, again.stderr
+    assert again.returncode == 0 and "is finished" in again.stderr and "writing the report again" not in again.stderr, again.stderr
 
 
 def kill_at(base: Path, number: int, command: list[str]) -> int:

@@ -1,4 +1,4 @@
-"""What the BPE benchmarks share: the peers' environment, texts, and measurements that alternate."""
+"""Shared parts of the BPE benchmarks: the peers' environment, texts, and alternating measurements."""
 
 import json
 import os
@@ -21,14 +21,14 @@ PEERS = ("gigatoken==0.10.0", "tiktoken==0.14.0", "rustbpe==0.1.0", "tokenizers=
 
 
 def peers_python() -> Path:
-    """The interpreter of the peers' own environment (one of them is named rustbpe as well)."""
+    """The interpreter of the peers' separate environment (one of them is also named rustbpe)."""
     return environment(ROOT / ".venv" / "bpe-peers", *PEERS)
 
 
 def measure(who: str, peers: Path, **task: Any) -> dict[str, Any]:
     """One run of the worker in a new process."""
     python = sys.executable if who == "ours" else str(peers)
-    # numpy's own threads spin for a while once they are there, and a process's time is that of all its threads.
+    # numpy's threads spin after their start, and a process's time includes all its threads.
     environment = {**os.environ, "RAYON_NUM_THREADS": str(task["threads"]), "OPENBLAS_NUM_THREADS": "1"}
     command = [python, str(Path(__file__).with_name("worker.py")), json.dumps({"who": who, **task})]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -38,7 +38,7 @@ def measure(who: str, peers: Path, **task: Any) -> dict[str, Any]:
 
 
 def alternate(whom: Iterable[str], rounds: int, peers: Path, **task: Any) -> dict[str, list[dict[str, Any]]]:
-    """`rounds` runs of each of `whom`, one after the other in turn; who fails once is not asked again."""
+    """`rounds` alternating runs of each of `whom`; one that fails is not run again."""
     runs: dict[str, list[dict[str, Any]]] = {who: [] for who in whom}
     for _ in range(rounds):
         for who, done in runs.items():
@@ -53,7 +53,7 @@ def median(runs: list[dict[str, Any]], key: str, place: int | None = None) -> fl
 
 
 def parquet_texts(folder: Path) -> Iterator[str]:
-    """The documents of a folder of parquet shards."""
+    """The documents of a directory of parquet shards."""
     import pyarrow.parquet as pq
 
     for path in sorted(folder.glob("*.parquet")):
@@ -62,7 +62,7 @@ def parquet_texts(folder: Path) -> Iterator[str]:
 
 
 def source_texts() -> Iterator[str]:
-    """Python files of this environment: source code that every machine has."""
+    """Python files of this environment, which exist on every machine."""
     for path in sorted(Path(sys.prefix, "lib").glob("**/*.py")):
         try:
             yield path.read_text(encoding="utf-8")
@@ -71,7 +71,7 @@ def source_texts() -> Iterator[str]:
 
 
 def generated_texts(seed: int) -> Iterator[str]:
-    """An endless stream of documents made of units that splitters and merges may treat differently."""
+    """An endless stream of documents with units that splitters and merges may treat differently."""
     choose = random.Random(seed)
     words = [
         "the",

@@ -1,6 +1,6 @@
-"""One measurement in a process of its own, in whichever environment has the encoder: JSON in the arguments, JSON on stdout.
+"""One measurement in a separate process, in the environment of the encoder: JSON in the arguments, JSON on stdout.
 
-Documents are divided by SEPARATOR in one file. Reading it before encoding is not timed; a trainer reads it as a stream.
+Documents are separated by SEPARATOR in one file. Reading it before encoding is not timed; a trainer reads it as a stream.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ O200K = "|".join(
 
 
 def stream(path: str) -> Iterator[str]:
-    """The documents of a file, never all of them in memory."""
+    """The documents of a file, as a stream."""
     rest = b""
     with Path(path).open("rb") as file:
         while block := file.read(1 << 20):
@@ -42,7 +42,7 @@ def train(who: str, path: str, vocab_size: int, threads: int, pattern: str) -> d
         import rustbpe
 
         count = len(rustbpe.train(stream(path), vocab_size, pattern, threads=threads))
-    elif who == "gigatoken":  # has one pattern of its own for training, GPT-2's
+    elif who == "gigatoken":  # trains only with GPT-2's pattern
         import gigatoken
 
         count = len(gigatoken.train_bpe(Path(path), vocab_size, [], separator=SEPARATOR)[0])
@@ -65,7 +65,7 @@ def ranks(path: str) -> list[bytes]:
 
 
 def encoder(who: str, path: str, threads: int, pattern: str) -> Callable[[list[str]], Any]:
-    """A new encoder, with nothing cached: documents -> whatever it makes of them."""
+    """A new encoder with empty caches: documents -> its own form of ids."""
     if who == "ours":
         import rustbpe
 
@@ -91,7 +91,7 @@ def encoder(who: str, path: str, threads: int, pattern: str) -> Callable[[list[s
 
 
 def digest(encoded: Any) -> tuple[int, str]:
-    """(number of ids, their hash), whatever holds them."""
+    """(number of ids, their hash), for any form of ids."""
     import numpy as np
 
     if type(encoded).__module__.startswith("awkward"):
@@ -104,9 +104,9 @@ def digest(encoded: Any) -> tuple[int, str]:
 
 
 def encode(who: str, path: str, ranks: str, threads: int, pattern: str, passes: int) -> dict[str, Any]:
-    """Seconds of each pass of one encoder over all documents, and what came out.
+    """Seconds of each pass of one encoder over all documents, and its output.
 
-    With one thread they are the processor's, so that other work on the machine counts for little; on a quiet one both are the same.
+    With one thread these are CPU seconds, so that other programs on the machine have little influence.
     """
     import numpy  # noqa: F401  (all of them need it; nobody's first pass should pay for loading it)
 

@@ -96,7 +96,7 @@ def _log_probs(prepared: PreparedRequest, values: Sequence[TokenLogProb]) -> dic
                     "token": text(value.text),
                     "logprob": value.log_prob,
                     "bytes": list(value.text),
-                    "top_logprobs": [{"token": text(token), "logprob": number, "bytes": list(token)} for token, number in value.top],
+                    "top_logprobs": [{"token": text(token), "logprob": number, "bytes": list(token)} for token, number in value.top or []],
                 }
                 for value in values
             ]
@@ -104,5 +104,6 @@ def _log_probs(prepared: PreparedRequest, values: Sequence[TokenLogProb]) -> dic
     return {
         "tokens": [text(value.text) for value in values],
         "token_logprobs": [value.log_prob for value in values],
-        "top_logprobs": [{text(token): number for token, number in value.top} for value in values],
+        # Of tokens that read the same (parts of a character), the likeliest stays.
+        "top_logprobs": [value.top and {text(token): number for token, number in reversed(value.top)} for value in values],
     }

@@ -17,10 +17,11 @@ import torch
 
 from nanochat.chat.loading import LoadedModel
 from nanochat.chat.metrics import ServerMetrics
-from nanochat.chat.stream import AnswerStream, Piece, TokenLogProb
+from nanochat.chat.stream import AnswerStream, Piece, TokenLogProb, token_log_prob
 from nanochat.console import log
 from nanochat.errors import NanochatError
 from nanochat.generate.batching import SequenceState, Token
+from nanochat.generate.engine import prompt_log_probs
 from nanochat.generate.sampling import Sampling
 
 
@@ -45,7 +46,11 @@ Deliver = Callable[[Delta], None]
 
 @dataclass(eq=False)
 class GenerationRequest:
-    """One answer to one prompt. `top`: how many likeliest tokens' log probabilities are wanted (None: not even the token's own)."""
+    """One answer to one prompt.
+
+    `top`: how many likeliest tokens' log probabilities are wanted (None: not even the token's own). `echo`: the prompt from this id on
+    comes before the answer (None: not at all); only then may `max_tokens` be 0.
+    """
 
     loaded: LoadedModel
     prompt: Sequence[int]
@@ -55,6 +60,7 @@ class GenerationRequest:
     index: int = 0
     stop: Sequence[str] = ()
     top: int | None = None
+    echo: int | None = None
     cancelled: bool = False
     completion_tokens: int = 0
     asked_at: float = field(default_factory=time.monotonic)
@@ -63,7 +69,7 @@ class GenerationRequest:
         tokenizer = self.loaded.tokenizer
         max_new_tokens = min(self.max_tokens, self.loaded.context - len(self.prompt))
         self.sequence = SequenceState(tokenizer, self.prompt, max_new_tokens, self.sampling, self.index, self.top)
-        self.stream = AnswerStream(tokenizer, self.stop)
+        self.stream = AnswerStream(tokenizer, self.stop, self.echo is not None)
 
 
 class Scheduler:
@@ -75,6 +81,7 @@ class Scheduler:
         self._metrics, self._limit = metrics, queue
         self._waiting: deque[GenerationRequest] = deque()
         self._running: dict[SequenceState, GenerationRequest] = {}
+        self._echoing: list[GenerationRequest] = []  # admitted, their prompts not echoed yet
         self._wake = threading.Condition()
         self._ending = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -131,7 +138,8 @@ class Scheduler:
     def _run(self) -> None:
         threads = 0
         while self._admit():
-            deltas: list[tuple[Deliver, Delta]] = []
+            deltas = [self._echo(request) for request in self._echoing]
+            self._echoing.clear()
             for loaded in dict.fromkeys(request.loaded for request in self._running.values()):
                 if loaded.threads != threads:
                     threads = loaded.threads
@@ -160,9 +168,30 @@ class Scheduler:
                 self._waiting = deque(request for request in self._waiting if not request.cancelled)
             while self._waiting and self._waiting[0].loaded.batch.free:
                 request = self._waiting.popleft()
+                if request.echo is not None:
+                    self._echoing.append(request)
+                if not request.max_tokens:
+                    continue
                 self._running[request.sequence] = request
                 self._metrics.prompt(len(request.prompt), request.loaded.batch.join(request.sequence))
             return True
+
+    def _echo(self, request: GenerationRequest) -> tuple[Deliver, Delta]:
+        """The prompt of a request that wants it before its answer, with the log probabilities of its tokens if those are wanted."""
+        assert request.echo is not None
+        tokenizer, shown = request.loaded.tokenizer, list(request.prompt)[request.echo :]
+        values: list[TokenLogProb] = []
+        try:
+            if request.top is not None and shown:
+                every = [None, *prompt_log_probs(request.loaded.model, request.prompt, request.top)][request.echo :]
+                values = [token_log_prob(tokenizer, id, found) for id, found in zip(shown, [None, *every[1:]], strict=True)]
+        except Exception as error:  # out of memory, for one: this answer is lost, the server is not
+            log(f"error: the engine failed: {type(error).__name__}: {error}; an answer was given up")
+            self._metrics.failures.inc()
+            if self._running.pop(request.sequence, None):
+                request.loaded.batch.leave(request.sequence)
+            return _error(request, "the engine failed; the server's log says why")
+        return request.deliver, Delta(request.index, [tokenizer.decode(shown)], values, None if request.max_tokens else "length")
 
     def _step(self, loaded: LoadedModel) -> list[tuple[Deliver, Delta]]:
         """One step of a model's batch, as deltas."""

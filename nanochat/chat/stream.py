@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from nanochat.generate.batching import Token
 from nanochat.generate.engine import Answer
+from nanochat.generate.sampling import LogProbs
 from nanochat.tokenizer.tokenizer import Tokenizer
 
 
@@ -19,11 +20,25 @@ class Call(NamedTuple):
 
 
 class TokenLogProb(NamedTuple):
-    """A token of the visible text: its bytes, its log probability, and the likeliest tokens' bytes and log probabilities."""
+    """A token of the visible text: its bytes, its log probability, and the likeliest tokens' bytes and log probabilities.
+
+    The first token of an echoed prompt has neither, because nothing is before it.
+    """
 
     text: bytes
-    log_prob: float
-    top: list[tuple[bytes, float]]
+    log_prob: float | None
+    top: list[tuple[bytes, float]] | None
+
+
+def token_log_prob(tokenizer: Tokenizer, token: int, found: LogProbs | None) -> TokenLogProb:
+    """A token's id and log probabilities as a client reads them: special tokens have no text."""
+
+    def text(id: int) -> bytes:
+        return tokenizer.tokens[id] if id < len(tokenizer.tokens) else b""
+
+    if found is None:
+        return TokenLogProb(text(token), None, None)
+    return TokenLogProb(text(token), found.token, [(text(id), value) for id, value in found.top])
 
 
 Piece = str | Call
@@ -32,7 +47,9 @@ Piece = str | Call
 class AnswerStream:
     """Puts an answer together as its tokens come. `finish` is "stop" or "length" once nothing more comes, None before."""
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()):
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = (), echoed: bool = False):
+        """`echoed`: log probabilities come behind those of the prompt, one for each token, special ones too."""
+        self._echoed = echoed
         self.finish: str | None = None
         self.log_probs: list[TokenLogProb] = []  # since the last take
         self._tokenizer, self._stop = tokenizer, [text for text in stop if text]
@@ -49,10 +66,9 @@ class AnswerStream:
             self._expression = None
         if token.id == special("<|python_end|>"):
             self._expression = self._last("python")
-        if token.log_probs is not None and token.id < len(self._tokenizer.tokens) and not token.forced:
-            tokens = self._tokenizer.tokens
-            top = [(tokens[id] if id < len(tokens) else b"", value) for id, value in token.log_probs.top]
-            self.log_probs.append(TokenLogProb(tokens[token.id], token.log_probs.token, top))
+        visible = token.id < len(self._tokenizer.tokens) and not token.forced
+        if token.log_probs is not None and (visible or self._echoed):
+            self.log_probs.append(token_log_prob(self._tokenizer, token.id, token.log_probs))
         if token.sequence.done and self.finish is None:
             pieces += self._text(self._answer.flush())
             if self.finish is None:

@@ -11,12 +11,13 @@ from typing import Annotated, Any
 import typer
 
 from nanochat.cli.help import Command, Group
-from nanochat.config import PROFILE_NAMES, TEXT_RULES, Config, build_config, parse_flags
+from nanochat.config import PROFILE_NAMES, TEXT_RULES, Config, build_config, load_profile, parse_flags
 from nanochat.console import log
 from nanochat.errors import UsageError, did_you_mean
 
 FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True}  # of a command that also takes the options of a run's config
 ALSO_CONFIG = "Also takes the config options of a run: `nanochat train --help` lists them."  # the epilog of such a command
+MACHINE = ("device_batch_size", "nproc_per_node")  # what a profile says of a machine; with --from the rest is as the source had it
 
 
 def _profiles(incomplete: str) -> list[str]:
@@ -65,9 +66,22 @@ def application(help: str | None = None, completion: bool = False) -> Commands:
     )
 
 
-def run_config(profile: str, trial: bool, arguments: list[str]) -> Config:
-    """The profile's values, replaced by the flags given. With another text, the cpu profile's vocabulary and steps are auto."""
+def run_config(profile: str, trial: bool, arguments: list[str], stage: str = "all") -> Config:
+    """The profile's values, replaced by the flags given; with `--from` the values of the run that it names instead of the profile's."""
     overrides = parse_flags(arguments)
+    if not overrides.get("from_run"):
+        return _profile_config(profile, trial, overrides)
+    if trial:
+        raise UsageError("--trial is a run of its own, and --from continues another", "leave out --trial")
+    from nanochat.runs.origin import config_from
+
+    text: dict[str, Any] = {name: overrides[name] for name in ("data", "dataset") if name in overrides}
+    machine = {} if profile == "auto" else {name: value for name, value in load_profile(profile).items() if name in MACHINE}
+    return config_from(overrides["from_run"], overrides, stage, machine, lambda: _profile_config(profile, trial, text))
+
+
+def _profile_config(profile: str, trial: bool, overrides: dict[str, Any]) -> Config:
+    """The profile's values, replaced by `overrides`. With another text, the cpu profile's vocabulary and steps are auto."""
     if profile == "auto":
         from nanochat.planning.hardware import detect_profile
 

@@ -47,9 +47,10 @@ def _row(run: Any) -> tuple[str, ...]:
     def cell(value: Any, form: Any) -> str:
         return "-" if value is None else str(form(value))
 
-    state = " (training)" if run["running"] else "" if run["finished"] else " (not finished)"
+    state = "training" if run["running"] else "" if run["finished"] else "not finished"
+    notes = ", ".join(filter(None, (f"from {run['from_run']}" if run["from_run"] else "", state)))
     return (
-        run["name"] + state,
+        run["name"] + (f" ({notes})" if notes else ""),
         cell(run["stage"], str),
         cell(run["step"], str),
         cell(run["bpb"], lambda value: f"{value:.3f}"),

@@ -7,7 +7,7 @@ import typer
 
 from nanochat.cli.help import ConfigCommand
 from nanochat.cli.options import ALSO_CONFIG, FLAGS, Commands, Profile, Trial, relaunch, require_choice, run_config
-from nanochat.config import build_config, parse_flags
+from nanochat.config import build_config, flag_name, parse_flags
 from nanochat.console import confirm, log, show
 from nanochat.errors import UsageError
 from nanochat.hardware.nvml import read_driver
@@ -24,7 +24,8 @@ def train(
     profile: Profile = "auto",
     trial: Trial = False,
     stage: Annotated[
-        str, typer.Option(metavar="|".join(STAGES), help="Stage to train; all: base and sft, and rl if --rl_iterations is given")
+        str,
+        typer.Option(metavar="|".join(STAGES), help="Stage to train; all: base and sft, and rl with --rl_iterations or --problems"),
     ] = "all",
 ) -> None:
     """Train a model, from the plan to the report.
@@ -32,8 +33,8 @@ def train(
     Prints the plan, downloads missing data, pretrains, fine-tunes and evaluates. The same command again resumes an interrupted run.
     """
     require_choice("--stage", stage, STAGES)
-    config = run_config(profile, trial, context.args)
-    stages = (stage,) if stage != "all" else ("base", "sft", *(["rl"] if config.rl_iterations != -1 else []))
+    config = run_config(profile, trial, context.args, stage)
+    stages = (stage,) if stage != "all" else ("base", "sft", *(["rl"] if config.rl_iterations != -1 or config.problems else []))
     from nanochat.pipeline.train import train as run
 
     raise typer.Exit(run(config, stages, relaunch()))
@@ -46,10 +47,14 @@ def quickstart(context: typer.Context) -> None:
     Uses the CPU and text that comes with the program, so it needs no network and no GPU. Prints the score on held-out questions and three
     answers.
     """
-    for name in ("profile", "trial"):
-        if name in parse_flags(context.args):
-            raise UsageError(f"quickstart always trains the cpu profile, without --{name}", "`nanochat train --help` lists the profiles")
-    config = build_config("cpu", False, {"run": QUICKSTART_RUN} | parse_flags(context.args))
+    overrides = parse_flags(context.args)
+    for name in ("profile", "trial", "from_run"):
+        if name in overrides:
+            hint = "`nanochat train --help` lists the profiles"
+            if name == "from_run":
+                hint = f"`nanochat train --from {overrides[name]} --run NEW` begins with a trained model"
+            raise UsageError(f"quickstart always trains the cpu profile, without --{flag_name(name)}", hint)
+    config = build_config("cpu", False, {"run": QUICKSTART_RUN} | overrides)
     if config.device == "cpu" and (gpus := getattr(read_driver(), "gpus", ())):
         log(f"quickstart trains on the CPU and does not use the {gpus[0].name}; `nanochat train` does")
     from nanochat.pipeline.train import train as run

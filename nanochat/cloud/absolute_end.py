@@ -1,4 +1,4 @@
-"""The absolute end in a training's manifests: a Job or JobSet that is there cannot be changed, so it keeps the end that it has."""
+"""The absolute end in a run's manifests. An existing Job or JobSet is immutable, so it keeps its end."""
 
 from collections.abc import Iterator, Sequence
 
@@ -7,7 +7,7 @@ from nanochat.train.deadline import VARIABLE as END
 
 
 def _training_variables(made: Sequence[Manifest]) -> Iterator[Manifest]:
-    """Each environment variable of the training's containers."""
+    """All environment variables of the run's containers."""
     for one in made:
         if one["kind"] in ("Job", "JobSet") and one["metadata"].get("labels", {}).get(COMPONENT) == "train":
             spec = one["spec"]
@@ -17,12 +17,12 @@ def _training_variables(made: Sequence[Manifest]) -> Iterator[Manifest]:
 
 
 def end_of(made: Sequence[Manifest]) -> str:
-    """The absolute end of a training, in seconds since 1970; "" if it has none."""
+    """The absolute end of a run, in seconds since 1970; "" if it has none."""
     return next((str(variable.get("value", "")) for variable in _training_variables(made) if variable["name"] == END), "")
 
 
 def set_end(made: Sequence[Manifest], end: str) -> None:
-    """Change the absolute end of a training."""
+    """Change the absolute end of a run."""
     for variable in _training_variables(made):
         if variable["name"] == END:
             variable["value"] = end

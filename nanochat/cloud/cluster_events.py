@@ -1,4 +1,4 @@
-"""A cluster's events: why an object has no pod, or a pod does not start. A quota's refusal is in no other place."""
+"""A cluster's events, with reasons why an object has no pod or a pod does not start, such as an exceeded quota."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ SHOWN = 500  # characters of a message
 
 @dataclass(frozen=True)
 class Warn:
-    """The newest warning about an object, as it may be printed."""
+    """The newest warning about an object, in printable form."""
 
     object: str  # Kind/name
     reason: str
@@ -22,21 +22,22 @@ class Warn:
 
     @property
     def hint(self) -> str:
-        """What to do where a quota is the reason, else ""."""
+        """A hint if the reason is a quota, else ""."""
         if not any(word in self.message for word in ("exceeded quota", "failed quota", "LimitRange", "per Pod is", "per Container is")):
             return ""
-        return "kubectl describe quota,limitrange shows the limits; `nanochat submit cancel NAME`, then lower --cpus, --memory, --nodes"
+        see = "see the limits with `kubectl describe quota,limitrange`"
+        return f"{see}, then run `nanochat submit cancel NAME` and submit again with lower --cpus, --memory or --nodes"
 
 
 def newest_warnings(events: Iterable[dict[str, Any]], objects: Iterable[dict[str, Any]]) -> dict[str, Warn]:
-    """Kind/name of each of `objects` that something was warned about -> the newest warning."""
+    """Kind/name of each of `objects` with a warning -> its newest warning."""
     known = {_key(one["kind"], one["metadata"]): one["metadata"].get("uid", "") for one in objects}
     found: dict[str, Warn] = {}
     for event in sorted(events, key=_time):
         about = event.get("involvedObject", {})
         key = _key(about.get("kind", ""), about)
         if event.get("type") != "Warning" or key not in known or about.get("uid", known[key]) != known[key]:
-            continue  # the last condition: of an earlier object of that name
+            continue  # the last condition means an earlier object of that name
         reason, message = (printable(" ".join(str(event.get(name, "")).split())) for name in ("reason", "message"))
         found[key] = Warn(key, reason, message[:SHOWN])
     return found
@@ -47,7 +48,7 @@ def _key(kind: str, meta: dict[str, Any]) -> str:
 
 
 def _time(event: dict[str, Any]) -> str:
-    """When an event was last seen, in ISO 8601, which sorts."""
+    """Time when an event was last seen, in ISO 8601, which is sortable."""
     series = event.get("series") or {}
     seen = (series.get("lastObservedTime"), event.get("lastTimestamp"), event.get("eventTime"))
     return str(next(filter(None, seen), event.get("metadata", {}).get("creationTimestamp") or ""))

@@ -1,7 +1,7 @@
-"""Inside a rented pod: run the training, and end the pod when it has ended, failed for good, or reached the ceiling.
+"""The guard inside a rented pod: runs the training command, and ends the pod when the run ends, fails, or reaches the time limit.
 
-The host starts an ended container again and bills on, so the pod has to be ended from within. NANOCHAT_GUARD says when and
-how; the key is the pod's own (RUNPOD_API_KEY, which the host puts there, good for this pod only).
+RunPod starts an ended container again and keeps billing, so the pod must be ended from within. NANOCHAT_GUARD sets when and
+how. The key is the pod's own (RUNPOD_API_KEY, set by RunPod and valid only for this pod).
 """
 
 import re
@@ -20,44 +20,44 @@ from nanochat.errors import ORCHESTRATOR_RETRIED_CODES, NanochatError, UsageErro
 
 VARIABLE = "NANOCHAT_GUARD"
 RESTARTS = 2  # of a training run that crashed or hung; it resumes from the newest checkpoint
-ENDED = re.compile(r"guard: the training ended with (\d+); this pod is ended")
-END_SECONDS = 1800.0  # so long the host is asked to end the pod
+ENDED = re.compile(r"guard: the (?:run|training) ended with (\d+); this pod is ended")  # also of older images
+END_SECONDS = 1800.0  # seconds of attempts to end the pod
 
 
 @dataclass(frozen=True)
 class Guard:
-    """Until when the pod may live, and how it ends."""
+    """The time limit of the pod, and the way to end it."""
 
-    until: float  # seconds since 1970: not from the start, for a pod may be started again
-    end: str  # terminate (the data is on a network volume) or stop (it is on the pod's own disk)
+    until: float  # seconds since 1970, not since the start, because a pod may be restarted
+    end: str  # "terminate" if the data is on a network volume, "stop" if it is on the pod's disk
 
     def __str__(self) -> str:
         return f"{self.end}@{self.until:.0f}"
 
     @staticmethod
     def parse(text: str) -> "Guard":
-        """What `str` wrote. Raises UsageError."""
+        """Parse the result of `str`. Raises UsageError."""
         end, _, until = text.partition("@")
         if end not in ("stop", "terminate") or not until.isdigit():
-            raise UsageError(f"{VARIABLE} = {text!r} is not understood", "as in stop@1790000000")
+            raise UsageError(f"{VARIABLE} = {text!r} is not valid", "set it to a value such as stop@1790000000")
         return Guard(float(until), end)
 
 
 def supervise(command: Sequence[str], environment: Mapping[str, str], *, grace: float = GRACE_SECONDS, pause: float = 5.0) -> int:
-    """Run `command` (without the guard's variable), restart it if it crashes, then end this pod; the command's last exit code.
+    """Run `command` (without the guard's variable), restart it after crashes, then end this pod; returns the last exit code.
 
-    A signal to this process is passed on, and then the pod is left alone: who sent it is ending it already.
+    A signal is forwarded to the command, and then the pod is not ended here, because the sender of the signal is ending it.
     """
     limits = Guard.parse(environment[VARIABLE])
     pod = environment.get("RUNPOD_POD_ID", "")
     if not pod:
-        raise UsageError(f"{VARIABLE} is set, but this is no pod of RunPod (RUNPOD_POD_ID is not)", f"unset {VARIABLE}")
+        raise UsageError(f"{VARIABLE} is set, but this is not a RunPod pod (RUNPOD_POD_ID is not set)", f"unset {VARIABLE}")
     api = RunPod(environment.get("RUNPOD_API_KEY", ""), pause=pause)
     inner = {key: value for key, value in environment.items() if key not in (VARIABLE, "RUNPOD_API_KEY")}
-    log(f"guard: this pod ends ({limits.end}) with the training, at the latest in {duration(max(limits.until - time.time(), 0))}")
+    log(f"guard: this pod ends ({limits.end}) with the run, at the latest in {duration(max(limits.until - time.time(), 0))}")
     if names := missing(inner):
         log(f"error: the RunPod account has no secret named {', '.join(names)}")
-        log("hint: add it on RunPod's page, or name another with --secret VARIABLE=NAME")
+        log("hint: add it on RunPod's page, or use another with --secret VARIABLE=NAME")
         _end(api, pod, limits, UsageError.exit_code, pause)
         return UsageError.exit_code
     code, asked = 75, False
@@ -68,7 +68,7 @@ def supervise(command: Sequence[str], environment: Mapping[str, str], *, grace: 
         if asked or code not in ORCHESTRATOR_RETRIED_CODES or time.time() >= limits.until:
             break
         if attempt < RESTARTS:
-            log(f"guard: the training ended with {code}; restart {attempt + 1} of {RESTARTS}, from the newest checkpoint")
+            log(f"guard: the run ended with {code}; restart {attempt + 1} of {RESTARTS} from the newest checkpoint")
             time.sleep(pause)
     if not asked:
         _end(api, pod, limits, code, pause)
@@ -76,7 +76,7 @@ def supervise(command: Sequence[str], environment: Mapping[str, str], *, grace: 
 
 
 class _SignalForwarder:
-    """Passes SIGTERM and SIGINT on to `process` inside a `with` block; `asked` is whether one came."""
+    """Forwards SIGTERM and SIGINT to `process` inside a `with` block; `asked` is True after a signal."""
 
     def __init__(self, process: subprocess.Popen[bytes]):
         self.asked = False
@@ -96,13 +96,13 @@ class _SignalForwarder:
 
 
 def _run(command: Sequence[str], environment: Mapping[str, str], until: float, grace: float) -> tuple[int, bool]:
-    """The command's exit code, and whether a signal came from outside. At `until` it has `grace` seconds to save."""
+    """(the command's exit code, whether a signal came from outside). At `until` the command gets `grace` seconds to save."""
     process = subprocess.Popen(command, env=dict(environment))
     with _SignalForwarder(process) as signals:
         try:
             code = process.wait(max(until - time.time(), 0))
         except subprocess.TimeoutExpired:
-            log("guard: the ceiling is reached; the training saves a checkpoint and ends")
+            log("guard: the time limit is reached; the run saves a checkpoint and ends")
             process.terminate()
             try:
                 code = process.wait(grace)
@@ -113,10 +113,10 @@ def _run(command: Sequence[str], environment: Mapping[str, str], until: float, g
 
 
 def _end(api: RunPod, pod: str, limits: Guard, code: int, pause: float) -> None:
-    """Ask the host to end this pod until it does."""
-    log(f"guard: the training ended with {code}; this pod is ended ({limits.end})")
+    """End this pod, with repeated attempts."""
+    log(f"guard: the run ended with {code}; this pod is ended ({limits.end})")
     if limits.end == "stop":
-        log("guard: its disk with the checkpoints stays and is billed until `nanochat submit terminate NAME`")
+        log("guard: the disk with the checkpoints is kept and billed until `nanochat submit terminate NAME`")
     last = time.monotonic() + END_SECONDS
     while True:
         try:
@@ -127,5 +127,5 @@ def _end(api: RunPod, pod: str, limits: Guard, code: int, pause: float) -> None:
         except NanochatError as error:
             if time.monotonic() > last:
                 raise
-            log(f"guard: {error.message}; asking again")
+            log(f"guard: {error.message}; trying again")
             time.sleep(max(pause, 0.01))

@@ -20,22 +20,19 @@ TRIES = 4
 POLL_SECONDS = 5.0
 REQUEST_TIMEOUT = "30s"
 
-_LOGGED = re.compile(r"(\[\S+\]) (\d{4}-\S+) (.*)")  # a line with its pod and its time, as kubectl's --prefix and --timestamps write it
-_KLOG = re.compile(r"[EWI]\d{4} ")  # a line of kubectl's own log, which its error repeats
+_LOGGED = re.compile(r"(\[\S+\]) (\d{4}-\S+) (.*)")  # a line with kubectl's --prefix and --timestamps
+_KLOG = re.compile(r"[EWI]\d{4} ")  # a line of kubectl's log, which its error repeats
 
-# What kubectl's own message holds, and what to do about it.
+# Parts of kubectl's messages -> hint.
 _HINTS = (
-    (("Unauthorized", "must be logged in"), "log in to the cluster again, then the same command"),
-    (("Forbidden", "forbidden"), "ask the cluster's administrator for this right, or name another namespace with --namespace"),
-    (
-        ("field is immutable", "is invalid"),
-        "a running job is not changed: end it with `nanochat submit cancel NAME`, or choose another --name",
-    ),
+    (("Unauthorized", "must be logged in"), "log in to the cluster again, then run the same command"),
+    (("Forbidden", "forbidden"), "ask the cluster's administrator for this permission, or use another --namespace"),
+    (("field is immutable", "is invalid"), "stop the running job with `nanochat submit cancel NAME`, or choose another --name"),
     (
         ("no matches for kind", "doesn't have a resource type"),
-        "the cluster lacks JobSet, which several nodes need: install it, or use --nodes 1",
+        "install JobSet in the cluster, which several nodes need, or use --nodes 1",
     ),
-    (("not found", "NotFound"), "`nanochat submit status NAME` shows what there is; --namespace names another namespace"),
+    (("not found", "NotFound"), "see the run with `nanochat submit status NAME`, or set another --namespace"),
 )
 _AGAIN: tuple[str, ...] = (
     "Conflict",
@@ -50,7 +47,7 @@ _AGAIN += ("connection refused", "connection reset", "timeout", "Timeout", "unab
 
 
 class Kubectl:
-    """kubectl with the user's context and namespace. Methods raise NanochatError with kubectl's message and what to do."""
+    """kubectl with the user's context and namespace. Methods raise NanochatError with kubectl's message and a hint."""
 
     def __init__(self, namespace: str = "", context: str = "", pause: float = 1.0):
         path = shutil.which("kubectl")
@@ -58,10 +55,10 @@ class Kubectl:
             raise PreflightError("kubectl is not installed", "install it, or print the manifests with --dry-run and apply them elsewhere")
         place = ([f"--namespace={namespace}"] if namespace else []) + ([f"--context={context}"] if context else [])
         self.command, self.pause = [path, *place], pause
-        self._told: set[str] = set()  # warnings that were shown while somebody waits
+        self._told: set[str] = set()  # warnings that were already printed
 
     def run(self, *arguments: str, text: str = "") -> str:
-        """kubectl's stdout. Every command given here may be repeated, so a conflict or a failing server is tried again."""
+        """kubectl's stdout. All commands here are idempotent, so they are repeated after a conflict or a server error."""
         command = [*self.command, f"--request-timeout={REQUEST_TIMEOUT}", *arguments]
         for attempt in range(TRIES):
             done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
@@ -72,16 +69,16 @@ class Kubectl:
                 break
             log(f"kubectl: {said[:300]}; trying again")
             time.sleep(self.pause * 2**attempt)
-        hint = next((hint for parts, hint in _HINTS if any(part in said for part in parts)), "kubectl's own message says what is wrong")
+        hint = next((hint for parts, hint in _HINTS if any(part in said for part in parts)), "see kubectl's message")
         raise NanochatError(f"kubectl {arguments[0]}: {said[:1000]}", hint)
 
     def apply(self, made: Sequence[Manifest]) -> None:
-        """Create what is not there, update what may be."""
+        """Create missing objects and update mutable ones."""
         for line in self.run("apply", "-f", "-", text="".join(to_yaml(made))).splitlines():
             log(line)
 
     def objects(self, kinds: str, name: str, component: str = "") -> list[Manifest]:
-        """The training's objects of some kinds; of a kind that the cluster does not know, none."""
+        """The run's objects of some kinds; none of a kind that the cluster does not have."""
         selector = f"{INSTANCE}={name}" + (f",{COMPONENT}={component}" if component else "")
         try:
             found = json.loads(self.run("get", kinds, "-l", selector, "-o", "json"))
@@ -92,12 +89,12 @@ class Kubectl:
         return list(found["items"])
 
     def controllers(self, name: str, component: str) -> list[Manifest]:
-        """What makes a component's pods: its Deployment, JobSet or Job."""
+        """The controllers of a component's pods: its Deployment, JobSet or Job."""
         kinds = ("deployment",) if component == "chat" else ("jobset", "job")
         return next(filter(None, (self.objects(kind, name, component) for kind in kinds)), [])
 
     def warnings(self, objects: Sequence[Manifest]) -> dict[str, Warn]:
-        """Kind/name -> the newest warning of the cluster's events, none where this user may not read them."""
+        """Kind/name -> the newest warning in the cluster's events; {} if this user may not read them."""
         try:
             events = json.loads(self.run("get", "events", "--field-selector=type=Warning", "-o", "json"))["items"]
         except NanochatError as error:
@@ -107,7 +104,7 @@ class Kubectl:
         return newest_warnings(events, objects)
 
     def _tell(self, name: str, component: str) -> None:
-        """Show what the cluster has against pods that somebody waits for, each warning once."""
+        """Print the cluster's warnings about a component, each once."""
         objects = self.objects("job,pod,deployment,replicaset", name, component)
         if any(one["kind"] == "Pod" and one.get("status", {}).get("phase") == "Running" for one in objects):
             return
@@ -135,8 +132,8 @@ class Kubectl:
                 return
             if state != "running":
                 raise NanochatError(
-                    f"the {component} job of {name} {'failed: ' + why if state else 'is gone'}",
-                    f"`nanochat submit logs {name} --component {component}` prints its log",
+                    f"the {component} job of {name} {'failed: ' + why if state else 'was deleted'}",
+                    f"see its log with `nanochat submit logs {name} --component {component}`",
                 )
             if time.monotonic() - said > 60:
                 said = time.monotonic()
@@ -145,9 +142,9 @@ class Kubectl:
             time.sleep(poll)
 
     def logs(self, name: str, component: str, follow: bool, poll: float = POLL_SECONDS) -> int:
-        """Print a component's log on stdout; with `follow` until it has ended: its exit code.
+        """Print a component's log on stdout; with `follow` until it ends, and return its exit code.
 
-        A connection that breaks, or a pod that is replaced, is picked up again where it stopped: each line is shown once.
+        After a broken connection or a replaced pod the log continues at the next line.
         """
         seen: dict[str, datetime.datetime] = {}
         told = ""
@@ -155,24 +152,24 @@ class Kubectl:
             code, said = self._stream(name, component, follow, seen)
             if not follow:
                 if code:
-                    raise NanochatError(f"kubectl logs: {said}", f"`nanochat submit status {name}` shows its pods")
+                    raise NanochatError(f"kubectl logs: {said}", f"see its pods with `nanochat submit status {name}`")
                 return 0
             state, why = self.outcome(name, component)
             if state == "running":
-                if code and said != told:  # a pod that waits for a node or for its image, for example
+                if code and said != told:  # for example, a pod that waits for a node or for its image
                     log(f"kubectl: {said}; trying again")
                     told = said
                 self._tell(name, component)
                 time.sleep(poll)
                 continue
-            self._stream(name, component, False, seen)  # what a connection that broke has left
+            self._stream(name, component, False, seen)  # the rest after a broken connection
             if state == "complete":
                 return 0
-            log(f"error: the {component} job of {name} " + (f"failed: {why}" if state else "is not there"))
+            log(f"error: the {component} job of {name} " + (f"failed: {why}" if state else "does not exist"))
             return self.exit_code(name, component)
 
     def _stream(self, name: str, component: str, follow: bool, seen: dict[str, datetime.datetime]) -> tuple[int, str]:
-        """Print what one connection brings and was not shown yet; kubectl's exit code and message. `seen`: container -> its last time."""
+        """Print the new lines of one connection; returns kubectl's exit code and message. `seen` maps containers to their last time."""
         command = [*self.command, "logs", "-l", f"{INSTANCE}={name},{COMPONENT}={component}", "--prefix", "--timestamps", "--tail=-1"]
         command += ["--max-log-requests=64", *(["-f"] if follow else [])]
         command += [f"--since-time={min(seen.values()).isoformat()}"] if seen else []
@@ -192,7 +189,7 @@ class Kubectl:
             return process.returncode, " ".join(errors.read().split())
 
     def exit_code(self, name: str, component: str) -> int:
-        """The code that the component's last container ended with; 1 where the cluster has forgotten it."""
+        """The exit code of the component's last container; 1 if the cluster no longer has it."""
         ended = []
         for pod in self.objects("pod", name, component):
             states = [one.get("state", {}).get("terminated") for one in pod.get("status", {}).get("containerStatuses", [])]
@@ -200,7 +197,7 @@ class Kubectl:
         return max(ended)[1] or 1 if ended else 1
 
     def status(self, name: str) -> list[dict[str, Any]]:
-        """One line for each object: kind, name, state (or what it waits for), why, restarts. Raises UsageError if there is none."""
+        """Kind, name, state (or reason for waiting), reason and restarts of each object. Raises UsageError if there is none."""
         objects = self.objects("job,pod,deployment,replicaset,persistentvolumeclaim", name) + self.objects("jobset", name)
         warned = self.warnings(objects) if objects else {}
         rows = []
@@ -208,7 +205,7 @@ class Kubectl:
             phase, well = _phase(one)
             warning = None if well else warned.get(f"{one['kind']}/{one['metadata']['name']}")
             if one["kind"] == "ReplicaSet" and not warning:
-                continue  # a Deployment's own, of interest only where it cannot make pods
+                continue  # a Deployment's ReplicaSet, of interest only if it cannot create pods
             if warning and one["kind"] in ("Job", "JobSet", "ReplicaSet"):
                 phase = warning.reason
             state = one.get("status", {})
@@ -216,11 +213,11 @@ class Kubectl:
             row = {"kind": one["kind"], "name": one["metadata"]["name"], "state": phase, "restarts": state.get("restarts", counted)}
             rows.append(row | {"why": warning.message if warning else "", "hint": warning.hint if warning else ""})
         if not rows:
-            raise UsageError(f"there is no training {name!r}", "--name and --namespace as they were submitted")
+            raise UsageError(f"there is no run {name!r}", "use the --name and --namespace of its submission")
         return rows
 
     def cancel(self, name: str) -> None:
-        """Delete the training and its chat, with time to save a checkpoint. The volume stays."""
+        """Delete the run and its chat, with time to save a checkpoint. The volume stays."""
         for kinds in ("jobset", "job,deployment,service", "networkpolicy"):  # the policies guard the pods while they save
             if found := self.objects(kinds, name):
                 # Without a limit of the request: the server answers at once, kubectl then waits for the pods to save.
@@ -233,30 +230,30 @@ class Kubectl:
 
 
 def submit(kubectl: Kubectl, name: str, made: Sequence[Manifest], poll: float = POLL_SECONDS) -> None:
-    """Apply the manifests; the training and the chat only when the download is complete. Called again, it goes on where it was."""
+    """Apply the manifests, those of the run and the chat after the download is complete. Called again, it continues."""
     first = [one for one in made if one["kind"] == "PersistentVolumeClaim" or one["metadata"]["labels"][COMPONENT] == "download"]
     rest = [one for one in made if one not in first]
     began, (state, why) = time.time(), kubectl.outcome(name, "train")
     if state in ("complete", "failed"):
         raise UsageError(
-            f"the training {name!r} has ended already ({state}{': ' + why if why else ''})",
-            "another --name, or `nanochat submit cancel NAME` first",
+            f"the run {name!r} has ended already ({state}{': ' + why if why else ''})",
+            f"choose another --name, or run `nanochat submit cancel {name}` first",
         )
     if not state and first:
         kubectl.apply(first)
         if any(one["kind"] == "Job" for one in first):
-            log("the text is fetched first, without a GPU; interrupted, the same command goes on")
+            log("downloading the data first, without a GPU (after an interruption, the same command continues)")
             kubectl.wait(name, "download", poll)
     if end := end_of(rest):
-        if kept := end_of(kubectl.controllers(name, "train")) if state else "":  # a Job's pods cannot be changed
+        if kept := end_of(kubectl.controllers(name, "train")) if state else "":  # a Job's pod template is immutable
             at = datetime.datetime.fromtimestamp(int(kept), datetime.UTC)
-            log(f"{name} runs already, and keeps its deadline of {at:%Y-%m-%d %H:%M} UTC")
-        set_end(rest, kept or str(int(end) + int(time.time() - began)))  # the download's time is not the training's
+            log(f"{name} is running already and keeps its deadline of {at:%Y-%m-%d %H:%M} UTC")
+        set_end(rest, kept or str(int(end) + int(time.time() - began)))  # without the download's time
     kubectl.apply(rest)
 
 
 def _phase(one: Manifest) -> tuple[str, bool]:
-    """An object's state, or what a pod waits for; and whether it is well, so that warnings about it are of the past."""
+    """(an object's state or reason for waiting, whether it is healthy and older warnings no longer apply)."""
     state = one.get("status", {})
     ended = [condition["type"] for condition in state.get("conditions", []) if condition.get("status") == "True"]
     waits = [container.get("state", {}).get("waiting", {}).get("reason") for container in state.get("containerStatuses", [])]

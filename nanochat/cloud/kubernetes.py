@@ -1,8 +1,7 @@
-"""A training run on Kubernetes: its manifests, and the user's own kubectl to apply, follow and delete them.
+"""Manifests of a training run on Kubernetes, which the user's kubectl applies.
 
-One node is a Job. Several are a JobSet, which starts and restarts them together: a plain Job is no gang. Pods meet the
-"restricted" pod security profile, and a NetworkPolicy says who may connect to them. A Job without a GPU fetches the text first,
-so that no card waits for data.
+One node is a Job. Several nodes are a JobSet, which starts and restarts them together. Pods meet the "restricted" pod security
+profile, and a NetworkPolicy limits connections to them. A Job without a GPU downloads the data first, so that no GPU waits for it.
 """
 
 import time
@@ -23,30 +22,30 @@ INDEX = "batch.kubernetes.io/job-completion-index"
 INSTANCE = "app.kubernetes.io/instance"
 COMPONENT = "app.kubernetes.io/component"
 CHAT_PORT = 8000
-KEPT_SECONDS = 7 * 86400  # a finished Job stays so long, for its logs
+KEPT_SECONDS = 7 * 86400  # time for which a finished Job is kept, for its logs
 DOWNLOAD_HOURS = 12
-QUEUE_HOURS = 7 * 24  # that a training may wait in a queue where its deadline follows from the estimate
+QUEUE_HOURS = 7 * 24  # time in a queue that is added to a deadline from the estimate
 
 
 @dataclass(frozen=True)
 class ManifestOptions:
-    """What a cluster decides, not the training."""
+    """Settings of the cluster."""
 
     namespace: str = ""
     gpu_type: str = ""  # the label nvidia.com/gpu.product of the nodes
     node_selector: Mapping[str, str] | None = None
     queue: str = ""  # of Kueue
     pull_secrets: tuple[str, ...] = ()
-    secrets: tuple[str, ...] = ()  # each key of such a secret becomes an environment variable of the training
+    secrets: tuple[str, ...] = ()  # secrets whose keys become environment variables of the run
     environment: Mapping[str, str] | None = None
-    claim: str = ""  # an existing PersistentVolumeClaim; else one is made
-    storage: str = ""  # size of the new claim; else what the plan needs
+    claim: str = ""  # an existing PersistentVolumeClaim; else one is created
+    storage: str = ""  # size of the new claim; default: the plan's
     storage_class: str = ""
-    host_path: str = ""  # a folder of the node instead of a claim: not restricted any more
-    max_hours: float = 0.0  # 0: by the plan
+    host_path: str = ""  # a directory of the node instead of a claim, which the "restricted" policy forbids
+    max_hours: float = 0.0  # 0: from the plan
     chat: bool = False
-    chat_secret: str = ""  # the secret that holds the chat's key, under `api-key`
-    chat_hosts: tuple[str, ...] = ()  # names of an Ingress that leads to the chat
+    chat_secret: str = ""  # the secret with the chat's key under `api-key`
+    chat_hosts: tuple[str, ...] = ()  # host names of an Ingress for the chat
     cpus: str = ""  # of each training pod, as request and limit; else by the number of GPUs
     memory: str = ""
     network_policy: bool = True
@@ -54,9 +53,9 @@ class ManifestOptions:
 
 @dataclass(frozen=True)
 class Resources:
-    """What a container asks for and what it may use, CPUs and memory as Kubernetes writes them, and its GPUs."""
+    """A container's requests and limits of CPUs and memory in Kubernetes' notation, and its GPUs."""
 
-    cpus: tuple[str, str]  # request and limit: a namespace's quota may demand both
+    cpus: tuple[str, str]  # request and limit, because a namespace's quota may require both
     memory: tuple[str, str]
     gpus: int = 0
 
@@ -71,7 +70,7 @@ CHAT = Resources(("1", "8"), ("4Gi", "16Gi"))
 
 
 def manifests(work: Workload, options: ManifestOptions, now: float | None = None) -> list[Manifest]:
-    """Everything to apply, in order: volume, download, training, chat. The deadline counts from `now`, by default the present."""
+    """All objects to apply, in order: volume, download, training, chat. The deadline counts from `now` (default: the current time)."""
     made = [] if options.claim or options.host_path else [_claim(work, options)]
     if work.download:
         download = _pod(work, options, "download", work.download, work.environment(), DOWNLOAD)
@@ -90,7 +89,7 @@ def manifests(work: Workload, options: ManifestOptions, now: float | None = None
 
 
 def name_of(work: Workload, component: str) -> str:
-    """The name of a component's object; the training bears the workload's own."""
+    """The name of a component's object; that of the run is the workload's name."""
     return work.name if component == "train" else f"{work.name}-{component}"
 
 
@@ -109,12 +108,12 @@ def _meta(work: Workload, options: ManifestOptions, component: str, name: str = 
 
 
 def _deadline(work: Workload, options: ManifestOptions) -> int:
-    """Seconds after which the training is ended: the user's, or twice the estimate and an hour."""
+    """Time limit of the run in seconds: the user's, or twice the estimate plus an hour."""
     return int(3600 * (options.max_hours or 2 * work.hours + 1))
 
 
 def _queue_seconds(options: ManifestOptions) -> int:
-    """Seconds that waiting in a queue adds to the absolute end; none where the user has set the hours."""
+    """Seconds that the time in a queue adds to the absolute end; 0 if the user has set the hours."""
     return 3600 * QUEUE_HOURS if options.queue and not options.max_hours else 0
 
 
@@ -129,8 +128,8 @@ def _pod(
     environment: Mapping[str, str],
     resources: Resources,
 ) -> Manifest:
-    """A pod template: one container of the image, the volume at /data, nothing that "restricted" forbids."""
-    # The image asks NVIDIA's runtime for all GPUs, which would grant them to a pod that has been given none.
+    """A pod template: one container of the image with the volume at /data, allowed by the "restricted" policy."""
+    # The image requests all GPUs from NVIDIA's runtime, which would give them to a pod without GPUs.
     hidden = {} if resources.gpus else {"NVIDIA_VISIBLE_DEVICES": "void"}
     own = {} if component == "chat" else dict(options.environment or {})
     container: Manifest = {
@@ -177,7 +176,7 @@ def _data(work: Workload, options: ManifestOptions) -> Manifest:
 
 
 def _training_pod(work: Workload, options: ManifestOptions, environment: Mapping[str, str]) -> Manifest:
-    """The pod of one node: its GPUs, where they are, and shared memory for the processes that drive them."""
+    """The pod of one node, with its GPUs, node selection, and shared memory for the processes."""
     cards = max(work.cards, 1)
     cpus = (str(4 * cards), str(8 * cards)) if work.cards else ("2", "8")
     memory = (f"{16 * cards}Gi", f"{32 * cards}Gi") if work.cards else ("4Gi", "16Gi")  # shared memory is part of it
@@ -198,12 +197,12 @@ def _training_pod(work: Workload, options: ManifestOptions, environment: Mapping
 
 
 def _final(container: str) -> Manifest:
-    """The rule that ends a Job at a final exit code. FailJob overrules any limit of retries."""
+    """The rule that fails a Job at a final exit code. FailJob takes precedence over the limit of retries."""
     return {"action": "FailJob", "onExitCodes": {"containerName": container, "operator": "In", "values": sorted(FINAL_CODES)}}
 
 
 def _job(work: Workload, options: ManifestOptions, component: str, template: Manifest, deadline: int) -> Manifest:
-    """One pod, started again from the newest checkpoint; one that the cluster took away does not count, the deadline does."""
+    """A Job of one pod, restarted from the newest checkpoint. Evictions do not count as retries; the deadline includes them."""
     meta = _meta(work, options, component)
     if options.queue and component == "train":
         meta["labels"] |= {"kueue.x-k8s.io/queue-name": options.queue}
@@ -216,7 +215,7 @@ def _job(work: Workload, options: ManifestOptions, component: str, template: Man
             "completions": 1,
             "parallelism": 1,
             "backoffLimit": RETRIES,
-            "podReplacementPolicy": "Failed",  # never two at once on one run's folder
+            "podReplacementPolicy": "Failed",  # never two pods in one run's directory
             "podFailurePolicy": {"rules": [disrupted, _final(component)]},
             "activeDeadlineSeconds": deadline,
             "ttlSecondsAfterFinished": KEPT_SECONDS,
@@ -226,7 +225,7 @@ def _job(work: Workload, options: ManifestOptions, component: str, template: Man
 
 
 def _jobset(work: Workload, options: ManifestOptions, end: dict[str, str]) -> Manifest:
-    """All nodes as one indexed Job that a lost pod fails, inside a set that then starts every node again."""
+    """All nodes as one indexed Job, which fails with a lost pod, in a JobSet that then restarts all nodes."""
     meta = _meta(work, options, "train")
     if options.queue:
         meta["labels"] |= {"kueue.x-k8s.io/queue-name": options.queue}
@@ -244,7 +243,8 @@ def _jobset(work: Workload, options: ManifestOptions, end: dict[str, str]) -> Ma
             "backoffLimit": 0,
             "podReplacementPolicy": "Failed",
             "podFailurePolicy": {"rules": [_final("train")]},
-            "activeDeadlineSeconds": _deadline(work, options) + GRACE_SECONDS,  # of this start alone: the pods themselves keep the end
+            "activeDeadlineSeconds": _deadline(work, options)
+            + GRACE_SECONDS,  # for this start only; the pods themselves keep the absolute end
             "template": template,
         },
     }
@@ -275,7 +275,7 @@ def _marked(meta: Manifest, options: ManifestOptions) -> Manifest:
 
 
 def _claim(work: Workload, options: ManifestOptions) -> Manifest:
-    """The volume of the data directory: by the plan and half as much again, ReadWriteMany where several pods share it."""
+    """The volume of the data directory, 1.5 times the plan's size, and ReadWriteMany if several pods share it."""
     size = options.storage or f"{max(round(1.5 * work.plan.disk_bytes / 2**30), 10)}Gi"
     spec: Manifest = {
         "accessModes": ["ReadWriteMany" if work.nodes > 1 or options.chat else "ReadWriteOnce"],
@@ -288,13 +288,13 @@ def _claim(work: Workload, options: ManifestOptions) -> Manifest:
 
 
 def _training_policy(work: Workload, options: ManifestOptions) -> Manifest:
-    """Nobody connects to a training pod, on several nodes but its fellows: what listens there asks for no password."""
+    """A policy that allows connections to training pods only from each other, because their ports need no password."""
     pods = {INSTANCE: work.name, COMPONENT: "train"}
     return network.ingress_policy(_meta(work, options, "train"), pods, network.among_themselves(pods) if work.nodes > 1 else [])
 
 
 def _chat(work: Workload, options: ManifestOptions) -> list[Manifest]:
-    """The chat beside the training, on a CPU: it shows the training, and answers as soon as there is a checkpoint."""
+    """The chat on a CPU beside the run: it shows the run's progress, and answers when there is a checkpoint."""
     name = name_of(work, "chat")
     hosts = (*network.service_names(name, options.namespace), *options.chat_hosts)
     arguments = ["serve", "--host", "0.0.0.0", "--port", str(CHAT_PORT)]
@@ -332,7 +332,7 @@ def _chat(work: Workload, options: ManifestOptions) -> list[Manifest]:
 
 
 class _Dumper(yaml.SafeDumper):
-    def ignore_aliases(self, data: Any) -> bool:  # what stands twice is written twice
+    def ignore_aliases(self, data: Any) -> bool:  # write repeated values in full
         return True
 
 

@@ -1,4 +1,4 @@
-"""The user's YAML merged into the manifests, as `kubectl patch --type=strategic` would."""
+"""Merging of the user's YAML into the manifests, like `kubectl patch --type=strategic`."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ import yaml
 from nanochat.cloud.kubernetes import Manifest
 from nanochat.errors import UsageError
 
-# Lists that a strategic merge joins by a key, as Kubernetes' own types say; every other list is replaced.
+# Lists that a strategic merge joins by a key, as in Kubernetes' types; any other list is replaced.
 _KEYS = {
     "containers": "name",
     "initContainers": "name",
@@ -25,26 +25,26 @@ _KEYS = {
 
 
 def patched(made: list[Manifest], file: Path) -> list[Manifest]:
-    """`made` with the YAML documents of `file` merged into the objects of their kind (and name, where they give one)."""
+    """`made` with the YAML documents of `file` merged into the objects of their kind (and name, if given)."""
     try:
         patches = [patch for patch in yaml.safe_load_all(file.read_text(encoding="utf-8")) if patch is not None]
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"the patch {file} cannot be read: {error}", "--patch takes a YAML file") from error
+        raise UsageError(f"the patch {file} cannot be read: {error}", "set --patch to a YAML file") from error
     for patch in patches:
         if not isinstance(patch, dict) or not isinstance(patch.get("kind"), str):
-            raise UsageError(f"a patch in {file} names no kind", "begin it with `kind: Job`, for example")
+            raise UsageError(f"a patch in {file} has no kind", "add a kind, such as `kind: Job`")
         name = (patch.get("metadata") or {}).get("name")
         hits = [i for i, one in enumerate(made) if one["kind"] == patch["kind"] and name in (None, one["metadata"]["name"])]
         if not hits:
             there = ", ".join(f"{one['kind']} {one['metadata']['name']}" for one in made)
-            raise UsageError(f"a patch in {file} is for {patch['kind']} {name or ''}: there is none", f"there are: {there}")
+            raise UsageError(f"a patch in {file} is for {patch['kind']} {name or ''}, which does not exist", f"choose one of: {there}")
         for i in hits:
             made[i] = merge(made[i], patch)
     return made
 
 
 def merge(value: Any, patch: Any, key: str = "") -> Any:
-    """A strategic merge: mappings are joined (null removes), the lists of `_KEYS` by their key, `$patch: delete|replace` obeyed."""
+    """A strategic merge: mappings are joined (null removes), the lists in `_KEYS` by their key, with `$patch: delete|replace`."""
     if isinstance(value, dict) and isinstance(patch, dict):
         if patch.get("$patch") == "replace":
             return {name: part for name, part in patch.items() if name != "$patch"}

@@ -1,6 +1,6 @@
-"""RunPod's REST API, version 2: the few calls that a training run needs, the errors of its HTTP statuses, and the log's stream.
+"""Client of RunPod's REST API, version 2: the calls that a training run needs, errors by HTTP status, and the log stream.
 
-The key is sent to one host, in one header, and nowhere else: it is kept out of messages, logs and tracebacks.
+The key is sent only to one host in one header, and is kept out of messages, logs and tracebacks.
 """
 
 import contextlib
@@ -26,42 +26,42 @@ LONGEST_PAUSE = 60.0
 
 
 class NotFound(NanochatError):
-    """404: there is no such pod (any more)."""
+    """404: the pod does not exist."""
 
 
 class NoCapacity(NanochatError):
-    """400 at a creation: this GPU type is not available now; the next one may be."""
+    """400 when creating a pod: this GPU type is not available now; another one may be."""
 
 
 class Forbidden(NanochatError):
-    """403: the key may not do this."""
+    """403: the key lacks the permission."""
 
 
 class PaymentRequired(NanochatError):
-    """402: the account is empty."""
+    """402: the account has no credit."""
 
 
 class Conflict(NanochatError):
-    """409: the pod's state does not allow this."""
+    """409: the pod's state does not allow the request."""
 
 
 class Indeterminate(NanochatError):
-    """The connection broke, or 5xx: whether the request was carried out is not known."""
+    """A broken connection or 5xx: it is unknown whether the request took effect."""
 
 
 _KINDS: dict[int, tuple[type[NanochatError], str]] = {
-    400: (NoCapacity, "another card (--gpu), another data centre, or later"),
-    401: (UsageError, "check RUNPOD_API_KEY: the account's page of API keys shows which are valid"),
-    402: (PaymentRequired, "add credit to the account, then the same command"),
-    403: (Forbidden, "the API key lacks the right for this: make one with pods: read and write"),
-    404: (NotFound, "`nanochat submit status --on runpod` lists the pods"),
-    409: (Conflict, "`nanochat submit status --on runpod` shows the pod's state"),
-    422: (UsageError, "the message names the field that RunPod refuses"),
+    400: (NoCapacity, "choose another GPU (--gpu) or another data centre, or try again later"),
+    401: (UsageError, "check RUNPOD_API_KEY on the account's page of API keys"),
+    402: (PaymentRequired, "add credit to the account, then run the same command"),
+    403: (Forbidden, "create an API key with read and write permission for pods"),
+    404: (NotFound, "list the pods with `nanochat submit status --on runpod`"),
+    409: (Conflict, "see the pod's state with `nanochat submit status --on runpod`"),
+    422: (UsageError, "correct the field that the message names"),
 }
 
 
 class _Key(AuthBase):
-    """Sets the header, so that no ~/.netrc takes its place."""
+    """Sets the header explicitly, so that ~/.netrc is not used."""
 
     def __init__(self, key: str):
         self._key = key
@@ -72,34 +72,34 @@ class _Key(AuthBase):
 
 
 class RunPod:
-    """The API with one key. Methods raise the errors above; what may be repeated is, with pauses."""
+    """The API with one key. Methods raise the errors above; idempotent requests are repeated, with pauses."""
 
     def __init__(self, key: str, url: str = "", pause: float = 1.0):
         if not key.strip():
-            raise UsageError("no RunPod API key", "export RUNPOD_API_KEY, or --api-key-file FILE")
+            raise UsageError("no RunPod API key", "set RUNPOD_API_KEY, or use --api-key-file FILE")
         if not key.strip().isprintable() or not key.isascii() or " " in key.strip():
-            raise UsageError("the RunPod API key has characters that no key has", "the file holds the key alone, on one line")
+            raise UsageError("the RunPod API key has invalid characters", "write only the key into the file, on one line")
         url = (url or os.environ.get(URL_VARIABLE, "") or URL).rstrip("/")
         parts = urlsplit(url)
         if parts.scheme != "https" and parts.hostname not in ("127.0.0.1", "localhost", "::1"):
-            raise UsageError(f"{URL_VARIABLE} would send the key unencrypted", "it begins with https://")
+            raise UsageError(f"{URL_VARIABLE} would send the key unencrypted", "use an address that begins with https://")
         self._key, self.url, self.pause = key.strip(), url, pause
         self._session = requests.Session()
         self._session.auth = _Key(self._key)
 
     def hide(self, text: str) -> str:
-        """`text` without the key, and without what could steer a terminal."""
+        """`text` without the key and without control characters."""
         return printable(text.replace(self._key, HIDDEN))
 
     def gpus(self, count: int, cloud: str, cuda: str) -> list[dict[str, Any]]:
-        """The catalogue: GPU types with price, the most in one pod, and availability."""
+        """The catalogue: GPU types with price, largest number per pod, and availability."""
         query = {"include": "AVAILABILITY", "product": "POD", "count": str(count), "cloud": cloud} | (
             {"minCudaVersion": cuda} if cuda else {}
         )
         return list(self._call("GET", "/v2/catalog/gpus", query=query)["gpus"])
 
     def pods(self) -> list[dict[str, Any]]:
-        """The account's pods; a terminated one is not among them."""
+        """The account's pods, without terminated ones."""
         return list(self._call("GET", "/v2/pods").get("pods", []))
 
     def pod(self, identifier: str) -> dict[str, Any]:
@@ -107,7 +107,7 @@ class RunPod:
         return self._call("GET", f"/v2/pods/{quote(identifier, safe='')}")
 
     def create(self, body: dict[str, Any]) -> dict[str, Any]:
-        """A new pod. Not repeated where it is unclear whether one was made (Indeterminate): the caller looks for it by its name."""
+        """Create a pod. Not repeated if the result is unknown (Indeterminate): the caller looks for the pod by its name."""
         return self._call("POST", "/v2/pods", body, once=True)
 
     def change(self, identifier: str, body: dict[str, Any]) -> dict[str, Any]:
@@ -138,21 +138,24 @@ class RunPod:
                         raise problem
                 elif answer.status_code < 500 or once or last:
                     raise problem
-            except (requests.RequestException, ValueError) as error:  # its text may hold headers: only its kind is told
-                problem = Indeterminate(f"RunPod: {method} {path}: {type(error).__name__}", "is the network up? the same command goes on")
+            except (requests.RequestException, ValueError) as error:  # only its type is printed, because its text may contain headers
+                problem = Indeterminate(
+                    f"RunPod: {method} {path}: {type(error).__name__}", "check the network, then run the same command again"
+                )
                 if once or last:
                     raise problem from None
-            log(f"{problem.message}; again in {wait:.0f} s")
+            log(f"{problem.message}; trying again in {wait:.0f} s")
             time.sleep(wait)
-        raise AssertionError("the last try raises")
+        raise AssertionError("the last attempt raises")
 
     def _problem(self, answer: requests.Response, what: str) -> NanochatError:
-        """The error that an answer means, with its own words (RFC 9457)."""
+        """The error for a response, with its message (RFC 9457)."""
         kind, hint = _KINDS.get(
-            answer.status_code, (Indeterminate if answer.status_code >= 500 else NanochatError, "later, or see RunPod's status page")
+            answer.status_code,
+            (Indeterminate if answer.status_code >= 500 else NanochatError, "try again later, or see RunPod's status page"),
         )
         if answer.status_code == 429:
-            kind, hint = NanochatError, "RunPod asks for patience: the same command again in a minute"
+            kind, hint = NanochatError, "wait a minute, then run the same command again (RunPod limits requests)"
         words = ""
         with contextlib.suppress(ValueError, AttributeError, TypeError):
             said = answer.json()
@@ -160,10 +163,10 @@ class RunPod:
         return kind(self.hide(f"RunPod: {what}: {answer.status_code} {words[:500]}"), hint)
 
     def events(self, identifier: str, after: str = "", silence: float = LONGEST_PAUSE, tail: int = 1000) -> Iterator[tuple[str, str]]:
-        """One connection's log lines as (cursor, line); ("", "") where the stream is alive but silent. Ends where it breaks.
+        """One connection's log lines as (cursor, line); ("", "") while the stream is silent. Ends when the connection breaks.
 
-        `after`, the cursor of the last line that was seen, makes the stream go on behind it; it
-        ends after `silence` seconds without a byte. Raises NotFound and its fellows.
+        `after` is the cursor of the last line that was read. The stream ends after `silence` seconds without a byte. Raises the errors
+        above.
         """
         path = f"/v2/pods/{quote(identifier, safe='')}/logs"
         headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": after} if after else {})
@@ -193,18 +196,18 @@ class RunPod:
 
 
 def _seconds(retry_after: str, default: float) -> float:
-    """What Retry-After asks for, within bounds; a date is taken as `default`."""
+    """The seconds in Retry-After, within bounds; `default` for a date."""
     return min(max(float(retry_after), 0.0), LONGEST_PAUSE) if retry_after.isdigit() else default
 
 
 def read_key(file: str) -> str:
-    """The key of `file`, else of RUNPOD_API_KEY. Raises UsageError or PreflightError; never shows it."""
+    """The key in `file`, else in RUNPOD_API_KEY. Raises UsageError or PreflightError, without showing it."""
     if not file:
         return os.environ.get("RUNPOD_API_KEY", "")
     try:
         with open(file, encoding="utf-8") as opened:
             if os.fstat(opened.fileno()).st_mode & 0o077:
-                log(f"warning: others can read {file}; chmod 600 {file}")
+                log(f"warning: other users can read {file}; run `chmod 600 {file}`")
             return opened.read().strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise PreflightError(f"the key file {file} cannot be read: {type(error).__name__}", "--api-key-file names a text file") from None
+        raise PreflightError(f"the key file {file} cannot be read: {type(error).__name__}", "set --api-key-file to a text file") from None

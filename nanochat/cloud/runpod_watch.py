@@ -1,6 +1,6 @@
-"""Follow a pod of RunPod to its end: print its log, enforce the ceiling, give it back if it never starts.
+"""Follows a RunPod pod to its end: prints its log, enforces the time limit, and terminates it if it does not start.
 
-Two watch the ceiling: this client while it follows, and the guard inside the pod (guard.py) whether or not anybody does.
+The time limit is enforced by this client while it follows, and always by the guard inside the pod (guard.py).
 """
 
 import time
@@ -15,19 +15,19 @@ from nanochat.console import show as show_line
 from nanochat.errors import NanochatError, PreflightError, UsageError
 
 LAST_SECONDS = 5.0
-START_MINUTES = 30.0  # a pod that has not started by then (a large image takes 10) is given back
+START_MINUTES = 30.0  # a pod that has not started by then (a large image takes 10) is terminated
 POLL_SECONDS = 15.0
 
 
 def end(api: RunPod, identifier: str, action: str) -> None:
-    """Stop or terminate a pod, and see that it happened. Raises NanochatError, loudly, if it did not."""
+    """Stop or terminate a pod and check the result. Raises NanochatError if it did not take effect."""
     for _ in range(10):
         try:
             api.act(identifier, action)
         except NotFound:
             return
         except Conflict:
-            pass  # between two states, or there already
+            pass  # between two states, or already in the new one
         try:
             status = api.pod(identifier)["status"]
         except NotFound:
@@ -35,11 +35,11 @@ def end(api: RunPod, identifier: str, action: str) -> None:
         if status == "TERMINATED" or (status == "EXITED" and action == "stop"):
             return
         time.sleep(api.pause)
-    raise NanochatError(f"pod {identifier} may still run and cost money: {action} did not take effect", "end it on RunPod's page")
+    raise NanochatError(f"pod {identifier} may still run and cost money: {action} did not take effect", "terminate it on RunPod's page")
 
 
 def deadline(pod: dict[str, Any]) -> float:
-    """Until when the guard of a pod lets it live, in seconds since 1970; infinity if it has none."""
+    """The time limit of a pod's guard, in seconds since 1970; infinity if it has none."""
     try:
         return Guard.parse(pod.get("env", {}).get(VARIABLE, "")).until
     except UsageError:
@@ -47,13 +47,13 @@ def deadline(pod: dict[str, Any]) -> float:
 
 
 class PodWatcher:
-    """A pod's state, polled: whether it still has to be followed, and what ends it."""
+    """A pod's polled state, and the conditions that end it."""
 
     def __init__(self, api: RunPod, identifier: str, until: float, start_minutes: float = START_MINUTES):
-        self.started = False  # it was seen running
+        self.started = False  # whether it was running
         self._api, self._identifier = api, identifier
         self._until, self._start_minutes = until, start_minutes
-        self._grace = GRACE_SECONDS if until - time.time() > 60 else 0  # the guard comes first, it saves a checkpoint
+        self._grace = GRACE_SECONDS if until - time.time() > 60 else 0  # the guard acts first, because it saves a checkpoint
         self._began = self._polled = time.monotonic()
 
     @property
@@ -62,16 +62,16 @@ class PodWatcher:
         return time.monotonic() - self._polled
 
     def ended(self) -> bool:
-        """Ask for the pod's state: whether it has ended. Raises NanochatError after ending it at the ceiling, and for one that failed."""
+        """Poll the pod's state; True if it has ended. Raises NanochatError after ending it at the time limit, and for a failed pod."""
         self._polled = time.monotonic()
         try:
             pod = self._api.pod(self._identifier)
         except NotFound:
-            log(f"pod {self._identifier} is terminated: it costs nothing more")
+            log(f"pod {self._identifier} is terminated and costs nothing more")
             return True
         status = pod["status"]
         if status in ("EXITED", "TERMINATED"):
-            kept = "" if status == "TERMINATED" else ": its disk is kept and billed until `nanochat submit terminate NAME`"
+            kept = "" if status == "TERMINATED" else "; its disk is kept and billed until `nanochat submit terminate NAME`"
             log(f"pod {self._identifier} has ended ({status}){kept}")
             return True
         if status == "ERROR":
@@ -82,28 +82,31 @@ class PodWatcher:
         if not self.started and time.monotonic() - self._began > 60 * self._start_minutes:
             end(self._api, self._identifier, "terminate")
             raise PreflightError(
-                f"pod {self._identifier} did not start in {self._start_minutes:g} minutes: it is given back", "another card or data centre"
+                f"pod {self._identifier} did not start in {self._start_minutes:g} minutes and was terminated",
+                "choose another GPU or data centre",
             )
         return False
 
     def _fail(self, pod: dict[str, Any]) -> None:
-        """Raise for a pod in an error state; one that never ran has no checkpoints and is given back."""
+        """Raise for a pod in an error state; one that never ran has no checkpoints and is terminated."""
         if not self.started:
             end(self._api, self._identifier, "terminate")
             raise PreflightError(
-                f"pod {self._identifier} failed before it ran: it is given back", "is the image right, and --registry for a private one?"
+                f"pod {self._identifier} failed before it ran and was terminated",
+                "check the image, and --registry for a private one",
             )
         raise NanochatError(
             f"pod {self._identifier} is in an error state (${pod.get('cost') or 0:.2f} an hour); its disk is kept",
-            "look at it on RunPod's page; `nanochat submit terminate NAME` removes it with its disk",
+            "see its state on RunPod's page; `nanochat submit terminate NAME` removes it with its disk",
         )
 
     def _enforce_ceiling(self, pod: dict[str, Any]) -> None:
-        """End the pod that its guard has not ended, and raise."""
-        log("the ceiling is reached, and the pod's own guard has not ended it")
+        """End a pod that its guard has not ended, and raise."""
+        log("the time limit is reached, and the pod's guard has not ended it")
         end(self._api, self._identifier, "terminate" if pod.get("mounts", {}).get("network") else "stop")
         raise NanochatError(
-            f"pod {self._identifier} was ended at the ceiling", "a higher --max-hours or --max-cost goes on from the checkpoint"
+            f"pod {self._identifier} was ended at the time limit",
+            "set a higher --max-hours or --max-cost to resume from the checkpoint",
         )
 
 
@@ -115,14 +118,14 @@ def watch(
     start_minutes: float = START_MINUTES,
     show: Callable[[str], None] = show_line,
 ) -> int:
-    """Follow a pod to its end, asking for its state every `poll` seconds; `until` is the ceiling in seconds since 1970.
+    """Follow a pod to its end, polling its state every `poll` seconds; `until` is the time limit in seconds since 1970.
 
-    The exit code is the training's, as the guard's last line tells it; 0 if the log has no such line.
+    Returns the run's exit code from the guard's last line; 0 if the log has no such line.
     """
     pod = PodWatcher(api, identifier, until, start_minutes)
     cursor, code, ended = "", 0, pod.ended()
     while True:
-        last = time.monotonic() + LAST_SECONDS  # for what the log of an ended pod still holds
+        last = time.monotonic() + LAST_SECONDS  # for the rest of an ended pod's log
         for at, line in _lines(api, identifier, cursor, LAST_SECONDS if ended else LONGEST_PAUSE) if pod.started else ():
             cursor = at or cursor
             if at or line:
@@ -140,10 +143,10 @@ def watch(
 
 
 def _lines(api: RunPod, identifier: str, cursor: str, silence: float) -> Iterator[tuple[str, str]]:
-    """One connection's log lines; it may end at any time, for whatever reason."""
+    """One connection's log lines; it may end at any time."""
     try:
         yield from api.events(identifier, cursor, silence)
     except NotFound:
         return
     except NanochatError as error:
-        log(f"no log now: {error.message}")
+        log(f"the log is not available now: {error.message}")

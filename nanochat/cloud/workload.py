@@ -1,7 +1,7 @@
-"""What a cluster's containers run: the one source of their command, environment, volume and exit-code policy.
+"""Workload of a cluster's containers: command, environment, volume and exit-code policy, for all platforms.
 
-The command is the laptop's; whatever differs from node to node comes through the environment, by the names that
-torchrun reads (PET_*). kubernetes.py and runpod.py put this into the words of their APIs.
+The command is the same as on a laptop; settings that differ between nodes are environment variables with torchrun's names (PET_*).
+kubernetes.py and runpod.py translate a workload to their APIs.
 """
 
 import json
@@ -22,13 +22,13 @@ from nanochat.planning import plan as planning
 from nanochat.planning.hardware import profile_hardware
 from nanochat.redaction import redact
 
-DATA = "/data"  # where the volume is mounted: the image's NANOCHAT_BASE_DIR
-USER = 10001  # the image's
+DATA = "/data"  # mount path of the volume, the image's NANOCHAT_BASE_DIR
+USER = 10001  # the image's user id
 PORT = 29500  # of the main rank's store
-GRACE_SECONDS = 300  # between SIGTERM and SIGKILL: the step that runs and a large checkpoint to a slow volume take less
+GRACE_SECONDS = 300  # between SIGTERM and SIGKILL; a step and a large checkpoint on a slow volume take less
 
 FINAL_CODES = tuple(code for code in LAUNCHER_FINAL_CODES if code not in ORCHESTRATOR_RETRIED_CODES)
-RETRIES = 20  # of a training that ended with another code
+RETRIES = 20  # restarts of a run that ended with another code
 
 _NAME = re.compile(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?")
 _SECRET = re.compile(r"(?i)(token|secret|passw|api_?key|credential)")
@@ -38,36 +38,36 @@ OWN_VARIABLES = ("NANOCHAT_BASE_DIR", "NANOCHAT_END", "NANOCHAT_GUARD")  # set b
 
 @dataclass(frozen=True)
 class Workload:
-    """One training on a cluster: `config` is of one node, `plan` of all."""
+    """One training run on a cluster; `config` is that of one node, `plan` that of all nodes."""
 
     name: str
     image: str
     config: Config
-    options: tuple[str, ...]  # of `train`, and of the download before it
+    options: tuple[str, ...]  # options of `train`, and of the download before it
     nodes: int
     plan: planning.Plan
 
     @property
     def command(self) -> tuple[str, ...]:
-        """The training's, after the image's entrypoint."""
+        """The training command, after the image's entrypoint."""
         return ("train", "--profile", *self.options)
 
     @property
     def cards(self) -> int:
-        """GPUs of one node."""
+        """GPUs per node."""
         return self.config.nproc_per_node if self.plan.config["device"] == "cuda" else 0
 
     @property
     def hours(self) -> float:
-        """Of training, estimated."""
+        """Estimated hours of training."""
         return self.plan.seconds / 3600
 
     @property
     def download(self) -> tuple[str, ...]:
-        """The command that fetches all that the training run needs, before a GPU is taken; empty if there is nothing to fetch."""
+        """The command that downloads the run's data before a GPU is used; empty if nothing is missing."""
         if not text_source(self.config).downloads:
             return ()
-        processes = self.config.nproc_per_node * self.nodes  # the batch, and so the number of shards, may follow from it
+        processes = self.config.nproc_per_node * self.nodes  # the batch size and the number of shards may depend on it
         return ("download", "--for", *self.options, *([f"--nproc_per_node={processes}"] if self.nodes > 1 else []))
 
     def environment(self, main: str = "", rank: str = "0") -> dict[str, str]:
@@ -85,32 +85,33 @@ class Workload:
 
 
 def workload(image: str, name: str, profile: str, trial: bool, arguments: Sequence[str], nodes: int = 1) -> Workload:
-    """The training that `train --profile PROFILE ARGUMENTS` is. Raises UsageError."""
+    """The workload of `train --profile PROFILE ARGUMENTS`. Raises UsageError."""
     if not image or image.startswith("-") or any(c.isspace() for c in image):
-        raise UsageError(f"{image!r} is no image", "as in --image registry.example.org/me/nanochat:1")
+        raise UsageError(f"{image!r} is not an image", "use a name such as --image registry.example.org/me/nanochat:1")
     if profile == "auto":
-        raise UsageError("this machine's profile says nothing about a cluster", f"--profile {', '.join(configuration.PROFILE_NAMES)}")
+        raise UsageError("--profile auto is this machine's, not the cluster's", f"choose one of: {', '.join(configuration.PROFILE_NAMES)}")
     if nodes < 1:
-        raise UsageError(f"{nodes} nodes are none", "--nodes 1 or more")
+        raise UsageError(f"--nodes {nodes} is not a positive number", "set --nodes to 1 or more")
     overrides = configuration.parse_flags(list(arguments))
     config = configuration.build_config(profile, trial, overrides)
     if redact(config.mirror) != config.mirror:
         raise UsageError(
-            "--mirror holds credentials, and an argument is visible to all", "give them as the cluster's secret: --secret NAME"
+            "--mirror contains credentials, and arguments are visible to others",
+            "put them into a secret of the cluster, with --secret NAME",
         )
     for key, path in own_files(config).items():
-        instead = "without it the published identity is taught" if key == "identity" else "a published set instead: hf:OWNER/NAME"
-        raise UsageError(f"{key} = {path} is a path of this machine, which no cluster can see", instead)
+        instead = "leave it out to use the published identity" if key == "identity" else "use a published dataset, hf:OWNER/NAME"
+        raise UsageError(f"{key} = {path} is a path of this machine, which a cluster cannot read", instead)
     if config.hours:
         raise UsageError(
-            "--hours chooses a plan by what this machine measures, which is not the cluster's",
-            f"`nanochat plan --hours={config.hours:g} --card H100` shows its --depth: pass that to submit, and --max-hours to end it",
+            "--hours measures this machine, not the cluster",
+            f"run `nanochat plan --hours={config.hours:g} --card H100`, then submit with its --depth; --max-hours ends the run",
         )
     name = name or f"nanochat-{config.run}".lower().replace("_", "-")
     if not _NAME.fullmatch(name):
-        raise UsageError(f"{name!r} cannot name a job", "--name with small letters, digits and dashes, 40 at most, a letter first")
+        raise UsageError(f"{name!r} is not a job name", "use lower-case letters, digits and dashes, at most 40, and begin with a letter")
     options = (config.profile, *(["--trial"] if trial else []), *(f"--{key}={_text(value)}" for key, value in overrides.items()))
-    # The table's card of the profile, whatever this machine has; several nodes are planned as one with as many cards.
+    # The profile's GPU from the table, not this machine's; several nodes are planned as one with as many GPUs.
     whole = config.replace(nproc_per_node=config.nproc_per_node * nodes)
     plan = planning.make_plan(whole, profile_hardware(whole) or this_machine("cpu"))
     return Workload(name, image, config, options, nodes, plan)
@@ -121,7 +122,7 @@ def _text(value: Any) -> str:
 
 
 def by_digest(image: str) -> str:
-    """`image` with the digest that this machine's Docker knows it by in a registry; unchanged, and said, where none is known."""
+    """`image` with its registry digest from this machine's Docker; unchanged, with a message, if it is unknown."""
     if "@sha256:" in image:
         return image
     if shutil.which("docker"):
@@ -135,22 +136,22 @@ def by_digest(image: str) -> str:
         for digest in digests or []:
             if digest.startswith(f"{repository}@"):
                 return str(digest)
-    log(f"image: {image}, by its tag: no digest is known here, so a later push changes what runs")
+    log(f"image: {image}, by its tag, because this machine has no digest of it; a later push changes the image that runs")
     return image
 
 
-def plain_environment(pairs: Sequence[str], instead: str = "name a secret of the cluster: --secret NAME") -> dict[str, str]:
-    """KEY=VALUE pairs. Raises UsageError for a value that belongs into a secret; `instead` is how the platform takes one."""
+def plain_environment(pairs: Sequence[str], instead: str = "use a secret of the cluster, with --secret NAME") -> dict[str, str]:
+    """KEY=VALUE pairs. Raises UsageError for a value that must be a secret, with the platform's hint `instead`."""
     values = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not VARIABLE_NAME.fullmatch(key):
-            raise UsageError(f"--env {key} is not KEY=VALUE", "as in --env HF_ENDPOINT=https://mirror.example.org")
+            raise UsageError(f"--env {key} is not KEY=VALUE", "write it as in --env HF_ENDPOINT=https://mirror.example.org")
         if key.startswith("PET_") or key in OWN_VARIABLES:
             raise UsageError(f"--env {key} is set by this command", "leave it out")
         if _SECRET.search(key):
-            raise UsageError(f"{key} looks like a secret, and an argument is visible to all", instead)
+            raise UsageError(f"{key} looks like a secret, and arguments are visible to others", instead)
         if redact(value) != value:
-            raise UsageError(f"the address in --env {key} holds a password, and an argument is visible to all", instead)
+            raise UsageError(f"the address in --env {key} contains a password, and arguments are visible to others", instead)
         values[key] = value
     return values

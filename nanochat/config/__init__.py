@@ -1,7 +1,7 @@
 """A run's configuration: `Config`, its fields in groups, and what a profile and the command line's flags make of it."""
 
 from nanochat.config.config import FIELDS, GROUPS, RL_FIELDS, Config, differences
-from nanochat.config.flags import UnknownOption, convert, metavar, parse_flags, shown, unknown_key
+from nanochat.config.flags import UnknownOption, convert, flag_name, metavar, parse_flags, shown, unknown_key
 from nanochat.config.groups import (
     EMBEDDED,
     TRACKERS,
@@ -44,6 +44,7 @@ __all__ = [
     "build_config",
     "convert",
     "differences",
+    "flag_name",
     "load_profile",
     "metavar",
     "parse_flags",

@@ -38,6 +38,8 @@ class Config(
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.num_iterations == 0 and not self.from_run:
+            raise UsageError("--num_iterations=0 is out of range", "--num_iterations takes a positive whole number, or auto")
         if self.total_batch_size != -1:
             self._check_batch()
 
@@ -65,6 +67,11 @@ class Config(
     def steps(self) -> dict[str, int]:
         """Steps of each stage, in the order of the stages; -1 where they are still to be chosen."""
         return {"base": self.num_iterations, "sft": self.sft_iterations, "rl": self.rl_iterations}
+
+    @property
+    def first_stage(self) -> str:
+        """The stage that the run begins with: pretraining, unless it continues another run's model."""
+        return next((stage for stage, steps in self.steps.items() if steps), "rl")
 
     def replace(self, **changes: Any) -> "Config":
         """A copy with `changes`, validated like the first."""

@@ -15,6 +15,7 @@ _HINTS = {
     "epochs": "use --num_iterations (steps) or --target_param_data_ratio (tokens per parameter)",
     "lr": "use --matrix_lr, --embedding_lr, --unembedding_lr",
 }
+_FLAGS = {"from_run": "from"}  # fields whose flag has a name that Python keeps for itself
 _BOOLS = {"true": True, "1": True, "on": True, "yes": True, "false": False, "0": False, "off": False, "no": False}
 
 
@@ -35,7 +36,7 @@ def parse_flags(arguments: list[str]) -> dict[str, Any]:
         if not flag.startswith("--") or flag == "--":
             raise UsageError(f"unexpected argument {flag!r}", "an option begins with --, as in --depth=12")
         key, equals, text = flag[2:].partition("=")
-        name = key.replace("-", "_")
+        name = {flag: field for field, flag in _FLAGS.items()}.get(key, key.replace("-", "_"))
         if name not in FIELDS:
             raise unknown_key(name)
         if not equals:
@@ -76,6 +77,11 @@ def unknown_key(name: str) -> UnknownOption:
     return UnknownOption(name, _HINTS.get(name) or (f"did you mean --{close}?" if close else "`nanochat train --help` lists the options"))
 
 
+def flag_name(name: str) -> str:
+    """The flag of a field, without dashes: the field's name, but for one."""
+    return _FLAGS.get(name, name)
+
+
 def shown(name: str, value: Any) -> str:
     """A field's value as the help shows it and the command line takes it; "" where there is nothing to show."""
     if FIELDS[name].metadata["auto"] and value in (-1, "auto"):
@@ -92,4 +98,5 @@ def metavar(name: str) -> str:
 
 
 def _example(name: str) -> str:
-    return f"for example --{name}={shown(name, FIELDS[name].default) or ('true' if FIELDS[name].type is bool else metavar(name))}"
+    value = shown(name, FIELDS[name].default) or ("true" if FIELDS[name].type is bool else metavar(name))
+    return f"for example --{flag_name(name)}={value}"

@@ -59,6 +59,7 @@ class RunConfig(Group):
     run: str = field("auto", "Name of the run, a directory in runs/", metavar="NAME", auto="the profile's name", keeps_losses=True)
     profile: str = field("", "Profile that these values began from", metavar="NAME", keeps_losses=True)
     trial: bool = field(False, "Short test run for the GPU, about two minutes")
+    from_run: str = field("", "Run to begin from: its weights and tokenizer, of the newest base step", metavar="RUN[:STAGE[:STEP]]")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -127,7 +128,8 @@ class PretrainConfig(Group):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require_positive("device_batch_size")
-        self._require_positive_or_auto("total_batch_size", "num_iterations")
+        self._require_positive_or_auto("total_batch_size")
+        self._require_positive_or_auto("num_iterations", zero=True)
         if not 0 <= self.hours < 10_000:
             raise UsageError(
                 f"--hours={self.hours:g} is out of range", "--hours takes a number from 0 to 9999, as in --hours=8 or --hours=0.5"
@@ -173,6 +175,7 @@ class SFTConfig(Group):
 class RLConfig(Group):
     """Reinforcement learning with verifiable rewards."""
 
+    problems: str = field("", "Your own problems: a jsonl file of question and answer, numbers or exact text", metavar="FILE")
     rl_iterations: int = field(-1, "RL steps", metavar="STEPS", auto="one pass over the prompts with --stage=rl, else none")
     rl_examples_per_step: int = field(16, "Prompts per RL step, over all ranks")
     rl_num_samples: int = field(16, "Rollouts per prompt")

@@ -11,6 +11,7 @@ from pathlib import Path
 from nanochat.config import EMBEDDED, Config
 from nanochat.data.embedded import corpus
 from nanochat.data.finetuning import ConversationSource, EmbeddedConversations, PublicMixture, conversation_source
+from nanochat.data.problem_files import problems_hash, read_problems
 from nanochat.data.problems import Problem, arithmetic_problems, grade_school_problems
 from nanochat.data.published import sets
 from nanochat.data.published.shards import Origin, ensure_shards, have_shards, is_hub_name, origin
@@ -20,13 +21,16 @@ from nanochat.errors import UsageError
 from nanochat.hub.download import FEWER, require_space
 from nanochat.paths import base_dir, dataset_dir
 
-OWN_FILES = ("data", "chat_data", "identity")  # the fields of a config that may name a file of the user's
+OWN_FILES = ("data", "chat_data", "identity", "problems")  # the fields of a config that may name a file of the user's
 
 
 class TextSource(ABC):
     """The text of the run of `config`, and what belongs to it. Making one looks at nothing."""
 
-    default_conversations: type[ConversationSource] = ConversationSource
+    @property
+    def default_conversations(self) -> type[ConversationSource]:
+        """The text's own conversations; none unless a kind of text has some."""
+        return ConversationSource
 
     def __init__(self, config: Config):
         self.config = config
@@ -53,15 +57,15 @@ class TextSource(ABC):
 
     @property
     def most_shards(self) -> int | None:
-        """Training shards that there are to download; None where the text is not downloaded."""
+        """Training shards that there are to download; None if the text is not downloaded."""
         return None
 
     @abstractmethod
     def text_bytes(self) -> int | None:
-        """UTF-8 bytes of the training text; None where they are known only when it is downloaded. Raises DataError."""
+        """UTF-8 bytes of the training text; None if they are known only when it is downloaded. Raises DataError."""
 
     def estimated_bytes(self, shards: int) -> int | None:
-        """About how many bytes of text so many shards hold; None where the text is not downloaded."""
+        """About how many bytes of text so many shards hold; None if the text is not downloaded."""
         return None
 
     @abstractmethod
@@ -105,8 +109,18 @@ class TextSource(ABC):
         return {}
 
     def problems(self, held_out: int) -> tuple[list[Problem], list[Problem]]:
-        """Problems to learn from in reinforcement learning, and `held_out` problems for its evaluation. Raises DataError."""
+        """Problems to learn from in reinforcement learning, and at most `held_out` problems for its evaluation. Raises DataError."""
+        if self.config.problems:
+            return read_problems(Path(self.config.problems), held_out)
+        return self.default_problems(held_out)
+
+    def default_problems(self, held_out: int) -> tuple[list[Problem], list[Problem]]:
+        """The problems that belong to the text."""
         return grade_school_problems(held_out)
+
+    def problems_hash(self) -> str:
+        """The hash of the user's problems, "" if there are none. Raises DataError."""
+        return problems_hash(Path(self.config.problems)) if self.config.problems else ""
 
     @property
     def has_heldout(self) -> bool:
@@ -125,6 +139,12 @@ class Local(TextSource):
     title = "the user's own text"
 
     @property
+    def default_conversations(self) -> type[ConversationSource]:
+        """None; where the run continues another one (`--from`), those that the other one was fine-tuned on."""
+        inherits = self.config.from_run and self.config.dataset
+        return text_source(self.config.replace(data="")).default_conversations if inherits else ConversationSource
+
+    @property
     def name(self) -> str:
         return self.config.data
 
@@ -134,7 +154,7 @@ class Local(TextSource):
 
     @property
     def _place(self) -> tuple[Path, str]:
-        """PATH or PATH:COLUMN: the path, and the column, "" where none is named."""
+        """PATH or PATH:COLUMN: the path, and the column, "" if none is named."""
         path, _, column = self.config.data.rpartition(":")
         whole = Path(self.config.data).expanduser()
         named = path and "/" not in column and not whole.exists() and not is_readable(whole, "", self.config.encoding)
@@ -158,7 +178,10 @@ class Embedded(TextSource):
     """The corpus that the package itself makes."""
 
     licence = "MIT (made by this project)"
-    default_conversations = EmbeddedConversations
+
+    @property
+    def default_conversations(self) -> type[ConversationSource]:
+        return EmbeddedConversations
 
     def text_bytes(self) -> int | None:
         return corpus.TEXT_BYTES
@@ -167,7 +190,7 @@ class Embedded(TextSource):
         dataset = corpus.build()
         return dataset.first(shards) if shards != -1 else dataset
 
-    def problems(self, held_out: int) -> tuple[list[Problem], list[Problem]]:
+    def default_problems(self, held_out: int) -> tuple[list[Problem], list[Problem]]:
         return arithmetic_problems(held_out)
 
     @property
@@ -184,7 +207,9 @@ class Embedded(TextSource):
 class Hub(TextSource):
     """A dataset of a hub, in shards that are downloaded."""
 
-    default_conversations = PublicMixture
+    @property
+    def default_conversations(self) -> type[ConversationSource]:
+        return PublicMixture
 
     @functools.cached_property
     def _origin(self) -> Origin:
@@ -228,10 +253,57 @@ class Hub(TextSource):
         return sets.missing_tasks() if self._evaluates else {}
 
 
+class Untouched(TextSource):
+    """The text of a run that is not pretrained on it: the model's source was (`--from`). It has the text's conversations and problems."""
+
+    def __init__(self, config: Config, text: TextSource):
+        super().__init__(config)
+        self.text, self.licence = text, text.licence
+
+    licence = ""
+
+    @property
+    def default_conversations(self) -> type[ConversationSource]:
+        return self.text.default_conversations
+
+    @property
+    def name(self) -> str:
+        return self.text.name
+
+    @property
+    def title(self) -> str:
+        return self.text.title
+
+    def text_bytes(self) -> int | None:
+        return None
+
+    def open(self, shards: int = -1) -> Dataset:
+        raise UsageError(
+            "this run reads no text: it begins with a pretrained model (--from)", "give it some: --data PATH or --dataset NAME"
+        )
+
+    def _fetch_text(self, check: bool) -> Path:
+        return base_dir()
+
+    def default_problems(self, held_out: int) -> tuple[list[Problem], list[Problem]]:
+        return self.text.default_problems(held_out)
+
+    @property
+    def has_heldout(self) -> bool:
+        return self.text.has_heldout
+
+    def heldout(self) -> list[corpus.Item]:
+        return self.text.heldout()
+
+
 def text_source(config: Config) -> TextSource:
     """The text that `config` asks for."""
     if is_hub_name(config.data):
         raise UsageError(f"--data {config.data} is a dataset of a hub, not a path", f"use --dataset {config.data}")
+    return _text(config) if config.num_iterations else Untouched(config, _text(config))
+
+
+def _text(config: Config) -> TextSource:
     if config.data:
         return Local(config)
     return Embedded(config) if config.dataset == EMBEDDED else Hub(config)

@@ -77,7 +77,7 @@ class Watchdog:
 def slow(device: torch.device, rate: float, planned: float, tokens: int, waited: float, rows: int) -> str | None:
     """A warning if training is far slower than planned, with the likely cause and what to change; else None.
 
-    rate, planned: measured and planned tokens per second.
+    `rate` and `planned` are measured and planned tokens per second.
     tokens: number of tokens per step.
     waited: fraction of a step spent reading rows.
     rows: micro-batch size.

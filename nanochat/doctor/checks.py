@@ -1,7 +1,6 @@
-"""Checks of this machine before a run: each finding says what was found, why it matters and what to do.
+"""Checks of this machine before a run: each finding has a result, the reason why it matters, and a fix.
 
-An error would make the run fail. A warning would make it slow, or fail later. `train` runs the same checks, without those that
-take seconds.
+With an error the run would fail; with a warning it would be slow, or fail later. `train` runs the same checks, without the slow ones.
 """
 
 import dataclasses
@@ -31,13 +30,13 @@ from nanochat.redaction import redact
 
 OK, WARNING, ERROR = "ok", "warning", "error"
 DRIVER_FLOORS = {12: 525, 13: 580}  # CUDA's major version in torch's wheels -> the oldest driver
-SLOW_DISK = 30e6  # bytes a second
-PROBE_BYTES = 32 << 20  # written to measure a disk
-SHARED_BYTES = 1 << 30  # of /dev/shm, for several GPUs
+SLOW_DISK = 30e6  # bytes per second
+PROBE_BYTES = 32 << 20  # bytes written to measure a disk
+SHARED_BYTES = 1 << 30  # least size of /dev/shm for several GPUs
 FILES = 1024
-HELD = 0.1  # part of a GPU's memory that other processes may hold without a warning
+HELD = 0.1  # fraction of a GPU's memory that other processes may use without a warning
 NETWORK_SECONDS = 5.0
-CPU_DAYS = 3.0  # a GPU profile's full run that would take longer on this CPU is refused
+CPU_DAYS = 3.0  # a GPU profile's full run that takes longer on this CPU is refused
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,15 +51,15 @@ class Finding:
 
     @property
     def means(self) -> str:
-        """The explanation that every finding of this id shares; empty if nothing is wrong."""
+        """The explanation of this kind of finding; empty if nothing is wrong."""
         return explained(self.id) if self.level != OK else ""
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """The input of every check: the resolved config of a run, its plan, and the driver; `quick` skips what takes seconds.
+    """The input of all checks: the resolved config of a run, its plan, and the driver; `quick` skips slow checks.
 
-    `asked` is the device as the user named it, before "auto" became what is there.
+    `asked` is the user's --device, before "auto" was resolved.
     """
 
     config: Config
@@ -71,13 +70,13 @@ class Case:
 
 
 def examine(config: Config, plan: Plan, quick: bool = False, asked: str = "") -> list[Finding]:
-    """Run every check for a resolved config; `asked` is --device as the user gave it."""
+    """Run all checks for a resolved config; `asked` is the user's --device."""
     case = Case(config, plan, nvml.read_driver(), quick, asked)
     return [finding for check in CHECKS for finding in check(case)]
 
 
 def require(config: Config, plan: Plan, asked: str = "") -> None:
-    """Run the quick checks: log the warnings, and raise PreflightError for the first error."""
+    """Run the quick checks, log the warnings, and raise PreflightError for the first error."""
     findings = examine(config, plan, quick=True, asked=asked)
     for finding in findings:
         if finding.level == WARNING:
@@ -93,12 +92,12 @@ def healthy(findings: list[Finding]) -> bool:
 
 
 def to_json(findings: list[Finding]) -> dict[str, Any]:
-    """For `doctor --json`."""
+    """The output of `doctor --json`."""
     return {"ok": healthy(findings), "findings": [dataclasses.asdict(finding) | {"means": finding.means} for finding in findings]}
 
 
 def describe(findings: list[Finding]) -> str:
-    """The findings as text: one line for each, and three more for what it means, why it matters and how to fix it."""
+    """The findings as text: a line for each, and up to three more for its meaning, reason and fix."""
     lines = []
     for finding in findings:
         lines.append(f"{finding.level:<8}{finding.id}: {finding.what}")
@@ -117,11 +116,11 @@ def check_torch(case: Case) -> Iterator[Finding]:
     stranded = fell_to_cpu and case.plan.seconds > CPU_DAYS * 86400
     if stranded:
         what = f"no CUDA device is visible, and on this CPU the run would take about {duration(case.plan.seconds)}"
-        fix = "check the driver (nvidia-smi; in a container its toolkit and docker run --gpus all), or use --profile cpu or --trial; "
-        yield Finding("driver", ERROR, what, fix=fix + "--device=cpu begins it all the same")
+        fix = "check the driver with nvidia-smi (in a container also its toolkit and `docker run --gpus all`), or use --profile cpu, or "
+        yield Finding("driver", ERROR, what, fix=fix + "--device=cpu to start it anyway")
     if case.driver is None:
         if case.config.device == "cuda":
-            why, fix = "the run was asked to use a GPU", "install the driver (R580 or newer for torch's CUDA 13), or use --device=cpu"
+            why, fix = "--device=cuda needs a GPU", "install the driver (R580 or newer for torch's CUDA 13), or use --device=cpu"
             yield Finding("driver", ERROR, "there is no NVIDIA driver", why, fix)
         elif not stranded:
             yield Finding("driver", OK, "no NVIDIA driver: the CPU is used")
@@ -130,8 +129,8 @@ def check_torch(case: Case) -> Iterator[Finding]:
 
     cuda = torch.version.cuda or ""
     if not cuda:
-        why = f"driver {case.driver.version} and {len(case.driver.gpus)} card(s) are there, but this torch was built without CUDA"
-        fix = "make install TORCH_BACKEND=auto, or use --device=cpu"
+        why = f"driver {case.driver.version} and {len(case.driver.gpus)} GPU(s) are installed, but this torch was built without CUDA"
+        fix = "run `make install TORCH_BACKEND=auto`, or use --device=cpu"
         yield Finding(
             "torch", ERROR if case.config.device == "cuda" else WARNING, f"torch {torch.__version__} cannot use the GPU", why, fix
         )
@@ -146,14 +145,12 @@ def check_torch(case: Case) -> Iterator[Finding]:
     yield Finding("driver", OK, f"driver {case.driver.version}, torch {torch.__version__} with CUDA {cuda}")
     if not torch.cuda.is_available():
         level = ERROR if case.config.device == "cuda" else WARNING
-        why = (
-            "the driver sees cards that torch does not: CUDA_VISIBLE_DEVICES may hide them, a container may have been started without them"
-        )
-        yield Finding("torch", level, "torch sees no GPU", why, "unset CUDA_VISIBLE_DEVICES; in Docker: --gpus all")
+        why = "the driver sees GPUs that torch does not; CUDA_VISIBLE_DEVICES may hide them, or the container was started without them"
+        yield Finding("torch", level, "torch sees no GPU", why, "unset CUDA_VISIBLE_DEVICES, or in Docker add --gpus all")
 
 
 def check_processes(case: Case) -> Iterator[Finding]:
-    """Processes asked for against visible devices."""
+    """Requested processes against visible devices."""
     asked = case.config.nproc_per_node
     if case.config.device == "cuda":
         import torch
@@ -161,46 +158,48 @@ def check_processes(case: Case) -> Iterator[Finding]:
         visible = torch.cuda.device_count()
         if asked > visible:
             fix = f"use --nproc_per_node={visible} (or --device=cpu)" if visible else "use --device=cpu"
-            why = "each process needs a GPU of its own (CUDA would say: invalid device ordinal)"
-            yield Finding("processes", ERROR, f"{asked} processes asked, {visible} GPU(s) visible", why, fix)
+            why = "each process needs its own GPU (CUDA's error is: invalid device ordinal)"
+            yield Finding("processes", ERROR, f"{asked} processes were requested; {visible} GPU(s) are visible", why, fix)
             return
         yield Finding("processes", OK, f"{asked} process(es), {visible} GPU(s) visible")
     elif asked > physical_cores():
         why, fix = "they share the cores, so the run is slower, not faster", f"use --nproc_per_node={physical_cores()}"
-        yield Finding("processes", WARNING, f"{asked} processes asked, {physical_cores()} CPU core(s)", why, fix)
+        yield Finding("processes", WARNING, f"{asked} processes were requested; there are {physical_cores()} CPU core(s)", why, fix)
 
 
 def check_memory(case: Case) -> Iterator[Finding]:
-    """The memory that the run needs against what is free, and which processes hold the rest."""
+    """The memory that the run needs against free memory, and the processes that use the rest."""
     needed, most = case.plan.memory_bytes["total"], case.plan.max_device_batch_size
-    lower = f"use --device_batch_size={most}: the losses stay the same" if most else "use a smaller --depth or --max_seq_len"
+    lower = f"use --device_batch_size={most}, which keeps the losses" if most else "use a smaller --depth or --max_seq_len"
     if not case.plan.card_here:
         return
     if needed > case.plan.memory_bytes["usable"]:
-        what = f"this needs {needed / 1e9:.1f} GB, and {case.plan.memory_bytes['usable'] / 1e9:.1f} GB are usable"
-        yield Finding("memory", ERROR, what, "it would end in out of memory", lower)
+        what = f"the run needs {needed / 1e9:.1f} GB; {case.plan.memory_bytes['usable'] / 1e9:.1f} GB are usable"
+        yield Finding("memory", ERROR, what, "it would run out of memory", lower)
         return
     if case.config.device != "cuda":
         yield Finding("memory", OK, f"{needed / 1e9:.1f} GB needed, {case.plan.memory_bytes['usable'] / 1e9:.1f} GB usable")
         return
     gpus = case.driver.gpus[: case.config.nproc_per_node] if case.driver else ()
     for index, gpu in enumerate(gpus):
-        others = ", ".join(f"process {pid} holds {held / 1e9:.1f} GB" for pid, held in gpu.processes) or "no process is named"
+        others = ", ".join(f"process {pid} uses {held / 1e9:.1f} GB" for pid, held in gpu.processes) or "no process is listed"
         what = f"GPU {index} ({gpu.name}): {gpu.free / 1e9:.1f} of {gpu.total / 1e9:.1f} GB are free; {others}"
         if gpu.free < needed:
-            yield Finding("memory", ERROR, what, f"the run needs {needed / 1e9:.1f} GB", f"end what holds the memory, or {lower}")
+            yield Finding(
+                "memory", ERROR, what, f"the run needs {needed / 1e9:.1f} GB", f"stop the processes that use the memory, or {lower}"
+            )
         elif gpu.total - gpu.free > HELD * gpu.total:
-            why = f"the run needs {needed / 1e9:.1f} GB, and shares the card's time with them"
-            yield Finding("memory", WARNING, what, why, "end what is not needed")
+            why = f"the run needs {needed / 1e9:.1f} GB, and other processes slow it down"
+            yield Finding("memory", WARNING, what, why, "stop the processes that you do not need")
         else:
             yield Finding("memory", OK, what)
 
 
 def check_spill(case: Case) -> Iterator[Finding]:
-    """Windows' driver moves what does not fit the GPU's memory into system memory, without an error."""
+    """Windows' driver, which moves GPU memory to system memory without an error."""
     if (sys.platform == "win32" or "microsoft" in platform.release().lower()) and case.config.device == "cuda":
-        why = "what does not fit into the card's memory is moved to system memory: training then is ten times slower, the GPU's use at 2%"
-        fix = "NVIDIA control panel, CUDA - Sysmem Fallback Policy: Prefer No Sysmem Fallback; lower --device_batch_size where steps crawl"
+        why = "the driver moves GPU memory that does not fit to system memory, where training is ten times slower, at 2% GPU use"
+        fix = "set CUDA - Sysmem Fallback Policy in the NVIDIA control panel to Prefer No Sysmem Fallback; lower --device_batch_size"
         yield Finding("spill", WARNING, "this is Windows or WSL", why, fix)
 
 
@@ -212,19 +211,19 @@ def check_compiler(case: Case) -> Iterator[Finding]:
             yield Finding("compiler", OK, f"{path} for the fused operations")
         else:
             why = "training takes 1.3 to 1.6 times as long without the fused operations"
-            yield Finding("compiler", WARNING, "no C compiler (cc)", why, "apt install gcc libc6-dev")
+            yield Finding("compiler", WARNING, "no C compiler (cc)", why, "install it: apt install gcc libc6-dev")
         return
     name, found = torch_compiler(cuda)
     lacking = torch_compile_lacks(cuda)
     if not lacking:
         yield Finding("compiler", OK, f"{found} for torch.compile")
         return
-    fix = f"apt install {name} python3-dev, or use --compile=off"
+    fix = f"install it: apt install {name} python3-dev; or use --compile=off"
     if case.config.compile == "on":
         yield Finding("compiler", ERROR, f"torch.compile needs {' and '.join(lacking)}", "the first step would fail", fix)
     else:
         yield Finding(
-            "compiler", WARNING, f"no {' and '.join(lacking)}: torch.compile stays off", "long runs take about 1.4 times as long", fix
+            "compiler", WARNING, f"no {' and '.join(lacking)}, so torch.compile is off", "long runs take about 1.4 times as long", fix
         )
 
 
@@ -232,22 +231,22 @@ def check_compiler(case: Case) -> Iterator[Finding]:
 
 
 def check_folder(case: Case) -> Iterator[Finding]:
-    """The data directory: writable, large enough, quick enough."""
+    """The data directory: writable, large enough, fast enough."""
     folder = paths.base_dir()
     try:
         paths.require_writable(folder)
         space = shutil.disk_usage(folder)
     except (NanochatError, OSError) as error:
-        hint = error.hint if isinstance(error, NanochatError) else "point NANOCHAT_BASE_DIR to another folder"
+        hint = error.hint if isinstance(error, NanochatError) else "set NANOCHAT_BASE_DIR to another directory"
         yield Finding("folder", ERROR, f"the data directory {folder} cannot be written", str(error), hint)
         return
     needed = case.plan.disk_bytes
     parts = ", ".join(f"{name} {_size(size)}" for name, size in case.plan.disk_parts.items() if size)
     what = f"{_size(space.free)} free in {folder}, {_size(needed)} needed ({parts})"
     checkpoint = case.plan.disk_parts["checkpoints"] // kept_checkpoints(case.config)
-    fix = f"free some space under {folder}, or point NANOCHAT_BASE_DIR to a larger disk"
+    fix = f"free some space under {folder}, or set NANOCHAT_BASE_DIR to a directory on a larger disk"
     if space.free < case.plan.disk_parts["download"] + 2 * checkpoint:
-        yield Finding("disk", ERROR, what, "there is no room for the data and the first checkpoints", fix)
+        yield Finding("disk", ERROR, what, "the data and the first checkpoints do not fit", fix)
     elif space.free < needed:
         yield Finding("disk", WARNING, what, "the disk may be full before the end", f"{fix}, or lower --keep_last")
     else:
@@ -256,10 +255,10 @@ def check_folder(case: Case) -> Iterator[Finding]:
         speed = _disk_speed(folder)
         if speed < SLOW_DISK:
             why = f"a checkpoint takes {duration(checkpoint / speed)} to save"
-            fix = "point NANOCHAT_BASE_DIR to a faster disk, or raise --save_minutes"
-            yield Finding("disk speed", WARNING, f"{_size(speed)} a second written to {folder}", why, fix)
+            fix = "set NANOCHAT_BASE_DIR to a directory on a faster disk, or raise --save_minutes"
+            yield Finding("disk speed", WARNING, f"writing to {folder} at {_size(speed)}/s", why, fix)
         else:
-            yield Finding("disk speed", OK, f"{_size(speed)} a second written")
+            yield Finding("disk speed", OK, f"writing at {_size(speed)}/s")
 
 
 def _size(size: float) -> str:
@@ -267,7 +266,7 @@ def _size(size: float) -> str:
 
 
 def _disk_speed(folder: Path) -> float:
-    """Bytes a second written to `folder` and fsynced."""
+    """Speed of writing and syncing in `folder`, in bytes per second."""
     path, block = folder / f"{paths.TEMPORARY}{uuid.uuid4().hex}", os.urandom(1 << 20)
     began = time.monotonic()
     try:
@@ -289,43 +288,43 @@ def check_limits(case: Case) -> Iterator[Finding]:
     if case.config.device == "cuda" and case.config.nproc_per_node > 1 and shared.exists():
         size = shutil.disk_usage(shared).total
         if size < SHARED_BYTES:
-            why, fix = "the GPUs exchange gradients through it", "in Docker: --shm-size=8g; in compose: shm_size: 8g"
+            why, fix = "the GPUs exchange gradients through it", "set --shm-size=8g in Docker, or shm_size: 8g in compose"
             yield Finding("shm", WARNING, f"/dev/shm has {_size(size)}", why, fix)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < FILES:
-        what, why = f"{soft} files may be open", "shards, rows, workers and chats need some hundreds"
-        yield Finding("files", WARNING, what, why, f"ulimit -n {min(max(hard, FILES), 65536)}")
+        what, why = f"the limit of open files is {soft}", "shards, rows, workers and chats need some hundreds"
+        yield Finding("files", WARNING, what, why, f"raise the limit: ulimit -n {min(max(hard, FILES), 65536)}")
     newest = max(path.stat().st_mtime for path in Path(__file__).parent.glob("*.py"))
     if time.time() < newest - 2 * 86400:
-        what = f"the clock says {time.strftime('%Y-%m-%d %H:%M')}, before this program was written"
+        what = f"the clock is wrong: {time.strftime('%Y-%m-%d %H:%M')} is before this program's release"
         why = "certificates are refused, and the newest run and checkpoint are not found"
-        yield Finding("clock", WARNING, what, why, "set it: timedatectl set-ntp true")
+        yield Finding("clock", WARNING, what, why, "set the clock: timedatectl set-ntp true")
 
 
 # ---- the data ---------------------------------------------------------------------------------------------------
 
 
 def check_data(case: Case) -> Iterator[Finding]:
-    """Whether the data is complete, and if not, whether it can be fetched."""
+    """Whether the data is complete, and if not, whether it can be downloaded."""
     config, source = case.config, text_source(case.config)
     if fault := source.fault:
-        yield Finding("data", ERROR, fault, "the run has no text", "give --data a file or a folder of text")
+        yield Finding("data", ERROR, fault, "the run has no text", "set --data to a file or directory of text")
         return
     lacking = source.missing()
     if not lacking:
         yield Finding("data", OK, f"the data is complete: {source.name}")
         return
-    what = f"to be fetched: {', '.join(lacking)} ({_size(sum(lacking.values()))})"
-    command = f"`nanochat download --for {config.profile or 'cpu'}{' --trial' if config.trial else ''}` fetches it beforehand"
+    what = f"to be downloaded: {', '.join(lacking)} ({_size(sum(lacking.values()))})"
+    command = f"`nanochat download --for {config.profile or 'cpu'}{' --trial' if config.trial else ''}` to download it beforehand"
     if not case.quick and (wrong := _unreachable()):
-        fix = f"check the network and HF_ENDPOINT (a mirror); {command}; --dataset=embedded needs none"
+        fix = f"check the network and HF_ENDPOINT (a mirror), run {command}, or use --dataset=embedded, which needs none"
         yield Finding("network", ERROR, what, f"{redact(hub.endpoint())} does not answer: {wrong}", fix)
     else:
-        yield Finding("data", OK, f"{what}; {command}")
+        yield Finding("data", OK, f"{what}; run {command}")
 
 
 def _unreachable() -> str | None:
-    """Why the hub cannot be reached, None if it can: any answer will do."""
+    """The reason why the hub cannot be reached, None if it answers."""
     import requests
 
     try:

@@ -1,6 +1,6 @@
-"""`doctor --gpus`: ten seconds of matrix products on every GPU at once, and an all-reduce between them.
+"""`doctor --gpus`: ten seconds of matrix products on all GPUs, and an all-reduce between them.
 
-`python -m nanochat.doctor.gpus OUT DEVICE SECONDS` is one of the processes; `check_gpus` starts them and names an outlier.
+`python -m nanochat.doctor.gpus OUT DEVICE SECONDS` is one of the processes; `check_gpus` starts them and reports an outlier.
 """
 
 import json
@@ -21,11 +21,11 @@ SECONDS = 10.0  # of matrix products
 SIZE = {"cuda": 8192, "cpu": 512}  # rows and columns of a matrix
 EXCHANGED = {"cuda": 256 << 20, "cpu": 4 << 20}  # bytes of one all-reduce
 EXCHANGES = 10
-SLOW = 0.9  # of the median: a GPU below it is an outlier
+SLOW = 0.9  # fraction of the median below which a GPU is an outlier
 
 
 def work(here: Ranks, seconds: float) -> float:
-    """Floating-point operations a second of matrix products on this rank's device, without the first second (warm-up)."""
+    """FLOP/s of matrix products on this rank's device, without the first second (warm-up)."""
     kind = here.device.type
     dtype = torch.bfloat16 if kind == "cuda" else torch.float32
     a = torch.randn(SIZE[kind], SIZE[kind], device=here.device, dtype=dtype)
@@ -48,7 +48,7 @@ def synchronize(here: Ranks) -> None:
 
 
 def exchange(here: Ranks) -> float:
-    """Bytes a second of an all-reduce between all ranks; 0 if there is one only."""
+    """Bytes per second of an all-reduce between all ranks; 0 for a single rank."""
     if here.world_size == 1:
         return 0.0
     tensor = torch.ones(EXCHANGED[here.device.type] // 4, device=here.device)
@@ -62,7 +62,7 @@ def exchange(here: Ranks) -> float:
 
 
 def main(out: str, device: str, seconds: float) -> None:
-    """One process: measure, and let the main rank write what all found."""
+    """Measure in one process; the main rank writes the results of all."""
     with ranks.join(device) as here:
         rate = work(here, seconds)
         found = here.gather_objects((rate, exchange(here)))
@@ -71,10 +71,10 @@ def main(out: str, device: str, seconds: float) -> None:
 
 
 def check_gpus(device: str = "cuda", count: int | None = None, seconds: float = SECONDS) -> list[Finding]:
-    """Findings on `count` devices (default: every GPU): a failing one, one slower than the others, the exchange between them."""
+    """Findings on `count` devices (default is all GPUs): a failing or slow device, and the speed of the exchange."""
     count = count or torch.cuda.device_count()
     if not count:
-        return [Finding("gpus", OK, "there is no GPU to be tried")]
+        return [Finding("gpus", OK, "there is no GPU to test")]
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "out.json")
         try:
@@ -84,15 +84,15 @@ def check_gpus(device: str = "cuda", count: int | None = None, seconds: float = 
             measured = []
     if not measured:
         why, fix = (
-            "a card or the link between two does not work; above is what the processes said",
-            "try each alone: CUDA_VISIBLE_DEVICES=0",
+            "a GPU or the link between two does not work; see the processes' output above",
+            "test each GPU alone, with CUDA_VISIBLE_DEVICES=0",
         )
-        return [Finding("gpus", ERROR, f"{count} device(s) did not get through the test", why, fix)]
+        return [Finding("gpus", ERROR, f"the test failed on {count} device(s)", why, fix)]
     return judge([rate for rate, _ in measured], min(speed for _, speed in measured))
 
 
 def judge(rates: list[float], exchanged: float) -> list[Finding]:
-    """Findings from each device's operations a second and the exchange's bytes a second."""
+    """Findings from the FLOP/s of each device and the bytes per second of the exchange."""
     median = statistics.median(rates)
     found = []
     for index, rate in enumerate(rates):

@@ -1,4 +1,4 @@
-"""The troubleshooting table (troubleshooting.toml): explanations of the doctor's findings, and the two documents made of it."""
+"""The troubleshooting table (troubleshooting.toml): explanations of findings, and the two documents generated from it."""
 
 import functools
 import tomllib
@@ -7,7 +7,7 @@ from typing import Any
 
 DOCUMENTS = {"en": "troubleshooting.md", "zh": "troubleshooting.zh-TW.md"}  # in docs/
 _TABLE = Path(__file__).with_name("troubleshooting.toml")
-_HEADINGS = {"en": ("What the doctor finds", "finding", "what it means"), "zh": ("doctor 會發現什麼", "項目", "意思")}
+_HEADINGS = {"en": ("Findings of `doctor`", "finding", "meaning"), "zh": ("doctor 會發現什麼", "項目", "意思")}
 _SWITCH = {
     "en": f"**English** | [繁體中文]({DOCUMENTS['zh']})",
     "zh": f"[English]({DOCUMENTS['en']}) | **繁體中文**",
@@ -17,12 +17,12 @@ _NOTE = "<!-- made of nanochat/doctor/troubleshooting.toml by python -m scripts.
 
 @functools.cache
 def table() -> dict[str, Any]:
-    """The whole table: findings {id: {en, zh}} and the documents' paragraphs {en, zh}, in order."""
+    """The whole table: explanations of findings by id, and the documents' paragraphs in order, all as {en, zh}."""
     return tomllib.loads(_TABLE.read_text(encoding="utf-8"))
 
 
 def explained(finding: str) -> str:
-    """The explanation of a finding's id in English; empty for one that the table does not have."""
+    """The English explanation of a finding's id; empty for an unknown id."""
     return str(table()["findings"].get(finding, {}).get("en", ""))
 
 

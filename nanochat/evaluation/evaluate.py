@@ -119,7 +119,8 @@ def evaluate(
 def _choose_parts(run: str, parts: Sequence[str], items: Path | None, chats: bool) -> Sequence[str]:
     """The named parts, or without names all whose files are present, with a message for each missing one. Raises DataError."""
     missing = missing_parts()
-    if runs.read_record(run) is None:
+    record = runs.read_record(run)
+    if record is None or not record.dataset:
         missing["bpb"] = f"the run {run!r} was imported without its text"
     if not (items or paths.run_dir(run) / HELDOUT).exists():
         missing["skills"] = f"the run {run!r} has no held-out questions (--items FILE reads others)"

@@ -1,4 +1,4 @@
-"""What a model card says beyond the model's shape: languages, datasets, scores, sample answers, limits."""
+"""Parts of a model card: languages, datasets, scores, sample answers, limits."""
 
 import json
 from typing import Any

@@ -1,6 +1,6 @@
-"""A run's model as a folder that Hugging Face transformers loads, and such a folder as a run again.
+"""Export of a run as a directory for Hugging Face transformers, and import of such a directory as a run.
 
-The nanochat architecture comes with modelling code of its own (trust_remote_code); a portable model is a plain Qwen3.
+The nanochat architecture is exported with its modelling code (trust_remote_code); a portable model is a plain Qwen3.
 """
 
 import json
@@ -35,13 +35,23 @@ from nanochat.runs.record import TrainedModel
 from nanochat.runs.step_files import checked_meta, checked_run, safetensors_errors, tensor_shapes
 from nanochat.tokenizer.tokenizer import Tokenizer
 
-ABOUT = "nanochat.json"  # in the folder: what `import` needs beside the weights and the tokenizer
+ABOUT = "nanochat.json"  # in the directory: metadata for `import`, beside the weights and the tokenizer
 FORMAT = 1
 WEIGHTS = "model.safetensors"
-IMPORTED = ("stage", "step", "steps", "trial", "model", "tokenizer", "optimizer_steps", "skipped", "turn")  # of a checkpoint's meta
+IMPORTED = (
+    "stage",
+    "step",
+    "steps",
+    "trial",
+    "model",
+    "tokenizer",
+    "optimizer_steps",
+    "skipped",
+    "turn",
+)  # keys of a checkpoint's metadata
 MODELLING = Path(__file__).with_name("modeling_nanochat_appliance.py")
 
-# Our names of the weights -> Hugging Face's; {} is a layer's number.
+# This project's names of the weights -> Hugging Face's; {} is a layer's number.
 _HF_NAMES = {
     "embed.weight": "model.embed_tokens.weight",
     "head.weight": "lm_head.weight",
@@ -64,30 +74,30 @@ _HF_NAMES = {
     "smear_gate.weight": "model.smear_gate.weight",
     **{name: f"model.{name}" for name in ("resid_lambdas", "x0_lambdas", "smear_lambda", "backout_lambda")},
 }
-_VOCABULARY = re.compile(r"(embed|head|value_embeds\.\d+)\.weight")  # whose rows are ids
+_VOCABULARY = re.compile(r"(embed|head|value_embeds\.\d+)\.weight")  # tensors with a row per id
 _ROTATED = re.compile(r"blocks\.\d+\.attn\.(q|k)(\.weight|_norm\.gain)")
 
 
 def is_plain_qwen3(gpt: GPTConfig) -> bool:
-    """Whether other engines can run the model: a Qwen3 whose every layer sees the whole context."""
+    """Whether other inference engines can run the model: a Qwen3 with full attention in all layers."""
     return gpt.architecture == "qwen3" and all(gpt.window(layer) == gpt.max_seq_len for layer in range(gpt.depth))
 
 
 def _hf_name(name: str) -> str:
-    """Hugging Face's name of a weight of ours."""
+    """Hugging Face's name of a weight."""
     numbered = re.sub(r"\.(\d+)\.", ".{}.", name)
     return _HF_NAMES[numbered].format(*re.findall(r"\.(\d+)\.", name))
 
 
 def _swap_rotary_halves(name: str, weight: Tensor, gpt: GPTConfig) -> Tensor:
-    """The weight for transformers' Qwen3, or back: it rotates heads the other way round, so each head's halves are swapped."""
+    """Convert a weight to or from transformers' Qwen3, whose rotary embedding has the halves of each head swapped."""
     if not (gpt.architecture == "qwen3" and _ROTATED.fullmatch(name)):
         return weight
     return weight.unflatten(0, (-1, 2, gpt.head_dim // 2)).flip(1).flatten(0, 2)
 
 
 def hf_weights(model: Transformer) -> dict[str, Tensor]:
-    """The model's weights in float32 under Hugging Face's names, the vocabulary without its padding."""
+    """The model's weights in float32 under Hugging Face's names, without the vocabulary's padding."""
     found = {}
     for name, weight in model.named_parameters():
         kept = weight.detach()[: model.config.vocab_size] if _VOCABULARY.fullmatch(name) else weight.detach()
@@ -101,7 +111,7 @@ def config_json(gpt: GPTConfig, tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _common_config(gpt: GPTConfig, tokenizer: Tokenizer) -> dict[str, Any]:
-    """The part of config.json that both architectures have."""
+    """The part of config.json that both architectures share."""
     return {
         "vocab_size": gpt.vocab_size,
         "hidden_size": gpt.dim,
@@ -121,7 +131,7 @@ def _common_config(gpt: GPTConfig, tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _qwen3_config() -> dict[str, Any]:
-    """The part of config.json that makes it transformers' own Qwen3."""
+    """The part of config.json for transformers' Qwen3."""
     return {
         "architectures": ["Qwen3ForCausalLM"],
         "model_type": "qwen3",
@@ -137,7 +147,7 @@ def _qwen3_config() -> dict[str, Any]:
 
 
 def _nanochat_config(gpt: GPTConfig) -> dict[str, Any]:
-    """The part of config.json that names the folder's own modelling code and says what that needs."""
+    """The part of config.json for the exported modelling code."""
     windows = [gpt.window(layer) for layer in range(gpt.depth)]
     module = MODELLING.stem
     return {
@@ -158,31 +168,35 @@ def _nanochat_config(gpt: GPTConfig) -> dict[str, Any]:
 
 
 def licence_of(run: str) -> str:
-    """The licence of the text that a run was trained on, as its dataset's manifest has it."""
+    """The licences of the texts that a run and those it descends from were trained on, as their datasets' manifests have them."""
     record = runs.read_record(run)
-    if record is None:
+    if record is None or not (record.dataset or record.descent):
         return "unknown"
+    earlier = [ancestor.licence for ancestor in record.descent if ancestor.licence]
+    if not record.dataset:
+        return "; ".join(dict.fromkeys(earlier)) or "unknown"
     try:
-        return read_manifest(paths.dataset_dir(record.dataset)).licence
+        own = read_manifest(paths.dataset_dir(record.dataset)).licence
     except NanochatError:
-        return f"see {record.dataset}"
+        own = f"see {record.dataset}"
+    return "; ".join(dict.fromkeys([*earlier, own]))
 
 
 def model_card(opened: TrainedModel, licence: str) -> str:
-    """README.md of the folder."""
+    """The model card, README.md of the directory."""
     gpt, meta = opened.model.config, opened.checkpoint.meta
     record = runs.read_record(opened.run)
     text = text_source(record.config).title if record else "unknown"
     own = not is_plain_qwen3(gpt)
     trust = ", trust_remote_code=True" if own else ""
     engines = (
-        "The model has parts that other engines do not know (value embeddings, a smear of the previous token), hence the modelling code\n"
-        "in this folder. vLLM cannot run it, because its decoding does not keep the previous token; a model trained with\n"
-        "`--architecture portable` runs there, in llama.cpp and in Ollama."
+        "The model has parts that other inference engines do not support (value embeddings, a smear of the previous token), so this\n"
+        "directory includes its modelling code. vLLM cannot run it, because its decoding does not keep the previous token. Models trained\n"
+        "with `--architecture portable` run in vLLM, llama.cpp and Ollama."
         if own
-        else "The model is a Qwen3: transformers, vLLM, llama.cpp and Ollama run it as it is."
+        else "The model is a Qwen3, which transformers, vLLM, llama.cpp and Ollama can run."
     )
-    trial = "\n\n**A trial of a few steps, which has learned next to nothing.**" if meta.get("trial") else ""
+    trial = "\n\n**This is a short test run of a few steps; its answers are not useful.**" if meta.get("trial") else ""
     return f"""---
 library_name: transformers
 pipeline_tag: text-generation
@@ -192,7 +206,7 @@ license_name: {json.dumps(licence, ensure_ascii=False)}
 
 # {opened.run}
 
-A small language model of {count_parameters(gpt)["total"]:,} parameters, trained from nothing with NanoChat Appliance
+A small language model of {count_parameters(gpt)["total"]:,} parameters, trained from scratch with NanoChat Appliance
 ({meta["stage"]}, step {opened.checkpoint.step}).{trial}
 
 | | |
@@ -218,13 +232,13 @@ print(tokenizer.batch_decode(model.generate(**ids, max_new_tokens=64)))
 
 {engines}
 
-The chat template is text: special tokens that a user spells out in a message are taken for real ones, as with every such template.
-Calls of the calculator (`<|python_start|>...<|python_end|>`) are not answered outside of NanoChat Appliance.
+As with any chat template, special tokens that a user types in a message are read as real ones. Calculator calls
+(`<|python_start|>...<|python_end|>`) get no result outside of NanoChat Appliance.
 """
 
 
 def write_folder(opened: TrainedModel, out: Path) -> None:
-    """Write `out` as a whole. Raises UsageError if it exists, PreflightError if it cannot be written."""
+    """Write the directory `out` atomically. Raises UsageError if it exists, PreflightError if it cannot be written."""
     gpt, tokenizer, meta = opened.model.config, opened.tokenizer, opened.checkpoint.meta
     licence = licence_of(opened.run)
     about = {"format": FORMAT, "run": opened.run, "licence": licence, "meta": meta}
@@ -245,10 +259,10 @@ def write_folder(opened: TrainedModel, out: Path) -> None:
 
 
 def import_folder(folder: Path, run: str | None = None) -> str:
-    """A folder that `write_folder` wrote as the run `run` (its old name unless given); returns the name.
+    """Import a directory of `write_folder` as the run `run` (default: its old name) and return the name.
 
-    The folder is somebody else's: nothing of it is used unchecked, and the run appears whole or not at all. Raises DataError if it is
-    no such one or damaged, UsageError if a run of that name exists, PreflightError if memory or disk do not suffice.
+    The directory is untrusted, so all of it is checked, and the run appears in one rename. Raises DataError if it is damaged or not such
+    an export, UsageError if a run of that name exists, PreflightError if memory or disk space is insufficient.
     """
     try:
         meta, tokenizer, old_name = _read_about(folder)
@@ -260,7 +274,7 @@ def import_folder(folder: Path, run: str | None = None) -> str:
         model = _read_model(untrusted.inside(folder, WEIGHTS), gpt)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise DataError(
-            f"{folder} is not a folder that `nanochat export --to hf` wrote: {untrusted.reason(error)}", "export the run again"
+            f"{folder} is not an export of `nanochat export --to hf`: {untrusted.reason(error)}", "export the run again"
         ) from error
     try:
         require_space(f"importing {folder}", 4 * count_parameters(gpt)["total"], target)
@@ -276,32 +290,32 @@ def import_folder(folder: Path, run: str | None = None) -> str:
 
 
 def _run_exists(name: str) -> UsageError:
-    return UsageError(f"a run {name!r} exists", "choose another name with --run NEW")
+    return UsageError(f"a run {name!r} exists already", "choose another name with --run NEW")
 
 
 def _read_about(folder: Path) -> tuple[dict[str, Any], Tokenizer, Any]:
-    """What a received folder says of itself: its checkpoint's meta and tokenizer, checked, and its run. Raises ValueError, OSError."""
+    """(checkpoint metadata, tokenizer, run's name) of a received directory, all checked. Raises ValueError, OSError."""
     about = untrusted.table(untrusted.read_json(untrusted.inside(folder, ABOUT)), ABOUT)
     meta = {name: value for name, value in checked_meta(about["meta"]).items() if name in IMPORTED}
     for name in ("stage", "tokenizer", "model"):
         if name not in meta:
-            raise ValueError(f"{ABOUT} does not say its {name}")
+            raise ValueError(f"{ABOUT} has no {name}")
     gpt, tokenizer = GPTConfig.from_dict(meta["model"]), vocabulary.read_tokenizer(untrusted.inside(folder, "tokenizer.json"))
     if about["format"] != FORMAT or tokenizer.id != meta["tokenizer"] or tokenizer.vocab_size != gpt.vocab_size:
-        raise ValueError("its tokenizer or its format is another")
+        raise ValueError("its tokenizer or its format does not match")
     return meta, tokenizer, about["run"]
 
 
 def _read_model(path: Path, gpt: GPTConfig) -> Transformer:
     """A model with the weights of an exported file. Raises ValueError if one is missing, left over or of another shape."""
     saved = tensor_shapes(path)
-    if gpt.depth > len(saved):  # before its layers are built, if without memory for them
+    if gpt.depth > len(saved):  # checked before the layers are built
         raise ValueError(f"{len(saved)} weights are too few for {gpt.depth} layers")
     for name, shape in _exported_shapes(gpt).items():
         if (found := saved.pop(_hf_name(name), None)) != shape:
             raise ValueError(f"{name} is {found}, not {shape}")
     if saved:
-        raise ValueError(f"weights left over: {', '.join(sorted(map(untrusted.shown, saved))[:10])}")
+        raise ValueError(f"unknown weights {', '.join(sorted(map(untrusted.shown, saved))[:10])}")
     require_memory("importing this model", 4 * count_parameters(gpt)["total"])
     model = allocate_model(gpt)
     with safe_open(path, "pt") as file, torch.no_grad():
@@ -313,7 +327,7 @@ def _read_model(path: Path, gpt: GPTConfig) -> Transformer:
 
 
 def _exported_shapes(gpt: GPTConfig) -> dict[str, tuple[int, ...]]:
-    """The shape of each weight as `hf_weights` writes it, under our name."""
+    """The shape of each weight as `hf_weights` writes it, by this project's name."""
     return {
         name: (gpt.vocab_size if _VOCABULARY.fullmatch(name) else len(weight), *weight.shape[1:]) if weight.dim() else ()
         for name, weight in describe_model(gpt).named_parameters()

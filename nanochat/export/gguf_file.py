@@ -1,4 +1,4 @@
-"""A portable model as a GGUF file with its chat template and stop tokens, and a Modelfile for `ollama create`."""
+"""Export of a portable model as a GGUF file, with chat template and stop tokens, and a Modelfile for `ollama create`."""
 
 from pathlib import Path
 from typing import Any
@@ -31,14 +31,14 @@ PARAMETER temperature 0.7
 
 
 def write_gguf(opened: TrainedModel, out: Path) -> None:
-    """Write the folder `out`: model.gguf in float32 and a Modelfile.
+    """Write the directory `out`: model.gguf in float32 and a Modelfile.
 
-    Raises UsageError for a model that llama.cpp cannot express, if `out` exists, and if the package gguf is missing.
+    Raises UsageError for a model that llama.cpp does not support, if `out` exists, and if the package gguf is missing.
     """
     gpt, tokenizer = opened.model.config, opened.tokenizer
     if not is_plain_qwen3(gpt) or tokenizer.pattern != QWEN2_PATTERN:
         raise UsageError(
-            "llama.cpp cannot run this model: its architecture has parts, or its tokenizer a split, that GGUF has no name for",
+            "GGUF does not support this model's architecture or its tokenizer's split",
             "train one with --architecture portable, or use --to hf",
         )
     gguf = needed("gguf", "gguf", "--to gguf")

@@ -1,7 +1,7 @@
-"""The NanoChat Appliance model for Hugging Face transformers (4.56 and newer): loaded with trust_remote_code=True.
+"""The NanoChat Appliance model for Hugging Face transformers (4.56 and newer), loaded with trust_remote_code=True.
 
-`export` copies this file into the exported folder; it needs torch and transformers, nothing of the project. What the model computes
-is the same as in nanochat/model/gpt.py, and `export --check` compares the two.
+`export` copies this file into the exported directory. It needs torch and transformers and nothing of the project. It computes the same
+as nanochat/model/gpt.py, and `export --check` compares the two.
 
 Shapes: B rows, T positions, D width, H query heads, G key/value heads, K width of a head, V vocabulary.
 """
@@ -21,7 +21,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 QK_SCALE = 1.2
 VALUE_GATE_CHANNELS = 12
 SMEAR_GATE_CHANNELS = 24
-# What transformers calls the cache in a model's outputs: it changed its name.
+# transformers' name of the cache in a model's outputs, which differs between versions.
 _CACHE = "cache" if "cache" in inspect.signature(CausalLMOutputWithPast).parameters else "past_key_values"
 
 
@@ -84,7 +84,7 @@ def _eager_attention(
 
 
 class NanochatAttention(nn.Module):
-    """Causal attention with QK norm, by whichever kernel the user chose, and a gated value embedding on some layers."""
+    """Causal attention with QK norm, the user's choice of kernel, and in some layers a gated value embedding."""
 
     is_causal = True
 
@@ -121,7 +121,7 @@ class NanochatAttention(nn.Module):
 
 
 class NanochatMLP(nn.Module):
-    """ReLU squared between two projections."""
+    """MLP with squared ReLU."""
 
     def __init__(self, config: NanochatConfig):
         super().__init__()
@@ -133,7 +133,7 @@ class NanochatMLP(nn.Module):
 
 
 class NanochatBlock(nn.Module):
-    """Attention, then the MLP, each reading the normalised stream and adding to it."""
+    """Pre-norm residual block: attention, then the MLP."""
 
     def __init__(self, config: NanochatConfig, layer_idx: int):
         super().__init__()
@@ -147,7 +147,7 @@ class NanochatBlock(nn.Module):
 
 
 class NanochatPreTrainedModel(PreTrainedModel):
-    """What transformers must know of every model here."""
+    """Settings that transformers needs for all models here."""
 
     config_class = NanochatConfig
     base_model_prefix = "model"
@@ -158,7 +158,7 @@ class NanochatPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Weights come from the folder; only a model made from its config alone has these."""
+        """Initial weights, used only for a model built from its config without saved weights."""
         super()._init_weights(module)
         if isinstance(module, NanochatModel):
             for name in ("resid_lambdas", "x0_lambdas", "smear_lambda", "backout_lambda"):
@@ -196,13 +196,13 @@ class NanochatModel(NanochatPreTrainedModel):
         use_cache: bool | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
-        """input_ids (B, T), following what the cache holds -> hidden states (B, T, D)."""
+        """input_ids (B, T), appended to the cached tokens -> hidden states (B, T, D)."""
         config = self.config
         for name in ("inputs_embeds", "output_attentions", "output_hidden_states", "return_dict", "logits_to_keep"):
             if kwargs.pop(name, None) is not None and name == "inputs_embeds":
-                raise ValueError("this model reads input_ids: its value embeddings are looked up by id")
+                raise ValueError("this model needs input_ids, because its value embeddings are looked up by id")
         if config.smear and "attention_instances" in kwargs:
-            raise ValueError("this model mixes in the previous token, which vLLM's decoding does not keep: export a portable model for it")
+            raise ValueError("vLLM cannot run this model, because it needs the previous token: use a model with --architecture portable")
         cache = cache if cache is not None else past_key_values
         if cache is None and (use_cache if use_cache is not None else getattr(config, "use_cache", True)) and not self.training:
             cache = DynamicCache(config=config)
@@ -230,7 +230,7 @@ class NanochatModel(NanochatPreTrainedModel):
         return BaseModelOutputWithPast(last_hidden_state=_norm(x, config.norm_eps), **{_CACHE: cache})
 
     def _masks(self, x: Tensor, attention_mask: Tensor | None, position_ids: Tensor, cache: Cache | None) -> dict[str, Any]:
-        """The mask of each kind of layer, in the form that the chosen kernel takes."""
+        """The mask of each kind of layer, in the format of the chosen kernel."""
         held = cache.get_seq_length() if cache is not None else 0
         values = {"attention_mask": attention_mask, "position_ids": position_ids, "cache": cache, "past_key_values": cache}
         values |= {"inputs_embeds": x, "input_embeds": x, "cache_position": torch.arange(x.size(1), device=x.device) + held}
@@ -242,13 +242,12 @@ class NanochatModel(NanochatPreTrainedModel):
         return masks
 
     def _smear(self, x: Tensor, attention_mask: Any, cache: Cache | None) -> Tensor:
-        """Let each position see the embedding before it: x (B, T, D) -> (B, T, D).
+        """Add the previous position's embedding: x (B, T, D) -> (B, T, D).
 
-        The embeddings are kept as one more layer of the cache, so that whatever reorders, repeats or crops the cache does
-        so with them.
+        The embeddings are one more layer of the cache, so that they are reordered, repeated or cropped with it.
         """
         if isinstance(attention_mask, dict):
-            raise ValueError("this model needs the attention mask as (B, S): use the default cache, no static one")
+            raise ValueError("this model needs an attention mask (B, S): use the default cache, not a static one")
         tokens = x.size(1)
         seen = x
         if cache is not None:
@@ -257,7 +256,7 @@ class NanochatModel(NanochatPreTrainedModel):
             kept, _ = cache.update(x.unsqueeze(1), x.unsqueeze(1)[..., :0], self.config.num_hidden_layers)
             seen = kept[:, 0]  # (B, S, D)
         if attention_mask is not None and attention_mask.dim() == 2:
-            seen = seen * attention_mask[:, : seen.size(1), None].to(x.dtype)  # padding on the left is nothing to be seen
+            seen = seen * attention_mask[:, : seen.size(1), None].to(x.dtype)  # ignore padding on the left
         before = F.pad(seen, (0, 0, 1, 0))[:, -tokens - 1 : -1]
         return x + self.smear_lambda * torch.sigmoid(self.smear_gate(x[..., :SMEAR_GATE_CHANNELS])) * before
 

@@ -15,9 +15,9 @@ FULL_BYTES = 1 << 20  # a disk with less than this is full
 
 @contextlib.contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """Fill a temporary folder that becomes `out` when the block ends well; otherwise nothing is left.
+    """Fill a temporary directory that becomes `out` if the block succeeds; otherwise nothing is left.
 
-    Raises UsageError if `out` exists, also if another process was quicker, PreflightError if it cannot be written.
+    Raises UsageError if `out` exists, also if another process creates it meanwhile, PreflightError if it cannot be written.
     """
     if os.path.lexists(out):
         raise _exists(out)
@@ -25,7 +25,7 @@ def new_folder(out: Path) -> Iterator[Path]:
         with paths.atomic_folder(out, exclusive=True) as folder:
             try:
                 yield folder
-            except OSError as error:  # numpy does not say why a file could not be written
+            except OSError as error:  # numpy's error has no error number
                 if error.errno is None and shutil.disk_usage(folder).free < FULL_BYTES:
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(out)) from error
                 raise
@@ -38,4 +38,4 @@ def new_folder(out: Path) -> Iterator[Path]:
 
 
 def _exists(out: Path) -> UsageError:
-    return UsageError(f"{out} exists", "choose another folder with --out, or remove this one")
+    return UsageError(f"{out} exists already", "choose another directory with --out, or remove this one")

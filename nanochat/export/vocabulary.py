@@ -17,13 +17,13 @@ def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer of such a file. Raises DataError if it is not one of ours."""
+    """The tokenizer in an exported tokenizer.json. Raises DataError for any other tokenizer."""
     tokens, pattern, specials = read_huggingface(path)
-    if pattern not in (SPLIT_PATTERN, QWEN2_PATTERN):  # no other is run: a pattern can be made to take for ever
-        raise DataError(f"{path} splits text by another pattern than this program's", "export the run again")
+    if pattern not in (SPLIT_PATTERN, QWEN2_PATTERN):  # no other pattern is run, because a hostile one can take forever
+        raise DataError(f"{path} has an unknown split pattern", "export the run again")
     tokenizer = Tokenizer(tokens, pattern)
     if tokenizer.specials != specials:
-        raise DataError(f"{path} has other special tokens than {', '.join(SPECIAL_TOKENS)}", "export the run again")
+        raise DataError(f"the special tokens of {path} are not {', '.join(SPECIAL_TOKENS)}", "export the run again")
     return tokenizer
 
 

@@ -6,12 +6,15 @@ The decoding itself, with its KV cache, is `batching.py`.
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+import torch
+
 from nanochat.errors import UsageError
 from nanochat.generate.batching import Batch, SequenceState
-from nanochat.generate.sampling import Sampling
+from nanochat.generate.sampling import LogProbs, Sampling, row_log_probs
 from nanochat.model.transformer import Transformer
 from nanochat.tokenizer.tokenizer import Tokenizer
 
+SCORED_ROWS = 256  # positions of a prompt whose logits, each of the vocabulary's size, are in memory at once
 PROMPT_TOKENS = 16_384  # prompt tokens of one step, if no user waits for a running answer
 
 
@@ -81,6 +84,20 @@ class Engine:
                     index = waiting.pop()
                     batch.join(SequenceState(self.tokenizer, prompts[index], max_new_tokens[index], sampling, index))
             yield [Emitted(token.sequence.index, token.id, token.forced) for token in batch.step()]
+
+
+@torch.inference_mode()
+def prompt_log_probs(model: Transformer, ids: Sequence[int], top: int) -> list[LogProbs]:
+    """Log probabilities of each of `ids` but the first, given those before it, and of the `top` most likely tokens in its place."""
+    device = next(model.parameters()).device
+    found: list[LogProbs] = []
+    if len(ids) < 2:
+        return found
+    hidden = model(torch.tensor([ids[:-1]], dtype=torch.int64, device=device))[0]  # (T - 1, D)
+    for first in range(0, len(hidden), SCORED_ROWS):
+        part = hidden[first : first + SCORED_ROWS]
+        found += row_log_probs(model.logits(part), ids[first + 1 : first + 1 + len(part)], top)
+    return found
 
 
 # Special token -> kind of the part that follows it.

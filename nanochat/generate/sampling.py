@@ -105,3 +105,13 @@ def log_probs(logits: Tensor, token: int, top: int) -> LogProbs:
     values = logits.log_softmax(-1)
     best = values.topk(min(top, len(values)))
     return LogProbs(values[token].item(), list(zip(best.indices.tolist(), best.values.tolist(), strict=True)))
+
+
+@torch.inference_mode()
+def row_log_probs(logits: Tensor, tokens: Sequence[int], top: int) -> list[LogProbs]:
+    """`log_probs` of a token and of the `top` most likely ones for each row of logits (N, V)."""
+    values = logits.log_softmax(-1)
+    best = values.topk(min(top, values.size(-1)))
+    own = values[torch.arange(len(tokens)), torch.tensor(tokens, device=values.device)].tolist()
+    rows = zip(own, best.indices.tolist(), best.values.tolist(), strict=True)
+    return [LogProbs(one, list(zip(ids, found, strict=True))) for one, ids, found in rows]

@@ -1,6 +1,8 @@
 """Optional packages: pyproject.toml's extras."""
 
 import importlib
+import shlex
+import sys
 from typing import Any
 
 from nanochat.errors import UsageError
@@ -11,4 +13,9 @@ def needed(module: str, package: str, what: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise UsageError(f"{what} needs the package {package}", f"install it: .venv/bin/python -m pip install {package}") from error
+        raise UsageError(f"{what} needs the Python package {package}, which is not installed", install_hint(package)) from error
+
+
+def install_hint(package: str) -> str:
+    """A hint with the command that installs a package into the environment of this interpreter."""
+    return f"install it: {shlex.quote(sys.executable)} -m pip install {package}"

@@ -1,4 +1,4 @@
-"""The end of a run: CORE and the chat tasks, the held-out questions, three sample answers, the report, and the result on the terminal."""
+"""The end of a run: evaluation on CORE, chat tasks and held-out questions, sample answers, report, and the printed result."""
 
 import json
 import time
@@ -22,14 +22,14 @@ SAMPLE_PROMPTS = ("What is 12 + 34?", "Who are you?", "你是誰？")
 
 
 def finish(session: Session, began: float) -> None:
-    """Evaluate the finished model on all ranks; the main one scores it and writes its report."""
+    """Evaluate the finished model on all ranks; the main rank writes the report."""
     evaluation.evaluate_finished(session.config, session.ranks)
     if session.ranks.main:
         score_run(session, began)
 
 
 def score_run(session: Session, began: float) -> None:
-    """Ask the held-out questions where the text has some, and write the report."""
+    """Evaluate the held-out questions, if the text has any, and write the report."""
     config, folder, tokenizer = session.config, session.folder, session.tokenizer
     lines = read_metrics(folder / "metrics.jsonl")
     per_token = scaling.flops_per_token(session.gpt)
@@ -46,8 +46,8 @@ def score_run(session: Session, began: float) -> None:
     engine = Engine(opened.model, tokenizer)
     if opened.chats and (items := text_source(config).heldout()):
         write_items(folder, items)
-        untrained, some = grade_items(Engine(session.new_model(), tokenizer), items, "asking the untrained model")
-        trained, more = grade_items(engine, items, "asking the trained model")
+        untrained, some = grade_items(Engine(session.new_model(), tokenizer), items, "evaluating the untrained model")
+        trained, more = grade_items(engine, items, "evaluating the trained model")
         read_tokens += some + more
         results["scores"] = score_by_skill(items, untrained, trained)
     if opened.chats:
@@ -59,7 +59,7 @@ def score_run(session: Session, began: float) -> None:
 
 
 def show_result(config: RunConfig) -> None:
-    """Print the finished run's score and answers on stdout; on stderr the path of its report and the next commands."""
+    """Print the finished run's score and answers on stdout, and on stderr the path of its report and the next commands."""
     folder = paths.run_dir(config.run)
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     if report["scores"]:
@@ -67,9 +67,9 @@ def show_result(config: RunConfig) -> None:
     for sample in report["samples"]:
         show(f"\n> {sample['prompt']}\n{sample['answer']}")
     show()
-    log(f"{duration(report['seconds'])}, {report['tokens']:,} tokens, {report['flops']:.1e} floating-point operations")
+    log(f"{duration(report['seconds'])}, {report['tokens']:,} tokens, {report['flops']:.1e} FLOPs")
     log(f"report: {folder / 'report.html'}")
     if config.trial:
-        log(f"this was a trial: its model has learned next to nothing. The real run: `nanochat train --profile {config.profile}`")
+        log(f"this was a short test run, whose model is not useful; for the full run use `nanochat train --profile {config.profile}`")
     log(f"chat:   {command()} chat --run {config.run}", BOLD)
     log(f"page:   {command()} serve --run {config.run}, then open http://127.0.0.1:8000/ in a browser", BOLD)

@@ -1,10 +1,11 @@
-"""Which run a call of `train` means: a new one, one that it resumes, or one that is finished."""
+"""The run of a call of `train`: a new one, one to resume, or a finished one."""
 
 import dataclasses
 from pathlib import Path
 
 from nanochat import paths
 from nanochat.config import Config
+from nanochat.data.source import text_source
 from nanochat.errors import UsageError
 from nanochat.evaluation.results import SUMMARY, forget_summary, read_results
 from nanochat.pipeline import mirrored
@@ -20,7 +21,7 @@ BASE, SFT, RL = STAGES
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """One call of `train`: the config that it was given, the stages that it is to train, and when it began (time.monotonic())."""
+    """One call of `train`: its config, the stages to train, and its start by time.monotonic()."""
 
     config: Config
     stages: tuple[str, ...]
@@ -29,7 +30,7 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class Identity:
-    """The run that a call means: its config, and its record, None if it is new. `finished` says so where nothing is left to do."""
+    """The run of a call: its config, its record (None if new), and `finished`, a message if there is nothing left to do."""
 
     config: Config
     record: runs.Record | None
@@ -37,10 +38,10 @@ class Identity:
 
 
 def identify(request: Request) -> Identity:
-    """Find the run, after bringing from its mirror what is further there.
+    """Find the run, after fetching newer steps from its mirror.
 
     Raises UsageError if the name belongs to a run of another config, DataError if its record is damaged, PreflightError if
-    the mirror cannot be reached and nothing is here.
+    the mirror cannot be reached and there is no local run.
     """
     config = normal(request.config)
     if config.mirror and mirrored.fetch(config.mirror, config.run):
@@ -49,11 +50,12 @@ def identify(request: Request) -> Identity:
     if record is None:
         if runs.has_checkpoints(config.run):
             raise UsageError(
-                f"the run {config.run!r} was imported: it has no text and no optimizer state to go on with", "--run NEW starts another"
+                f"the run {config.run!r} was imported: it has no text and no optimizer state to resume from",
+                f"begin a new run with its weights: `nanochat train --from {config.run} --run NEW`",
             )
         return Identity(config, None)
     runs.remove_credentials(record)
-    config = runs.inherit(as_begun(config, record.config), record, RL in request.stages)
+    config = runs.inherit(as_begun(_by_content(config, record), record.config), record, RL in request.stages)
     finished = _finished(record.config, request.stages)
     if finished and config.mirror:
         mirrored.catch_up(config)
@@ -61,29 +63,37 @@ def identify(request: Request) -> Identity:
 
 
 def recorded(request: Request) -> runs.Record:
-    """The record that this process's launcher has written before it started its workers."""
+    """The record that this worker's launcher has written."""
     record = runs.read_record(request.config.run)
     assert record is not None, request.config.run
-    return dataclasses.replace(record, config=runs.inherit(normal(request.config), record, RL in request.stages))
+    return dataclasses.replace(record, config=runs.inherit(_by_content(normal(request.config), record), record, RL in request.stages))
+
+
+def _by_content(config: Config, record: runs.Record) -> Config:
+    """`config` with the record's path of the text if its own path has the same text: a moved or copied file is no other configuration."""
+    if not config.data or not record.config.data or config.data == record.config.data:
+        return config
+    same = text_source(config).open().folder.name == record.dataset
+    return config.replace(data=record.config.data) if same else config
 
 
 def forget_results(run: str) -> None:
-    """Remove what describes a run as it was before."""
+    """Remove the results of a run that resumes training."""
     forget_summary(paths.run_dir(run))
     (paths.run_dir(run) / REPORT).unlink(missing_ok=True)
 
 
 def _finished(config: Config, stages: tuple[str, ...]) -> str:
-    """One line where nothing is left to do in `stages`, else nothing."""
+    """A message if there is nothing left to do in `stages`, else ""."""
     folder = paths.run_dir(config.run)
     trained = all(_step(folder / stage) >= config.steps[stage] for stage in stages if config.steps[stage])
     if not trained or SUMMARY not in read_results(folder):
         return ""
     last = next((stage for stage in reversed(stages) if config.steps[stage]), BASE)
-    return f"the run {config.run!r} is finished: its model is {folder / last}, its report {folder / 'report.html'} (for another: --run NEW)"
+    return f"the run {config.run!r} is finished (model {folder / last}, report {folder / 'report.html'}); use --run NEW for a new run"
 
 
 def _step(stage: Path) -> float:
-    """The newest good step of a stage; less than any where there is none."""
+    """The newest verified step of a stage; -inf if there is none."""
     newest = Checkpoints(stage).newest()
     return newest.step if newest else float("-inf")

@@ -1,4 +1,4 @@
-"""A run and its mirror: newer steps are fetched before the run resumes, saved steps are copied to it."""
+"""A run and its mirror: newer steps are fetched before the run resumes, and saved steps are uploaded."""
 
 import contextlib
 from collections.abc import Iterator
@@ -15,10 +15,10 @@ from nanochat.runs.mirror import RECORD, Mirror, Uploader
 
 
 def fetch(url: str, run: str) -> bool:
-    """Bring the run from its mirror as far as it is further there than here; whether anything came.
+    """Fetch newer steps of the run from its mirror; returns whether there were any.
 
-    Raises UsageError if the mirror holds another run of that name, PreflightError if it cannot be reached and nothing is
-    here: whether that would be a new run cannot be known.
+    Raises UsageError if the mirror has another run of that name, PreflightError if it cannot be reached and there is no local run, because
+    the run may exist on the mirror.
     """
     here = runs.read_record(run)
     try:
@@ -27,9 +27,9 @@ def fetch(url: str, run: str) -> bool:
         if data is None:
             return False
         there = runs.parse_record(data, paths.run_dir(run) / RECORD)
-        if there.config.run != run:  # its name is a folder's here
+        if there.config.run != run:  # the name becomes a local directory
             raise DataError(
-                f"the mirror {url} has the run {untrusted.shown(there.config.run)} in the place of {run!r}", "choose another --mirror"
+                f"the mirror {url} has the run {untrusted.shown(there.config.run)} instead of {run!r}", "choose another --mirror"
             )
         if here:
             _require_same_run(here, there, url)
@@ -42,28 +42,28 @@ def fetch(url: str, run: str) -> bool:
             there.write()
     except NanochatError:
         raise
-    except Exception as error:  # each kind of mirror has its own
+    except Exception as error:  # each kind of mirror raises its own exceptions
         said = " ".join(str(error).split()) or type(error).__name__
         if not here:
             raise PreflightError(
                 f"the mirror {url} cannot be reached ({said}), and this machine has no run {run!r}",
-                "try again when it can be reached; without --mirror the run begins anew",
+                "try again when it can be reached, or leave out --mirror to start a new run",
             ) from error
-        log(f"warning: the mirror {url} cannot be reached ({said}): the run goes on from what is here")
+        log(f"warning: the mirror {url} cannot be reached ({said}); resuming from local checkpoints")
         return False
     if came:
-        log(f"from the mirror {url}: {', '.join(came)}")
+        log(f"downloaded from the mirror {url}: {', '.join(came)}")
     return bool(came)
 
 
 def _require_same_run(here: runs.Record, there: runs.Record, url: str) -> None:
-    """Raise UsageError where the two differ in what decides the losses."""
+    """Raise UsageError if the two differ in settings that decide the losses."""
     may = {"data", "chat_data", "identity", *RL_FIELDS, *here.paced}
     different = [name for name in differences(here.config, there.config) if name not in may]
-    different += [name for name in ("shards", "tokenizer", "conversations") if getattr(here, name) != getattr(there, name)]
+    different += [name for name in ("shards", "tokenizer", "conversations", "descent") if getattr(here, name) != getattr(there, name)]
     if different:
         raise UsageError(
-            f"the mirror {url} holds another run {here.config.run!r}: {', '.join(different)} differ",
+            f"the mirror {url} has another run {here.config.run!r} ({', '.join(different)} differ)",
             "choose a new name with --run NEW, or another --mirror",
         )
 
@@ -75,14 +75,14 @@ def _enqueue_newest(uploader: Uploader, config: Config) -> None:
 
 
 def catch_up(config: Config) -> None:
-    """Copy what the mirror lacks of a finished run."""
+    """Upload the missing steps of a finished run."""
     with Uploader(Mirror(config.mirror, config.run), config.keep_last) as uploader:
         _enqueue_newest(uploader, config)
 
 
 @contextlib.contextmanager
 def copying(config: Config, here: Ranks) -> Iterator[Uploader | None]:
-    """What copies saved steps to the config's mirror, on the main rank, beginning with the newest ones; None if there is no mirror."""
+    """The uploader of saved steps to the config's mirror, on the main rank, beginning with the newest; None if there is no mirror."""
     if not config.mirror or not here.main:
         yield None
         return

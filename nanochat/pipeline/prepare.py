@@ -1,4 +1,4 @@
-"""Everything before the first step: the plan, the preflight checks, the text and the tokenizer, so that a mistake costs no training."""
+"""Preparation before the first step: plan, preflight checks, text and tokenizer, so that errors appear early."""
 
 import dataclasses
 import time
@@ -22,13 +22,15 @@ from nanochat.planning.plan import Plan
 from nanochat.planning.rules import normal, resolve
 from nanochat.report.collect import PLAN, has_report, write_report
 from nanochat.runs import trackers
-from nanochat.runs.record import Record, require_same
+from nanochat.runs.origin import Spec, copy_origin, descent, find, first_row
+from nanochat.runs.record import Record, read_record, require_same
+from nanochat.tokenizer.tokenizer import Tokenizer
 
 DETAILS = ("dtype", "threads", "eval_tokens", "compile")  # fields whose automatic values are for VERBOSE alone
 
 
 def prepare(request: Request) -> Record | str:
-    """The run's record, written where the run is new; a line where it is finished, its report written again where it is not whole.
+    """The record of the run, written if it is new. For a finished run a message, and its report is written again if damaged.
 
     Raises UsageError, PreflightError, DataError.
     """
@@ -40,31 +42,33 @@ def prepare(request: Request) -> Record | str:
     source = text_source(run.config)
     conversations = source.conversations.inspect() if run.config.sft_iterations else ""
     config, plan = _resolve(request, run, source.text_bytes())
-    dataset = source.open(config.shards)
+    problems = run.record.problems if run.record else ""
+    if RL in request.stages:
+        config, problems = _with_problems(config, source), source.problems_hash()
+    dataset = source.open(config.shards) if config.num_iterations else None
     if SFT in request.stages and config.sft_iterations:
         # A fault in them must not wait for the end of pretraining.
-        tokenizer = ensure_tokenizer(dataset, config.vocab_size, config.architecture)
-        require_learnable(source.conversations.load(), tokenizer, config.max_seq_len)
-    if RL in request.stages:
-        config = _with_problems(config, source)
+        require_learnable(source.conversations.load(), _tokenizer(config, dataset, run.record), config.max_seq_len)
     if run.record:
-        record = _resumed(run.record, config, dataset, conversations)
+        record = _resumed(run.record, config, dataset, conversations, problems)
         if run.finished:
-            log("the report is missing or damaged: it is written again")
+            log("writing the report again, because it was missing or damaged")
             write_report(folder)
         return run.finished or record
-    return _new(config, plan, dataset, conversations)
+    return _new(config, plan, dataset, conversations, problems)
 
 
 def prepare_tokenizer(config: Config) -> Path:
     """The folder of the tokenizer that a run of `config` uses, trained if it is not there."""
+    if config.from_run:
+        return paths.tokenizer_dir(str(find(Spec.parse(config.from_run)).meta["tokenizer"]))
     source = text_source(normal(config))
     config = resolve(normal(config), text_bytes=source.text_bytes())
     return paths.tokenizer_dir(ensure_tokenizer(source.open(config.shards), config.vocab_size, config.architecture).id)
 
 
 def _resolve(request: Request, run: Identity, text_bytes: int | None) -> tuple[Config, Plan]:
-    """Resolve the config, print its plan and the rules, and refuse what cannot run here; the resolved config and its plan."""
+    """Resolve the config, print its plan and defaults, and run the preflight checks; returns (resolved config, plan)."""
     hardware, spent = this_machine(run.config.device), time.monotonic() - request.began
     resolved, plan = decide(run.config, hardware, text_bytes=text_bytes, spent=spent, begun=run.record is not None)
     for line in brief(plan).splitlines():
@@ -78,55 +82,83 @@ def _resolve(request: Request, run: Identity, text_bytes: int | None) -> tuple[C
 
 
 def _skipped(config: Config, stages: tuple[str, ...]) -> Iterator[tuple[str, int]]:
-    """What a reader might expect of the run and does not get, each with its reason and its message's level."""
+    """Stages and measurements that the run leaves out, each with its reason and the message's level."""
+    if BASE in stages and not config.num_iterations:
+        yield f"pretraining: the run begins from {config.from_run} (--data, --dataset or --num_iterations pretrain it further)", NORMAL
     if BASE in stages and SFT not in stages:
-        yield "fine-tuning: this command pretrains only (`nanochat train` does both)", NORMAL
+        yield "fine-tuning, because this command only pretrains (`nanochat train` does both)", NORMAL
     elif text_source(config).conversations.empty:
-        yield "fine-tuning: there are no conversations (--chat-data FILE brings some); the model will continue texts, not converse", NORMAL
+        yield "fine-tuning, because there are no conversations (--chat-data FILE adds some); the model will only continue text", NORMAL
     if RL not in stages and SFT in stages and config.sft_iterations:
         yield "reinforcement learning: --stage=rl adds it to the finished run, --rl_iterations=N to this one", NORMAL
-    if config.eval_every > config.num_iterations:
+    if config.eval_every > config.num_iterations > 0:
         yield f"evaluation every {config.eval_every} steps: the run ends before; once at the end", VERBOSE
     if config.save_every == -1:
-        yield f"checkpoints by step: one every {config.save_minutes:g} minutes and one at the end", VERBOSE
+        yield f"checkpoints by step; they are saved every {config.save_minutes:g} minutes and at the end", VERBOSE
     if config.compile == "off":
-        yield "torch.compile: off for this run", VERBOSE
+        yield "torch.compile", VERBOSE
         if config.activation_memory_budget < 1:
-            yield "activation_memory_budget: only a compiled step (--compile=on) can compute its activations twice", NORMAL
+            yield "activation_memory_budget, because only a compiled step (--compile=on) can recompute activations", NORMAL
     if config.device == "cpu":
-        yield f"{'' if config.dtype == 'bfloat16' else 'bfloat16, '}CUDA kernels and mfu: there is no GPU in this run", VERBOSE
+        yield f"{'' if config.dtype == 'bfloat16' else 'bfloat16, '}CUDA kernels and mfu, because the run uses no GPU", VERBOSE
 
 
 def _with_problems(config: Config, source: TextSource) -> Config:
     """Find the problems of reinforcement learning now; the config with its number of steps. Raises UsageError, DataError."""
-    if not config.sft_iterations:
+    if not config.sft_iterations and (not config.from_run or Spec.parse(config.from_run).stage == BASE):
         raise UsageError(
-            "reinforcement learning begins from a model that answers, and this run has no fine-tuning", "give it some: --chat-data FILE"
+            "reinforcement learning needs a fine-tuned model, and this run has no fine-tuning", "add conversations with --chat-data FILE"
         )
     questions, _ = source.problems(config.rl_eval_examples)
     if config.rl_iterations == -1:
         config = config.replace(rl_iterations=max(len(questions) // config.rl_examples_per_step, 1))
-        log(f"auto: rl_iterations = {config.rl_iterations}: one pass over {len(questions):,} questions")
+        log(f"auto: rl_iterations = {config.rl_iterations} (one epoch of {len(questions):,} prompts)")
     return config
 
 
-def _resumed(record: Record, config: Config, dataset: Dataset, conversations: str) -> Record:
+def _resumed(record: Record, config: Config, dataset: Dataset | None, conversations: str, problems: str) -> Record:
     """The record with this call's config. Raises UsageError if the text, the tokenizer or the conversations are others."""
     if conversations:
-        require_same("conversations file", record.conversations, conversations, config.run)
-    require_same("text", (record.dataset, record.shards), (dataset.folder.name, _names(dataset)), config.run)
-    tokenizer = ensure_tokenizer(dataset, config.vocab_size, config.architecture)
-    require_same("tokenizer", record.tokenizer, tokenizer.id, config.run)
-    return dataclasses.replace(record.with_rl(config), config=config)
+        record = record.with_conversations(config, conversations)
+    if dataset:
+        require_same("text", (record.dataset, record.shards), (dataset.folder.name, _names(dataset)), config.run)
+    if dataset and not config.from_run:
+        tokenizer = ensure_tokenizer(dataset, config.vocab_size, config.architecture)
+        require_same("tokenizer", record.tokenizer, tokenizer.id, config.run)
+    return dataclasses.replace(record.with_rl(config, problems), config=config)
 
 
-def _new(config: Config, plan: Plan, dataset: Dataset, conversations: str) -> Record:
-    """The record of a new run and its plan, written."""
-    tokenizer = ensure_tokenizer(dataset, config.vocab_size, config.architecture)
-    record = Record(config, dataset.folder.name, _names(dataset), tokenizer.id, conversations)
+def _new(config: Config, plan: Plan, dataset: Dataset | None, conversations: str, problems: str) -> Record:
+    """The record of a new run and its plan, written; the checkpoint that it begins with is copied before."""
+    if config.from_run:
+        record = _continued(config, dataset, conversations, problems)
+    else:
+        assert dataset is not None, "a run that begins with nothing pretrains"
+        tokenizer = _tokenizer(config, dataset, None)
+        record = Record(config, dataset.folder.name, _names(dataset), tokenizer.id, conversations, problems)
     paths.atomic_write_json(paths.run_dir(config.run) / PLAN, plan.to_dict())
-    record.write()  # last: where it is there, so is the plan
+    record.write()  # last: where it is there, so are the plan and the copy
     return record
+
+
+def _continued(config: Config, dataset: Dataset | None, conversations: str, problems: str) -> Record:
+    """The record of a new run that begins with a checkpoint of another one, which is copied."""
+    copy, source = copy_origin(config), read_record(Spec.parse(config.from_run).run)
+    if dataset:
+        text, shards = dataset.folder.name, _names(dataset)
+    else:
+        text, shards = (source.dataset, source.shards) if source else ("", ())
+    record = Record(config, text, shards, str(copy.meta["tokenizer"]), conversations, problems, descent(config, copy))
+    return dataclasses.replace(record, first_row=first_row(record))
+
+
+def _tokenizer(config: Config, dataset: Dataset | None, record: Record | None) -> Tokenizer:
+    """The run's tokenizer: that of the run which it begins from, else its text's, trained if it is not there."""
+    if config.from_run:
+        known = record.tokenizer if record else str(find(Spec.parse(config.from_run)).meta["tokenizer"])
+        return Tokenizer.load(paths.tokenizer_dir(known))
+    assert dataset is not None, "a run that begins with nothing pretrains"
+    return ensure_tokenizer(dataset, config.vocab_size, config.architecture)
 
 
 def _names(dataset: Dataset) -> tuple[str, ...]:

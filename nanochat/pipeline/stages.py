@@ -1,12 +1,14 @@
-"""The stages of a run in their order: pretraining, fine-tuning, reinforcement learning, each from the one before."""
+"""The stages of a run in order: pretraining, fine-tuning and reinforcement learning, each from the previous one."""
 
 from collections.abc import Sequence
 
+from nanochat.config import Config
 from nanochat.data.source import TextSource, text_source
-from nanochat.errors import UsageError
+from nanochat.errors import DataError, UsageError
 from nanochat.pipeline.identity import BASE, RL, SFT
 from nanochat.runs.checkpoint import Checkpoint
 from nanochat.runs.metrics import EVALUATED, read_metrics
+from nanochat.runs.origin import own_copy
 from nanochat.train.finetune import finetune
 from nanochat.train.pretrain import pretrain
 from nanochat.train.reinforce import reinforce
@@ -14,40 +16,59 @@ from nanochat.train.session import Session
 
 
 def train_stages(session: Session, stages: Sequence[str]) -> None:
-    """Train those of `stages` that are not complete yet.
+    """Train the incomplete ones of `stages`.
 
-    Raises UsageError if a stage lacks the one before it, or has another model's checkpoints; what the trainer raises.
+    Raises UsageError if the previous stage is missing or the checkpoints are of another model, and the trainer's errors.
     """
-    source = text_source(session.config)
+    source, config = text_source(session.config), session.config
+    origin = _fitting(session, own_copy(config.run))
     base = _newest(session, BASE)
-    session.stop.trained = base is not None
-    if BASE in stages and not _complete(session, BASE, base):
-        pretrain(session)
+    session.stop.trained = base is not None or origin is not None
+    if BASE in stages and config.num_iterations and not _complete(session, BASE, base):
+        _require_parent(config, base or origin)
+        pretrain(session, origin)
         base = session.checkpoints(BASE).newest()
-    if SFT in stages and session.config.sft_iterations:
-        _finetune(session, base, source)
+    if SFT in stages and config.sft_iterations:
+        _finetune(session, base if config.num_iterations else origin, source)
     if RL in stages:
-        _reinforce(session, source)
+        _reinforce(session, origin, source)
     session.stop.in_loop = False
 
 
-def _finetune(session: Session, base: Checkpoint | None, source: TextSource) -> None:
-    if base is None or base.step < session.config.num_iterations:
-        raise UsageError("fine-tuning begins from a finished base model", "train it first: --stage=base, or --stage=all")
-    if not _complete(session, SFT, _newest(session, SFT)):
-        finetune(session, base, source.conversations.load())
+def _require_parent(config: Config, parent: Checkpoint | None) -> None:
+    """Raise DataError where a run that begins with another one's checkpoint has neither its copy of that nor a step of its own."""
+    if config.from_run and parent is None:
+        raise DataError(
+            f"the run {config.run!r} has lost its copy of {config.from_run}, which it begins with", "start it again with --run NEW"
+        )
 
 
-def _reinforce(session: Session, source: TextSource) -> None:
-    sft = _newest(session, SFT)
-    if sft is None or sft.step < session.config.sft_iterations:
-        raise UsageError("reinforcement learning begins from a fine-tuned model", "train it first: the same command without --stage")
-    if not _complete(session, RL, _newest(session, RL)):
-        reinforce(session, sft, *source.problems(session.config.rl_eval_examples))
+def _finetune(session: Session, parent: Checkpoint | None, source: TextSource) -> None:
+    config, newest = session.config, _newest(session, SFT)
+    if _complete(session, SFT, newest):
+        return
+    if config.num_iterations:
+        if parent is None or parent.step < config.num_iterations:
+            raise UsageError("fine-tuning needs a finished base model", "train it first with --stage=base, or use --stage=all")
+    else:
+        _require_parent(config, newest or parent)
+    finetune(session, parent, source.conversations.load())
+
+
+def _reinforce(session: Session, origin: Checkpoint | None, source: TextSource) -> None:
+    config, newest, parent = session.config, _newest(session, RL), origin
+    if config.sft_iterations:
+        parent = _newest(session, SFT)
+        if parent is None or parent.step < config.sft_iterations:
+            raise UsageError("reinforcement learning needs a fine-tuned model", "train it first with the same command without --stage")
+    else:
+        _require_parent(config, newest or parent)
+    if not _complete(session, RL, newest):
+        reinforce(session, parent, *source.problems(config.rl_eval_examples))
 
 
 def _complete(session: Session, stage: str, newest: Checkpoint | None) -> bool:
-    """Whether a stage has its last step, and that step its evaluation."""
+    """Whether a stage has its last step, evaluated."""
     steps = session.config.steps[stage]
     lines = read_metrics(session.folder / "metrics.jsonl")
     evaluated = any(line["stage"] == stage and line["step"] == steps and EVALUATED[stage] in line for line in lines)
@@ -56,10 +77,14 @@ def _complete(session: Session, stage: str, newest: Checkpoint | None) -> bool:
 
 def _newest(session: Session, stage: str) -> Checkpoint | None:
     """The newest checkpoint of a stage. Raises UsageError if it is another model's, put there by hand."""
-    newest = session.checkpoints(stage).newest()
-    if newest and (newest.meta["model"], newest.meta["tokenizer"]) != (session.gpt.to_dict(), session.tokenizer.id):
+    return _fitting(session, session.checkpoints(stage).newest())
+
+
+def _fitting(session: Session, checkpoint: Checkpoint | None) -> Checkpoint | None:
+    """The checkpoint. Raises UsageError if it is another model's than the run trains."""
+    if checkpoint and (checkpoint.meta["model"], checkpoint.meta["tokenizer"]) != (session.gpt.to_dict(), session.tokenizer.id):
         raise UsageError(
-            f"{newest.folder} is the checkpoint of another model than the run {session.config.run!r} trains",
+            f"{checkpoint.folder} is the checkpoint of another model than the run {session.config.run!r} trains",
             "move that folder away, or choose a new name with --run NEW",
         )
-    return newest
+    return checkpoint

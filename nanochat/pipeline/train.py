@@ -1,6 +1,6 @@
-"""`train`: from a config to a report, in one process, under a launcher of its own, or under a user's torchrun.
+"""`train`: from a config to a report, in one process, with its own launcher, or under a user's torchrun.
 
-identity.py says which run a call means, prepare.py does all that comes before the first step, stages.py trains, finish.py scores.
+identity.py finds the run, prepare.py prepares the first step, stages.py trains, and finish.py evaluates.
 """
 
 import contextlib
@@ -34,15 +34,15 @@ from nanochat.train.deadline import Deadline
 from nanochat.train.session import Session
 from nanochat.train.signals import StopSignal
 
-TRAINING = "a training run"  # in the words of another process that finds the run held
-BEGAN = "NANOCHAT_BEGAN"  # when a launcher's command began, by the clock that all processes share
+TRAINING = "a training run"  # description of this process in another process's message about the lock
+BEGAN = "NANOCHAT_BEGAN"  # start of the launcher's command, by time.monotonic(), which all processes share
 
 
 def train(config: Config, stages: Sequence[str] = (BASE, SFT), relaunch: Sequence[str] = ()) -> int:
-    """Carry the run of `config` as far as `stages` go, from wherever it stopped; returns the exit code.
+    """Train the run of `config` through `stages`, resuming it if it exists; returns the exit code.
 
-    `relaunch` is the command line (after the interpreter) that workers run where the config asks for several processes.
-    Raises UsageError if the name belongs to another run, PreflightError if the machine cannot do it or the job's deadline is
+    `relaunch` is the workers' command line (after the interpreter), if the config has several processes.
+    Raises UsageError if the name belongs to another run, PreflightError if a check fails or the job's deadline is
     reached, DataError, NonFiniteError, OutOfMemoryError, Preempted.
     """
     with StopSignal().installed() as stop, Deadline.of(os.environ).kept(stop):
@@ -57,17 +57,17 @@ class Call:
         self.request, self.stop = request, stop
 
     def in_launcher(self, relaunch: list[str]) -> int:
-        """The process that the user started: it prepares the run, then trains itself or starts workers. Returns the exit code."""
+        """Run in the user's process: prepare the run, then train in it or start workers. Returns the exit code."""
         paths.require_writable(paths.base_dir())
         paths.sweep()
         processes = self.request.config.nproc_per_node
-        if ranks.nodes() > 1:  # what is missing is prepared once for all nodes, by the main rank
+        if ranks.nodes() > 1:  # the main rank prepares the run for all nodes
             return ranks.launch(relaunch, processes)
         with lock.hold(self.request.config.run, TRAINING):
             return self._train_locked(relaunch, processes)
 
     def _train_locked(self, relaunch: list[str], processes: int) -> int:
-        """Prepare and train the run, which nobody else changes meanwhile. Returns the exit code."""
+        """Prepare and train the run under its lock. Returns the exit code."""
         prepared = prepare(self.request)
         if isinstance(prepared, str):
             log(prepared)
@@ -85,11 +85,11 @@ class Call:
         return 0
 
     def in_worker(self) -> int:
-        """One of several processes: the main rank prepares what the launcher has not, the others wait for it. Returns the exit code."""
+        """Run in one of several processes: the main rank prepares the rest while the others wait. Returns the exit code."""
         if os.environ["RANK"] != "0":
             console.mute()
         request = self.request = _as_launched(self.request)
-        alone = ranks.has_launcher() and ranks.nodes() == 1  # then the launcher has prepared the run, and holds it
+        alone = ranks.has_launcher() and ranks.nodes() == 1  # then the launcher has prepared the run, and has its lock
         with ranks.join(request.config.device) as here, contextlib.ExitStack() as held:
             if here.main and not alone:
                 held.enter_context(lock.hold(request.config.run, TRAINING))
@@ -102,7 +102,7 @@ class Call:
         return 0
 
     def _run(self, record: Record, here: ranks.Ranks) -> None:
-        """Train the stages that are not complete, then score and report; saved steps are copied to the mirror, metrics to the tracker."""
+        """Train the incomplete stages, evaluate and report, with uploads to the mirror and metrics to the tracker."""
         config = record.config
         try:
             with (
@@ -117,20 +117,21 @@ class Call:
                 train_stages(session, self.request.stages)
                 finish(session, began)
         except Preempted:
-            if self.stop.in_loop:  # all ranks stop after the same step: the first to exit would have the main rank stopped while it copies
+            if self.stop.in_loop:  # all ranks stop after the same step, because the first exit stops the main rank during an upload
                 here.gather_objects(None)
             raise
 
     def _session(self, record: Record, here: ranks.Ranks, uploader: Uploader | None, follow: Callable[[Metrics], object]) -> Session:
         """All that the stages share, its memory capped."""
-        config, text = record.config, open_text(record)
+        config = record.config
+        text = open_text(record) if config.num_iterations else None
         memory.cap(here.device)
         rate = make_plan(config, this_machine(config.device)).tokens_per_second if here.main else 0.0
         tokenizer = Tokenizer.load(paths.tokenizer_dir(record.tokenizer))
-        return Session(config, text, tokenizer, paths.run_dir(config.run), here, self.stop, rate, uploader, follow)
+        return Session(config, text, tokenizer, paths.run_dir(config.run), here, self.stop, rate, uploader, follow, record.first_row)
 
     def _first_call(self, session: Session) -> float:
-        """When the run's first call began, on the main rank: what earlier calls have trained counts too, and what the launcher did."""
+        """The run's start on the main rank, minus the training time of earlier calls, and including the launcher's time."""
         began = self.request.began
         if not session.ranks.main:
             return began
@@ -140,7 +141,7 @@ class Call:
 
 
 def _as_launched(request: Request) -> Request:
-    """The request with the number of processes and the device that this worker was started with."""
+    """The request with this worker's number of processes and device."""
     config = request.config
     if config.device == "auto":
         config = config.replace(device="cuda" if torch.cuda.is_available() else "cpu")
@@ -149,7 +150,7 @@ def _as_launched(request: Request) -> Request:
 
 @contextlib.contextmanager
 def heartbeat_for(record: Record, here: ranks.Ranks) -> Iterator[None]:
-    """The run's heartbeat while the block lasts, written by its main rank."""
+    """Write the run's heartbeat during the block, on the main rank."""
     if not here.main:
         yield
         return

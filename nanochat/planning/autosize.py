@@ -1,8 +1,8 @@
 """`--hours`: the depth, batch size and number of steps that reach the lowest loss in a given number of hours.
 
-A model of N parameters that reads D tokens learns the most from a given number of operations at a certain D / N. Deeper, it reads too
-little; shallower, it cannot hold what it reads. So of all depths the one is taken at which the time buys the tokens that are
-nearest to that ratio, which grows with the operations: half an hour of a laptop's CPU is spent best on a model that is large for it.
+For a given number of FLOPs, a model of N parameters trained on D tokens reaches the lowest loss at a certain ratio D / N. A deeper model
+is trained on too few tokens, a shallower one has too few parameters. So the chosen depth is the one whose tokens in the given time are
+closest to that ratio. The ratio grows with the FLOPs: for half an hour of a laptop's CPU a relatively large model is best.
 """
 
 import math
@@ -18,27 +18,27 @@ from nanochat.planning.plan import LOOP_SECONDS, Plan, make_plan, measured_steps
 from nanochat.planning.rules import Resolved, apply_rules
 from nanochat.runs.record import Record, read_record
 
-# Tokens for each scaling parameter that operations are best spent on: BEST_RATIO by published runs of some 1e18, about 4 by runs of
-# 1.5e13 and 2.6e13 on a CPU (docs/experiments/log.md); a power between the two.
+# Compute-optimal tokens per scaling parameter: BEST_RATIO from published runs of about 1e18 FLOPs, about 4 from runs of 1.5e13 and
+# 2.6e13 on a CPU (docs/experiments/log.md), and a power law between the two.
 MOST_OPERATIONS, RATIO_POWER = 1e18, 0.09
 DEPTHS = (*range(2, 13), *range(14, 33, 2))
-ROWS = (64, 32, 16, 8, 4, 2, 1)  # of the device batches that are tried on a GPU
+ROWS = (64, 32, 16, 8, 4, 2, 1)  # micro-batch sizes that are tried on a GPU
 LEAST_STEPS = 100
-RETIMED = 0.02  # of the steps: fewer are not worth another number
-RETIMED_RESERVE = 0.99  # of the time that is left
-RESERVE = 0.95  # of the time that is planned away: over minutes a step takes up to 8% longer than the few that are measured
-# What follows from the hours: kept as the run began where the same command comes again.
+RETIMED = 0.02  # smallest relative change of the number of steps
+RETIMED_RESERVE = 0.99  # fraction of the remaining time that is planned
+RESERVE = 0.95  # fraction of the time that is planned: over minutes a step takes up to 8% longer than the few measured ones
+# The values that follow from the hours; when the same command runs again, they are kept.
 CHOSEN = ("depth", "device_batch_size", "total_batch_size", "num_iterations", "sft_iterations")
 
 
 def fit(config: Config, hardware: Hardware, *, text_bytes: int | None = None, spent: float = 0.0) -> Resolved:
-    """`config` resolved for its hours on `hardware`, of which `spent` seconds have gone. Raises PreflightError if they are too few.
+    """`config` resolved for its hours on `hardware`, minus `spent` seconds. Raises PreflightError if they are too few.
 
-    The depths are compared by what the hardware is thought to reach; of the nearest three, steps are measured if it is here.
+    All depths are compared by estimates; for the best three, steps are measured if the hardware is this machine's.
     """
     seconds = RESERVE * (3600 * config.hours - spent)
-    rough = {depth: _at(config, depth, seconds, hardware, text_bytes, None) for depth in DEPTHS}
-    possible = sorted((plan for plan in rough.values() if plan), key=_distance)[:3]
+    estimates = {depth: _at(config, depth, seconds, hardware, text_bytes, None) for depth in DEPTHS}
+    possible = sorted((plan for plan in estimates.values() if plan), key=_distance)[:3]
     began = time.monotonic()
     measured = [measured_steps(Config(**plan.config), plan) for plan in possible]
     seconds -= time.monotonic() - began
@@ -48,7 +48,7 @@ def fit(config: Config, hardware: Hardware, *, text_bytes: int | None = None, sp
     best = min(filter(None, plans), key=_distance, default=None)
     if best is None:
         raise PreflightError(
-            f"{duration(3600 * config.hours)} are too short for {LEAST_STEPS} steps of the smallest model here",
+            f"--hours {config.hours:g} is too short for {LEAST_STEPS} steps of the smallest model",
             "give --hours a larger number, or lower --total_batch_size or --max_seq_len",
         )
     chosen = Config(**best.config)
@@ -58,7 +58,7 @@ def fit(config: Config, hardware: Hardware, *, text_bytes: int | None = None, sp
 
 
 def as_begun(config: Config, recorded: Config) -> Config:
-    """`config` with what was chosen for its hours when the run began; unchanged where those are other hours."""
+    """`config` with the values chosen for its hours when the run began; unchanged if the hours differ."""
     if not config.hours or config.hours != recorded.hours:
         return config
     return config.replace(**{name: getattr(recorded, name) for name in CHOSEN})
@@ -67,7 +67,7 @@ def as_begun(config: Config, recorded: Config) -> Config:
 def decide(
     config: Config, hardware: Hardware, *, text_bytes: int | None = None, spent: float = 0.0, begun: bool = False
 ) -> tuple[Resolved, Plan]:
-    """`config` resolved, by its hours where it has some and the run has not `begun`, and its plan."""
+    """(`config` resolved, for its hours if it has any and the run has not `begun`; its plan)."""
     if config.hours and not begun:
         resolved = fit(config, hardware, text_bytes=text_bytes, spent=spent)
     else:
@@ -76,17 +76,17 @@ def decide(
 
 
 class HoursPacer:
-    """The Pacer of a run with `--hours`: how many steps of pretraining end in time, as its own steps tell better than the plan.
+    """The Pacer of a run with `--hours`: adjusts the number of pretraining steps to the measured step time.
 
-    `began` is when the run did, by time.monotonic(), what earlier calls have trained counted in. A new number of steps is written into
-    the run's record.
+    `began` is the run's start by time.monotonic(), minus the training time of earlier calls. A new number of steps is written to the
+    run's record.
     """
 
     def __init__(self, record: Record, began: float):
         self.record, self.began = record, began
 
     def steps(self, done: int, step_seconds: float) -> int:
-        """Steps of pretraining, of which `done` are trained, where one takes `step_seconds`."""
+        """The total number of pretraining steps, of which `done` are trained, for the given step time."""
         record = read_record(self.record.config.run) or self.record
         config = record.config
         left = 3600 * config.hours - (time.monotonic() - self.began)
@@ -94,17 +94,16 @@ class HoursPacer:
         if steps != config.num_iterations:
             record.write_steps(steps)
             log(
-                f"{steps:,} steps of pretraining instead of {config.num_iterations:,}, to end in {duration(left)}: "
-                f"one takes {step_seconds * 1000:.0f} ms"
+                f"{steps:,} pretraining steps instead of {config.num_iterations:,}, to finish in {duration(left)} "
+                f"at {step_seconds * 1000:.0f} ms per step"
             )
         return steps
 
 
 def retimed(config: Config, done: int, step_seconds: float, left: float) -> int:
-    """Steps of pretraining with which a run ends in `left` seconds, of which it has done `done` at `step_seconds` each.
+    """The number of pretraining steps with which a run ends in `left` seconds, after `done` steps and at `step_seconds` per step.
 
-    Those that were planned where that makes no difference worth a word, else of those that are left at least a quarter, and at most
-    four times as many.
+    Unchanged for a small difference; else at least a quarter and at most four times the remaining steps.
     """
     planned = config.num_iterations
     rate = config.total_batch_size / (step_seconds + LOOP_SECONDS)
@@ -117,17 +116,17 @@ def retimed(config: Config, done: int, step_seconds: float, left: float) -> int:
 
 
 def best_ratio(operations: float) -> float:
-    """Tokens for each scaling parameter that so many operations are best spent on."""
+    """Compute-optimal tokens per scaling parameter for a number of FLOPs."""
     return scaling.BEST_RATIO * min(operations / MOST_OPERATIONS, 1) ** RATIO_POWER
 
 
 def _ratio(plan: Plan) -> float:
-    """A plan's tokens for each scaling parameter."""
+    """A plan's tokens per scaling parameter."""
     return plan.tokens / scaling.scaling_parameters(scaling.gpt_config(Config(**plan.config)))
 
 
 def _distance(plan: Plan) -> float:
-    """How far a plan's tokens are from the best ratio, in doublings."""
+    """Distance of a plan's tokens from the best ratio, in doublings."""
     return abs(math.log2(_ratio(plan) / best_ratio(plan.flops)))
 
 
@@ -142,7 +141,7 @@ def _at(config: Config, depth: int, seconds: float, hardware: Hardware, text_byt
         shaped = shaped.replace(device_batch_size=rows)
     group = shaped.device_batch_size * shaped.max_seq_len * shaped.nproc_per_node
     tokens = float(LEAST_STEPS * group)
-    for _ in range(5):  # the batch follows from the tokens, their number from the time, and that again from the batch: it settles quickly
+    for _ in range(5):  # fixed point of batch size, tokens and time, which depend on each other
         batch = shaped.total_batch_size if shaped.total_batch_size != -1 else scaling.total_batch_rule(max(tokens, group), group)
         steps = max(int(tokens // batch), 1)
         plan = make_plan(shaped.replace(total_batch_size=batch, num_iterations=steps), hardware, text_bytes=text_bytes, measured=measured)

@@ -1,8 +1,8 @@
-"""A short measured run on the machine at hand: how long a step takes and what memory it needs, remembered in the data directory.
+"""Calibration: step time and memory of a model, measured in a few steps on this machine and cached in the data directory.
 
-It trains the very model of a config for some steps on random ids, in a process of its own, so that the memory it
-measures is its own. `python -m nanochat.planning.calibrate` is that process: a config on stdin ({} for products alone), what was
-measured on stdout.
+The model of a config is trained for some steps on random ids in a separate process, so that its memory can be measured.
+`python -m nanochat.planning.calibrate` is that process: it reads a config from stdin ({} for products only) and writes the result to
+stdout.
 """
 
 import contextlib
@@ -22,11 +22,11 @@ from nanochat.config import Config
 from nanochat.console import log
 
 FILE = "calibration.json"  # in the data directory's cache/
-FORMAT = 5  # increased where a step has become faster or smaller: older measurements are not used
-SECONDS = 4.0  # of measuring, about; the start of the process comes on top
+FORMAT = 5  # increased when a step becomes faster or smaller, so that older measurements are not used
+SECONDS = 4.0  # approximate duration of the measurement, without the start of the process
 MAX_STEPS, MIN_STEPS = 24, 2
 TIMEOUT = 180.0  # seconds of the process
-# The config's fields that time and memory depend on.
+# The config's fields that decide time and memory.
 FIELDS = (
     *("architecture", "depth", "aspect_ratio", "head_dim", "max_seq_len", "window_pattern", "vocab_size"),
     *("device_batch_size", "device", "dtype", "compile", "activation_memory_budget", "deterministic", "threads"),
@@ -35,7 +35,7 @@ FIELDS = (
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """Of one device: seconds of a micro-step (forward and backward of one device batch) and of the optimizer; peak bytes of training."""
+    """Seconds of a micro-step (forward and backward of one micro-batch) and of the optimizer, and peak bytes, of one device."""
 
     micro_seconds: float
     optimizer_seconds: float
@@ -43,14 +43,14 @@ class Measured:
 
 
 def measure(config: Config) -> Measured | None:
-    """Measure a resolved config's steps here; None if that failed (not even one row fits, or a step takes too long)."""
+    """Measure a resolved config's steps on this machine; None if that fails (out of memory, or a step takes too long)."""
     with contextlib.suppress(TypeError):
         return Measured(**_run_process(config.to_dict()))
     return None
 
 
 def calibrated(config: Config, machine: str, fresh: bool = False) -> Measured | None:
-    """`measure`, remembered for each kind of model on `machine` (a name); with `fresh`, measured anew."""
+    """`measure`, cached for each model shape on `machine` (a name); `fresh` ignores the cache."""
     key = json.dumps([FORMAT, machine, *(getattr(config, name) for name in FIELDS)])
     if not fresh:
         with contextlib.suppress(TypeError):
@@ -64,7 +64,7 @@ def calibrated(config: Config, machine: str, fresh: bool = False) -> Measured | 
 
 @functools.cache  # --hours resolves some hundred plans
 def product_gain(machine: str, kind: str) -> float:
-    """How many times as fast this CPU multiplies in bfloat16 or int16 as in float32, measured once; 1 where that cannot be done."""
+    """Speed of this CPU's bfloat16 or int16 products relative to float32, measured once; 1 if not supported."""
     key = json.dumps([FORMAT, machine, kind])
     found = _read_cache().get(key, {})
     if "gain" not in found:
@@ -75,7 +75,7 @@ def product_gain(machine: str, kind: str) -> float:
 
 
 def _run_process(request: dict[str, Any]) -> dict[str, Any]:
-    """The answer of the process below to `request`; {} if it fails."""
+    """The result of the process below for `request`; {} if it fails."""
     command = [sys.executable, "-m", "nanochat.planning.calibrate"]
     try:
         done = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True, timeout=TIMEOUT, check=True)
@@ -89,7 +89,7 @@ def _cache_path() -> Path:
 
 
 def _read_cache() -> dict[str, dict[str, Any]]:
-    """What was measured before, by key; {} if there is nothing or the file is damaged."""
+    """Cached measurements by key; {} if there are none or the file is damaged."""
     try:
         return _parse_object(_cache_path().read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -97,13 +97,13 @@ def _read_cache() -> dict[str, dict[str, Any]]:
 
 
 def _parse_object(text: str) -> dict[str, Any]:
-    """The JSON object in `text`, {} if it is another value. Raises ValueError if it is no JSON."""
+    """The JSON object in `text`, {} if it is another value. Raises ValueError if it is not JSON."""
     found = json.loads(text)
     return found if isinstance(found, dict) else {}
 
 
 def _remember(key: str, value: dict[str, Any]) -> None:
-    """Keep what was measured."""
+    """Cache a measurement."""
     with contextlib.suppress(OSError):  # a plan needs no disk
         paths.atomic_write_json(_cache_path(), _read_cache() | {key: value})
 
@@ -112,7 +112,7 @@ def _remember(key: str, value: dict[str, Any]) -> None:
 
 
 def _peak_memory(device: str) -> int:
-    """The most bytes that this process has held since `_reset_peak_memory`."""
+    """Peak bytes of this process since `_reset_peak_memory`."""
     import torch
 
     if device == "cuda":
@@ -121,13 +121,13 @@ def _peak_memory(device: str) -> int:
 
 
 def _process_memory(name: str) -> int:
-    """A figure of Linux's account of this process, in bytes."""
+    """A memory field of /proc/self/status, in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
 
 def _reset_peak_memory(device: str) -> int:
-    """Begin to look for a peak; returns the bytes that are held now."""
+    """Reset the peak and return the current bytes."""
     import torch
 
     if device == "cuda":
@@ -138,18 +138,18 @@ def _reset_peak_memory(device: str) -> int:
 
 
 def time_training(config: Config) -> Measured:
-    """Time some steps of `config`'s model in this process, each two micro-steps and the optimizer."""
+    """Time some steps of `config`'s model in this process, each with two micro-steps and an optimizer step."""
     from nanochat.train import device
 
     device.set_up(config)
     _time_steps(config.replace(depth=1, aspect_ratio=64, max_seq_len=128, vocab_size=512, device_batch_size=1, compile="off"), 0.0)
-    before = _reset_peak_memory(config.device)  # what torch itself takes when it first works is not the model's
+    before = _reset_peak_memory(config.device)  # torch's own initial memory is not the model's
     micro, step = _time_steps(config, SECONDS)
     return Measured(micro, step, _peak_memory(config.device) - before)
 
 
 def _time_steps(config: Config, seconds: float) -> tuple[float, float]:
-    """Train on random ids; medians of the seconds of a micro-step and of the optimizer."""
+    """Train on random ids; returns the median seconds of a micro-step and of the optimizer."""
     import torch
 
     from nanochat.distributed.ranks import single
@@ -174,8 +174,8 @@ def _time_steps(config: Config, seconds: float) -> tuple[float, float]:
     began = now()
     while len(step) < MAX_STEPS and (len(step) < MIN_STEPS or now() - began < seconds):
         if len(step) == 1:
-            began = now()  # the first one compiles, which may take longer than all that is to be measured
-        for _ in range(2):  # from the second on there are gradients to add to
+            began = now()  # the first step compiles, which may take longer than the whole measurement
+        for _ in range(2):  # the second one adds to existing gradients
             start = now()
             ids = torch.randint(0, config.vocab_size, shape, device=here.device)
             cross_entropy_sum(model, forward(ids), ids).backward()
@@ -184,11 +184,11 @@ def _time_steps(config: Config, seconds: float) -> tuple[float, float]:
         optimizer.step(lr=0.0, beta=0.9, weight_decay=0.0)
         optimizer.zero_grad()
         step.append(now() - start)
-    return statistics.median(micro[2:]), statistics.median(step[1:])  # the first ones set things up
+    return statistics.median(micro[2:]), statistics.median(step[1:])  # without the first steps, which include set-up
 
 
 def time_products(kind: str) -> float:
-    """How many times as fast a layer's product is in bfloat16 or int16 as in float32, on one thread: the best of some, alternating."""
+    """Speed of a layer's product in bfloat16 or int16 relative to float32 on one thread, best of several alternating runs."""
     import torch
 
     from nanochat.kernels import build as kernels

@@ -1,54 +1,57 @@
-"""A plan in words: whole for the `plan` command, three lines for `train`."""
+"""A plan as text: in full for the `plan` command, in three lines for `train`."""
 
 from nanochat.console import duration, quantity
 from nanochat.planning.plan import Plan
 
-DOWNLOAD_RATE = 10e6  # bytes per second, for the time that a download takes
+DOWNLOAD_RATE = 10e6  # bytes per second, assumed for the download time
 
 
 def describe(plan: Plan) -> str:
-    """The plan for people, a few lines."""
+    """The plan as a few lines of text."""
     config, memory = plan.config, plan.memory_bytes
-    cards = f"{plan.cards} x {plan.card}" if plan.cards > 1 else plan.card
+    devices = f"{plan.cards} x {plan.card}" if plan.cards > 1 else plan.card
     parts = ", ".join(f"{name} {_size(memory[name])}" for name in ("weights", "gradients", "optimizer", "activations", "logits", "cache"))
     enough = memory["total"] <= memory["usable"]
-    verdict = "fits" if plan.fits else "too few cards here" if enough else "DOES NOT FIT"
+    verdict = "fits" if plan.fits else "too few GPUs here" if enough else "DOES NOT FIT"
     rows = {
-        "plan": f"{plan.profile or 'no profile'}{', trial' if config['trial'] else ''}, on {cards}",
+        "plan": f"{plan.profile or 'no profile'}{', trial' if config['trial'] else ''}, on {devices}",
         "model": f"depth {config['depth']}, {quantity(plan.parameters)} parameters, vocabulary {config['vocab_size']}",
         "context": f"{config['max_seq_len']} tokens",
-        "training": f"{plan.steps} steps of {config['total_batch_size']} tokens = {quantity(plan.tokens)}, {plan.flops:.1e} operations",
-        "chat": f"{plan.sft_steps} steps of conversations after that",
+        "training": f"{plan.steps} steps of {config['total_batch_size']} tokens = {quantity(plan.tokens)}, {plan.flops:.1e} FLOPs",
+        "chat": f"{plan.sft_steps} fine-tuning steps after that",
         "memory": f"{_size(memory['total'])} of {_size(memory['usable'])} usable: {verdict} ({parts})",
         "batch": f"device_batch_size {config['device_batch_size']}; the largest that fits: {plan.max_device_batch_size}",
         "time": f"about {duration(plan.seconds)}, {quantity(plan.tokens_per_second)} tokens/s ({plan.basis})",
         "disk": f"{_size(plan.disk_bytes)} at most, {_download(plan)}",
         "data": f"{config['data'] or config['dataset']}: {plan.data_licence}",
     }
+    if config["from_run"]:
+        rows["begins"] = f"with {config['from_run']}: its weights and its tokenizer"
     if not plan.card_here:
         rows["plan"] += " (not in this machine)"
     if plan.cost is not None:
-        rows["cost"] = f"about ${plan.cost:.2f} where the cards are rented (prices change)"
+        rows["cost"] = f"about ${plan.cost:.2f} if the GPUs are rented (prices change)"
     return "\n".join(f"{name:<10}{text}" for name, text in rows.items())
 
 
 def brief(plan: Plan) -> str:
     """The plan in three lines, as `train` prints it."""
     config, memory = plan.config, plan.memory_bytes
-    cards = f"{plan.cards} x {plan.card}" if plan.cards > 1 else plan.card
-    cost = f", about ${plan.cost:.2f} where it is rented" if plan.cost is not None else ""
-    run = f"{plan.profile or 'no profile'}{', trial' if config['trial'] else ''} on {cards}"
+    devices = f"{plan.cards} x {plan.card}" if plan.cards > 1 else plan.card
+    cost = f", about ${plan.cost:.2f} if rented" if plan.cost is not None else ""
+    run = f"{plan.profile or 'no profile'}{', trial' if config['trial'] else ''} on {devices}"
+    source = f" from {config['from_run']}" if config["from_run"] else ""
     model = f"depth {config['depth']}, {quantity(plan.parameters)} parameters"
-    steps = f"{plan.steps} steps = {quantity(plan.tokens)} tokens, {plan.sft_steps} of conversations"
+    steps = f"{plan.steps} steps = {quantity(plan.tokens)} tokens, then {plan.sft_steps} of fine-tuning"
     batch = f"device_batch_size {config['device_batch_size']} of {plan.max_device_batch_size} at most"
     space = f"{_size(memory['total'])} of {_size(memory['usable'])} memory, {batch}; disk {_size(plan.disk_bytes)}, {_download(plan)}"
     time = f"about {duration(plan.seconds)} at {quantity(plan.tokens_per_second)} tokens/s ({plan.basis}){cost}"
     data = f"data {config['data'] or config['dataset']}: {plan.data_licence}"
-    return f"plan: {run}: {model}, {steps}\nplan: {space}\nplan: {time}; {data}"
+    return f"plan: {run}: {model}{source}, {steps}\nplan: {space}\nplan: {time}; {data}"
 
 
 def _download(plan: Plan) -> str:
-    """What is to be downloaded, and how long that takes at a rate that is said."""
+    """Size and time of the download, at DOWNLOAD_RATE."""
     if not plan.download_bytes:
         return "nothing to download"
     return f"{_size(plan.download_bytes)} to download ({duration(plan.download_bytes / DOWNLOAD_RATE)} at {quantity(DOWNLOAD_RATE)}B/s)"

@@ -1,4 +1,4 @@
-"""What a run is planned for: this machine, a profile's GPU, or a GPU that the user names."""
+"""The hardware that a run is planned for: this machine, a profile's GPU, or a GPU that the user names."""
 
 from nanochat.config import Config
 from nanochat.hardware.gpu_specs import PROFILE_GPUS, GPUSpec, profile_for, require_spec, usable_bytes
@@ -6,7 +6,7 @@ from nanochat.hardware.machine import Hardware, this_machine
 
 
 def gpu_hardware(spec: GPUSpec, count: int) -> Hardware:
-    """`count` GPUs of the table, which are not in this machine."""
+    """`count` GPUs of the table, of another machine."""
     return Hardware(
         name=spec.name,
         cuda=True,
@@ -22,14 +22,14 @@ def gpu_hardware(spec: GPUSpec, count: int) -> Hardware:
 
 
 def profile_hardware(config: Config) -> Hardware | None:
-    """The GPUs that the config's profile is made for, from the table; None for the profile cpu and without a profile."""
+    """The GPUs of the config's profile, from the table; None for the profile cpu and without a profile."""
     if config.profile not in PROFILE_GPUS or config.device == "cpu":
         return None
     return gpu_hardware(require_spec(PROFILE_GPUS[config.profile]), config.nproc_per_node)
 
 
 def choose_hardware(config: Config) -> Hardware:
-    """What to plan for: this machine's GPUs where it has some, else the profile's, else this machine's CPU."""
+    """The hardware to plan for: this machine's GPUs if it has any, else the profile's, else this machine's CPU."""
     here = this_machine(config.device)
     return here if here.cuda else profile_hardware(config) or here
 

@@ -1,6 +1,6 @@
-"""What a run needs and gives before its first step: memory, time, disk, download and cost, and whether it fits.
+"""The plan of a run before its first step: memory, time, disk space, download, cost, and whether it fits.
 
-Estimates from a table of GPUs, or better from a few steps that were measured on this machine (calibrate.py).
+Estimates come from the table of GPUs, or from a few steps measured on this machine (calibrate.py), which is better.
 """
 
 import dataclasses
@@ -16,22 +16,22 @@ from nanochat.planning.hardware import choose_hardware
 from nanochat.planning.rules import COMPILE_CPU_START, COMPILE_GPU_START, apply_rules
 from nanochat.redaction import redact
 
-TOKEN_CACHE_BYTES = 20 * 10**9  # at most, of packed rows
-START_SECONDS, END_SECONDS = 10.0, 4.0  # of the program and of what is saved and reported, of the latter alone
-TOKENIZER_BYTES = 2_000_000_000  # of text that a tokenizer is trained on, at most
-TEXT_RATE = 20e6  # bytes of it a second
-LOOP_SECONDS = 0.002  # of a step, for reading rows and writing the line
-HELD_OUT_TOKENS = 50_000  # of training that the held-out questions of the embedded text take as long as
-WORTH_MEASURING = 60.0  # seconds of a run
-LONGEST_MICRO_STEP = 5.0  # seconds that are measured
+TOKEN_CACHE_BYTES = 20 * 10**9  # limit of packed rows
+START_SECONDS, END_SECONDS = 10.0, 4.0  # start-up plus final save and report, and the latter alone
+TOKENIZER_BYTES = 2_000_000_000  # limit of the text for training a tokenizer
+TEXT_RATE = 20e6  # bytes per second of that
+LOOP_SECONDS = 0.002  # per step, for reading rows and writing the line
+HELD_OUT_TOKENS = 50_000  # training tokens that take as long as the embedded text's held-out questions
+WORTH_MEASURING = 60.0  # a shorter run, in seconds, is not calibrated
+LONGEST_MICRO_STEP = 5.0  # a longer micro-step, in seconds, is not measured
 COMPILE_CACHE_BYTES = 200_000_000
-GPU_EAGER_SPEED = 0.7  # against compiled, which is what the table's figures are
-LAUNCH_SECONDS = 0.0025  # of one micro-step for each layer, however little there is to compute
+GPU_EAGER_SPEED = 0.7  # relative to compiled, which the table's figures are for
+LAUNCH_SECONDS = 0.0025  # least time of a micro-step per layer
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What a run needs and gives. The first fields are `plan --json`'s; bytes, seconds and dollars are estimates."""
+    """The plan of a run. The first fields are those of `plan --json`; bytes, seconds and dollars are estimates."""
 
     profile: str
     card: str
@@ -39,12 +39,12 @@ class Plan:
     tokens: int  # of pretraining
     steps: int  # of pretraining
     fits: bool
-    memory_bytes: dict[str, int]  # weights, gradients, optimizer, activations, logits, cache, total, usable: of one device
-    max_device_batch_size: int  # the largest that fits and deals the step in whole rows; 0: none does
+    memory_bytes: dict[str, int]  # of one device: weights, gradients, optimizer, activations, logits, cache, total, usable
+    max_device_batch_size: int  # the largest that fits and divides the step into equal micro-batches; 0 if none does
     seconds: float  # of pretraining, fine-tuning and evaluation, downloads not counted
-    disk_bytes: int  # at the most, what lies there already not counted
+    disk_bytes: int  # at most, without files that exist already
     disk_parts: dict[str, int]  # download, rows, checkpoints, cache
-    download_bytes: int  # still to fetch
+    download_bytes: int  # still to download
     cost: float | None  # dollars of rent; None if nothing is rented
     data_licence: str
     cards: int
@@ -57,28 +57,28 @@ class Plan:
     config: dict[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: without the credentials of the mirror."""
+        """The plan for JSON, without the mirror's credentials."""
         table = dataclasses.asdict(self)
         table["config"]["mirror"] = redact(table["config"]["mirror"])
         return table
 
 
 def plan_here(config: Config, hardware: Hardware, *, text_bytes: int | None = None) -> Plan:
-    """`make_plan`, from steps measured on this machine where the run is long enough to be worth the seconds that this takes."""
-    rough = make_plan(config, hardware, text_bytes=text_bytes)
-    return make_plan(config, hardware, text_bytes=text_bytes, measured=measured_steps(Config(**rough.config), rough))
+    """`make_plan` with steps measured on this machine, if the run is long enough to justify the seconds of the measurement."""
+    estimate = make_plan(config, hardware, text_bytes=text_bytes)
+    return make_plan(config, hardware, text_bytes=text_bytes, measured=measured_steps(Config(**estimate.config), estimate))
 
 
-def measured_steps(config: Config, rough: Plan) -> Measured | None:
-    """A calibration of a resolved config, None if the run is short, is not for this machine, or one step would take too long."""
-    micro = config.device_batch_size * config.max_seq_len / max(rough.tokens_per_second, 1e-9)
-    if not rough.card_here or not rough.fits or rough.seconds < WORTH_MEASURING or micro > LONGEST_MICRO_STEP:
+def measured_steps(config: Config, estimate: Plan) -> Measured | None:
+    """A calibration of a resolved config; None if the run is short or for another machine, or a step would take too long."""
+    micro = config.device_batch_size * config.max_seq_len / max(estimate.tokens_per_second, 1e-9)
+    if not estimate.card_here or not estimate.fits or estimate.seconds < WORTH_MEASURING or micro > LONGEST_MICRO_STEP:
         return None
-    return calibrated(config, rough.card)
+    return calibrated(config, estimate.card)
 
 
 def memory_shape(config: DeviceConfig) -> dict[str, Any]:
-    """What memory depends on beside the model and the rows, of a resolved config: for `scaling.memory_bytes` and `max_rows`."""
+    """Arguments of `scaling.memory_bytes` and `max_rows` from a resolved config."""
     return {
         "processes": config.nproc_per_node,
         "bf16": config.dtype == "bfloat16",
@@ -89,9 +89,9 @@ def memory_shape(config: DeviceConfig) -> dict[str, Any]:
 
 
 def make_plan(config: Config, hardware: Hardware | None = None, *, text_bytes: int | None = None, measured: Measured | None = None) -> Plan:
-    """Plan the run that `config` (resolved or not) asks for, on `hardware`: `choose_hardware`'s unless given.
+    """Plan the run of `config` (resolved or not) on `hardware` (default: `choose_hardware`).
 
-    Its seconds follow from the steps that were `measured`, else from what the hardware is thought to reach.
+    The time follows from `measured` steps, else from the hardware's estimated FLOP/s.
     """
     hardware = hardware or choose_hardware(config)
     resolved = apply_rules(config, text_bytes=text_bytes, hardware=hardware)
@@ -102,11 +102,11 @@ def make_plan(config: Config, hardware: Hardware | None = None, *, text_bytes: i
     gpt = scaling.gpt_config(config)
     shape = memory_shape(config)
     memory = scaling.memory_bytes(gpt, config.device_batch_size, **shape)
-    if not cuda:  # the processes share one memory
+    if not cuda:  # processes on a CPU share its memory
         memory = {part: size * processes for part, size in memory.items()}
     usable = hardware.usable
     rows = scaling.max_rows(gpt, usable if cuda else usable // processes, **shape)
-    share = config.total_batch_size // config.max_seq_len // processes  # rows of a step for each process
+    share = config.total_batch_size // config.max_seq_len // processes  # rows per step and process
 
     tokens = config.total_batch_size * config.num_iterations
     per_token = scaling.flops_per_token(gpt)
@@ -144,7 +144,7 @@ def make_plan(config: Config, hardware: Hardware | None = None, *, text_bytes: i
 
 
 def _tokens_per_second(config: Config, hardware: Hardware, per_token: int, measured: Measured | None) -> float:
-    """Tokens of training a second, of all processes together."""
+    """Training tokens per second of all processes."""
     processes, compiled = config.nproc_per_node, config.compile == "on"
     group = processes * config.device_batch_size * config.max_seq_len  # tokens of a micro-step
     if measured:
@@ -157,8 +157,9 @@ def _tokens_per_second(config: Config, hardware: Hardware, per_token: int, measu
 
 
 def seconds_left(config: Config, rate: float, done: int = 0) -> float:
-    """Of a run at `rate` tokens a second after `done` steps of pretraining: both stages, their evaluations (a third of a training
-    token each), what is asked and saved at the end, and before the first step the start.
+    """Remaining seconds of a run at `rate` tokens per second after `done` pretraining steps.
+
+    Includes both stages, evaluations (a third of a training token each), the final evaluation and save, and start-up if `done` is 0.
     """
     evaluations = 1 + (config.num_iterations // config.eval_every - done // config.eval_every if config.eval_every > 0 else 0)
     tokens = config.total_batch_size * (config.num_iterations - done + config.sft_iterations) + evaluations * config.eval_tokens / 3
@@ -167,19 +168,21 @@ def seconds_left(config: Config, rate: float, done: int = 0) -> float:
 
 
 def _text_seconds(config: Config, text_bytes: int | None) -> float:
-    """Of what comes before the first step: the tokenizer, and the first rows."""
+    """Seconds before the first step, for the tokenizer and the first rows."""
     if text_bytes is None:
         text_bytes = text_source(config).estimated_bytes(config.shards) or 0
     return min(text_bytes, TOKENIZER_BYTES) / TEXT_RATE
 
 
 def kept_checkpoints(config: Config) -> int:
-    """Checkpoints that lie on the disk at once at the most: the newest and the best of each stage, and one that is being written."""
-    return sum(steps > 0 for steps in config.steps.values()) * (config.keep_last + 1) + 1
+    """Largest number of checkpoints on disk: the newest and the best of each stage, one that is being written, and the one that
+    the run began with (`--from`).
+    """
+    return sum(steps > 0 for steps in config.steps.values()) * (config.keep_last + 1) + 1 + bool(config.from_run)
 
 
 def _made_bytes(config: Config, gpt: scaling.GPTConfig, tokens: int) -> dict[str, int]:
-    """Packed rows, the checkpoints, and compiled kernels."""
+    """Bytes of packed rows, checkpoints and compiled kernels."""
     parts = scaling.count_parameters(gpt)
     checkpoint = 4 * parts["total"] + 4 * parts["matrices"] + 8 * (parts["total"] - parts["matrices"])
     ids = (2 if config.vocab_size <= 65536 else 4) * tokens

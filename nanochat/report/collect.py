@@ -1,5 +1,6 @@
-"""A run's report, made of what its folder holds: report.json for programs, report.md for a terminal, report.html for a browser."""
+"""A run's report from its directory: report.json for programs, report.md for a terminal, report.html for a browser."""
 
+import dataclasses
 import json
 import math
 import os
@@ -24,22 +25,23 @@ from nanochat.report import origin
 from nanochat.report.html import page
 from nanochat.report.markdown import markdown
 from nanochat.runs.metrics import EVALUATED, SAMPLES, STAGES, read_metrics
-from nanochat.runs.report_schema import REPORT, Comparison, Curve, Report, StageReport, StepSample
+from nanochat.runs.record import parse_record
+from nanochat.runs.report_schema import REPORT, AncestorReport, Comparison, Curve, Report, StageReport, StepSample
 
-SAMPLED = 12  # samples by step that are shown
-PLAN = "plan.json"  # in the run's folder: the plan as it was before the first step
-REWARD_STEPS = 10  # at either end of reinforcement learning, whose mean reward is shown
-CURVE_POINTS = 300  # of each stage's loss; longer runs are averaged down to these
+SAMPLED = 12  # samples by step in the report
+PLAN = "plan.json"  # in the run's directory: the plan before the first step
+REWARD_STEPS = 10  # first and last steps of reinforcement learning for the mean rewards
+CURVE_POINTS = 300  # points of each stage's loss curve; longer runs are averaged
 
 
 def write_report(run_dir: Path) -> Report:
     """Read config.toml, metrics.jsonl and the results in `run_dir` and write report.md, .html and .json; returns the JSON's value.
 
-    Whatever is missing, or torn by a crash, is left out: a running or broken run has a report too. The JSON comes last: where it
-    is there, so are the others. Raises DataError if there is no such folder, PreflightError if the disk refuses.
+    Missing or damaged parts are left out, so that running and broken runs have reports too. The JSON is written last: if it exists, so do
+    the others. Raises DataError if there is no such directory, PreflightError if it cannot be written.
     """
     if not run_dir.is_dir():
-        raise DataError(f"there is no run in {run_dir}", "give --run the name of one, or start it with train")
+        raise DataError(f"there is no run in {run_dir}", "set --run to an existing run, or start one with `nanochat train`")
     report = collect(run_dir)
     try:
         for name, text in _texts(report).items():
@@ -51,21 +53,21 @@ def write_report(run_dir: Path) -> Report:
 
 
 def has_report(run_dir: Path) -> bool:
-    """Whether the report of a finished run is whole: no file of it is missing, damaged, or as another version writes it."""
+    """Whether the report of a finished run is complete: no file is missing, damaged, or from another version."""
     try:
         report = json.loads((run_dir / REPORT).read_text(encoding="utf-8"))
         return report["finished"] and all((run_dir / name).read_text(encoding="utf-8") == text for name, text in _texts(report).items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # whatever is wrong with it
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # any damage
         return False
 
 
 def _texts(report: Report) -> dict[str, str]:
-    """The report's files for people, by name. A terminal may show them: a model's words are made printable."""
+    """The report's Markdown and HTML by file name, with control characters removed, because a terminal may show them."""
     return {"report.md": printable(markdown(report)), "report.html": printable(page(report))}
 
 
 def collect(run_dir: Path) -> Report:
-    """The report of what `run_dir` holds, not written."""
+    """The report of the run in `run_dir`, without writing it."""
     config = _read_config(run_dir / "config.toml")
     lines = read_metrics(run_dir / "metrics.jsonl")
     results = read_results(run_dir)
@@ -95,6 +97,7 @@ def collect(run_dir: Path) -> Report:
         "plan": _plan(run_dir, lines, summary),
         "samples": summary.get("samples", []),
         "samples_by_step": _samples_by_step(run_dir / SAMPLES),
+        "descent": _descent(run_dir / "config.toml"),
         "data": _data(run_dir / "config.toml"),
         "machine": _machine(str(config.get("device", "auto"))),
         "config": config,
@@ -102,7 +105,7 @@ def collect(run_dir: Path) -> Report:
 
 
 def _plan(run_dir: Path, lines: Sequence[dict[str, Any]], summary: dict[str, Any]) -> dict[str, Comparison]:
-    """What was planned before the first step and what came, by figure; {} if no plan was kept."""
+    """Planned and measured figures; {} if there is no plan."""
     planned = read_json_object(run_dir / PLAN)
     speeds = [line["tokens_per_second"] for line in lines if line["stage"] == "base" and "tokens_per_second" in line]
     trained = [line["tokens"] for line in lines if line["stage"] == "base" and "tokens" in line]
@@ -117,7 +120,7 @@ def _plan(run_dir: Path, lines: Sequence[dict[str, Any]], summary: dict[str, Any
 
 
 def _samples_by_step(path: Path) -> list[StepSample]:
-    """What the model said while it was trained: the last samples, oldest first."""
+    """The last samples during training, oldest first."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -133,7 +136,7 @@ def _samples_by_step(path: Path) -> list[StepSample]:
 
 
 def _data(path: Path) -> dict[str, str]:
-    """What the run read, with its licence and every hash that is needed to repeat it; {} if the record cannot be read."""
+    """The run's data with its licence and all hashes that reproducing it needs; {} if the record cannot be read."""
     try:
         frozen = tomllib.loads(path.read_text(encoding="utf-8"))["frozen"]
         dataset = read_manifest(dataset_dir(frozen["dataset"]))
@@ -146,19 +149,28 @@ def _data(path: Path) -> dict[str, str]:
     return facts | {"validation": dataset.validation.path.name} | hashes
 
 
+def _descent(path: Path) -> list[AncestorReport]:
+    """The steps of other runs that the run descends from, as its record has them; [] where it cannot be read."""
+    try:
+        record = parse_record(path.read_bytes(), path)
+    except (OSError, NanochatError):
+        return []
+    return [AncestorReport(**dataclasses.asdict(ancestor)) for ancestor in record.descent]  # type: ignore[typeddict-item]
+
+
 def _read_config(path: Path) -> dict[str, Any]:
     """The values of the run's config; {} if they cannot be read."""
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    if "mirror" in values:  # an older version kept its credentials
+    if "mirror" in values:  # an older version stored its credentials
         values["mirror"] = redact(str(values["mirror"]))
     return {name: value for name, value in values.items() if name != "frozen"}
 
 
 def _shape(config: dict[str, Any]) -> scaling.GPTConfig | None:
-    """The model's shape, where the config says it."""
+    """The model's shape, if the config has it."""
     names = ("depth", "aspect_ratio", "head_dim", "max_seq_len", "window_pattern", "vocab_size", "architecture")
     try:
         return scaling.gpt_config(Config(**{name: convert(name, config[name]) for name in names}))
@@ -188,7 +200,7 @@ def _stage(lines: Sequence[dict[str, Any]]) -> StageReport:
 
 
 def _curve(lines: Sequence[dict[str, Any]]) -> Curve:
-    """One stage's [step, loss] points, averaged down to CURVE_POINTS, and its [step, bits per byte] points."""
+    """One stage's [step, loss] points, averaged to CURVE_POINTS, and its [step, bits per byte] points."""
     width = math.ceil(len(lines) / CURVE_POINTS)
     groups = [lines[start : start + width] for start in range(0, len(lines), width)]
     return {
@@ -198,7 +210,7 @@ def _curve(lines: Sequence[dict[str, Any]]) -> Curve:
 
 
 def _machine(device: str) -> dict[str, Any]:
-    """This machine and the versions of what computes here."""
+    """This machine, and the versions of Python and libraries."""
     versions = {}
     for package in ("torch", "numpy"):
         try:

@@ -1,4 +1,4 @@
-"""`report --compare RUN RUN`: what differs between two runs, in their settings and in what came of them, as text and as a page."""
+"""`report --compare RUN RUN`: differences of two runs in settings and results, as text and as a page."""
 
 from collections.abc import Callable
 from html import escape
@@ -14,7 +14,7 @@ from nanochat.report.markdown import markdown_table, score_rows
 from nanochat.runs.report_schema import Report
 
 _Figure = Literal["parameters", "tokens", "flops", "seconds", "bpb"]
-# Figure of a report -> how it is shown; None is shown as a dash.
+# Figure of a report -> its format; None is shown as a dash.
 _FIGURES: dict[_Figure, Callable[[float], str]] = {
     "parameters": quantity,
     "tokens": quantity,
@@ -22,14 +22,14 @@ _FIGURES: dict[_Figure, Callable[[float], str]] = {
     "seconds": duration,
     "bpb": lambda value: f"{value:.4f}",
 }
-_IGNORED = ("run", "profile")  # settings that always differ and decide nothing
+_IGNORED = ("run", "profile")  # settings without influence on the result
 
 
 def compare(first: Path, second: Path) -> dict[str, Any]:
-    """Two runs, reports written anew: {runs, config: {name: [a, b]} where they differ, figures, scores, bpb, samples, curves}.
+    """Compare two runs, whose reports are updated: {runs, config (differing settings), figures, scores, bpb, samples, curves}.
 
-    bpb has [step, a, b] of the steps of pretraining at which both were evaluated; samples the answers to the prompts that both were
-    given, {prompt, answers: [a, b]}; curves each run's loss by stage. Raises DataError where a run is missing.
+    bpb has [step, a, b] for pretraining steps at which both were evaluated, samples {prompt, answers} for prompts of both, and curves each
+    run's loss by stage. Raises DataError if a run is missing.
     """
     reports = [write_report(folder) for folder in (first, second)]
     one, other = (report["config"] for report in reports)
@@ -51,7 +51,7 @@ def compare(first: Path, second: Path) -> dict[str, Any]:
 def write_page(found: dict[str, Any], folder: Path) -> Path:
     """Write a comparison as compare-OTHER.html into the first run's `folder`; returns its path.
 
-    Raises PreflightError where the disk refuses.
+    Raises PreflightError if it cannot be written.
     """
     path = folder / f"compare-{found['runs'][1]}.html"
     try:
@@ -68,7 +68,7 @@ def _base_bpb(report: Report) -> dict[int, float]:
 
 
 def _scores(report: Report) -> dict[str, float]:
-    """The share of held-out questions that a run answers, by skill and over all."""
+    """The fraction of held-out questions answered correctly, by skill and in total."""
     return {name: row["trained"] for name, row in score_rows(report) if row.get("trained") is not None}
 
 
@@ -102,7 +102,7 @@ def describe(found: dict[str, Any]) -> str:
 
 
 def page(found: dict[str, Any]) -> str:
-    """A comparison as a page of its own, with the curves over each other."""
+    """A comparison as an HTML page, with both runs' curves in one drawing."""
     title = f"{found['runs'][0]} and {found['runs'][1]}"
     parts = [f"<h1>{escape(title)}</h1>"]
     runs = list(zip(found["runs"], found["curves"], strict=True))

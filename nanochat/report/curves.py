@@ -1,4 +1,4 @@
-"""The curves of a report: loss and bits per byte by step, as SVG without script or address."""
+"""The curves of a report: loss and bits per byte by step, as SVG without scripts or addresses."""
 
 import math
 from collections.abc import Sequence
@@ -8,14 +8,14 @@ from nanochat.console import quantity
 from nanochat.runs.report_schema import Curve
 
 STAGE_NAMES = {"base": "pretraining", "sft": "fine-tuning", "rl": "reinforcement learning"}
-WIDE, NARROW = 760, 340  # widths of the drawing in CSS pixels: letters are as large on a phone
-_HEIGHT, _LEFT, _RIGHT, _BOTTOM = 320, 48, 52, 36  # of the drawing, and its margins
+WIDE, NARROW = 760, 340  # widths of the drawing in CSS pixels, on a desktop and on a phone
+_HEIGHT, _LEFT, _RIGHT, _BOTTOM = 320, 48, 52, 36  # height and margins of the drawing
 _ROW = 18  # height of a row of the legend
 
 
 def svg(curve: dict[str, Curve], width: int = WIDE) -> str:
-    """The loss of all stages, one after the other, with the bits per byte as dots on the right-hand scale."""
-    top = 28 + (0 if width == WIDE else _ROW * (len(curve) + 1))  # on a phone the legend has rows of its own
+    """The loss of all stages in sequence, with the bits per byte as dots on the right-hand scale."""
+    top = 28 + (0 if width == WIDE else _ROW * (len(curve) + 1))  # on a phone the legend has separate rows
     starts, end = {}, 0.0
     for stage, points in curve.items():
         starts[stage] = end
@@ -46,7 +46,7 @@ def svg(curve: dict[str, Curve], width: int = WIDE) -> str:
     place = _Legend(width)
     for stage, points in curve.items():
         path = " ".join(f"{x(starts[stage] + step):.1f},{y(value, left):.1f}" for step, value in points["loss"])
-        if len(points["loss"]) == 1:  # a line of one point would not be seen
+        if len(points["loss"]) == 1:  # a line of one point would be invisible
             path += f" {x(end):.1f},{y(points['loss'][0][1], left):.1f}"
         marks.append(f'<polyline class="curve {stage}" points="{path}"/>')
         at, row = place.next(STAGE_NAMES[stage])
@@ -63,7 +63,7 @@ def svg(curve: dict[str, Curve], width: int = WIDE) -> str:
 
 
 def overlay(runs: Sequence[tuple[str, dict[str, Curve]]], width: int = WIDE) -> str:
-    """The losses of several runs over each other, every run's stages one after the other."""
+    """The losses of several runs in one drawing, with each run's stages in sequence."""
     lines = [(name, _joined(curve)) for name, curve in runs]
     top = 28 + _ROW * len(lines)
     end = max((points[-1][0] for _, points in lines if points), default=1)
@@ -93,7 +93,7 @@ def overlay(runs: Sequence[tuple[str, dict[str, Curve]]], width: int = WIDE) -> 
 
 
 def _joined(curve: dict[str, Curve]) -> list[tuple[float, float]]:
-    """The [step, loss] points of all stages, each stage behind the one before."""
+    """The [step, loss] points of all stages in sequence."""
     points: list[tuple[float, float]] = []
     for own in curve.values():
         begin = points[-1][0] if points else 0.0
@@ -102,7 +102,7 @@ def _joined(curve: dict[str, Curve]) -> list[tuple[float, float]]:
 
 
 class _Legend:
-    """Where the next entry goes: beside the one before on a wide drawing, below it on a narrow one."""
+    """Position of the next entry: beside the previous one in a wide drawing, below it in a narrow one."""
 
     def __init__(self, width: int):
         self.wide = width == WIDE

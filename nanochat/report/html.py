@@ -1,4 +1,4 @@
-"""A report as one self-contained page: no script, no font, no address to fetch, light or dark as the reader's system is."""
+"""A report as one self-contained page without scripts, fonts or addresses, in the light or dark theme of the reader's system."""
 
 from collections.abc import Sequence
 from html import escape
@@ -64,7 +64,7 @@ def page(report: Report) -> str:
 
 
 def document(title: str, parts: Sequence[str]) -> str:
-    """A whole page of these parts, which may load and run nothing."""
+    """A complete page of `parts`, with a policy that lets it load and run nothing."""
     policy = "default-src 'none'; style-src 'unsafe-inline'"
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -81,7 +81,7 @@ def _origin(name: str, value: str) -> str:
 
 
 def _score_bars(report: Report) -> list[str]:
-    """For each row of the held-out questions a drawing of its share of right answers, trained over untrained."""
+    """For each row of the held-out questions a bar of the fractions of correct answers, untrained and trained."""
     bars = []
     for name, row in markdown.score_rows(report):
         trained, untrained = (min(max(float(row.get(key) or 0), 0.0), 1.0) for key in ("trained", "untrained"))
@@ -96,11 +96,11 @@ def _score_bars(report: Report) -> list[str]:
 
 
 def _sections(tables: Sequence[markdown.Table], bars: Sequence[str] = ()) -> list[str]:
-    """The tables; the rows of the first one end with `bars`, drawings of their own."""
+    """The tables; the rows of the first one end with `bars`."""
     parts = []
     for number, table in enumerate(tables):
         drawn = bars if number == 0 else ()
-        head = "".join(f"<th>{escape(text)}</th>" for text in (*table.columns, *(["share of right answers"] if drawn else [])))
+        head = "".join(f"<th>{escape(text)}</th>" for text in (*table.columns, *(["correct answers"] if drawn else [])))
         rows = ["".join(f"<td>{escape(cell)}</td>" for cell in row) for row in table.rows]
         rows = [f"{row}<td>{bar}</td>" for row, bar in zip(rows, drawn, strict=True)] if drawn else rows
         marks = [' class="all"' if table.total and number == len(rows) else "" for number in range(1, len(rows) + 1)]

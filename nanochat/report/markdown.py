@@ -1,4 +1,4 @@
-"""A report in words: its tables as headings and rows, for Markdown and for the page, and the Markdown."""
+"""A report as tables for Markdown and HTML, and as Markdown."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ REFERENCE_NOTE = "GPT-2's scores are those that karpathy/nanochat measured (its 
 
 @dataclass(frozen=True)
 class Table:
-    """A heading, the columns' headings, the rows; `total`: the last row is the sum of the others."""
+    """A heading, the columns' headings and the rows; with `total`, the last row summarises the others."""
 
     heading: str
     columns: Sequence[str]
@@ -25,20 +25,20 @@ class Table:
 
 
 def title(report: Report) -> str:
-    """The run's name, and whether it is a trial."""
-    kind = " (a trial: enough to see every stage, not to learn)" if report["trial"] else ""
+    """The run's name, with a note if it is a short test run."""
+    kind = " (short test run)" if report["trial"] else ""
     return f"{report['run']}{kind}"
 
 
 def status(report: Report) -> str:
-    """What an unfinished run lacks; "" for a finished one."""
+    """A note for an unfinished run; "" for a finished one."""
     if report["finished"]:
         return ""
-    return "Not finished: there are no scores yet." if report["stages"] else "Nothing is trained yet."
+    return "Not finished: there are no scores yet." if report["stages"] else "Not started: there are no training steps yet."
 
 
 def origin(report: Report) -> list[tuple[str, str]]:
-    """When, by which command and by which revision the run was trained."""
+    """The date, command and revision of the training run."""
     return [
         (name, value)
         for name, value in (("date", report["date"]), ("command", report["command"]), ("revision", report["revision"]))
@@ -47,7 +47,7 @@ def origin(report: Report) -> list[tuple[str, str]]:
 
 
 def facts(report: Report) -> list[tuple[str, str]]:
-    """The few figures that stand first."""
+    """The most important figures."""
     found = []
     if report["parameters"] is not None:
         found.append(("parameters", quantity(report["parameters"])))
@@ -66,13 +66,13 @@ def facts(report: Report) -> list[tuple[str, str]]:
 
 
 def score_rows(report: Report) -> list[tuple[str, dict[str, Any]]]:
-    """(skill, {untrained, trained, items}) of the held-out questions, all of them together last."""
+    """(skill, {untrained, trained, items}) of the held-out questions, with the total last."""
     scores = report["scores"] or {}
     return [*sorted((scores.get("by_skill") or {}).items()), ("all", scores)] if scores else []
 
 
 def score_tables(report: Report) -> list[Table]:
-    """The held-out questions, CORE and the chat tasks, where they were asked."""
+    """Tables of the held-out questions, CORE and chat tasks, if evaluated."""
     tables = []
     if rows := score_rows(report):
         cells = [[name, _percent(row.get("untrained")), _percent(row.get("trained")), str(row.get("items", "-"))] for name, row in rows]
@@ -84,18 +84,23 @@ def score_tables(report: Report) -> list[Table]:
 
 
 def training_tables(report: Report) -> list[Table]:
-    """The stages, and the plan beside what came."""
+    """What the run descends from, the stages, and the plan beside what came."""
     tables = []
+    if report["descent"]:
+        rows = [[each["run"], each["stage"], str(each["step"]), each["text"] or "-", each["sha256"][:12]] for each in report["descent"]]
+        last = max(report["stages"], key=list(STAGE_NAMES).index, default="-")
+        own = [report["run"], last, str(report["stages"][last]["steps"]) if report["stages"] else "-", "this run", ""]
+        tables.append(Table("Line of descent", ["run", "stage", "step", "pretrained on", "sha256"], [*rows, own]))
     if report["stages"]:
         headings = ["stage", "steps", "first loss", "last loss", "bits per byte", "tokens/s", "peak memory"]
         tables.append(Table("Training", headings, _stage_rows(report)))
     if report["plan"]:
-        tables.append(Table("The plan and what came", ["", "planned", "came", "ratio"], _plan_rows(report)))
+        tables.append(Table("Plan and result", ["", "planned", "measured", "ratio"], _plan_rows(report)))
     return tables
 
 
 def step_samples(report: Report) -> list[Table]:
-    """What the model said while it was trained."""
+    """Table of samples during training."""
     rows = [[f"{sample['stage']} {sample['step']}", sample["prompt"], sample["text"]] for sample in report["samples_by_step"]]
     return [Table("Samples by step", ["step", "prompt", "continuation"], rows)] if rows else []
 
@@ -120,7 +125,7 @@ def _stage_rows(report: Report) -> list[list[str]]:
 
 
 def _first_and_last(stage: StageReport) -> tuple[str, str]:
-    """A stage's first and last rewards, of a stage without rewards its losses."""
+    """A stage's first and last rewards, or losses for a stage without rewards."""
     first, last = stage["first_reward"], stage["last_reward"]
     if first is None or last is None:
         return f"{stage['first_loss']:.3f}", f"{stage['last_loss']:.3f}"
@@ -128,11 +133,11 @@ def _first_and_last(stage: StageReport) -> tuple[str, str]:
 
 
 def _plan_rows(report: Report) -> list[list[str]]:
-    """The plan beside what came, and their ratio."""
-    memory = "memory" if report["config"].get("device") == "cuda" else "memory (came: the whole program's)"
+    """Planned and measured figures with their ratio."""
+    memory = "memory" if report["config"].get("device") == "cuda" else "memory (measured for the whole process)"
     forms: dict[str, tuple[str, Callable[[float], str]]] = {
         "seconds": ("time", duration),
-        "tokens": ("tokens of pretraining", quantity),
+        "tokens": ("pretraining tokens", quantity),
         "tokens_per_second": ("tokens/s", quantity),
         "memory_bytes": (memory, lambda size: f"{size / 1e9:.2f} GB"),
     }
@@ -154,13 +159,13 @@ def _number(value: float | None, pattern: str) -> str:
 
 
 def _cell(text: Any) -> str:
-    """`text` as it is, within one cell of a Markdown table."""
+    """`text` escaped for a cell of a Markdown table."""
     plain = " ".join(str(text).split())
     return "".join("\\" + letter if letter in "\\`*_[]<>|~#" else letter for letter in plain)
 
 
 def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, numbers on the right of their columns."""
+    """A Markdown table with right-aligned columns, except for the first."""
     lines = [headings, ["---"] + ["---:"] * (len(headings) - 1), *[[_cell(cell) for cell in row] for row in rows]]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 

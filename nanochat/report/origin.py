@@ -1,4 +1,4 @@
-"""Where a run comes from, for its report: when it was trained, by which command, by which revision of the program."""
+"""A run's origin for its report: date, command and revision of the program."""
 
 import shlex
 import subprocess
@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import nanochat
-from nanochat.config import FIELDS, build_config, convert
+from nanochat.config import FIELDS, build_config, convert, flag_name
 from nanochat.errors import NanochatError
 from nanochat.paths import read_json_object
 from nanochat.planning.rules import resolve
+from nanochat.runs.origin import SHAPE, TEXT
 from nanochat.runs.report_schema import REPORT
 
 PACKAGE = "nanochat-appliance"
@@ -19,7 +20,7 @@ NOT_FLAGS = ("run", "profile", "trial")
 
 
 def date(run_dir: Path) -> str:
-    """When the run took its newest step, in UTC; "" where it has neither steps nor a config."""
+    """The time of the run's newest step, in UTC; "" if it has neither steps nor a config."""
     for name in ("metrics.jsonl", "config.toml"):
         path = run_dir / name
         if path.is_file():
@@ -28,29 +29,32 @@ def date(run_dir: Path) -> str:
 
 
 def command(config: dict[str, Any]) -> str:
-    """The command that trains the run of a config.toml again: its profile, and a flag for each value that differs; "" where unknown."""
+    """The command that trains the run of a config.toml again, its profile and a flag for each value that differs; "" if unknown."""
     try:
         run, profile, trial = str(config["run"]), str(config["profile"]), bool(config["trial"])
         values = {name: convert(name, config[name]) for name in FIELDS if name in config}
         plain = build_config(profile, trial)
+        if values.get("from_run"):  # its shape is the source's, and without pretraining its text too
+            skipped = [*SHAPE, *(() if values["num_iterations"] else TEXT)]
+            values = {name: value for name, value in values.items() if name not in skipped}
         given = {name: value for name, value in values.items() if name not in NOT_FLAGS and value != getattr(plain, name)}
         if run != plain.run:
             given["run"] = run
         for name in [name for name in given if name != "run"]:
             fewer = {other: value for other, value in given.items() if other != name}
             if all(getattr(resolve(build_config(profile, trial, fewer)), field) == value for field, value in values.items()):
-                given = fewer  # it follows from the others, or is chosen automatically
+                given = fewer  # the value follows from the others, or is chosen automatically
     except (KeyError, NanochatError, AssertionError, TypeError, ValueError):
         return ""
     words = ["train", "--profile", profile, *(["--trial"] if trial else [])]
     if (given.get("run"), profile, trial) == ("quickstart", "cpu", False):
         words = ["quickstart"]
         del given["run"]
-    return shlex.join(["nanochat", *words, *(f"--{name}={value}" for name, value in given.items() if value != "")])
+    return shlex.join(["nanochat", *words, *(f"--{flag_name(name)}={value}" for name, value in given.items() if value != "")])
 
 
 def revision(run_dir: Path) -> str:
-    """The program's version, in a Git checkout also its commit: of the first report of the run, which stays."""
+    """The program's version, with the commit in a Git checkout, from the run's first report."""
     known = read_json_object(run_dir / REPORT).get("revision")
     return known if isinstance(known, str) and known else _revision()
 

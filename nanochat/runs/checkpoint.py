@@ -43,8 +43,9 @@ from nanochat.runs.step_files import (
     tensor_shapes,
 )
 
-STEP = re.compile(r"step_(\d{6,12})")  # name of a step's directory
-BEST = "best.json"  # beside the steps: the one with the lowest bits per byte
+STEP = re.compile(r"step_(\d{6,12})")  # a step's folder
+OPTIMIZER = "optimizer_"  # its state's files begin so
+BEST = "best.json"  # beside the steps: which of them had the fewest bits per byte
 
 
 def _seal(files: dict[str, Any]) -> str:
@@ -64,6 +65,11 @@ class Checkpoint:
     def step(self) -> int:
         """Number of completed steps of the stage."""
         return int(self.meta["step"])
+
+    @property
+    def has_optimizer(self) -> bool:
+        """Whether the optimizer's state was saved with it: not with an imported one."""
+        return any(name.startswith(OPTIMIZER) for name in self.files)
 
     def read_model(self, device: torch.device | str = "cpu") -> Transformer:
         """A new model with the saved weights on `device`."""
@@ -103,7 +109,7 @@ class Checkpoint:
 
     def _load_optimizer(self, optimizer: MuonAdamW) -> None:
         parts: dict[tuple[str, str], list[tuple[int, Path, str]]] = {}
-        for path in (self.folder / name for name in self.files if name.startswith("optimizer_")):
+        for path in (self.folder / name for name in self.files if name.startswith(OPTIMIZER)):
             with safe_open(path, "pt") as file:
                 for key in file.keys():  # noqa: SIM118 (no mapping)
                     name, kind, first = key.split("|")
@@ -236,8 +242,8 @@ class Checkpoints:
         folder = self.folder / f"step_{meta['step']:06d}"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / MANIFEST).unlink(missing_ok=True)  # an old manifest is not valid for the new files
-            files = dict([_write_tensors(folder, f"optimizer_{ranks.rank:05d}.safetensors", optimizer.state_tensors())])
+            (folder / MANIFEST).unlink(missing_ok=True)  # it no longer speaks for what is being written
+            files = dict([_write_tensors(folder, f"{OPTIMIZER}{ranks.rank:05d}.safetensors", optimizer.state_tensors())])
             if ranks.main:
                 weights = {name: weight.detach() for name, weight in model.named_parameters()}
                 files |= dict([_write_tensors(folder, MODEL, weights)])

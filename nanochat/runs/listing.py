@@ -1,7 +1,7 @@
-"""All runs of the data directory, one summary each: for `nanochat runs` and the page; and removing one.
+"""List of the runs in the data directory, for `nanochat runs` and the page, and removal of a run.
 
-A summary is made of small files alone: the config, the report, the end of the metrics, the names of the checkpoints. Whatever is missing
-or torn is None or empty.
+A summary uses only small files: the config, the report, the end of the metrics, the names of the checkpoints. Missing or damaged parts
+are None or empty.
 """
 
 import json
@@ -40,6 +40,7 @@ class RunSummary(TypedDict):
     name: str
     profile: str
     trial: bool
+    from_run: str  # the checkpoint that it began from, RUN:stage:step; "" for random weights
     stage: str | None  # of the newest checkpoint: the model that answers; None where there is none
     step: int | None
     finished: bool
@@ -67,23 +68,24 @@ def list_runs(runs: Path | None = None) -> list[RunSummary]:
 
 
 def summary(folder: Path) -> RunSummary | None:
-    """The summary of the run in `folder`; None where it holds no run."""
+    """The summary of the run in `folder`; None if there is none."""
     steps = checkpoints(folder)
     if not steps and not (folder / RECORD).is_file():
         return None
     config = _read(folder / RECORD, _config)
     report = _read(folder / REPORT, _report)
     last, written = _last_line(folder / "metrics.jsonl")
-    beat = read_heartbeat(folder)
+    heartbeat = read_heartbeat(folder)
     newest = steps[0] if steps else None
     return {
         "name": _clean(folder.name),
         "profile": _text(config.get("profile")),
         "trial": bool(config.get("trial", False)),
+        "from_run": _text(config.get("from_run")),
         "stage": newest["stage"] if newest else None,
         "step": newest["step"] if newest else None,
         "finished": bool(report.get("finished")),
-        "running": bool(beat and beat["alive"]),
+        "running": bool(heartbeat and heartbeat["alive"]),
         "bpb": _number(report.get("bpb")),
         "score": _number(report.get("score")),
         "parameters": _count(report.get("parameters")),
@@ -97,7 +99,7 @@ def summary(folder: Path) -> RunSummary | None:
 
 
 def checkpoints(folder: Path) -> list[Step]:
-    """The finished checkpoints of the run in `folder`, the last stage's newest first; unverified."""
+    """The finished checkpoints of the run in `folder`, the last stage's newest first, not verified."""
     found: list[Step] = []
     for stage in reversed(STAGES):
         names = [path.parent.name.removeprefix("step_") for path in folder.glob(f"{stage}/step_*/{MANIFEST}")]
@@ -106,16 +108,16 @@ def checkpoints(folder: Path) -> list[Step]:
 
 
 def remove_run(name: str) -> int:
-    """Remove a run from this machine; returns the bytes that are free now. What is at its mirror stays.
+    """Remove a run from this machine, not from its mirror; returns the freed bytes.
 
-    Raises DataError where there is none, PreflightError where a process uses it, UsageError where its checkpoints are at its mirror alone.
+    Raises DataError if there is none, PreflightError if a process uses it, UsageError if its checkpoints are only on its mirror.
     """
     folder = paths.run_dir(plain_name(name))
     found = summary(folder) if folder.is_dir() and not folder.is_symlink() else None
     if found is None:
-        raise DataError(f"there is no run {name!r} here", "`nanochat runs` lists them")
+        raise DataError(f"there is no run {name!r} here", "list the runs with `nanochat runs`")
     if found["mirror"] and not found["checkpoints"]:
-        raise UsageError(f"the checkpoints of {name!r} are at its mirror alone", "the same train command downloads them, then it can go")
+        raise UsageError(f"the checkpoints of {name!r} are only on its mirror", "download them with its train command, then remove the run")
     aside = folder.parent / f"{paths.TEMPORARY}{uuid.uuid4().hex}"
     with lock.hold(name, "removing it"):
         folder.rename(aside)  # at once and as a whole: whatever happens then, no half of a run is left
@@ -162,7 +164,7 @@ def _parsed(path: Path, _written: int, _size: int, parse: Any) -> dict[str, Any]
 
 def _config(path: Path) -> dict[str, Any]:
     table = tomllib.loads(untrusted.read_bytes(path, RECORD_BYTES).decode("utf-8"))
-    return {name: table.get(name) for name in ("profile", "trial", "mirror")}
+    return {name: table.get(name) for name in ("profile", "trial", "mirror", "from_run")}
 
 
 def _report(path: Path) -> dict[str, Any]:

@@ -21,6 +21,7 @@ import fsspec
 from nanochat import paths, untrusted
 from nanochat.console import log
 from nanochat.errors import DataError, UsageError
+from nanochat.hardware.extras import install_hint
 from nanochat.hub.download import require_space
 from nanochat.redaction import redact
 from nanochat.runs.checkpoint import STEP, Checkpoints, verify
@@ -50,11 +51,7 @@ class Mirror:
             self.fs, root = fsspec.core.url_to_fs(url, use_listings_cache=False, skip_instance_cache=True, **OPTIONS.get(scheme, {}))
         except ImportError as error:
             package = PACKAGES.get(scheme, "")
-            hint = (
-                f"install it: .venv/bin/python -m pip install {package}"
-                if package
-                else "use a URL that begins with file://, s3://, gs:// or hf://"
-            )
+            hint = install_hint(package) if package else "use a URL that begins with file://, s3://, gs:// or hf://"
             raise UsageError(f"the mirror {url} needs the Python package {package or str(error)}, which is not installed", hint) from error
         except ValueError as error:
             raise UsageError(

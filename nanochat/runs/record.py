@@ -10,6 +10,7 @@ import json
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import tomli_w
 import torch
@@ -17,7 +18,7 @@ import torch
 from nanochat import paths, untrusted
 from nanochat.config import FIELDS, RL_FIELDS, Config, convert, differences
 from nanochat.console import log
-from nanochat.data.shards import Dataset, open_dataset
+from nanochat.data.shards import Dataset, mend, open_dataset
 from nanochat.errors import DataError, UsageError, did_you_mean
 from nanochat.model.transformer import Transformer
 from nanochat.redaction import redact
@@ -28,7 +29,28 @@ from nanochat.tokenizer.tokenizer import Tokenizer
 RECORD = "config.toml"
 RECORD_BYTES = 16 << 20  # size limit of the file, which names all shards
 TRIES = 10  # attempts to open a step while a training run prunes steps
+SFT = STAGES[1]
+CONVERSATION_FIELDS = ("chat_data", "identity")
 ANSWERING = STAGES[::-1]  # order in which a stage's model is chosen to answer: the last one first
+
+
+@dataclass(frozen=True)
+class Ancestor:
+    """A step of another run that a run begins with, the text that this one was pretrained on, if it was, and the text's licence."""
+
+    run: str
+    stage: str
+    step: int
+    sha256: str  # its manifest's, which stands for all its files
+    text: str = ""
+    licence: str = ""
+
+    @staticmethod
+    def parse(value: Any) -> "Ancestor":
+        """From a config.toml's table. Raises ValueError, KeyError."""
+        table = untrusted.table(value, "an ancestor")
+        run, stage, sha256, text, licence = (untrusted.text(table[name], name) for name in ("run", "stage", "sha256", "text", "licence"))
+        return Ancestor(run, stage, untrusted.integer(table["step"], "step"), sha256, text, licence)
 
 
 @dataclass(frozen=True)
@@ -36,10 +58,13 @@ class Record:
     """A run's resolved config, and the dataset directory, shard order, tokenizer and conversations, all frozen at step 0."""
 
     config: Config
-    dataset: str
+    dataset: str  # "" where no text is known: of a run that began with an imported model
     shards: tuple[str, ...]
     tokenizer: str
-    conversations: str = ""  # hash of the user's conversations, if there are any
+    conversations: str = ""  # hash of the user's, where there are any
+    problems: str = ""  # hash of the user's for reinforcement learning, if there are any
+    descent: tuple[Ancestor, ...] = ()  # what the run began with (`--from`), last, and what that run had begun with, and so on
+    first_row: int = 0  # of its data, that its first stage begins with: what its source read of the same data is not read again
 
     def write(self) -> None:
         """Write the run's config.toml without the mirror's credentials, which each call must be given."""
@@ -59,10 +84,29 @@ class Record:
         """Write the record with another number of pretraining steps."""
         dataclasses.replace(self, config=self.config.replace(num_iterations=steps)).write()
 
-    def with_rl(self, config: Config) -> "Record":
-        """The record with `config`'s RL settings, which may be given long after step 0; written if they changed."""
+    def with_conversations(self, config: Config, conversations: str) -> "Record":
+        """The record with other conversations, whose hash is `conversations`, written. They may change until fine-tuning has a checkpoint.
+
+        Raises UsageError after that.
+        """
+        if has_stage(config.run, SFT):
+            require_same("conversations file", self.conversations, conversations, config.run)
+        settings = {name: getattr(config, name) for name in CONVERSATION_FIELDS}
+        record = dataclasses.replace(self, config=self.config.replace(**settings), conversations=conversations)
+        if record != self:
+            log(f"the run {config.run!r} gets other conversations: it has no checkpoint of fine-tuning yet")
+            record.write()
+        return record
+
+    def with_rl(self, config: Config, problems: str) -> "Record":
+        """The record with `config`'s RL settings and the hash of its `problems`, which may come long after step 0; written if they changed.
+
+        Raises UsageError if there are other problems than those that a checkpoint of reinforcement learning has learned from.
+        """
+        if has_stage(config.run, STAGES[-1]):
+            require_same("problems file", self.problems, problems, config.run)
         settings = {name: getattr(config, name) for name in RL_FIELDS}
-        record = dataclasses.replace(self, config=self.config.replace(**settings))
+        record = dataclasses.replace(self, config=self.config.replace(**settings), problems=problems)
         if record != self:
             record.write()
         return record
@@ -119,9 +163,14 @@ def parse_record(data: bytes, path: Path) -> Record:
         table = tomllib.loads(data.decode("utf-8"))
         values = {key: convert(key, value) for key, value in table.items() if key in FIELDS}
         frozen = untrusted.table(table["frozen"], "frozen")
-        dataset, tokenizer = (untrusted.file_name(frozen[name], name) for name in ("dataset", "tokenizer"))
+        tokenizer = untrusted.file_name(frozen["tokenizer"], "tokenizer")
+        dataset = untrusted.file_name(frozen["dataset"], "dataset") if frozen["dataset"] else ""
         shards = tuple(untrusted.file_name(name, "a shard") for name in frozen["shards"])
-        return Record(Config(**values), dataset, shards, tokenizer, untrusted.text(frozen["conversations"], "conversations"))
+        descent = tuple(Ancestor.parse(each) for each in frozen.get("descent", []))
+        conversations = untrusted.text(frozen["conversations"], "conversations")
+        problems = untrusted.text(frozen.get("problems", ""), "problems")
+        first_row = untrusted.integer(frozen.get("first_row", 0), "first_row")
+        return Record(Config(**values), dataset, shards, tokenizer, conversations, problems, descent, first_row)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(
             f"{path} is damaged ({untrusted.reason(error)})", f"start a new run with another --run, or restore {path}"
@@ -134,7 +183,7 @@ def open_text(record: Record) -> Dataset:
     known = {shard.path.name: shard for shard in dataset.training}
     missing = [name for name in record.shards if name not in known]
     if missing:
-        raise DataError(f"{missing[0]} of the run's text is missing in {dataset.folder}", f"download it with -n {len(record.shards)}")
+        raise DataError(f"{missing[0]} of the run's text is missing in {dataset.folder}", mend(record.dataset, dataset.folder))
     return Dataset(
         dataset.name, dataset.folder, dataset.source, dataset.licence, tuple(known[name] for name in record.shards), dataset.validation
     )
@@ -143,7 +192,8 @@ def open_text(record: Record) -> Dataset:
 def inherit(config: Config, record: Record, reinforced: bool = False) -> Config:
     """`config` with the record's value for every -1 and "auto", which were resolved when the run began.
 
-    RL settings are the record's too, unless this call trains the RL stage (`reinforced`); they may change until its first checkpoint.
+    RL settings are the record's too, unless this call trains the RL stage (`reinforced`); they may change until its first checkpoint. So
+    may the conversations until the first checkpoint of fine-tuning.
     Raises UsageError with all differences if the call would train another model under the same name.
     """
     kept = () if reinforced else RL_FIELDS
@@ -153,6 +203,8 @@ def inherit(config: Config, record: Record, reinforced: bool = False) -> Config:
     different = differences(record.config, merged)
     if not different.keys().isdisjoint(RL_FIELDS) and not has_stage(config.run, STAGES[-1]):
         different = {name: values for name, values in different.items() if name not in RL_FIELDS}
+    if not has_stage(config.run, SFT):
+        different = {name: values for name, values in different.items() if name not in CONVERSATION_FIELDS}
     if different:
         listed = "; ".join(f"{name} was {old!r}, now {new!r}" for name, (old, new) in different.items())
         raise UsageError(
@@ -170,7 +222,7 @@ def require_same(what: str, old: object, new: object, run: str) -> None:
 
 def has_checkpoints(run: str) -> bool:
     """Whether `run` has a checkpoint of any stage."""
-    return any(paths.run_dir(run).glob("*/step_*/manifest.json"))
+    return any(any(paths.run_dir(run).glob(f"{stage}/step_*/manifest.json")) for stage in STAGES)
 
 
 def has_stage(run: str, stage: str | None) -> bool:
@@ -186,8 +238,10 @@ def plain_name(run: str) -> str:
 def newest_run() -> str:
     """The run with the newest checkpoint. Raises DataError if there is none."""
     newest, when = None, 0.0
-    for path in paths.runs_dir().glob("[!.]*/*/step_*/manifest.json"):  # the name of an unfinished import begins with a dot
-        with contextlib.suppress(FileNotFoundError):  # pruned meanwhile
+    for path in paths.runs_dir().glob("[!.]*/*/step_*/manifest.json"):  # an import that is not finished begins with a dot
+        if path.parts[-3] not in STAGES:  # the copy of what a run began with
+            continue
+        with contextlib.suppress(FileNotFoundError):  # removed meanwhile
             if newest is None or path.stat().st_mtime > when:
                 newest, when = path, path.stat().st_mtime
     if newest is None:
@@ -215,7 +269,7 @@ def _folder(run: str) -> Path:
     folder = paths.run_dir(run)
     if not folder.is_dir():
         others = sorted(path.name for path in paths.runs_dir().glob("*") if (path / RECORD).exists())
-        hint = did_you_mean(run, others, title="runs") if others else "there are no runs yet: `nanochat quickstart` trains one"
+        hint = did_you_mean(run, others, title="runs") if others else "train one in minutes with `nanochat quickstart`"
         raise DataError(f"there is no run {run!r}", hint)
     return folder
 

@@ -51,6 +51,17 @@ class StepSample(TypedDict):
     text: str
 
 
+class AncestorReport(TypedDict):
+    """A step of another run that the run descends from (`train --from`)."""
+
+    run: str
+    stage: str
+    step: int
+    sha256: str  # of its manifest
+    text: str  # that it was pretrained on; "" where it was only fine-tuned, or imported
+    licence: str  # of that text
+
+
 class Report(TypedDict):
     """A run's report, also of an unfinished run; missing information is None or empty."""
 
@@ -73,6 +84,7 @@ class Report(TypedDict):
     plan: dict[str, Comparison]  # seconds, tokens (of pretraining), tokens_per_second, memory_bytes; {} if there is no plan
     samples: list[Sample]
     samples_by_step: list[StepSample]  # the last ones, oldest first
+    descent: list[AncestorReport]  # the oldest first; empty for a run that began with random weights
     data: dict[str, str]  # source, licence, tokenizer, validation (its shard), and the hash of each shard
     machine: dict[str, Any]  # device, system, cores, python, torch, numpy of the machine that wrote the report
     config: dict[str, Any]

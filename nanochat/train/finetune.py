@@ -26,14 +26,14 @@ WARMDOWN_RATIO = 0.5
 
 
 class ConversationBatches:
-    """The k-th group of packed rows for step k, an equal part for each rank."""
+    """The k-th group of packed rows for step k, from row `begin` on; an equal part for each rank."""
 
-    def __init__(self, rows: ConversationRows, rows_per_step: int):
-        self.rows, self.rows_per_step = rows, rows_per_step
+    def __init__(self, rows: ConversationRows, rows_per_step: int, begin: int = 0):
+        self.rows, self.rows_per_step, self.begin = rows, rows_per_step, begin
 
     def batch(self, step: int, ranks: Ranks) -> StepBatch:
         """This rank's rows of `step` (from 0); targets outside the mask are ignored."""
-        first = step * self.rows_per_step
+        first = self.begin + step * self.rows_per_step
         ids, mask = self.rows.rows(first, first + self.rows_per_step)  # (rows, T + 1)
         share = self.rows_per_step // ranks.world_size
         own = slice(ranks.rank * share, (ranks.rank + 1) * share)
@@ -46,8 +46,8 @@ def masked(ids: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return ids[:, :-1], np.where(mask[:, 1:], ids[:, 1:], IGNORE)
 
 
-def finetune(session: Session, base: Checkpoint, conversations: Sequence[Conversation]) -> Transformer:
-    """Train the sft stage of the run to its end, from the weights and the optimizer of `base`."""
+def finetune(session: Session, parent: Checkpoint | None, conversations: Sequence[Conversation]) -> Transformer:
+    """Train the sft stage of the run to its end, from the weights and the optimizer of `parent` where it has no step yet."""
     config, tokenizer = session.config, session.tokenizer
     rows = ConversationRows(conversations, tokenizer, config.max_seq_len, config.seed)
     validation = rows.hold_out(min(len(rows) // HELD_OUT, HELD_OUT_LIMIT))
@@ -69,5 +69,5 @@ def finetune(session: Session, base: Checkpoint, conversations: Sequence[Convers
         question = conversation[: 2 if conversation[0]["role"] == "system" else 1]
         with contextlib.suppress(UsageError):  # longer than the context
             prompts.append(tokenizer.render_prompt(question, config.max_seq_len - 1)[0])
-    source = ConversationBatches(rows, session.rows_per_step())
-    return session.run("sft", lambda model: source, schedule, session.measure(*masked(*validation)), prompts, parent=base)
+    source = ConversationBatches(rows, session.rows_per_step(), session.begin_row("sft"))
+    return session.run("sft", lambda model: source, schedule, session.measure(*masked(*validation)), prompts, parent=parent)

@@ -72,15 +72,16 @@ class Sampler:
 
 
 class RolloutBatches:
-    """Rollouts of each step's prompts, whose order depends on the seed; each rank samples its part."""
+    """Rollouts of each step's prompts, from number `begin` on, whose order depends on the seed; each rank samples its part."""
 
-    def __init__(self, sampler: Sampler, problems: Sequence[Problem], config: Config):
-        self.sampler, self.problems, self.config = sampler, problems, config
+    def __init__(self, sampler: Sampler, problems: Sequence[Problem], config: Config, begin: int = 0):
+        self.sampler, self.problems, self.config, self.begin = sampler, problems, config, begin
 
     def batch(self, step: int, ranks: Ranks) -> StepBatch:
         """Rollouts of this rank's prompts of `step` (from 0), without prompts whose rollouts all have the same reward."""
         prompts, samples = self.config.rl_examples_per_step, self.config.rl_num_samples
-        own = _share(range(step * prompts, (step + 1) * prompts), ranks)
+        first = self.begin + step * prompts
+        own = _share(range(first, first + prompts), ranks)
         sampled = self.sampler(
             [self.problem(number) for number in own], samples, seed_of(self.config.seed, "answers") + own.start * samples
         )
@@ -150,8 +151,8 @@ def pass_at_k(sampler: Sampler, problems: Sequence[Problem], seed: int, ranks: R
     return {f"pass@{k}": round(value, 6) for k, value in passed.items()} | {"eval_tokens": tokens}
 
 
-def reinforce(session: Session, parent: Checkpoint, problems: Sequence[Problem], held_out: Sequence[Problem]) -> Transformer:
-    """Train the rl stage of the run to its end, from the weights of `parent` and with a new optimizer."""
+def reinforce(session: Session, parent: Checkpoint | None, problems: Sequence[Problem], held_out: Sequence[Problem]) -> Transformer:
+    """Train the rl stage of the run to its end, from the weights of `parent` and with a new optimizer where it has no step yet."""
     config = session.config
     schedule = Schedule(
         config.rl_iterations,
@@ -164,7 +165,8 @@ def reinforce(session: Session, parent: Checkpoint, problems: Sequence[Problem],
     )
 
     work = f"{config.rl_examples_per_step} prompts x {config.rl_num_samples} rollouts of at most {config.rl_max_new_tokens} tokens"
-    log(f"reinforcement learning: {config.rl_iterations} steps of {work}, from {parent.folder}")
+    origin = f", from {parent.folder}" if parent else ""
+    log(f"reinforcement learning: {config.rl_iterations} steps of {work}{origin}")
     if config.compile == "on":
         log("skipped: torch.compile, because the rollouts' lengths differ between steps")
 
@@ -174,7 +176,7 @@ def reinforce(session: Session, parent: Checkpoint, problems: Sequence[Problem],
     prompts = [prompt_ids(session.tokenizer, problem.prompt)[-config.max_seq_len // 2 :] for problem in held_out[:SAMPLES]]
     return session.run(
         "rl",
-        lambda model: RolloutBatches(sampler(model), problems, config),
+        lambda model: RolloutBatches(sampler(model), problems, config, session.begin_row("rl")),
         schedule,
         lambda model, forward: pass_at_k(sampler(model), held_out, seed_of(config.seed, "evaluation"), session.ranks),
         prompts,

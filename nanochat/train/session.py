@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from nanochat.config import Config
-from nanochat.console import log
+from nanochat.console import NORMAL, VERBOSE, log
 from nanochat.data.shards import Dataset
 from nanochat.distributed.ranks import Ranks
 from nanochat.distributed.watchdog import Watchdog
@@ -40,7 +40,7 @@ class Session:
     """One run in this process: resolved config, data, directory and rank."""
 
     config: Config
-    dataset: Dataset
+    dataset: Dataset | None  # None of a run that does not pretrain
     tokenizer: Tokenizer
     folder: Path
     ranks: Ranks
@@ -48,6 +48,7 @@ class Session:
     planned_rate: float = 0.0  # tokens per second, by the plan; 0 if there is none
     uploader: Uploader | None = None  # to the mirror, on the main rank
     follow: Callable[[Metrics], object] = lambda metrics: None  # called with each stage's metrics, on the main rank
+    first_row: int = 0  # of the run's data, with which the first stage begins
     pacer: Pacer | None = None  # chooses the number of pretraining steps, if it may change
     gpt: GPTConfig = field(init=False)
 
@@ -62,6 +63,10 @@ class Session:
     def new_model(self) -> Transformer:
         """A model with initial weights."""
         return device.new_model(self.gpt, self.ranks.device, self.config)
+
+    def begin_row(self, stage: str) -> int:
+        """The row of its data at which a stage begins."""
+        return self.first_row if stage == self.config.first_stage else 0
 
     def rows_per_step(self) -> int:
         """Rows of one step over all ranks."""
@@ -110,10 +115,13 @@ class Session:
         return MuonAdamW(model, rates, config.total_batch_size, self.ranks)
 
     def _load(self, model: Transformer, optimizer: MuonAdamW, newest: Checkpoint | None, parent: Checkpoint | None, fresh: bool) -> None:
-        """Load the stage's newest checkpoint, else its parent's (`fresh`: only the weights), into model and optimizer."""
+        """Load the stage's newest checkpoint, else its parent's (`fresh`: only the weights), into model and optimizer.
+
+        An imported parent has only weights.
+        """
         if checkpoint := newest or parent:
             checkpoint.load_model(model)
-            if newest or not fresh:
+            if newest or (not fresh and checkpoint.has_optimizer):
                 checkpoint.load_optimizer(optimizer)
 
     def _stage(self, name: str, source: BatchSource, schedule: Schedule, newest: Checkpoint | None, fresh: bool) -> Stage:
@@ -177,10 +185,10 @@ class Session:
         def sample(step: int) -> None:
             if self.ranks.main:
                 answers = Engine(model, self.tokenizer).complete(prompts, max_tokens=SAMPLE_TOKENS, temperature=0.0)
-                for prompt, ids in zip(prompts, answers, strict=True):
+                for number, (prompt, ids) in enumerate(zip(prompts, answers, strict=True)):
                     asked = self.tokenizer.decode([token for token in prompt if self.tokenizer.token_bytes()[token]])
                     said = answer_text(self.tokenizer, ids)
-                    log(f"  sample at step {step}: {asked!r} -> {said!r}")
+                    log(f"  sample at step {step}: {asked!r} -> {said!r}", level=VERBOSE if number else NORMAL)
                     entry = {"stage": name, "step": step, "prompt": asked, "text": said}
                     with (self.folder / SAMPLES).open("a", encoding="utf-8") as file:
                         file.write(json.dumps(entry, ensure_ascii=False) + "\n")

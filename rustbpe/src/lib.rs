@@ -1,7 +1,7 @@
 //! Byte-level BPE: training, encoding, and packing of documents into training rows.
 //!
-//! `core` knows nothing of Python; its documentation says in which order to read it. `py` (feature `python`) is the glue: it holds
-//! the interpreter only to fetch texts and to hand back results, and turns every error into an exception.
+//! `core` is independent of Python; its documentation has the order to read it in. `py` (feature `python`) is the binding: it holds the
+//! interpreter lock only to fetch texts and to return results, and turns errors into exceptions.
 
 pub mod core;
 

@@ -24,7 +24,7 @@ def settings() -> dict[str, dict[str, Any]]:
 
 
 def described() -> dict[str, dict[str, Any]]:
-    """Variable -> what the settings say of it."""
+    """Variable -> its entry in the settings."""
     return {name: about for group in settings().values() for name, about in group.items() if isinstance(about, dict)}
 
 
@@ -108,7 +108,7 @@ def document(language: Language) -> str:
 def env_example() -> str:
     """The text of .env.example: the variables of the compose files, by groups."""
     lines = [
-        "# What Docker Compose reads. Copy this file to .env and remove the # in front of a variable that you change.",
+        "# Settings of Docker Compose. Copy this file to .env and remove the # in front of a variable that you change.",
         "# Made from scripts/reference/settings.toml by `make docs`; docs/reference/settings.md has every other variable.",
     ]
     for title, group in settings().items():

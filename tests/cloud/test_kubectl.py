@@ -67,7 +67,7 @@ def test_submit_follow_show_cancel(cluster: FakeKubernetes, nodes: int, capfd: p
     tool().cancel(NAME)
     assert [kind for kind, _ in cluster.objects] == ["persistentvolumeclaims"]
     assert "kept, with the checkpoints" in capfd.readouterr().err
-    with pytest.raises(UsageError, match="no training"):
+    with pytest.raises(UsageError, match="there is no run"):
         tool().status("another")
 
 

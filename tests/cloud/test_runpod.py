@@ -202,14 +202,14 @@ def test_log_survives_cuts_without_losing_or_repeating_a_line(
 
 
 def test_exit_code_is_the_trainings(fake: FakeRunPod, api: RunPod, work: Workload) -> None:
-    fake.lines.append("guard: the training ended with 5; this pod is ended (stop)")
+    fake.lines.append("guard: the run ended with 5; this pod is ended (stop)")
     assert runpod.submit(api, work, OPTIONS, agree) == 5
 
 
 @pytest.mark.parametrize("state", ["PROVISIONING", "STARTING", "ERROR"])
 def test_pod_that_never_runs_is_given_back(fake: FakeRunPod, api: RunPod, work: Workload, state: str) -> None:
     fake.after_create = state
-    with pytest.raises(PreflightError, match="given back"):
+    with pytest.raises(PreflightError, match="terminated"):
         runpod.submit(api, work, replace(OPTIONS, start_minutes=0.002), agree)
     assert fake.pods["pod0"]["status"] == "TERMINATED"
 
@@ -228,7 +228,7 @@ def test_client_enforces_the_ceiling(fake: FakeRunPod, api: RunPod, work: Worklo
     fake.when_logged = ""
     fake.fault("POST /v2/pods/[^/]+/action", (500,), "cut")
     runpod.submit(api, work, replace(OPTIONS, volume=volume), agree, follow=False)
-    with pytest.raises(NanochatError, match="ceiling"):
+    with pytest.raises(NanochatError, match="time limit"):
         runpod_watch.watch(api, "pod0", time.time() + 0.2, OPTIONS.poll)
     assert fake.pods["pod0"]["status"] == left
 
@@ -257,7 +257,7 @@ def test_ceilings_refuse_before_anything_is_rented(fake: FakeRunPod, api: RunPod
 
 def test_dearer_pod_than_the_catalogue_said_is_given_back(fake: FakeRunPod, api: RunPod, work: Workload) -> None:
     fake.cost = 3.0
-    with pytest.raises(PreflightError, match="given back"):
+    with pytest.raises(PreflightError, match="terminated"):
         runpod.submit(api, work, replace(OPTIONS, max_price=0.6), agree)
     assert fake.pods["pod0"]["status"] == "TERMINATED"
 
@@ -269,7 +269,7 @@ def test_free_cards_come_first_and_small_machines_are_left_out(fake: FakeRunPod,
     fake.catalog = [gpu("NVIDIA H100 80GB HBM3", most=4), gpu("NVIDIA H200", 4.0)]
     found = runpod.candidates(api, eight, OPTIONS)
     assert [(one.gpu, one.price) for one in found] == [("NVIDIA H200", 32.0)]
-    with pytest.raises(UsageError, match="needs no card"):
+    with pytest.raises(UsageError, match="needs no GPU"):
         runpod.candidates(api, workload("i", "", "cpu", False, []), OPTIONS)
 
 
@@ -333,7 +333,7 @@ def test_interrupted_client_says_that_the_pod_goes_on(server: tuple[FakeRunPod, 
             _, told = process.communicate(timeout=60)
         finally:
             process.kill()
-    assert process.returncode == 130 and "The pod goes on" in told and fake.running == ["pod0"]
+    assert process.returncode == 130 and "stopped following" in told and fake.running == ["pod0"]
     assert command(url, "stop", "night").returncode == 0
     assert fake.running == []
     assert command(url, "terminate", "night").returncode == 0

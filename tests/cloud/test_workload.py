@@ -81,9 +81,9 @@ def test_secrets_are_no_arguments() -> None:
 
 
 def test_credentials_are_no_arguments() -> None:
-    with pytest.raises(UsageError, match="holds a password"):
+    with pytest.raises(UsageError, match="contains a password"):
         plain_environment(["HF_ENDPOINT=https://user:S3CRET@mirror.example.org"])
-    with pytest.raises(UsageError, match="--mirror holds credentials") as raised:
+    with pytest.raises(UsageError, match="--mirror contains credentials") as raised:
         workload("image", "", "cpu", False, ["--mirror=s3://user:S3CRET@bucket/x"])
     assert "--secret NAME" in raised.value.hint
     assert plain_environment(["HF_ENDPOINT=https://mirror.example.org"]) and workload("image", "", "cpu", False, ["--mirror=s3://bucket/x"])

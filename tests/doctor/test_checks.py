@@ -93,7 +93,7 @@ def findings(config: Config, hardware: Hardware, quick: bool = True) -> dict[str
 def test_more_processes_than_gpus(base: Path, driver: Any) -> None:
     driver(visible=1)
     found = findings(gpu_config(nproc_per_node=8, total_batch_size=2048), CARD)["processes"]
-    assert found.level == doctor.ERROR and found.what == "8 processes asked, 1 GPU(s) visible"
+    assert found.level == doctor.ERROR and found.what == "8 processes were requested; 1 GPU(s) are visible"
     assert "--nproc_per_node=1 (or --device=cpu)" in found.fix and "invalid device ordinal" in found.why
 
 
@@ -136,7 +136,7 @@ def test_compiling_shows_a_line(monkeypatch: pytest.MonkeyPatch, capfd: pytest.C
     monkeypatch.setattr(torch, "compile", lambda model, dynamic: model)
     config = resolve(gpu_config(compile="on"), hardware=CARD)
     training_device.forward_of(allocate_model(gpt_config(config.replace(vocab_size=300)), "meta"), config)
-    assert "the first step takes about a minute longer" in capfd.readouterr().err
+    assert "the first step and the first evaluation take about a minute longer" in capfd.readouterr().err
 
 
 def test_no_rust_compiler(tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ def test_the_driver_against_torch(base: Path, driver: Any, version: str, level: 
 def test_who_holds_the_memory(base: Path, driver: Any) -> None:
     driver(free=int(1e8))
     found = findings(gpu_config(), CARD)["memory"]
-    assert found.level == doctor.ERROR and "process 4711 holds 6.3 GB" in found.what
+    assert found.level == doctor.ERROR and "process 4711 uses 6.3 GB" in found.what
     driver(free=4 << 30)
     assert findings(gpu_config(), CARD)["memory"].level == doctor.WARNING
     driver()
@@ -272,7 +272,7 @@ def test_train_warns_and_goes_on(base: Path, monkeypatch: pytest.MonkeyPatch, ca
     monkeypatch.setattr(doctor.resource, "getrlimit", lambda which: (256, 4096))
     config = resolve(build_config("cpu"), hardware=CPU)
     doctor.require(config, make_plan(config, CPU))
-    assert "warning: 256 files may be open" in capfd.readouterr().err
+    assert "warning: the limit of open files is 256" in capfd.readouterr().err
 
 
 # ---- doctor --gpus ----------------------------------------------------------------------------------------------
@@ -296,4 +296,4 @@ def test_a_device_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpus.ranks, "launch", lambda *arguments, **options: 1)
     assert gpus.check_gpus("cuda", 2)[0].level == doctor.ERROR
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    assert gpus.check_gpus("cuda")[0].what == "there is no GPU to be tried"
+    assert gpus.check_gpus("cuda")[0].what == "there is no GPU to test"

@@ -157,7 +157,7 @@ def test_a_folder_comes_back_as_a_run(exported: Exported, base: Path) -> None:
         assert torch.equal(again.model.logits(again.model(ids)), ours.model.logits(ours.model(ids)))
     with pytest.raises(UsageError, match="exists"):
         folder.import_folder(out, "back")
-    with pytest.raises(UsageError, match="no name"):
+    with pytest.raises(UsageError, match="not a directory name"):
         folder.import_folder(out, "../back")
     assert list(paths.runs_dir().iterdir()) == [paths.run_dir("back")]
 
@@ -168,11 +168,11 @@ def test_damage_is_refused(base: Path, tmp_path: Path) -> None:
     folder.write_folder(ours, out)
     with pytest.raises(UsageError, match="exists"):
         folder.write_folder(ours, out)
-    with pytest.raises(DataError, match="is not a folder"):
+    with pytest.raises(DataError, match="is not an export"):
         folder.import_folder(tmp_path / "nothing")
     weights = out / folder.WEIGHTS
     weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(DataError, match="is not a folder"):
+    with pytest.raises(DataError, match="is not an export"):
         folder.import_folder(out)
 
 
@@ -203,7 +203,7 @@ def test_gguf_holds_the_model_and_its_vocabulary(base: Path, tmp_path: Path, cap
 
 
 def test_gguf_of_another_model_is_refused(base: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="cannot run this model") as caught:
+    with pytest.raises(UsageError, match="GGUF does not support this model") as caught:
         gguf_file.write_gguf(random_model("nanochat", 1), tmp_path / "out")
     assert "--architecture portable" in caught.value.hint
     assert not (tmp_path / "out").exists()

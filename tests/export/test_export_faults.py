@@ -163,7 +163,7 @@ def test_a_shape_that_the_file_does_not_hold_is_never_built(change: dict, export
     about["meta"]["model"] |= change
     (exported / folder.ABOUT).write_text(json.dumps(about))
     monkeypatch.setattr(folder, "allocate_model", lambda gpt: pytest.fail("it was built"))
-    with pytest.raises(DataError, match="is not a folder"):
+    with pytest.raises(DataError, match="is not an export"):
         folder.import_folder(exported)
 
 

@@ -129,7 +129,7 @@ def test_no_folder_is_private(base: Path, place: Path, tmp_path: Path, monkeypat
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
     with pytest.raises(PreflightError, match="other users may write to") as caught:
         make(place)
-    assert "TORCHINDUCTOR_CACHE_DIR=" in caught.value.hint
+    assert "set TORCHINDUCTOR_CACHE_DIR" in caught.value.hint
 
 
 def test_folders_that_the_user_names(

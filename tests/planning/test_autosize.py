@@ -85,7 +85,7 @@ def test_the_pacer_writes_its_steps_into_the_record(base: Path, capsys: pytest.C
     begun.write()
     pacer: Pacer = budget.HoursPacer(begun, time.monotonic() - 240)
     steps = pacer.steps(350, 0.1)
-    assert steps > 1000 and f"{steps:,} steps of pretraining instead of 1,000" in capsys.readouterr().err
+    assert steps > 1000 and f"{steps:,} pretraining steps instead of 1,000" in capsys.readouterr().err
     written = runs.read_record(config.run)
     assert written and written.config == config.replace(num_iterations=steps) and written.shards == begun.shards
     assert runs.current_steps(config)["base"] == steps

@@ -54,7 +54,7 @@ def test_a_plan_that_does_not_fit_says_so_and_what_would(base: Path) -> None:
     assert "DOES NOT FIT" in describe(big)
     two = make_plan(Config(depth=4, device_batch_size=1, nproc_per_node=2), small)
     assert not two.fits
-    assert "too few cards" in describe(two)
+    assert "too few GPUs" in describe(two)
 
 
 def test_shards_that_lie_there_are_not_downloaded_again(base: Path) -> None:

@@ -165,7 +165,7 @@ def test_an_unfinished_run_has_a_report(run: Path) -> None:
 def test_an_empty_folder_has_a_report(tmp_path: Path) -> None:
     made = write_report(tmp_path)
     assert (made["scores"], made["parameters"], made["curve"]) == (None, None, {})
-    assert "Nothing is trained yet" in (tmp_path / "report.html").read_text()
+    assert "Not started" in (tmp_path / "report.html").read_text()
 
 
 def test_torn_and_odd_lines_are_left_out(run: Path) -> None:
@@ -210,8 +210,8 @@ def test_the_plan_stands_beside_what_came(run: Path) -> None:
     assert made["seconds"] == {"planned": 160.25, "came": 320.5}
     assert made["tokens"] == {"planned": 4_096_000, "came": 4_096_000}
     text = (run / "report.md").read_text()
-    assert "| tokens/s | 2.0K | 1.0K | 0.50 |" in text and "| memory (came: the whole program's) | 2.00 GB | 1.00 GB | 0.50 |" in text
-    assert "The plan and what came" in Page((run / "report.html").read_text()).words
+    assert "| tokens/s | 2.0K | 1.0K | 0.50 |" in text and "| memory (measured for the whole process) | 2.00 GB | 1.00 GB | 0.50 |" in text
+    assert "Plan and result" in Page((run / "report.html").read_text()).words
 
 
 def test_samples_by_step(run: Path) -> None:

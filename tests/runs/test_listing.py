@@ -40,8 +40,8 @@ def test_a_summary(base: Path) -> None:
     assert list_runs() == []
     folder = put("one", ("base", 9), ("base", 10), ("sft", 3), finished=True, bpb=1.25, parameters=7, scores={"trained": 0.5}, seconds=60.0)
     assert summary(folder) == {
-        "name": "one", "profile": "cpu", "trial": False, "stage": "sft", "step": 3, "finished": True, "running": False, "bpb": 1.25,
-        "score": 0.5, "parameters": 7, "tokens": 1024, "seconds": 60.0, "date": "2027-01-15T08:00:00Z", "mirror": False,
+        "name": "one", "profile": "cpu", "trial": False, "from_run": "", "stage": "sft", "step": 3, "finished": True, "running": False,
+        "bpb": 1.25, "score": 0.5, "parameters": 7, "tokens": 1024, "seconds": 60.0, "date": "2027-01-15T08:00:00Z", "mirror": False,
         "size_bytes": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
         "checkpoints": [{"stage": "sft", "step": 3}, {"stage": "base", "step": 10}, {"stage": "base", "step": 9}],
     }  # fmt: skip
@@ -50,6 +50,13 @@ def test_a_summary(base: Path) -> None:
     (paths.runs_dir() / ".tmp-x").mkdir()
     (paths.runs_dir() / "no run").mkdir()
     assert [(one["name"], one["running"], one["seconds"]) for one in list_runs()] == [("two", False, 7.5), ("one", True, 60.0)]
+
+
+def test_where_a_run_began(base: Path) -> None:
+    folder = put("two", ("sft", 1))
+    (folder / "config.toml").write_text('profile = "cpu"\nfrom_run = "one:base:9"\n')
+    (one,) = list_runs()
+    assert one["from_run"] == "one:base:9"
 
 
 @pytest.mark.parametrize(
@@ -84,7 +91,7 @@ def test_removing(base: Path) -> None:
         remove_run("kept")
     assert list_runs()
     put("far", mirror="s3://bucket")
-    with pytest.raises(UsageError, match="at its mirror alone"):
+    with pytest.raises(UsageError, match="only on its mirror"):
         remove_run("far")
     outside = base / "outside"
     outside.mkdir()

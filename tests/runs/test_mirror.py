@@ -173,7 +173,7 @@ def test_another_runs_record_in_its_place_is_refused(base: Path, there: Path) ->
     (there / "one").mkdir(parents=True)
     frozen = '[frozen]\ndataset = "embedded"\nshards = []\ntokenizer = "abc"\nconversations = ""\n'
     (there / "one" / "config.toml").write_text(f'run = "two"\n{frozen}')
-    with pytest.raises(DataError, match="in the place of 'one'"):
+    with pytest.raises(DataError, match="instead of 'one'"):
         fetch(f"file://{there}", "one")
     for record in (f'run = "../two"\n{frozen}', frozen.replace("embedded", "../.."), frozen.replace("abc", "/etc"), "x = " + "[" * 100_000):
         (there / "one" / "config.toml").write_text(record)

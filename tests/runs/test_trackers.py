@@ -96,7 +96,7 @@ def test_off_unless_it_is_asked_for(base: Path) -> None:
 @pytest.mark.parametrize("name", trackers.TRACKERS)
 def test_a_missing_package_is_said_before_anything_begins(name: str, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard" if name == "tensorboard" else name, None)
-    with pytest.raises(UsageError, match=f"--log_to {name} needs the package {name}") as raised:
+    with pytest.raises(UsageError, match=f"--log_to {name} needs the Python package {name}") as raised:
         run.train(tiny.config(tiny.sentences(tmp_path / "text.txt"), log_to=name))
     assert raised.value.exit_code == 2 and f"pip install {name}" in raised.value.hint
     assert not (base / "runs").exists()
@@ -139,7 +139,7 @@ def test_wandb_is_online_where_there_is_a_key(
     base: Path, package: Package, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write(base, "wandb", range(1, 3))
-    assert package.inits[-1]["mode"] == "offline" and "wandb sync /somewhere uploads it" in capsys.readouterr().err
+    assert package.inits[-1]["mode"] == "offline" and "`wandb sync /somewhere`" in capsys.readouterr().err
     netrc = tmp_path / ".netrc"
     netrc.write_text(f"machine api.wandb.ai login user password {KEY}\n")
     netrc.chmod(0o600)

@@ -282,7 +282,7 @@ def test_a_run_with_reinforcement_learning(base: Path, capsys: pytest.CaptureFix
     """Added to a finished run, its settings chosen only then; the rewards rise; the chat uses it."""
     text, options = school(base)
     without = {name: value for name, value in options.items() if name not in RL}
-    with pytest.raises(UsageError, match="begins from a fine-tuned model"):
+    with pytest.raises(UsageError, match="needs a fine-tuned model"):
         run.train(tiny.config(text, **options), ("rl",))
     assert run.train(tiny.config(text, **without)) == 0
     assert "skipped: reinforcement learning: --stage=rl adds it" in capsys.readouterr().err

@@ -231,7 +231,7 @@ def test_what_led_to_it_is_written_down(tmp_path: Path) -> None:
     with pytest.raises(NonFiniteError, match="base step 4") as caught:
         run.go()
     folder = tmp_path / "nonfinite" / "base_step_000004"
-    assert str(folder) in caught.value.message and "--skip-bad-batches=1" in caught.value.hint
+    assert str(folder) in caught.value.message and "--skip_bad_batches=1" in caught.value.hint
     about = json.loads((folder / "rank_00000.json").read_text())
     assert (about["stage"], about["step"], about["gradient_norm"]) == ("base", 4, "nan")
     assert about["gradients_not_finite"] == ["blocks.1.attn.q.weight"] and about["weights_not_finite"] == []
@@ -306,7 +306,11 @@ def test_out_of_memory_halves_the_batch_and_goes_on(error: type[Exception], tmp_
     assert full.calls == [4] * 2 + [4, 2] + [1] * 4 * (STEPS - 2)
     assert run.saved() == [STEPS]
     said = capsys.readouterr().err
-    assert "out of memory in base step 3 with 4 rows of 16 tokens" in said and "with 2 rows" in said and "--device_batch_size=1" in said
+    assert (
+        "out of memory in base step 3 with micro-batches of 4 sequences of 16 tokens" in said
+        and "continuing with 2, " in said
+        and "--device_batch_size=1" in said
+    )
     for one, other in zip(straight.weights(), run.weights(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 

@@ -1,4 +1,5 @@
-// The page's texts in English and in Traditional Chinese as spoken in Taiwan.
+// The page's texts in English and in Traditional Chinese as written in Taiwan.
+// long: every text of the page in both languages, so that a test can hold one list against the other.
 
 const plural = (count, one, many) => `${count} ${count === 1 ? one : many}`;
 
@@ -252,7 +253,7 @@ const ZH = {
   delete: "刪除",
   deleted: (title) => `已刪除「${title}」。`,
   undo: "復原",
-  edited: (count) => `修改處之後的 ${count} 則訊息已移除。`,
+  edited: (count) => `已移除修改處之後的 ${count} 則訊息。`,
   untitled: "新對話",
   no_conversations: "對話會列在這裡，只存在這個瀏覽器裡。",
   copy_message: "複製訊息",
@@ -266,7 +267,7 @@ const ZH = {
   answered: (text) => `回答：${text}`,
   stopped: "已停止",
   cut: "回答已達長度上限。",
-  empty_answer: "模型一開口就結束了，沒有說出任何內容。",
+  empty_answer: "模型沒有回答任何內容就結束了。",
   task_done: "已完成",
   task_open: "未完成",
   calculator: (expression, result) => `計算機：${expression} = ${result}`,
@@ -280,12 +281,12 @@ const ZH = {
   suggestions_base: ["Once upon a time", "從前從前", "The sky is"],
   base_note: "這個模型只會接續文字，還沒學過對話。",
   trial: "試跑",
-  trial_note: "這是試跑的模型：只訓練幾分鐘，用來確認流程都能跑，答非所問是正常的。",
+  trial_note: "這是試跑的模型：只訓練幾分鐘，用來確認每個階段都能正常執行，答非所問是正常的。",
   model_label: (model) => `模型 ${model.run}：${stageName(ZH, model.stage)}，第 ${model.step} 步，在 ${model.device === "cuda" ? "GPU" : "CPU"} 上執行`,
   model_name: ({ run, stage, step }) => `${run}，${stage}第 ${step} 步`,
   swapped: (name) => `以下改由另一個檢查點回答：${name}`,
   no_model: "還沒有模型",
-  no_model_text: "先在這台電腦上訓練一個，模型好了這個頁面會自動更新。",
+  no_model_text: "先在這台電腦上訓練一個模型，完成後這個頁面會自動更新。",
   no_model_training: "模型正在訓練。存好第一個檢查點之後，就能在這裡跟它聊天。",
   model_so_far: "訓練還在進行，現在就能跟最新的檢查點聊天。",
   talk: "跟它聊聊",
@@ -338,7 +339,7 @@ const ZH = {
   error_not_ready: "模型還沒準備好。",
   error_other: (message) => `伺服器回報：${message}`,
   offline: "伺服器沒有回應，持續重試中…",
-  storage_full: "瀏覽器的儲存空間滿了，這段對話沒有存下來。刪掉一些舊對話就有空間。",
+  storage_full: "瀏覽器的儲存空間滿了，這段對話沒有存下來。請刪掉一些舊對話，空出位置。",
   storage_none: "這個瀏覽器不讓本頁儲存資料：關閉之後對話就會消失。",
   runs: "訓練紀錄",
   models: "模型",

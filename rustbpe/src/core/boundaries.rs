@@ -1,9 +1,9 @@
-//! Between which characters a vocabulary never merges: what stands between two such boundaries is encoded alone.
+//! Boundaries between characters that a vocabulary never merges across; the text between two of them is encoded separately.
 
 use super::unicode::decode;
 
-/// Which boundaries between characters some token crosses. No merge crosses the others.
-/// Those between two ASCII characters all count as crossed: in words they are, and words are found whole.
+/// The boundaries between characters that some token crosses. No merge crosses the others.
+/// All boundaries between two ASCII characters count as crossed: in words they are, and words are looked up whole.
 pub struct Boundaries {
     /// A bit for two neighbouring bytes between which some token has a boundary that is one byte from its start or end.
     near_ends: Vec<u64>,

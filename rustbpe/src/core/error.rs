@@ -1,13 +1,13 @@
-//! What can go wrong.
+//! Errors of the core.
 
 use std::fmt;
 
-/// What can go wrong. Nothing in this crate panics on bad input.
+/// The core's errors. Nothing in this crate panics on bad input.
 #[derive(Debug)]
 pub enum Error {
-    /// The caller's input cannot be used; the text says why.
+    /// The caller's input is invalid, with the reason.
     Invalid(String),
-    /// Text number `text` has no UTF-8: code point `at` of it is half of a surrogate pair.
+    /// Text number `text` cannot be encoded as UTF-8, because its code point `at` is half of a surrogate pair.
     Surrogate {
         text: usize,
         at: usize,
@@ -34,7 +34,7 @@ impl fmt::Display for Error {
 impl std::error::Error for Error {}
 
 impl Error {
-    /// The same error, counted from the start of a stream in which `texts` texts came before.
+    /// The same error with its index in a stream, after `texts` earlier texts.
     pub fn behind(self, texts: usize) -> Self {
         match self {
             Error::Surrogate { text, at, value } => Error::Surrogate { text: texts + text, at, value },

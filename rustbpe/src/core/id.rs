@@ -1,6 +1,6 @@
-//! Token ids as they are stored.
+//! Storage types of token ids.
 
-/// A token id as it is stored: 16 bits where every id of the vocabulary fits, else 32.
+/// A stored token id, of 16 bits if all ids of the vocabulary fit, else 32.
 pub trait Id: Copy + Send + Sync {
     /// The lowest bits of `id`.
     fn new(id: u32) -> Self;

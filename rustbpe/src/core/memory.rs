@@ -1,10 +1,10 @@
-//! All of the core's `unsafe`: large tables, instructions on many bytes at once, UTF-8 made by hand, and hints to the kernel.
+//! All of the core's `unsafe`: large tables, SIMD instructions, construction of UTF-8, and hints to the kernel.
 
 use std::fs::File;
 use std::ops::BitOr;
 
-/// A new vector of `n` values, in huge pages where the kernel has them: a look into a table of many small pages
-/// waits for the page's address, and then for the memory.
+/// A new vector of `n` values in huge pages, if the kernel has them, because lookups in a table of many small pages
+/// miss the TLB.
 pub fn filled<T: Clone>(n: usize, value: T) -> Vec<T> {
     let mut values = Vec::with_capacity(n);
     #[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
@@ -13,7 +13,7 @@ pub fn filled<T: Clone>(n: usize, value: T) -> Vec<T> {
     values
 }
 
-/// Must come before the first write, which makes the pages. What the kernel answers is of no concern.
+/// Must be called before the first write, which creates the pages. The kernel's result is ignored.
 #[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
 fn ask_for_huge_pages<T>(memory: &mut [T]) {
     unsafe extern "C" {
@@ -24,12 +24,12 @@ fn ask_for_huge_pages<T>(memory: &mut [T]) {
     let range = memory.as_mut_ptr_range();
     let (start, end) = ((range.start as usize).next_multiple_of(HUGE), range.end as usize / HUGE * HUGE);
     if start < end {
-        // SAFETY: the whole pages from start to end lie within `memory`, and this advice leaves what is in them as it is.
+        // SAFETY: the whole pages from start to end are within `memory`, and this advice does not change their content.
         unsafe { madvise(start as *mut u8, end - start, MADV_HUGEPAGE) };
     }
 }
 
-/// Has the processor fetch a value that will be read soon.
+/// Prefetches a value that will be read soon.
 #[inline(always)]
 pub fn fetch<T>(value: &T) {
     let address: *const T = value;
@@ -48,7 +48,7 @@ pub fn fetch<T>(value: &T) {
     let _ = address;
 }
 
-/// Has the kernel begin to write a part of a file to disk. What it answers is of no concern: only an fsync makes sure.
+/// Asks the kernel to begin writing a part of a file to disk. Its result is ignored; only an fsync makes the file durable.
 #[allow(unused_variables)]
 pub fn write_back(file: &File, start: u64, bytes: u64) {
     #[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
@@ -63,20 +63,20 @@ pub fn write_back(file: &File, start: u64, bytes: u64) {
     }
 }
 
-/// Appends the first `n` of some values. That all of them are written, whatever n, spares the processor a branch that it
-/// cannot foretell.
+/// Appends the first `n` of some values. All values are written for any n, which avoids an unpredictable
+/// branch.
 #[inline(always)]
 pub fn append<T: Copy, const N: usize>(values: &mut Vec<T>, some: [T; N], n: usize) {
     assert!(n <= N);
     values.reserve(N);
-    // SAFETY: there is room for N values behind the last, and the first n of them are written before they count.
+    // SAFETY: the capacity includes N more values, and the first n of them are written before the length is changed.
     unsafe {
         values.as_mut_ptr().add(values.len()).cast::<[T; N]>().write_unaligned(some);
         values.set_len(values.len() + n);
     }
 }
 
-/// The bits of the bytes that are as asked.
+/// A bit for each byte that meets the condition.
 #[inline(always)]
 pub fn mask(bytes: &[u8; 64], is: impl Fn(u8) -> bool) -> u64 {
     let mut are = [0u8; 64];
@@ -106,7 +106,7 @@ pub fn ascii(latin1: &[u8]) -> Option<&str> {
     latin1.is_ascii().then(|| unsafe { std::str::from_utf8_unchecked(latin1) })
 }
 
-/// A number that stands for a character, of whatever width.
+/// A code point, of any width.
 pub trait CodePoint: Copy + Into<u32> + PartialEq + BitOr<Output = Self> {
     fn lowest_byte(self) -> u8;
 }
@@ -129,7 +129,7 @@ impl CodePoint for u32 {
     }
 }
 
-/// Code points as UTF-8, in `room`; None where one is none that UTF-8 has.
+/// Code points as UTF-8, in `room`; None if UTF-8 cannot encode one.
 pub fn utf8<'r, U: CodePoint>(text: &[U], room: &'r mut Vec<u8>) -> Option<&'r str> {
     room.clear();
     for many in text.chunks(64) {
@@ -169,7 +169,7 @@ fn character(code_point: u32) -> Option<([u8; 4], usize)> {
     let more = |places: u32| 0x80 | (code_point >> (6 * places)) as u8 & 0x3F;
     let first = |marker: u8, places: u32| marker | (code_point >> (6 * places)) as u8;
     if code_point < 0x800 {
-        // Which of the two it is in Latin-1 no processor foretells.
+        // In Latin-1 a branch on the length would be unpredictable.
         let ascii = code_point < 0x80;
         Some(([if ascii { code_point as u8 } else { first(0xC0, 1) }, more(0), 0, 0], if ascii { 1 } else { 2 }))
     } else if code_point < 0x1_0000 {

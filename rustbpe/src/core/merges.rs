@@ -1,4 +1,4 @@
-//! The merge table of a vocabulary: which two neighbouring tokens merge, and into which.
+//! The merge table of a vocabulary: pairs of neighbouring tokens and the tokens that they merge into.
 //!
 //! The rank of a merge, which decides what merges first, is the id of the token that it makes.
 
@@ -12,13 +12,13 @@ use super::{memory, pieces};
 pub const NONE: u32 = u32::MAX;
 /// Bits of an id.
 pub const ID_BITS: u32 = 21;
-/// Of tokens of more bytes, every way to put them together is kept.
+/// For longer tokens, all pairs that form them are kept.
 const LONGEST: usize = 128;
 
-/// Token ids of single bytes, and of two neighbours put together.
+/// Token ids of single bytes and of merged pairs.
 pub struct Merges {
     bytes: [u32; 256],
-    /// The id of two bytes put together, by first << 8 | second; NONE where that is no token.
+    /// The id of two bytes, by first << 8 | second; NONE if they are not a token.
     byte_pairs: Vec<u32>,
     pairs: PairTable,
 }
@@ -26,8 +26,8 @@ pub struct Merges {
 impl Merges {
     /// `bytes` and `ids` have the ids of single bytes and of all tokens.
     ///
-    /// Kept is the pair of tokens that each token comes from when it is merged alone: from another it never comes, since nothing
-    /// has reached over its ends where it does come, so that all until then went as it goes alone.
+    /// Keeps for each token the pair that it is merged from when encoded alone. It never comes from another pair: where it appears, no
+    /// merge has crossed its ends before, so that its merges were the same as alone.
     pub fn new(tokens: &[Vec<u8>], bytes: [u32; 256], ids: &FxHashMap<&[u8], u32>) -> Self {
         let all = all_pairs(tokens, ids);
         let table = PairTable::new(&all);
@@ -70,8 +70,8 @@ impl Merges {
     }
 }
 
-/// Every way to put a token together from two others, by id. Only lengths that occur are tried, so that a token of
-/// a million bytes is no trouble.
+/// All pairs of tokens that form a token, by id. Only existing lengths are tried, so that a token of a million
+/// bytes is cheap.
 fn all_pairs(tokens: &[Vec<u8>], ids: &FxHashMap<&[u8], u32>) -> Vec<(u64, u64)> {
     let lengths: BTreeSet<usize> = tokens.iter().map(Vec::len).collect();
     let mut found = Vec::new();

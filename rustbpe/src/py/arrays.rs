@@ -1,4 +1,4 @@
-//! Arrays of numpy from vectors.
+//! Numpy arrays from vectors.
 
 use std::sync::Mutex;
 use std::thread;
@@ -9,8 +9,8 @@ use pyo3::prelude::*;
 /// Bytes of an array for which another thread is worth starting.
 const LARGE: usize = 2 << 20;
 
-/// A numpy array of the values of all parts, copied once; by several threads where they are large, since most of the time is the
-/// kernel's, which makes the memory's pages as they are first written to.
+/// A numpy array of the values of all parts, copied once. Large arrays are copied by several threads, because most of the time is spent
+/// in the kernel, which creates the memory's pages at the first write.
 pub fn array<'py, T: Element + Send + Sync>(py: Python<'py>, dtype: &str, parts: &[&[T]], threads: usize) -> PyResult<Bound<'py, PyAny>> {
     let total: usize = parts.iter().map(|part| part.len()).sum();
     let array = py.import("numpy")?.call_method1("empty", (total, dtype))?;
@@ -18,7 +18,7 @@ pub fn array<'py, T: Element + Send + Sync>(py: Python<'py>, dtype: &str, parts:
         return Ok(array);
     }
     let buffer = PyBuffer::<T>::get(&array)?;
-    // SAFETY: numpy has just made it, with room for as many values, and nobody else knows of it.
+    // SAFETY: numpy has just allocated it for as many values, and there is no other reference to it.
     let mut rest = unsafe { std::slice::from_raw_parts_mut(buffer.buf_ptr().cast::<T>(), total) };
     let places = parts.iter().map(|part| {
         let (here, after) = std::mem::take(&mut rest).split_at_mut(part.len());

@@ -1,7 +1,7 @@
 //! The Python module `rustbpe`, which holds the interpreter only to fetch texts and to build results.
 //!
-//! What Python calls: `training`, `encoding`, `packing`. What they are made of: `text`, `column` and `batch` (texts in), `numbers` (numbers in),
-//! `arrays` (numpy arrays out), `detached` and `pipeline` (work without the interpreter), `errors` (exceptions).
+//! Python calls `training`, `encoding` and `packing`. They use `text`, `column` and `batch` (input of texts), `numbers` (input of numbers),
+//! `arrays` (output as numpy arrays), `detached` and `pipeline` (work without the interpreter lock) and `errors` (exceptions).
 
 mod arrays;
 mod batch;

@@ -23,13 +23,13 @@ use crate::core::pack::plan;
 use crate::core::parallel::Check;
 use crate::core::text::Text;
 
-/// How rows are packed.
+/// Parameters of packing.
 pub struct Rows {
-    /// Ids of a row.
+    /// Ids per row.
     pub row: usize,
     /// The id in front of every document.
     pub bos: usize,
-    /// Documents that are chosen from.
+    /// Number of waiting documents to choose from.
     pub buffer: usize,
     pub threads: usize,
 }
@@ -48,7 +48,7 @@ pub fn pack_rows(py: Python<'_>, encoder: &Encoder, texts: &Bound<'_, PyAny>, pa
         pack::<u32>(py, encoder, batches, file, path, rows)
     };
     if result.is_err() && fs::symlink_metadata(path).is_ok_and(|found| found.is_file()) {
-        // Half a file is no use to anyone; what led here is the error to report.
+        // Remove the incomplete file, and report the original error.
         let _ = fs::remove_file(path);
     }
     result

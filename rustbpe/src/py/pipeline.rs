@@ -59,7 +59,7 @@ pub fn pipeline<S: Send, T: Send>(
     })
 }
 
-/// What another thread sends, with a look at signals meanwhile.
+/// Receives a value from another thread, checking for signals meanwhile.
 fn wait<T>(receiver: &Receiver<T>, check: &mut Check) -> CoreResult<T> {
     loop {
         match receiver.recv_timeout(Duration::from_millis(50)) {

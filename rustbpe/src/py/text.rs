@@ -16,7 +16,7 @@ pub struct Held {
 impl Held {
     /// Errors: TypeError for what is not a str; `name` says which it was.
     pub fn new(item: &Bound<'_, PyAny>, name: impl Fn() -> String) -> PyResult<Self> {
-        /// SAFETY: the caller sees to it that they stay as long as they are used.
+        /// SAFETY: the caller guarantees that they live as long as they are used.
         unsafe fn lasting<T>(values: &[T]) -> &'static [T] {
             unsafe { std::slice::from_raw_parts(values.as_ptr(), values.len()) }
         }

@@ -13,8 +13,7 @@ pub struct ShortCache {
     used: usize,
 }
 
-/// A short piece's ids. The key's four highest bits, which a key leaves free, are their number, or MANY. None lies across two
-/// lines of the processor's caches.
+/// A short piece's ids. The key's four highest bits, which are free, are their number, or MANY. No entry crosses a cache line.
 #[derive(Clone, Copy, Default)]
 #[repr(align(32))]
 struct Entry {
@@ -22,7 +21,7 @@ struct Entry {
     ids: [u32; IDS],
 }
 
-/// Ids that are remembered of a short piece.
+/// Number of cached ids of a short piece.
 pub const IDS: usize = 4;
 /// The number of ids of a piece that has more.
 const MANY: usize = 15;
@@ -84,7 +83,7 @@ impl ShortCache {
     }
 }
 
-/// Pieces with their ids behind them, found by a hash and then compared. When there are too many, all are forgotten.
+/// Pieces followed by their ids, found by a hash and then compared. When there are too many, all are dropped.
 #[derive(Default)]
 pub struct LongCache {
     /// Hash -> where in `memory` the bytes begin, where the ids do, and where they end.
@@ -94,11 +93,11 @@ pub struct LongCache {
 
 /// Bytes of all long pieces and their ids.
 const MEMORY: usize = 32 << 20;
-/// Bytes of one piece that is remembered.
+/// Longest cached piece in bytes.
 pub const LONGEST: usize = 1 << 10;
 
 impl LongCache {
-    /// Appends the ids of a piece to `out`; whether they were remembered.
+    /// Appends the ids of a piece to `out` if they are cached; returns whether they are.
     pub fn copy<I: Id>(&self, piece: &[u8], hash: u64, out: &mut Vec<I>) -> bool {
         let Some(&(start, ids, end)) = self.places.get(&hash) else { return false };
         let found = self.memory[start as usize..ids as usize] == *piece;

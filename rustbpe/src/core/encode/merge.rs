@@ -1,7 +1,7 @@
 //! Merging a piece into tokens.
 //!
-//! The neighbours of lowest rank merge, of several the leftmost, until there are none. Here are the ways for pieces that are not
-//! long; `merge_long` has those that are nearly linear. All give the same ids.
+//! The neighbours of the lowest rank merge, in a tie the leftmost, until there are none. This module has the algorithms for pieces that
+//! are not long, `merge_long` those in nearly linear time. All give the same ids.
 
 use super::merge_long::{LONG, merge_by_heap, merge_by_rank};
 use crate::core::bits::ones;
@@ -22,8 +22,7 @@ pub fn merge(merges: &Merges, piece: &[u8], ranks: &mut Vec<u32>, ids: &mut Vec<
 /// An id that no token has.
 const NO_ID: u32 = (1 << ID_BITS) - 1;
 
-/// For a short piece: all that it may have of parts is looked at each time, so that there is no branch that the processor cannot
-/// foretell.
+/// For a short piece: every possible part is examined each time, which avoids unpredictable branches.
 pub fn merge_short(merges: &Merges, piece: &[u8], out: &mut Vec<u32>) {
     const PLACES: usize = 16;
     const OUTSIDE: usize = PLACES; // before the first and after the last part

@@ -40,23 +40,23 @@ pub struct Encoder {
     idle: Mutex<Vec<Worker>>,
 }
 
-/// What one thread remembers, in bounded memory, and its working memory.
+/// One thread's caches, in bounded memory, and its working memory.
 #[derive(Default)]
 struct Worker {
     short: ShortCache,
     long: LongCache,
-    /// The ids of the piece at hand.
+    /// The ids of the current piece.
     merged: Vec<u32>,
     ranks: Vec<u32>,
-    /// The UTF-8 of the text at hand.
+    /// The UTF-8 of the current text.
     utf8: Vec<u8>,
 }
 
-/// Documents encoded behind each other.
+/// Encoded documents in sequence.
 #[derive(Default)]
 pub struct Encoded<I> {
     pub ids: Vec<I>,
-    /// Where in `ids` a document ends. What follows the last end belongs to a document that the next `Encoded` goes on with.
+    /// The end of each document in `ids`. Ids after the last end belong to a document that the next `Encoded` continues.
     pub ends: Vec<usize>,
     /// Of the text's UTF-8.
     pub bytes: usize,
@@ -141,8 +141,8 @@ impl Encoder {
     }
 
     fn encode_into<I: Id>(&self, text: &str, worker: &mut Worker, out: &mut Vec<I>) {
-        // In a script that a vocabulary was not made for each character is a piece, and found in the cache far more often than
-        // whole words are.
+        // In a script that is rare in the vocabulary's training text each character is a piece, for which the cache is hit much more
+        // often than for whole words.
         pieces::split(&self.splitter, text, Some(&self.boundaries), |pieces| {
             pieces.iter().for_each(|piece| worker.short.fetch(piece.hash));
             for piece in pieces {

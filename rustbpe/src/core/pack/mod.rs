@@ -1,6 +1,6 @@
 //! Best-fit packing of documents into rows of equal length.
 //!
-//! `packer` writes rows of ids, for example to a `file`; `plan` has the rows of lengths alone; `best_fit` is what both choose by.
+//! `packer` writes rows of ids, for example to a `file`. `plan` packs lengths only. Both use `best_fit`.
 
 mod best_fit;
 pub mod file;

@@ -33,7 +33,7 @@ pub struct Packer<W: Write, I> {
     summary: Summary,
 }
 
-/// What was packed.
+/// Counts of packed rows, ids and bytes.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Summary {
     pub rows: u64,

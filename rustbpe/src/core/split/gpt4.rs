@@ -10,7 +10,7 @@ use crate::core::unicode::Classes;
 /// GPT-4's pattern, with its variants.
 pub struct Gpt4 {
     pub classes: &'static Classes,
-    /// How many numbers a piece may hold.
+    /// Largest number of digits in a piece.
     pub digits: usize,
     /// Whether white space at the end of a text is one piece, line breaks or not.
     pub whole_end: bool,

@@ -47,7 +47,7 @@ impl Splitter {
         Ok(Splitter::Gpt4(Gpt4 { classes: Classes::get(), digits, whole_end }))
     }
 
-    /// The general engine, whatever the pattern.
+    /// The general engine, for any pattern.
     fn by_regex(pattern: &str) -> Result<Self> {
         Engine::new(pattern).map(Splitter::Regex)
     }
@@ -68,8 +68,8 @@ impl Splitter {
         }
     }
 
-    /// Cuts long texts into parts of about `length` each, where a piece ends whatever stands before and after: between a
-    /// letter and a character that is none. All parts in order. Other patterns have no such place, and texts stay whole.
+    /// Splits long texts into parts of about `length` each, between a letter and another character, where a piece always ends. Returns all
+    /// parts in order. Other patterns have no such boundary, so texts stay whole.
     pub fn parts<'t>(&self, texts: &[Text<'t>], length: usize) -> Vec<Part<'t>> {
         let mut parts = Vec::with_capacity(texts.len());
         for &text in texts {

@@ -13,8 +13,8 @@ pub struct Part<'t> {
     pub last: bool,
 }
 
-/// Where to cut a text that is much longer than `length`: the end of the first run of letters from there on, where a piece of
-/// GPT-4's split ends whatever stands around it.
+/// Where to split a text that is much longer than `length`: at the end of the first run of letters from there on, where a piece of
+/// GPT-4's split always ends.
 pub fn part_end(classes: &Classes, text: Text, length: usize) -> Option<usize> {
     fn units<U: Copy + PartialEq + Into<u32>>(classes: &Classes, text: &[U], at: usize) -> Option<usize> {
         let look = |at| text.get(at).map(|&unit| (classes.class(Into::<u32>::into(unit) as usize), 1));

@@ -1,6 +1,6 @@
 //! GPT-4's split of 64 bytes of a text at a time.
 //!
-//! Each class of characters is a set of 64 bits; what the pattern says of neighbours is shifts and additions of those sets.
+//! Each class of characters is a set of 64 bits; the pattern's rules about neighbours are shifts and additions of these sets.
 
 use super::runs::contraction;
 use crate::core::bits::ones;
@@ -8,7 +8,7 @@ use crate::core::boundaries::Boundaries;
 use crate::core::memory;
 use crate::core::unicode::{Class, Classes, decode};
 
-/// Bytes that are looked at together.
+/// Bytes of a window.
 const WIDTH: usize = 64;
 
 /// The characters of `text[at..]` by class, bit 0 for the one at `at`; the bit of each is that of its first byte.

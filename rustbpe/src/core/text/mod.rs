@@ -32,7 +32,7 @@ impl<'t> Text<'t> {
         }
     }
 
-    /// What is before unit `at`, where a character starts, and what is not.
+    /// The text before unit `at`, where a character starts, and the text from there on.
     pub fn split_at(self, at: usize) -> (Self, Self) {
         fn both<'t, T: ?Sized>((before, after): (&'t T, &'t T), text: impl Fn(&'t T) -> Text<'t>) -> (Text<'t>, Text<'t>) {
             (text(before), text(after))

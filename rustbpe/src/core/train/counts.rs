@@ -1,4 +1,4 @@
-//! How often each piece was seen, in a table that one thread fills.
+//! Counts of pieces, in a table of one thread.
 
 use rustc_hash::FxHashMap;
 
@@ -11,7 +11,7 @@ struct Entry {
     count: i64,
 }
 
-/// How often each piece was seen.
+/// Counts of pieces.
 #[derive(Default)]
 pub struct Counts {
     /// Open addressing; a power of two, at most two thirds full.

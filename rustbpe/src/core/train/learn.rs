@@ -102,7 +102,7 @@ impl Learner {
                 fresh.len() - 1
             })
         };
-        // In a run (abab) what stands before may be this merge's own token: then its pair with `left` came and went.
+        // In a run (abab) the token before may be one of this merge: then its pair with `left` was created and removed again.
         let own = self.before.count(id);
         self.before.visit(|token, count| {
             queue.lose((token, left), count);

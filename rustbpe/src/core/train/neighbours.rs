@@ -1,24 +1,24 @@
-//! What stands before and after the places of a merge.
+//! Neighbouring tokens of a merge's occurrences.
 
 use super::sequence::NONE;
 
-/// A merge's neighbours on one side: how often each token stood there, and where pairs with it go.
+/// A merge's neighbours on one side: count of each token, and the list for pairs with it.
 pub struct Neighbours {
     /// By token.
     counts: Vec<i64>,
     /// The tokens whose counts are not 0.
     seen: Vec<u32>,
-    /// By token, which of the merge's new pairs has it; NONE for no frequent one.
+    /// By token, the merge's new pair with it; NONE if it is not frequent.
     pairs: Vec<u32>,
 }
 
 impl Neighbours {
-    /// For so many `tokens`.
+    /// Tables for this number of `tokens`.
     pub fn new(tokens: usize) -> Self {
         Neighbours { counts: vec![0; tokens], seen: Vec::new(), pairs: vec![NONE; tokens] }
     }
 
-    /// A token stood there `count` times more. NONE, where a piece ends, is not counted.
+    /// Adds `count` to a token's count. NONE, at the end of a piece, is not counted.
     #[inline]
     pub fn add(&mut self, token: u32, count: i64) {
         if token == NONE {
@@ -31,13 +31,13 @@ impl Neighbours {
         *total += count;
     }
 
-    /// How often a token stood there.
+    /// The count of a token.
     #[inline]
     pub fn count(&self, token: u32) -> i64 {
         self.counts[token as usize]
     }
 
-    /// Calls `visit` with each token that stood there and how often; what it returns is the token's new pair.
+    /// Calls `visit` with each token and its count; the result is the token's new pair.
     #[inline]
     pub fn visit(&mut self, mut visit: impl FnMut(u32, i64) -> Option<usize>) {
         for &token in &self.seen {
@@ -47,13 +47,13 @@ impl Neighbours {
         }
     }
 
-    /// The new pair to write down for a token, if there is one.
+    /// The new pair of a token, if there is one.
     #[inline]
     pub fn pair(&self, token: u32) -> Option<usize> {
         self.pairs.get(token as usize).copied().filter(|&pair| pair != NONE).map(|pair| pair as usize)
     }
 
-    /// Forgets all, for the next merge.
+    /// Clears all, for the next merge.
     pub fn clear(&mut self) {
         for token in self.seen.drain(..) {
             self.counts[token as usize] = 0;

@@ -7,15 +7,15 @@ use rustc_hash::FxHashMap;
 
 use super::sequence::{Pair, Sequence};
 
-/// How often a pair of neighbouring tokens occurs, and where it was when it was last written down, ascending: places
-/// that a later merge has taken are left in the list and recognised when their turn comes.
+/// Count of a pair of neighbouring tokens, and its places when they were last recorded, ascending. Places that a later
+/// merge has taken stay in the list and are recognised when they are read.
 #[derive(Default)]
 pub struct Occurrences {
     pub count: i64,
     pub at: Vec<u32>,
 }
 
-/// How far below the highest count a pair may be to be followed; so little in tests that the floor falls often.
+/// Ratio of the highest count to the least count of a tracked pair; small in tests, so that the floor is lowered often.
 const FLOOR: i64 = if cfg!(test) { 2 } else { 64 };
 
 /// The pairs above a floor, the most frequent first; of several, the smallest pair of ids.
@@ -44,12 +44,12 @@ impl PairQueue {
         PairQueue { floor, pairs, heap }
     }
 
-    /// The lowest count of a pair that is followed; 1 where all are.
+    /// The least count of a tracked pair; 1 if all are tracked.
     pub fn floor(&self) -> i64 {
         self.floor
     }
 
-    /// Takes the next pair, with its places; None where none above the floor is left.
+    /// Takes the next pair with its places; None if none above the floor is left.
     pub fn pop(&mut self) -> Option<(Pair, Vec<u32>)> {
         loop {
             let (count, Reverse(pair)) = self.heap.pop()?;
@@ -65,13 +65,13 @@ impl PairQueue {
         }
     }
 
-    /// Adds a pair that was not there before.
+    /// Adds a new pair.
     pub fn push(&mut self, pair: Pair, occurrences: Occurrences) {
         self.heap.push((occurrences.count, Reverse(pair)));
         self.pairs.insert(pair, occurrences);
     }
 
-    /// Counts a pair `count` times less.
+    /// Subtracts `count` from a pair's count.
     #[inline]
     pub fn lose(&mut self, pair: Pair, count: i64) {
         if let Some(found) = self.pairs.get_mut(&pair) {
@@ -80,7 +80,7 @@ impl PairQueue {
     }
 }
 
-/// How often each pair occurs.
+/// Counts of pairs.
 fn pair_counts(sequence: &Sequence) -> FxHashMap<Pair, i64> {
     let mut counts: FxHashMap<Pair, i64> = FxHashMap::default();
     if sequence.is_bytes() {

@@ -1,0 +1,273 @@
+"""The checkpoint that a run begins with where `--from RUN[:stage[:step]]` names one, and the config that follows from it.
+
+runs/<run>/from/step_000100/    the run's own copy of that checkpoint: the source may be removed afterwards
+
+All settings that are not given are the source's. The shape of the model and its tokenizer cannot change. A run pretrains again only where a
+text or a length of pretraining is given (or --stage=base); else it begins with fine-tuning, with --stage=rl with reinforcement learning.
+"""
+
+import contextlib
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from nanochat import paths
+from nanochat.config import Config
+from nanochat.console import log
+from nanochat.data.shards import read_manifest
+from nanochat.data.source import text_source
+from nanochat.errors import DataError, NanochatError, UsageError, did_you_mean
+from nanochat.hardware.cpu import physical_cores
+from nanochat.hardware.machine import this_machine
+from nanochat.hub.download import require_space
+from nanochat.model.scaling import GPTConfig, gpt_config
+from nanochat.runs.checkpoint import Checkpoint, Checkpoints, held, verify
+from nanochat.runs.metrics import STAGES
+from nanochat.runs.mirror import RECORD, Mirror
+from nanochat.runs.record import Ancestor, Record, parse_record, read_record
+from nanochat.runs.step_files import MANIFEST
+
+ORIGIN = "from"  # the copy's folder
+SHAPE = ("architecture", "depth", "aspect_ratio", "head_dim", "vocab_size", "max_seq_len", "window_pattern")
+TEXT = ("data", "dataset", "shards", "num_iterations", "target_param_data_ratio")  # given, they ask for pretraining
+CONVERSATIONS = ("chat_data", "identity")
+SFT_SHARE = 8  # fine-tuning of a source that had none takes an eighth of its pretraining's steps
+BASE, SFT, RL = STAGES
+
+
+@dataclass(frozen=True)
+class Spec:
+    """RUN[:stage[:step]]; what is left out is None."""
+
+    run: str
+    stage: str | None = None
+    step: int | None = None
+
+    @staticmethod
+    def parse(text: str) -> "Spec":
+        """Raises UsageError where `text` is of another form."""
+        run, *rest = text.rsplit(":", 2)  # a run's own name may have colons
+        if rest and rest[-1] in STAGES:
+            return Spec(Config(run=":".join([run, *rest[:-1]])).run, rest[-1])
+        if len(rest) == 2 and rest[0] in STAGES and rest[1].isascii() and rest[1].isdecimal() and len(rest[1]) < 16:
+            return Spec(Config(run=run).run, rest[0], int(rest[1]))
+        if rest:
+            raise UsageError(
+                f"--from {text} is not RUN, RUN:stage or RUN:stage:step",
+                f"use one of the stages {', '.join(STAGES)}, as in --from {run}:{BASE}",
+            )
+        return Spec(Config(run=run).run)
+
+    def names(self, other: "Spec") -> bool:
+        """Whether `other`, which leaves nothing out, is what this one may mean."""
+        return self.run == other.run and self.stage in (None, other.stage) and self.step in (None, other.step)
+
+    def __str__(self) -> str:
+        return ":".join(str(part) for part in (self.run, self.stage, self.step) if part is not None)
+
+
+def config_from(asked: str, overrides: Mapping[str, Any], stage: str, machine: Mapping[str, Any], profile: Callable[[], Config]) -> Config:
+    """The config of `train --from ASKED --stage STAGE` with the user's `overrides`; its `from_run` names one step.
+
+    `machine` are values of a profile that the user has named, `profile` gives those of a source without a record: an imported one.
+    Where the run exists already its own record decides, and the source is not looked for. Raises UsageError where there is no such
+    source, or an override cannot be.
+    """
+    spec = Spec.parse(asked)
+    run = str(overrides.get("run", "auto"))
+    run = f"{spec.run}-2" if run == "auto" else run
+    if run == spec.run:
+        raise UsageError(f"the run {run!r} cannot begin from itself", "give the new run a name of its own: --run NEW")
+    given = {name: value for name, value in overrides.items() if name != "from_run"} | {"run": run}
+    if (began := _began(run, str(given.get("mirror", "")))) and began.from_run and spec.names(Spec.parse(began.from_run)):
+        return began.replace(**_per_call() | given)
+    checkpoint = find(spec, SFT if stage == RL else BASE)
+    if stage == RL and checkpoint.meta["stage"] == BASE:
+        raise UsageError(
+            f"reinforcement learning begins from a fine-tuned model, and the run {spec.run!r} has only pretrained ones",
+            "give --rl_iterations=N instead of --stage=rl, which fine-tunes it first",
+        )
+    gpt, record = GPTConfig.from_dict(checkpoint.meta["model"]), read_record(spec.run)
+    source = record.config if record else _shaped(profile(), gpt)
+    _require_shape(given, source, gpt, spec)
+    exact = Spec(spec.run, str(checkpoint.meta["stage"]), checkpoint.step)
+    values = source.to_dict() | _per_call() | _here(source) | dict(machine) | {"from_run": str(exact), "hours": 0.0, "rl_iterations": -1}
+    values |= _stages(source, record is None, given, stage)
+    if given.get("hours"):
+        raise UsageError("--hours chooses the size of a model, and --from brings one", "give --num_iterations=N instead of --hours")
+    return Config(**values | given)
+
+
+def _began(run: str, mirror: str) -> Config | None:
+    """The config of the run as it began, here or on its mirror; None where it is new."""
+    if (record := read_record(run)) or not mirror:
+        return record.config if record else None
+    with contextlib.suppress(Exception):  # each kind of mirror has its own; the pipeline says what is wrong with it
+        if (data := Mirror(mirror, run).read(RECORD)) is not None:
+            return parse_record(data, paths.run_dir(run) / RECORD).config
+    return None
+
+
+def _per_call() -> dict[str, Any]:
+    """Values of the fields that each call must be given again."""
+    return {"mirror": "", "log_to": "none"}
+
+
+def _here(source: Config) -> dict[str, Any]:
+    """Where this machine lacks the source's device, the values of how a run computes are chosen anew."""
+    if source.device == "cuda" and not this_machine("auto").cuda:
+        return {"device": "auto", "dtype": "auto", "compile": "auto", "threads": -1, "nproc_per_node": 1}
+    return {"threads": -1} if source.threads > physical_cores() and not source.deterministic else {}
+
+
+def _shaped(config: Config, gpt: GPTConfig) -> Config:
+    """`config` with the shape of an imported model. Raises UsageError where no config has that shape."""
+    shape = {
+        "architecture": "portable" if gpt.architecture == "qwen3" else gpt.architecture,
+        "depth": gpt.depth,
+        "aspect_ratio": gpt.dim // gpt.depth,
+        "head_dim": gpt.head_dim,
+        "vocab_size": gpt.vocab_size,
+        "max_seq_len": gpt.max_seq_len,
+        "window_pattern": gpt.window_pattern,
+        "total_batch_size": -1,  # that of the profile may be no multiple of this context
+    }
+    shaped = config.replace(**shape)
+    if gpt_config(shaped) != gpt:
+        raise UsageError("a model of this shape can be used, but not trained", "use --from with a run that was trained here")
+    return shaped
+
+
+def _require_shape(given: Mapping[str, Any], source: Config, gpt: GPTConfig, spec: Spec) -> None:
+    """Raise UsageError, with the flag, where the user asks for another shape than the weights have."""
+    for name in SHAPE:
+        possible = {getattr(source, name), -1} | ({gpt.vocab_size} if name == "vocab_size" else set())
+        if name in given and given[name] not in possible:
+            raise UsageError(
+                f"--{name}={given[name]} cannot be: {spec} was trained with {name} = {getattr(source, name)}",
+                f"leave out --{name}, or train that model from the beginning, without --from",
+            )
+
+
+def _stages(source: Config, imported: bool, given: Mapping[str, Any], stage: str) -> dict[str, Any]:
+    """The values that follow from the stages which the new run trains, without the user's."""
+    text, talk = ([name for name in names if name in given] for names in (TEXT, CONVERSATIONS))
+    if text and stage in (SFT, RL):
+        raise UsageError(f"--{text[0]} is for pretraining, and --stage={stage} has none", f"leave out --stage or --{text[0]}")
+    if talk and stage == RL:
+        hint = "give --rl_iterations=N instead of --stage=rl"
+        raise UsageError(f"--{talk[0]} is for fine-tuning, and --stage=rl has none", hint)
+    pretrains = bool(text) or stage == BASE
+    # With a text of the user's, `dataset` says whose conversations the run inherits: none, where the source had such a text itself.
+    values: dict[str, Any] = {"dataset": ""} if source.data and not source.from_run and "dataset" not in text else {}
+    if pretrains:
+        values |= {"num_iterations": -1, "eval_tokens": -1}
+        if {"data", "dataset"} & set(text):
+            values |= {"data": "", "shards": -1}
+    else:
+        values["num_iterations"] = 0
+    if stage != RL:
+        values["problems"] = ""
+    if stage == RL:
+        values["sft_iterations"] = 0
+    elif talk and not source.sft_iterations:
+        values["sft_iterations"] = max(source.num_iterations // SFT_SHARE, 1)
+    elif imported:
+        values["eval_tokens"] = -1
+    return values
+
+
+def find(spec: Spec, stage: str = BASE) -> Checkpoint:
+    """The step that `spec` names, of `stage` where it names none (of the last stage there is, where that one has no step).
+
+    Raises UsageError, with what there is, where there is no such run, stage or step; DataError where the step is damaged.
+    """
+    folder = paths.run_dir(spec.run)
+    if not folder.is_dir():
+        names = sorted(path.name for path in paths.runs_dir().glob("[!.]*") if path.is_dir())
+        raise UsageError(f"there is no run {spec.run!r} to begin from", did_you_mean(spec.run, names or ["none yet"], title="runs"))
+    stages = [spec.stage] if spec.stage else [stage, *(each for each in STAGES[::-1] if each != stage)]
+    for each in stages:
+        store = Checkpoints(folder / each)
+        if spec.step is not None:
+            wanted = [step for step in store.steps() if int(step.name[5:]) == spec.step]
+            found = verify(wanted[0]) if wanted else None
+        else:
+            found = store.newest()
+        if found:
+            return found
+    there = [f"{spec.run}:{each}:{int(step.name[5:])}" for each in STAGES for step in Checkpoints(folder / each).steps()]
+    what = f"has no complete checkpoint of {spec.stage or 'any stage'}{f' at step {spec.step}' if spec.step is not None else ''}"
+    raise UsageError(f"the run {spec.run!r} {what}", f"there is --from {', '.join(there)}" if there else "let it train first")
+
+
+def own_copy(run: str) -> Checkpoint | None:
+    """The copy of the checkpoint that `run` began with; None where it has none."""
+    return Checkpoints(paths.run_dir(run) / ORIGIN).newest()
+
+
+def copy_origin(config: Config) -> Checkpoint:
+    """Copy the checkpoint that the new run of `config` begins with into its folder, verified; returns the copy.
+
+    The source is read, and nothing of it changed. Raises UsageError where it is gone, PreflightError where the disk refuses.
+    """
+    source, folder = find(Spec.parse(config.from_run)), paths.run_dir(config.run) / ORIGIN
+    copy = own_copy(config.run)  # of a call that ended before it wrote the run's record
+    if copy is None or copy.digest != source.digest:
+        shutil.rmtree(folder, ignore_errors=True)
+        require_space(
+            f"the copy of {config.from_run}", sum((source.folder / name).stat().st_size for name in source.files), paths.base_dir()
+        )
+        try:
+            with held(source.folder, source.digest), paths.atomic_folder(folder / source.folder.name) as temporary:
+                for name in (*source.files, MANIFEST):
+                    shutil.copyfile(source.folder / name, temporary / name)
+        except OSError as error:
+            raise paths.disk_error(error, f"copying {source.folder}") from error
+        copy = verify(folder / source.folder.name)
+    state = "weights and optimizer state" if copy.has_optimizer else "weights alone: it has no optimizer state, the optimizer begins anew"
+    log(f"from {config.from_run}: {state}")
+    return copy
+
+
+def descent(config: Config, copy: Checkpoint) -> tuple[Ancestor, ...]:
+    """The steps that the new run of `config` descends from, the oldest first."""
+    spec, record = Spec.parse(config.from_run), read_record(Spec.parse(config.from_run).run)
+    text = text_source(record.config).title if record and record.config.num_iterations else ""
+    own = Ancestor(spec.run, str(copy.meta["stage"]), copy.step, copy.digest, text, _licence(record) if text else "")
+    return (*(record.descent if record else ()), own)
+
+
+def _licence(record: Record | None) -> str:
+    """The licence of the text that a run was pretrained on."""
+    try:
+        return read_manifest(paths.dataset_dir(record.dataset)).licence if record else ""
+    except (NanochatError, DataError):
+        return ""
+
+
+def first_row(record: Record) -> int:
+    """The row at which the first stage of a new run begins: where its source stopped, if that was the same stage on the same data.
+
+    Rows of text and of conversations; of reinforcement learning, problems.
+    """
+    spec = Spec.parse(record.config.from_run)
+    source, stage = read_record(spec.run), record.config.first_stage
+    if source is None or spec.stage != stage or spec.step is None or source.config.seed != record.config.seed:
+        return 0
+    if _read_by(source, stage) != _read_by(record, stage):
+        return 0
+    config = source.config
+    per_step = config.rl_examples_per_step if stage == RL else config.total_batch_size // config.max_seq_len
+    return spec.step * per_step + (source.first_row if source.config.first_stage == stage else 0)
+
+
+def _read_by(record: Record, stage: str) -> tuple[Any, ...]:
+    """The data that a stage of a run reads, to be compared with another run's of the same seed, tokenizer and context."""
+    if stage == BASE:
+        return record.dataset, record.shards
+    source = text_source(record.config)
+    if stage == SFT:
+        return type(source.conversations).__name__, record.conversations, record.config.trial
+    return (record.problems or source.title,)
