@@ -2,7 +2,7 @@
 
 runs/<run>/from/step_000100/    the run's own copy of that checkpoint: the source may be removed afterwards
 
-What is not given is as the source had it. The shape of the model and its tokenizer cannot change. A run pretrains again only where a
+All settings that are not given are the source's. The shape of the model and its tokenizer cannot change. A run pretrains again only where a
 text or a length of pretraining is given (or --stage=base); else it begins with fine-tuning, with --stage=rl with reinforcement learning.
 """
 
@@ -54,7 +54,8 @@ class Spec:
             return Spec(Config(run=run).run, rest[0], int(rest[1]))
         if rest:
             raise UsageError(
-                f"--from {text} is not RUN, RUN:stage or RUN:stage:step", f"stages: {', '.join(STAGES)}; as in --from {run}:{BASE}"
+                f"--from {text} is not RUN, RUN:stage or RUN:stage:step",
+                f"use one of the stages {', '.join(STAGES)}, as in --from {run}:{BASE}",
             )
         return Spec(Config(run=run).run)
 
@@ -85,7 +86,7 @@ def config_from(asked: str, overrides: Mapping[str, Any], stage: str, machine: M
     if stage == RL and checkpoint.meta["stage"] == BASE:
         raise UsageError(
             f"reinforcement learning begins from a fine-tuned model, and the run {spec.run!r} has only pretrained ones",
-            "fine-tune it too: --rl_iterations=N instead of --stage=rl",
+            "give --rl_iterations=N instead of --stage=rl, which fine-tunes it first",
         )
     gpt, record = GPTConfig.from_dict(checkpoint.meta["model"]), read_record(spec.run)
     source = record.config if record else _shaped(profile(), gpt)
@@ -109,7 +110,7 @@ def _began(run: str, mirror: str) -> Config | None:
 
 
 def _per_call() -> dict[str, Any]:
-    """What each call is given anew."""
+    """Values of the fields that each call must be given again."""
     return {"mirror": "", "log_to": "none"}
 
 
@@ -134,7 +135,7 @@ def _shaped(config: Config, gpt: GPTConfig) -> Config:
     }
     shaped = config.replace(**shape)
     if gpt_config(shaped) != gpt:
-        raise UsageError("a model of this shape can be used, but not trained", "begin from a run that was trained here")
+        raise UsageError("a model of this shape can be used, but not trained", "use --from with a run that was trained here")
     return shaped
 
 
@@ -263,7 +264,7 @@ def first_row(record: Record) -> int:
 
 
 def _read_by(record: Record, stage: str) -> tuple[Any, ...]:
-    """What decides the rows that a stage of a run reads, beside seed, tokenizer and context."""
+    """The data that a stage of a run reads, to be compared with another run's of the same seed, tokenizer and context."""
     if stage == BASE:
         return record.dataset, record.shards
     source = text_source(record.config)
