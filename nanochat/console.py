@@ -8,6 +8,7 @@ import sys
 import time
 import traceback
 import unicodedata
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from types import TracebackType
@@ -25,7 +26,7 @@ _ESCAPED = {code: f"\\u{code:04x}" for code in (*_STEERING, *_SURROGATES)}
 BOLD = "1"  # SGR code
 _CLEAR = "\r\x1b[K"  # clears the line
 
-QUIET, NORMAL, VERBOSE = range(3)  # levels on stderr: 1. warnings, errors and results, 2. also progress, 3. also details
+QUIET, NORMAL, VERBOSE = range(3)  # messages on stderr: warnings, errors and results, then progress too, then details for experts too
 
 _muted = False
 _shows_bar = False  # the terminal's last line is a progress bar, without a newline
@@ -100,10 +101,15 @@ def confirm(question: str) -> bool:
         return False
 
 
-def show(text: str = "", end: str = "\n") -> None:
-    """Print a result, or a part of one, on stdout without buffering; characters that stdout's encoding lacks become ?."""
+def show(text: str = "", end: str = "\n", code: str = "") -> None:
+    """Print a result, or a part of one, on stdout without buffering; characters that stdout's encoding lacks become ?.
+
+    On a terminal in the SGR style `code`, unless NO_COLOR is set.
+    """
     encoding = sys.stdout.encoding or "utf-8"
-    print(printable(text).encode(encoding, "replace").decode(encoding), end=end, flush=True)
+    plain = printable(text).encode(encoding, "replace").decode(encoding)
+    styled = code and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    print(f"\x1b[{code}m{plain}\x1b[0m" if styled else plain, end=end, flush=True)
 
 
 def show_json(value: Any) -> None:
@@ -157,6 +163,28 @@ def quantity(value: float) -> str:
         if abs(value) >= limit:
             return f"{value / limit:.1f}{suffix}"
     return f"{value:.0f}"
+
+
+def live(lines: Sequence[str]) -> bool:
+    """Show the first of `lines` that fits, the longest first, as the terminal's last line, in place of the one before.
+
+    Messages come above it. Returns False, and shows nothing, if stderr is no terminal or progress is not wanted.
+    """
+    global _shows_bar
+    if _muted or _level < NORMAL or not sys.stderr.isatty():
+        return False
+    width = terminal_width() - 1
+    plain = [printable(line) for line in lines]
+    line = next((line for line in plain if columns(line) <= width), fitted(plain[-1], width))
+    print(f"{_CLEAR}{line}", end="", file=sys.stderr, flush=True)
+    _shows_bar = True
+    return True
+
+
+def bar(part: float, length: int) -> str:
+    """A progress bar of `length` columns without its brackets; `part` from 0 to 1."""
+    filled = int(length * min(max(part, 0.0), 1.0))
+    return f"[{'#' * filled}{'.' * (length - filled)}]"
 
 
 def columns(text: str) -> int:
@@ -226,8 +254,7 @@ class Progress:
         length = min(24, width - 3)
         if not self.total or length < 6:
             return ""
-        filled = int(length * min(self.done / self.total, 1))
-        return f"[{'#' * filled}{'.' * (length - filled)}] "
+        return f"{bar(self.done / self.total, length)} "
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         global _shows_bar

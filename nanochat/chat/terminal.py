@@ -1,19 +1,44 @@
-"""Chat in the terminal: one answer for a prompt, or a conversation with history."""
+"""Chat in the terminal: one answer for a prompt, or a conversation with history and commands."""
 
-import contextlib
+import dataclasses
 import io
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
+from nanochat.chat.typing import Typist, valid
 from nanochat.console import log, show
-from nanochat.errors import UsageError
+from nanochat.errors import NanochatError, UsageError, did_you_mean
 from nanochat.generate.engine import Answer, Engine
 from nanochat.generate.sampling import Sampling
 from nanochat.tokenizer.conversation import Conversation
 from nanochat.tokenizer.tokenizer import Tokenizer
 
-HELP = "Type a message and press Enter. /clear forgets the conversation, /quit or Ctrl-D leaves, Ctrl-C stops an answer."
+HELP = (
+    "Type a message and press Enter. Ctrl-C stops an answer, /quit or Ctrl-D leaves.",
+    'A line that ends with \\ continues in the next one; a line of """ begins and ends a message of several lines.',
+    "/clear           forget the conversation",
+    "/model [RUN]     show the model, or change to another: RUN, RUN:STAGE or RUN:STAGE:STEP",
+    "/set NAME VALUE  change temperature, top_k, top_p, max_tokens or seed; /set alone shows them",
+    "/stats           tokens, speed and end of the last answer, and how much of the context is used",
+    "/help            this list",
+)
+COMMANDS = ("/clear", "/help", "/model", "/quit", "/set", "/stats")
+SETTINGS = {"temperature": float, "top_k": int, "top_p": float, "max_tokens": int, "seed": int}
 COMPLETER = "this model has not been taught to chat: it continues your text instead"
+DIM = "2"  # SGR code
+
+
+@dataclass(frozen=True)
+class Speaker:
+    """A model that answers, and its name."""
+
+    engine: Engine
+    tokenizer: Tokenizer
+    chats: bool = True
+    name: str = "this model"
 
 
 def chat(
@@ -26,61 +51,129 @@ def chat(
     max_tokens: int = 512,
     seed: int | None = None,
     chat_model: bool = True,
+    name: str = "this model",
+    open_model: Callable[[str], Speaker] | None = None,
 ) -> None:
     """Answer `prompt` on stdout and return; without one, converse until the user leaves or the input ends.
 
-    chat_model=False, a model without fine-tuning, continues the user's text as a document, and says so on stderr.
-    All messages go to stderr: stdout has the answers alone. Raises UsageError for a prompt that does not fit and for
-    sampling values that cannot be.
+    chat_model=False, a model without fine-tuning, continues the user's text as a document, and says so on stderr. `open_model` opens
+    the model that /model names. All messages go to stderr: stdout has the answers alone. Raises UsageError for a prompt that does not
+    fit and for sampling values that cannot be.
     """
     for stream in (sys.stdin, sys.stdout):
         if isinstance(stream, io.TextIOWrapper):  # a terminal of another encoding shows ? for what it cannot show
             stream.reconfigure(errors="replace")
-    talk = _Talk(engine, tokenizer, Sampling(temperature, top_k, seed=seed), max_tokens, chat_model)
+    speaker = Speaker(engine, tokenizer, chat_model, name)
+    talk = _Talk(speaker, Sampling(temperature, top_k, seed=seed), max_tokens, shows_calls=prompt is None and sys.stdout.isatty())
     if not chat_model:
         log(COMPLETER)
     if prompt is not None:
-        talk.say(_valid(prompt))
+        talk.say(valid(prompt))
         return
-    log(HELP)
-    while (line := _read()) is not None:
-        if line == "/quit":
-            return
-        if line == "/clear":
-            talk.history.clear()
-            log("the conversation is forgotten")
-        elif line == "/help":
-            log(HELP)
-        elif line:
+    _help()
+    typist = Typist()
+    try:
+        while (line := typist.read()) is not None and line != "/quit":
             try:
-                talk.say(line)
+                if line.startswith("/"):
+                    _command(line, talk, open_model)
+                elif line:
+                    talk.say(line)
             except KeyboardInterrupt:
                 log("(interrupted)")
-            except UsageError as error:  # too long a message: the conversation goes on
+            except NanochatError as error:  # too long a message, say: the conversation goes on
                 log(f"error: {error.message}")
-                log(f"hint: {error.hint}")
+                if error.hint:
+                    log(f"hint: {error.hint}")
+    finally:
+        typist.close()
+
+
+def _help() -> None:
+    for line in HELP:
+        log(line)
+
+
+def _command(line: str, talk: "_Talk", open_model: Callable[[str], Speaker] | None) -> None:
+    """Do what a line that begins with a slash asks for. Raises UsageError for what is no command."""
+    name, *values = line.split()
+    if name == "/clear":
+        talk.history.clear()
+        log("the conversation is forgotten")
+    elif name == "/help":
+        _help()
+    elif name == "/model" and values:
+        if open_model is None:
+            raise UsageError("no other model can be opened here", "start the chat with --run NAME")
+        talk.change(open_model(" ".join(values)))
+        log(f"model: {talk.speaker.name}; the conversation goes on" if talk.speaker.chats else f"model: {talk.speaker.name}; {COMPLETER}")
+    elif name == "/model":
+        log(f"model: {talk.speaker.name}, context length {talk.speaker.engine.context:,} tokens")
+    elif name == "/set":
+        talk.set(values)
+    elif name == "/stats":
+        talk.show_stats()
+    else:
+        raise UsageError(f"unknown command {name}", did_you_mean(name, COMMANDS))
 
 
 class _Talk:
     """A conversation: its history, and how answers are made."""
 
-    def __init__(self, engine: Engine, tokenizer: Tokenizer, sampling: Sampling, max_tokens: int, chat_model: bool):
-        self.engine, self.tokenizer, self.sampling = engine, tokenizer, sampling
-        self.max_tokens, self.chat_model = max_tokens, chat_model
+    def __init__(self, speaker: Speaker, sampling: Sampling, max_tokens: int, shows_calls: bool):
+        self.sampling, self.max_tokens, self.shows_calls = sampling, max_tokens, shows_calls
         self.history: Conversation = []
-        # The rest of the context is the answer's, but never more than half of it.
-        self.prompt_tokens = max(engine.context - max_tokens, engine.context // 2)
+        self.stats = ""  # of the last answer
+        self.change(speaker)
+
+    def change(self, speaker: Speaker) -> None:
+        """Let another model answer from now on."""
+        self.speaker, self.engine, self.tokenizer = speaker, speaker.engine, speaker.tokenizer
+
+    @property
+    def prompt_tokens(self) -> int:
+        """How many tokens the prompt may have: the rest of the context is the answer's, but never more than half of it."""
+        return max(self.engine.context - self.max_tokens, self.engine.context // 2)
+
+    def set(self, values: Sequence[str]) -> None:
+        """Change a setting, given as its name and value; without them, show all. Raises UsageError for what cannot be."""
+        current = {name: getattr(self.sampling, name) for name in SETTINGS if name != "max_tokens"} | {"max_tokens": self.max_tokens}
+        if not values:
+            log(", ".join(f"{name} {'random' if value is None else value}" for name, value in current.items()))
+            return
+        name = values[0]
+        if name not in SETTINGS or len(values) != 2:
+            raise UsageError(f"/set {' '.join(values)} is not possible", f"/set NAME VALUE; the names: {', '.join(SETTINGS)}")
+        try:
+            value = SETTINGS[name](values[1])
+        except ValueError as error:
+            raise UsageError(f"{name} = {values[1]} is not possible", "a number") from error
+        if name == "max_tokens":
+            if value < 1:
+                raise UsageError(f"max_tokens = {value} is not possible", "the most tokens of an answer: a positive number")
+            self.max_tokens = int(value)
+        else:
+            changes: dict[str, Any] = {name: value or None if name == "top_k" else value}
+            self.sampling = dataclasses.replace(self.sampling, **changes)
+        log(f"{name} {value}")
+
+    def show_stats(self) -> None:
+        """Print the figures of the last answer."""
+        asked: Conversation = [*self.history, {"role": "user", "content": ""}]
+        used = len(self.tokenizer.render_prompt(asked, 1 << 62)[0]) if self.history and self.speaker.chats else 0
+        log(self.stats or "there is no answer yet")
+        log(f"context: {used:,} of {self.engine.context:,} tokens used by the conversation")
 
     def say(self, text: str) -> None:
         """Print the answer to `text` as it comes, and a newline. An interrupted answer enters the history as far as it came."""
-        ids = self._ask(text) if self.chat_model else self._document(text)
+        ids = self._ask(text) if self.speaker.chats else self._document(text)
         answer = Answer(self.tokenizer)
         try:
             self._stream(ids, answer)
         finally:
             show(answer.flush(), end="")
             show("" if answer.text.endswith("\n") else "\n", end="")
-            if self.chat_model and answer.parts:
+            if self.speaker.chats and answer.parts:
                 self.history += [{"role": "user", "content": text}, {"role": "assistant", "content": answer.parts}]
 
     def _ask(self, text: str) -> list[int]:
@@ -109,29 +202,29 @@ class _Talk:
             top_p=sampling.top_p,
             seed=sampling.seed,
         )
-        for step in steps:
-            for emitted in step:
-                show(answer.push(emitted.token), end="")
-
-
-def _valid(text: str) -> str:
-    """`text` with U+FFFD for what UTF-8 cannot hold: bytes of another encoding may arrive as lone surrogates."""
-    return text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
-
-
-def _read() -> str | None:
-    """The next line without its ends, or None at the end of the input. '> ' invites where a person types."""
-    if not sys.stdin.isatty():
-        line = sys.stdin.readline()
-        return _valid(line).strip() if line else None
-    with contextlib.suppress(ImportError):
-        import readline  # noqa: F401  (gives input() editing and a history)
-    while True:
+        count, began, calls = 0, time.monotonic(), 0
+        ended = False
         try:
-            return _valid(input("> ")).strip()
-        except EOFError:
-            log()
-            return None
-        except KeyboardInterrupt:
-            log()
-            log("(/quit or Ctrl-D leaves)")
+            for step in steps:
+                for emitted in step:
+                    count += 1
+                    ended = emitted.token in (self.tokenizer.bos, self.tokenizer.special("<|assistant_end|>"))
+                    text = answer.push(emitted.token)
+                    calls = self._show_call(answer, calls)
+                    show(text, end="")
+        finally:
+            seconds = max(time.monotonic() - began, 1e-9)
+            why = "ended by itself" if ended else "stopped or at its longest length"
+            self.stats = f"last answer: {count:,} tokens in {seconds:.1f} s, {count / seconds:.0f} tokens/s, {why}"
+
+    def _show_call(self, answer: Answer, shown: int) -> int:
+        """Print a call of the calculator and its result, once the text after it has begun; returns how many parts have been looked at."""
+        parts = answer.parts
+        while shown < len(parts) - 1:
+            one, after = parts[shown], parts[shown + 1]
+            if self.shows_calls and (one["type"], after["type"]) == ("python", "python_output"):
+                if shown + 2 > len(parts) - 1:
+                    return shown  # the result is still coming
+                show(f"[{one['text']} = {after['text']}] ", end="", code=DIM)
+            shown += 1
+        return shown

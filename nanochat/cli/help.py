@@ -76,8 +76,8 @@ class Command(TyperCommand):
         found = super().shell_complete(ctx, incomplete)
         if incomplete.startswith("--") and self.context_settings.get("ignore_unknown_options"):
             typed, taken = incomplete.replace("-", "_"), {item.value for item in found}
-            names = [f"--{name}" for name in FIELDS if f"__{name}".startswith(typed) and f"--{name}" not in taken]
-            found += [CompletionItem(name, help=FIELDS[name[2:]].metadata["help"]) for name in names]
+            names = {f"--{flag_name(name)}": field for name, field in FIELDS.items() if f"__{flag_name(name)}".startswith(typed)}
+            found += [CompletionItem(name, help=field.metadata["help"]) for name, field in names.items() if name not in taken]
         return found
 
     def get_help(self, ctx: Any) -> str:
@@ -91,7 +91,8 @@ class ConfigCommand(Command):
     def get_help(self, ctx: Any) -> str:
         """The help text, as wide as the terminal."""
         name, trial = chosen_profile(ctx.meta.get("arguments", []))
-        return render(self, ctx, [*sections(self, ctx), *config_sections(name, trial)])
+        *own, shared = sections(self, ctx)
+        return render(self, ctx, [*own, *config_sections(name, trial), shared])
 
 
 class Group(TyperGroup):
@@ -200,11 +201,10 @@ def config_sections(profile: str, trial: bool = False) -> list[Section]:
     for title, group in GROUPS.items():
         names = [name for name in group.__annotations__ if name not in ("profile", "trial")]
         found.append(Section(f"{title} options", [_field_entry(name, values[name]) for name in names]))
-    opening = (
-        f"Defaults are those of the profile {profile}{', trial' if trial else ''}." if profile else "Defaults are those of no profile."
-    )
-    more = "" if profile else " `nanochat train --profile NAME --help` shows those of NAME."
-    found[0] = dataclasses.replace(found[0], introduction=f"{opening}{more} Dashes and underscores are the same in a name.")
+    whose = f"the profile {profile}{', trial' if trial else ''}" if profile else "no profile"
+    more = "`nanochat train --profile NAME --help` shows those of another."
+    opening = f"Defaults are those of {whose}. {more} Dashes and underscores are the same in an option's name."
+    found[0] = dataclasses.replace(found[0], introduction=opening)
     return found
 
 

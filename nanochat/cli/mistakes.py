@@ -6,7 +6,7 @@ from typing import Any
 
 from typer import TyperException
 
-from nanochat.config import FIELDS, UnknownOption
+from nanochat.config import FIELDS, UnknownOption, flag_name
 from nanochat.errors import UsageError, closest
 
 SHOWN_OWNERS = 3  # commands that a hint names
@@ -53,7 +53,7 @@ def unknown_option(error: UnknownOption, context: Any) -> UsageError:
 def _where(option: str, context: Any) -> str:
     """A hint for an option that a command lacks: the commands that have it, or the command's own option that is close; "" else."""
     name = option.replace("_", "-")
-    fields = {field.replace("_", "-"): field for field in FIELDS}
+    fields = {flag_name(field).replace("_", "-"): flag_name(field) for field in FIELDS}
     owners = [path for path, command in _leaves(context.find_root().command, "nanochat") if name in _options(command)]
     if owners or name in fields:
         return f"--{name} is an option of {', '.join(f'`{path}`' for path in owners[:SHOWN_OWNERS]) or '`nanochat train`'}"

@@ -22,22 +22,42 @@ def chat(
     device: Device = "auto",
 ) -> None:
     """Chat with a trained model in the terminal."""
+    from nanochat import paths
+    from nanochat.chat.library import Name
+    from nanochat.chat.terminal import Speaker
     from nanochat.chat.terminal import chat as converse
     from nanochat.generate.engine import Engine
     from nanochat.hardware.machine import this_machine
     from nanochat.runs import record as runs
+    from nanochat.runs.checkpoint import verify
 
-    opened = runs.open_model(run, "cuda" if device != "cpu" and this_machine(device).cuda else "cpu")
+    where = "cuda" if device != "cpu" and this_machine(device).cuda else "cpu"
+
+    def speaker(opened: runs.TrainedModel) -> Speaker:
+        name = f"run {opened.run}, {opened.checkpoint.meta['stage']} step {opened.checkpoint.step}"
+        return Speaker(Engine(opened.model, opened.tokenizer), opened.tokenizer, opened.chats, name)
+
+    def open_model(text: str) -> Speaker:
+        name = Name.parse(text)
+        if name.stage is None or name.step is None:
+            return speaker(runs.open_model(name.run, where, name.stage))
+        folder = paths.run_dir(runs.plain_name(name.run)) / name.stage / f"step_{name.step:06d}"
+        return speaker(runs.open_checkpoint(name.run, verify(folder), where))
+
+    opened = runs.open_model(run, where)
     runs.describe(opened)
+    first = speaker(opened)
     converse(
-        Engine(opened.model, opened.tokenizer),
-        opened.tokenizer,
+        first.engine,
+        first.tokenizer,
         prompt=prompt,
         temperature=temperature,
         top_k=top_k or None,
         max_tokens=max_tokens,
         seed=seed,
-        chat_model=opened.chats,
+        chat_model=first.chats,
+        name=first.name,
+        open_model=open_model,
     )
 
 

@@ -82,7 +82,7 @@ def _resolve(request: Request, run: Identity, text_bytes: int | None) -> tuple[C
 
 
 def _skipped(config: Config, stages: tuple[str, ...]) -> Iterator[tuple[str, int]]:
-    """What a reader might expect of the run and does not get, each with its reason and its message's level."""
+    """Stages and measurements that the run leaves out, each with its reason and the message's level."""
     if BASE in stages and not config.num_iterations:
         yield f"pretraining: the run begins from {config.from_run} (--data, --dataset or --num_iterations pretrain it further)", NORMAL
     if BASE in stages and SFT not in stages:
@@ -119,7 +119,7 @@ def _with_problems(config: Config, source: TextSource) -> Config:
 def _resumed(record: Record, config: Config, dataset: Dataset | None, conversations: str, problems: str) -> Record:
     """The record with this call's config. Raises UsageError if the text, the tokenizer or the conversations are others."""
     if conversations:
-        require_same("conversations file", record.conversations, conversations, config.run)
+        record = record.with_conversations(config, conversations)
     if dataset:
         require_same("text", (record.dataset, record.shards), (dataset.folder.name, _names(dataset)), config.run)
     if dataset and not config.from_run:

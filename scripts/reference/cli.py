@@ -6,7 +6,7 @@ from typing import Any
 import typer
 
 from nanochat.cli.app import app
-from nanochat.cli.help import GLOBAL, Entry, config_sections, first_line, paragraphs, sections
+from nanochat.cli.help import GLOBAL, PANELS, Entry, config_sections, first_line, paragraphs, sections
 from scripts.reference.catalog import Language
 from scripts.reference.markdown import page, switch, table
 
@@ -21,7 +21,7 @@ def document(language: Language) -> str:
         return language.page(NAME, text)
 
     root = typer.main.get_command(app)
-    leaves = list(_leaves(root, typer.Context(root, info_name="nanochat")))
+    leaves = sorted(_leaves(root, _context(root)), key=lambda leaf: PANELS.index(root.commands[leaf[0].split()[1]].rich_help_panel))
     parts = [
         say("Every command and option. `nanochat` alone lists the commands, and `nanochat COMMAND --help` the options of one."),
         say(
@@ -31,11 +31,12 @@ def document(language: Language) -> str:
         f"## {say('Commands')}",
         *_overview(root, say),
         f"## {say(GLOBAL)}",
+        say("Every command takes `--verbose`, `--quiet` and `--help`. The others are for `nanochat` itself."),
         table([say("option"), say("meaning")], _rows(_shared(root), say)),
         *(part for path, command, context in leaves for part in _command(path, command, context, say)),
         f"## {say('Config options')}",
         say(
-            "`nanochat train` takes these, and so do the commands above whose section names them. The values of each profile are in "
+            "Options of `nanochat train` and of the commands that refer to it. The values of each profile are in "
             "[profiles.md](profiles.md#values). `auto` (also -1) is replaced by a value that the run prints and stores."
         ),
         *(
@@ -52,6 +53,10 @@ def document(language: Language) -> str:
     return page(say("Command line"), "the parser in nanochat/cli/", switch(NAME, language.suffix), parts)
 
 
+def _context(root: Any) -> typer.Context:
+    return typer.Context(root, info_name="nanochat", help_option_names=["-h", "--help"])
+
+
 def _leaves(command: Any, context: Any) -> Iterator[tuple[str, Any, Any]]:
     """Every command that does something: how it is typed, the command, its context."""
     for name, child in command.commands.items():
@@ -65,7 +70,7 @@ def _leaves(command: Any, context: Any) -> Iterator[tuple[str, Any, Any]]:
 def _overview(root: Any, say: Any) -> Iterator[str]:
     """The commands by their groups, each with a link."""
     rows = []
-    for section in sections(root, typer.Context(root, info_name="nanochat")):
+    for section in sections(root, _context(root)):
         for entry in section.entries:
             command = root.commands.get(entry.key)
             if command is None:
@@ -80,7 +85,7 @@ def _overview(root: Any, say: Any) -> Iterator[str]:
 
 
 def _shared(root: Any) -> list[Entry]:
-    found = sections(root, typer.Context(root, info_name="nanochat"))
+    found = sections(root, _context(root))
     return next(section for section in found if section.title == GLOBAL).entries
 
 

@@ -53,7 +53,7 @@ def opened(browser: Browser, url: str, settings: dict[str, Any] | None = None, e
     yield page
     one.close()
     assert {request for request in asked if not request.startswith((url, "data:"))} == set()
-    assert [text for text in said if not (errors and re.search(errors, text))] == []
+    assert [text for text in said if not (errors and re.search(errors, text))] == [], said
 
 
 def message(page: Page) -> Locator:

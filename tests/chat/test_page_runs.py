@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -25,7 +26,8 @@ def two(trained: Path) -> Iterator[str]:
     runs = trained / "runs"
     shutil.copytree(runs / "tiny", runs / "second <b>")
     config = runs / "second <b>" / "config.toml"
-    config.write_text(config.read_text().replace('run = "tiny"', 'run = "second <b>"').replace("seed = 0", "seed = 5"))
+    config.write_text(config.read_text().replace('run = "tiny"', 'run = "second <b>"'))
+    config.write_text(re.sub(r"^seed = \d+", "seed = 5", config.read_text(), flags=re.M))
     results = json.loads((runs / "second <b>" / "evaluation.json").read_text())
     row = {"untrained": 0.0, "trained": 0.75, "items": 8}
     results["summary"] |= {"scores": row | {"by_skill": {"addition": row}}, "samples": [{"prompt": "Who?", "answer": "I am <i>two</i>."}]}

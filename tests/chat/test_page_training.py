@@ -28,13 +28,13 @@ def test_a_real_training_live(browser: Browser, tmp_path: Path) -> None:
             expect(view.get_by_text("Your model is being trained.")).to_be_visible()
             expect(view.locator("polyline")).to_be_visible()
             before, curve = standing(page)
-            expect(view.locator("dl")).not_to_contain_text(f"{before} of 900")
+            expect(view.locator("dl.stats")).not_to_contain_text(f"{before} of 900")
             after, longer_curve = standing(page)
             assert after > before and longer_curve != curve  # it moves (a long curve is thinned: its number of points may not grow)
             expect(view.locator(".sample").first).to_contain_text("step", ignore_case=True)
             narrow(page)
             accessible(page)
-            page.get_by_role("button", name="Talk to it").click(timeout=90_000)  # the first checkpoint
+            page.get_by_role("button", name="Talk to it").click(timeout=90_000)  # of the first checkpoint
             expect(page.get_by_role("heading", name="This model continues text")).to_be_visible()
             page.get_by_role("button", name=re.compile("Training [0-9]+%")).click()
             scale = "(svg) => svg.getBoundingClientRect().width / svg.viewBox.baseVal.width"
@@ -48,7 +48,9 @@ def test_a_real_training_live(browser: Browser, tmp_path: Path) -> None:
             told = tiny.call(base, "entrypoint.py", "chat", "--prompt", "cat", "--temperature", "0").stdout
             assert shown.split() == told.split() != []  # a page shows two spaces as one
             page.get_by_role("button", name="Training", exact=True).click()
-            expect(page.get_by_role("heading", name="No training is running")).to_be_visible()
+            expect(view.get_by_text("Finished in")).to_be_visible()
+            expect(view.get_by_role("button", name="Report")).to_be_visible()
+            page.get_by_role("button", name="Training", exact=True).click()
             page.reload()
             expect(page.locator(".message")).to_have_count(2)
     finally:

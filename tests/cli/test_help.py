@@ -14,7 +14,7 @@ import typer
 from nanochat import console
 from nanochat.cli import app as cli
 from nanochat.cli.help import GLOBAL, PANELS, first_line, sections
-from nanochat.config import FIELDS, GROUPS, PROFILE_NAMES, load_profile, shown
+from nanochat.config import FIELDS, GROUPS, PROFILE_NAMES, flag_name, load_profile, shown
 from tests.tiny import ROOT, call, flags, sentences
 
 ROOT_COMMAND = typer.main.get_command(cli.app)
@@ -103,7 +103,7 @@ def test_train_shows_the_values_of_the_profile(profile: str, trial: bool, run: A
     for name, field in FIELDS.items():
         if name not in ("profile", "trial"):
             default = shown(name, values.get(name, field.default))
-            entry = re.search(rf"^  --{name}( \S+)?(\s+.*?)(?=^  --|^\w|\Z)", out, re.MULTILINE | re.DOTALL)
+            entry = re.search(rf"^  --{flag_name(name)}( \S+)?(\s+.*?)(?=^  --|^\w|\Z)", out, re.MULTILINE | re.DOTALL)
             assert entry and (entry[1] or field.type is bool), name
             text = " ".join(entry[2].split())
             assert text.startswith(field.metadata["help"]) and (text.endswith(f"[default: {default}]") or not default), text
@@ -187,7 +187,7 @@ def test_quiet_and_verbose(base: Path, tmp_path: Path) -> None:
 def test_the_guide_s_command_has_help(base: Path) -> None:
     done = call(base, "-m", "scripts.base_train", "--help")
     assert done.returncode == 0 and done.stderr == "" and "Usage: python -m scripts.base_train [OPTIONS]" in done.stdout
-    assert all(f"--{name}" in done.stdout for name in FIELDS if name not in ("profile", "trial"))
+    assert all(f"--{flag_name(name)}" in done.stdout for name in FIELDS if name not in ("profile", "trial"))
 
 
 def test_quickstart_says_that_it_does_not_use_the_gpu(run: Any, monkeypatch: pytest.MonkeyPatch, base: Path) -> None:

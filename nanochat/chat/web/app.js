@@ -8,7 +8,7 @@ import { byId, el, icon } from "./dom.js";
 import { setUpFiles } from "./files.js";
 import { switchLanguage, t, translate } from "./i18n.js";
 import { setUpKeys } from "./keys.js";
-import { chooseModel, drawModelButton, modelNamed, nameOf } from "./models.js";
+import { chooseModel, drawModelButton, modelNamed } from "./models.js";
 import { announce, toast } from "./notices.js";
 import { drawSettings, drawTheme, loadSettings, resetSettings, settings, settingsOf, setUpTheme } from "./settings.js";
 import { drawConversations, focusAfter, setUpSidebar, showSidebar } from "./sidebar.js";
@@ -27,7 +27,7 @@ let keyless = false; // the server asks for a key, and none was given that it ta
 const serverModel = () => status?.model ?? null;
 const model = () => (chat.current.model ? { ...modelNamed(chat.current.model) } : serverModel()); // that answers in the open conversation
 const ready = () => !status || model() !== null; // until the server has spoken, a message may be tried
-const views = new Views({ changed: viewChanged, chat: talkTo, announce });
+const views = new Views({ changed: viewChanged, chat: newChat, announce });
 const chat = new Chat(settings, model, { opened, changed: (answer) => transcript.update(answer), ended, kept });
 const transcript = new Transcript({ edit, again, retry: (kind) => (kind === "key" ? askKey() : again()), announce, version, keepBeside }, model);
 
@@ -128,16 +128,13 @@ function rename(conversation, title) {
   drawChat();
 }
 
-// A new conversation with a checkpoint: of a training, or of a run.
-function talkTo(name) {
-  newChat(name);
-}
-
+// A new conversation; with a checkpoint of a training or of a run where one is named.
 function newChat(name) {
   const { model: kept, beside } = chat.current;
   showChat();
   chat.open();
-  chat.current.model = typeof name === "string" ? (name === nameOf(serverModel()) ? undefined : name) : kept;
+  const own = typeof name === "string" && modelNamed(name).run === serverModel()?.run; // the server follows the newest one by itself
+  chat.current.model = typeof name === "string" ? (own ? undefined : name) : kept;
   if (typeof name !== "string") chat.current.beside = beside;
   drawModel();
   drawChat();

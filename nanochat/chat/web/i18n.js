@@ -1,5 +1,5 @@
-// The texts of the page in English and in Traditional Chinese as written in Taiwan.
-// long: one table of texts, each key in both languages
+// The page's texts in English and in Traditional Chinese as written in Taiwan.
+// long: every text of the page in both languages, so that a test can hold one list against the other.
 
 const plural = (count, one, many) => `${count} ${count === 1 ? one : many}`;
 

@@ -118,5 +118,6 @@ function ticks(low, high, count = 4) {
   const rough = Math.max(high - low, 1e-6, Math.abs(high) * 1e-3) / count;
   const power = 10 ** Math.floor(Math.log10(rough));
   const tick = power * [1, 2, 5, 10].find((factor) => factor * power >= rough * 0.999);
-  return [Math.floor(low / tick + 1e-9) * tick, Math.ceil(high / tick - 1e-9) * tick, tick];
+  const [bottom, top] = [Math.floor(low / tick + 1e-9) * tick, Math.ceil(high / tick - 1e-9) * tick];
+  return top > bottom ? [bottom, top, tick] : [bottom - tick, top + tick, tick]; // every value is the same
 }

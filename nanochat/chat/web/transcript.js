@@ -160,7 +160,7 @@ export class Transcript {
       item.beside = { head: el("h4", { dir: "auto" }), note: el("div", { class: "below" }) };
       item.beside.markdown = new Markdown(other, code, (index) => chip(callsOf(message.beside.parts)[index]));
       item.head = el("h4", { dir: "auto" });
-      body.before(el("div", { class: "columns" }, el("div", {}, item.head, body), el("div", { class: "other" }, item.beside.head, other, item.beside.note)));
+      item.querySelector(".below").before(el("div", { class: "columns" }, el("div", {}, item.head, body), el("div", { class: "other" }, item.beside.head, other, item.beside.note)));
     }
     this.#body(item, message);
     this.#below(item, message, false);
