@@ -50,6 +50,9 @@ def value(words: Sequence[str], flag: str) -> str:
 def train(words: list[str]) -> tuple[str, list[list[str]]]:
     """`train` or `quickstart`, with its arguments."""
     profile = value(words, "--profile")
+    if source := value(words, "--from"):
+        reinforced = REINFORCED if value(words, "--stage") == "rl" else ()
+        return f"done from {source} with fewer steps", [[*words, *STEPS, *reinforced]]
     if words[0] == "train" and profile not in ("", "auto", "cpu"):  # what a card would do: its plan, and the same small, without the card
         plan = ["plan", *(word for word in words[1:] if not word.startswith("--stage="))]
         few = DOWNLOADED if "--trial" not in words else ()
@@ -116,7 +119,9 @@ def _has_compose() -> bool:
 
 def placeholders(words: list[str], runs: Sequence[str]) -> list[str]:
     """Words in capitals stand for something of the reader's."""
-    real = {"REF": IMAGE, "NAME": "nanochat"} | dict(zip(("RUN", "OTHER"), runs, strict=False))
+    real = {"REF": IMAGE, "NAME": "nanochat", "my-run": "my-chat", "new.jsonl": "talks.jsonl"} | dict(
+        zip(("RUN", "OTHER"), runs, strict=False)
+    )
     return [real.get(word, word) for word in words]
 
 

@@ -27,6 +27,7 @@ PAGES = [
     *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("from-the-guide*.md")),
 ]
 ENGLISH = [page for page in PAGES if not page.endswith(".zh-TW.md")]
+NAMES = ("docker compose run", "docker compose run --rm nanochat", "nanochat import")  # a command's name alone, not a command
 AS_IT_IS = {". .venv/bin/activate", ". ~/.cargo/env", "sudo apt-get update", "cd nanochat"}
 AS_IT_IS |= {"git clone https://github.com/OWNER/REPOSITORY nanochat"}
 DEBIAN = {"git", "make", "gcc", "cargo", "rustup", "python3-venv", "curl", "docker.io", "docker-cli", "docker-buildx", "docker-compose"}
@@ -69,7 +70,7 @@ def inline(page: str) -> Iterator[str]:
     """Whole commands in the running text: those that leave nothing out, as COMMAND and ... do."""
     text = re.sub(r"^```.*?^```$", "", (ROOT / page).read_text(encoding="utf-8"), flags=re.M | re.S)
     for command in re.findall(r"`((?:nanochat|docker compose|make) [^`\n]+)`", text):
-        if "..." not in command and "COMMAND" not in command and command not in ("docker compose run", "docker compose run --rm nanochat"):
+        if "..." not in command and "COMMAND" not in command and command not in NAMES:
             yield command
 
 
@@ -89,7 +90,10 @@ def parse_command(words: list[str]) -> None:
         profile = context.params.get("profile") or "cpu"
         if profile == "auto":  # as on a machine that the arguments fit
             profile = "h100x8" if any(word.startswith("--nproc_per_node") for word in context.args) else "cpu"
-        run_config(profile, bool(context.params.get("trial")), context.args)
+        given = list(context.args)
+        if "--from" in given:  # the run that it names is the reader's
+            del given[given.index("--from") : given.index("--from") + 2]
+        run_config(profile, bool(context.params.get("trial")), given)
 
 
 def parse_python(words: list[str]) -> None:

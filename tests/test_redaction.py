@@ -92,7 +92,7 @@ def test_what_is_no_address_is_said_without_it(address: str, monkeypatch: pytest
             patch.setenv(variable, address)
             with pytest.raises(DataError) as raised:
                 ask()
-        assert "is no address" in raised.value.message and "S3CRET" not in f"{raised.value}{raised.value.hint}".replace("/", "")
+        assert "is not an address" in raised.value.message and "S3CRET" not in f"{raised.value}{raised.value.hint}".replace("/", "")
 
 
 def test_the_address_of_an_asset_keeps_its_query_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:

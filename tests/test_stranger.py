@@ -123,6 +123,10 @@ def test_the_blocks_of_the_pages(end: str, tmp_path: Path, hub: Hub) -> None:
     tiny.sentences(machine.home / "my-texts" / "one.txt")
     tiny.chats(machine.checkout / "talks.jsonl")
     (machine.checkout / "who.toml").write_text(example(f"docs/guides/your-text{end}", "toml"), encoding="utf-8")
+    (machine.home / "more-text").mkdir()
+    tiny.sentences(machine.home / "more-text" / "two.txt")
+    problems = "".join(json.dumps({"question": f"{number} + 1?", "answer": str(number + 1)}) + "\n" for number in range(40))
+    (machine.checkout / "problems.jsonl").write_text(problems, encoding="utf-8")
     (machine.checkout / "questions.jsonl").write_text(example(f"docs/guides/evaluate{end}", "json"), encoding="utf-8")
     for block in [block for page in PAGES for block in blocks(page + end)]:
         before = len(machine.done())

@@ -5,7 +5,7 @@ A client that disconnects ends its request: the slot is free before the next tok
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -99,11 +99,15 @@ def _body(data: bytes) -> dict[str, Any]:
     return {"type": "http.response.body", "body": data, "more_body": True}
 
 
-async def whole(submission: Submission, request: Request) -> Response:
-    """The response of a submission that is not streamed; an empty one if the client has disconnected."""
+async def whole(submission: Submission, request: Request, body: Callable[[Sequence[Delta]], dict[str, Any]] | None = None) -> Response:
+    """The response of a submission that is not streamed; an empty one if the client has disconnected.
+
+    `body` makes its JSON of all deltas (default: OpenAI's completion).
+    """
 
     async def collect() -> dict[str, Any]:
-        return whole_response(submission.prepared, [delta async for delta in submission.deltas()])
+        deltas = [delta async for delta in submission.deltas()]
+        return body(deltas) if body else whole_response(submission.prepared, deltas)
 
     collecting, leaving = asyncio.ensure_future(collect()), asyncio.ensure_future(_disconnect(request.receive))
     try:

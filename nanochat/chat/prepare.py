@@ -74,10 +74,16 @@ def prepare_chat(request: ChatRequest, loaded: LoadedModel) -> PreparedRequest:
     """
     max_tokens = request.max_completion_tokens or request.max_tokens or DEFAULT_MAX_TOKENS
     prompt_limit = max(loaded.context - max_tokens, loaded.context // 2)  # the answer gets at most half of the context
-    conversation = _conversation(request.messages)
+    conversation, begun = _conversation(request.messages)
+    if begun and request.continue_final_message is False:
+        message = "the last message is the assistant's: it is continued, unless the conversation ends with a user's message"
+        raise ApiError(400, message, "invalid_value", "continue_final_message")
+    if request.continue_final_message and not begun:
+        message = "continue_final_message needs a last message of the assistant's, with the text to continue"
+        raise ApiError(400, message, "invalid_value", "continue_final_message")
     try:
         if loaded.chats:
-            ids, dropped = loaded.tokenizer.render_prompt(conversation, prompt_limit)
+            ids, dropped = _chat_prompt(loaded, conversation, begun, prompt_limit)
         else:
             ids, dropped = [loaded.tokenizer.bos, *loaded.tokenizer.encode(_text(request.messages[-1]))[1 - prompt_limit :]], 0
     except UsageError as error:
@@ -88,6 +94,18 @@ def prepare_chat(request: ChatRequest, loaded: LoadedModel) -> PreparedRequest:
     if request.top_logprobs and not request.logprobs:
         raise ApiError(400, "top_logprobs needs logprobs to be true", "invalid_value", "top_logprobs")
     return PreparedRequest("chat.completion", loaded, [ids], max_tokens, _sampling(request), request.n or 1, request.stops, top, dropped)
+
+
+def _chat_prompt(loaded: LoadedModel, conversation: Conversation, begun: str, limit: int) -> tuple[list[int], int]:
+    """Ids of a conversation up to where the model goes on, and how many turns were left out.
+
+    `begun` is the text of an answer that it continues. Raises UsageError if at most `limit` ids do not suffice, DataError.
+    """
+    answer = loaded.tokenizer.encode(begun) if begun else []
+    if begun and len(answer) > limit // 2:
+        raise UsageError(f"the text to continue has {len(answer):,} tokens; at most {limit // 2:,} fit", "send a shorter one")
+    ids, dropped = loaded.tokenizer.render_prompt(conversation, limit - len(answer))
+    return ids + answer, dropped
 
 
 def prepare_completion(request: CompletionRequest, loaded: LoadedModel) -> PreparedRequest:
@@ -126,25 +144,49 @@ def _sampling(request: BaseRequest) -> Sampling:
     return Sampling(temperature, request.top_k, 1.0 if request.top_p is None else request.top_p, seed)
 
 
-def _conversation(messages: Sequence[Message]) -> Conversation:
-    """OpenAI's messages as the tokenizer's conversation: one system message in front, neighbours of one role put together."""
-    system = [_text(message) for message in messages if message.role in ("system", "developer")]
-    conversation: Conversation = [{"role": "system", "content": "\n\n".join(system)}] if system else []
+def _conversation(messages: Sequence[Message]) -> tuple[Conversation, str]:
+    """OpenAI's messages as the tokenizer's conversation, which ends with a user's message, and the answer that is begun after it.
+
+    One system message in front. A tool's text reads as the user's. Empty messages of the assistant, such as calls of tools, and all
+    before the first of the user's are left out, as in training. Neighbours of one role are put together.
+    """
+    system = [text for message in messages if message.role in ("system", "developer") and (text := _text(message))]
+    conversation: Conversation = []
     for message in messages:
         if message.role in ("system", "developer"):
             continue
+        role = "assistant" if message.role == "assistant" else "user"
         content: Any = message.content
-        if message.role == "user" or isinstance(content, str):
+        if role == "user" or not isinstance(content, list):
             content = _text(message)
         else:
             content = [{"type": part.type, "text": part.text} for part in content]
-        if message.role == "user" and conversation and conversation[-1]["role"] == "user":
-            conversation[-1]["content"] += "\n\n" + content
+        if (role == "assistant" and not content) or (message.role != "user" and not conversation):
+            continue
+        if conversation and conversation[-1]["role"] == role:
+            conversation[-1]["content"] = _joined(conversation[-1]["content"], content)
         else:
-            conversation.append({"role": message.role, "content": content})
-    return conversation
+            conversation.append({"role": role, "content": content})
+    begun = ""
+    if conversation and conversation[-1]["role"] == "assistant":
+        begun = _visible(conversation.pop()["content"])
+    front: Conversation = [{"role": "system", "content": "\n\n".join(system)}] if system else []
+    return front + conversation, begun
+
+
+def _joined(first: Any, second: Any) -> Any:
+    """The contents of two messages of one role as one."""
+    if isinstance(first, str) and isinstance(second, str):
+        return f"{first}\n\n{second}"
+    parts = [[{"type": "text", "text": each}] if isinstance(each, str) else each for each in (first, second)]
+    return [*parts[0], {"type": "text", "text": "\n\n"}, *parts[1]]
+
+
+def _visible(content: str | list[dict[str, str]]) -> str:
+    """The text of a content, without the calculator's calls."""
+    return content if isinstance(content, str) else "".join(part["text"] for part in content if part["type"] == "text")
 
 
 def _text(message: Message) -> str:
-    content = message.content
+    content = message.content or ""
     return content if isinstance(content, str) else "".join(part.text for part in content if part.type == "text")

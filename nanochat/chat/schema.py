@@ -21,7 +21,7 @@ def _valid_text(text: str) -> str:
 
 
 Text = Annotated[str, AfterValidator(_valid_text)]
-Role = Literal["system", "developer", "user", "assistant"]
+Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
 
 # Fields of OpenAI's that change the answer and that this server does not have -> the values that ask for nothing.
 REFUSED: dict[str, tuple[Any, ...]] = {
@@ -41,6 +41,16 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "best_of": (None, 1),
 }
 
+_NO_TOOLS = "the models that are trained here were not taught to call tools; the calculator is built in"
+REASONS = {  # a refused field -> why it cannot be ignored
+    **dict.fromkeys(("tools", "tool_choice", "functions", "function_call"), _NO_TOOLS),
+    "response_format": "answers are not constrained to a grammar; ask for the form in words, and check what comes",
+    **dict.fromkeys(("modalities", "audio"), "the models here read and write text alone"),
+    **dict.fromkeys(("previous_response_id", "conversation", "background", "prompt"), "this server keeps no conversation: send all of it"),
+    "text": "answers are not constrained to a grammar; ask for the form in words, and check what comes",
+    "best_of": "n gives several answers to choose from",
+}
+
 
 class Part(BaseModel):
     """A part of a message's content. python and python_output are an assistant's call of the calculator and its result."""
@@ -50,10 +60,10 @@ class Part(BaseModel):
 
 
 class Message(BaseModel):
-    """One message of a conversation."""
+    """One message of a conversation. A content of null is none, as of an assistant that called a tool."""
 
     role: Role
-    content: Text | Annotated[list[Part], Field(max_length=256)]
+    content: Text | Annotated[list[Part], Field(max_length=256)] | None = None
 
 
 class StreamOptions(BaseModel):
@@ -95,8 +105,9 @@ class BaseRequest(BaseModel):
 
 
 class ChatRequest(BaseRequest):
-    """POST /v1/chat/completions."""
+    """POST /v1/chat/completions. An assistant's message at the end is continued, as `continue_final_message` asks in other servers."""
 
+    continue_final_message: StrictBool | None = None
     messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
     max_completion_tokens: int | None = Field(None, ge=1, le=1_000_000)
     logprobs: StrictBool | None = None

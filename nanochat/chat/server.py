@@ -12,6 +12,7 @@ A message goes through this package in this order:
 
 import asyncio
 import mimetypes
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -23,8 +24,9 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
-from nanochat.chat import runs_api
+from nanochat.chat import responses_api, runs_api
 from nanochat.chat.api_errors import RESPONSES, ApiError, shown
+from nanochat.chat.complaints import complaint
 from nanochat.chat.delivery import EventStream, Submission, whole
 from nanochat.chat.library import ModelLibrary, Name
 from nanochat.chat.loading import LoadedModel
@@ -32,14 +34,16 @@ from nanochat.chat.metrics import ServerMetrics
 from nanochat.chat.middleware import MAY_KNOW, Limits, SecurityMiddleware
 from nanochat.chat.prepare import PreparedRequest, prepare_chat, prepare_completion
 from nanochat.chat.scheduler import Scheduler
-from nanochat.chat.schema import BaseRequest, ChatRequest, CompletionRequest
+from nanochat.chat.schema import REASONS, BaseRequest, ChatRequest, CompletionRequest
 from nanochat.chat.suggestions import suggestions
 from nanochat.chat.training import last_trained
 from nanochat.console import command
 
 WEB = Path(__file__).resolve().parent / "web"
 ALIAS = "nanochat"  # a model's name that always means the one that is served
-COUNTED_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/models")  # in the metrics: a bounded set, whatever is asked for
+LATEST = ":latest"  # behind a model's name: Ollama's clients add it
+# In the metrics: a bounded set, whatever is asked for.
+COUNTED_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/models")
 SHOWN = ("stage", "step", "chats", "trial", "context", "parameters", "device")  # of the model, on the page
 
 
@@ -68,6 +72,7 @@ class Services:
 
     async def asked(self, name: str | None) -> LoadedModel:
         """The model that a request names: the one that answers, or another checkpoint. Raises ApiError."""
+        name = name and name.removesuffix(LATEST)
         current = self.scheduler.current
         if self.library is None or name is None or name in ("", ALIAS):
             return self.loaded(name)
@@ -78,7 +83,7 @@ class Services:
         current = self.scheduler.current
         if current is None:
             raise ApiError(503, f"there is no model yet; train one in minutes: {command()} quickstart", "model_not_ready", retry_after=5)
-        if name not in (None, "", ALIAS, current.name):
+        if name and name.removesuffix(LATEST) not in (ALIAS, current.name):
             raise ApiError(404, f"the model {shown(str(name))} is not served here, {shown(current.name)} is", "model_not_found", "model")
         return current
 
@@ -107,6 +112,13 @@ async def completions(request: Request, body: Annotated[CompletionRequest, Body(
     """Continue a text."""
     prepared = await asyncio.to_thread(prepare_completion, body, await services(request).asked(body.model))
     return await respond(prepared, request, body)
+
+
+@openai.post("/responses")
+async def responses(request: Request, body: Annotated[responses_api.ResponsesRequest, Body()]) -> Response:
+    """Answer messages in the shape of OpenAI's newer API."""
+    prepared = await asyncio.to_thread(prepare_chat, body.as_chat(), await services(request).asked(body.model))
+    return await responses_api.respond(body, prepared, Submission(services(request).scheduler, prepared), request)
 
 
 async def respond(prepared: PreparedRequest, request: Request, body: BaseRequest) -> Response:
@@ -242,11 +254,10 @@ def _as_api_error(error: Exception) -> ApiError:
 
 
 def _explained(error: RequestValidationError) -> ApiError:
-    """pydantic's first complaint in OpenAI's shape."""
-    first = error.errors()[0]
-    where = [str(part) for part in first["loc"] if part != "body" and first["type"] != "json_invalid"]
-    message = first["msg"].removeprefix("Value error, ")
+    """pydantic's complaint about a request in OpenAI's shape."""
+    where, message = complaint(error.errors())
     if message.startswith("unsupported parameter: "):
         name = message.removeprefix("unsupported parameter: ")
-        return ApiError(400, f"{message}; see docs/guides/chat-and-api.md", "unsupported_parameter", name)
-    return ApiError(400, f"{'.'.join(where)}: {message}" if where else message, "invalid_value", where[0] if where else None)
+        why = REASONS.get(name, "it changes the answer, and this server does not have it")
+        return ApiError(400, f"{message}: {why} (docs/guides/chat-and-api.md)", "unsupported_parameter", name)
+    return ApiError(400, f"{where}: {message}" if where else message, "invalid_value", re.split(r"[.[]", where)[0] or None)

@@ -82,7 +82,7 @@ def read_conversations(path: Path, files: Sequence[Path] = (), strict: bool = Tr
     """The conversations of a file or folder of jsonl, JSON, CSV, parquet or Arrow (or of `files` alone), in every known form.
 
     A row that is no conversation raises DataError with file and line; where not `strict` (a set of others) it is left out and counted.
-    Raises DataError where none is left.
+    Raises DataError if none is left.
     """
     path = path.expanduser()
     found = Conversations()
@@ -103,7 +103,7 @@ def read_conversations(path: Path, files: Sequence[Path] = (), strict: bool = Tr
                 found.add(form, conversation)
     if not len(found):
         reasons = "; ".join(f"{count} {reason}" for reason, count in (+found.left).most_common(3))
-        raise DataError(f"{path} holds no conversation{f': left out are {reasons}' if reasons else ''}", _HINT)
+        raise DataError(f"{path} has no conversations{f': left out are {reasons}' if reasons else ''}", _HINT)
     return found
 
 

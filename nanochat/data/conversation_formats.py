@@ -59,7 +59,7 @@ def understand(row: Any, left: Counter[str]) -> tuple[str, Conversation]:
 
 
 def _messages(row: Any) -> tuple[str, list[Any]]:
-    """The form of a row and its messages, as they are. Raises ValueError where it is none of the forms."""
+    """The form of a row and its messages, as they are. Raises ValueError if it is none of the forms."""
     if row is None:
         return "messages", []
     if isinstance(row, list):
@@ -93,7 +93,7 @@ def _pair(row: Mapping[str, Any], question: str, answer: str) -> list[Any]:
     messages: list[Any] = [{"role": "system", "content": system}] if isinstance(system, str) else []
     for earlier in row.get("history") or []:
         if not isinstance(earlier, list) or len(earlier) != 2:
-            raise ValueError("history is no list of pairs of a question and its answer")
+            raise ValueError("history is not a list of pairs of a question and an answer")
         messages += [{"role": "user", "content": earlier[0]}, {"role": "assistant", "content": earlier[1]}]
     if question == "instruction":
         context = next((row[key] for key in CONTEXTS if key != answer and isinstance(row.get(key), str) and row[key].strip()), "")

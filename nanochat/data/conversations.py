@@ -69,7 +69,7 @@ def grade_school(row: dict[str, Any]) -> Conversation:
 
 
 def final_number(text: str) -> str | None:
-    """The answer of GSM8K's form that `text` ends in, the number after ####, without commas; None where there is none."""
+    """The answer of GSM8K's form that `text` ends in, the number after ####, without commas; or None."""
     found = _FINAL.search(text)
     return found[1].replace(",", "") if found else None
 
@@ -78,7 +78,7 @@ _CONVERT: dict[str, Callable[[dict[str, Any]], Conversation]] = {"smol-smoltalk"
 
 
 class Rows(Sequence[Conversation]):
-    """The rows of parquet files as conversations. Raises DataError where a file cannot be read, or a row is malformed."""
+    """The rows of parquet files as conversations. Raises DataError if a file cannot be read, or a row is malformed."""
 
     def __init__(self, paths: Sequence[Path], convert: Callable[[dict[str, Any]], Conversation] = talk):
         import pyarrow
@@ -89,7 +89,7 @@ class Rows(Sequence[Conversation]):
         except (pyarrow.ArrowException, OSError) as error:
             folder = paths[0].parent
             raise DataError(
-                f"the files in {folder} cannot be read: {error}", f"remove {folder} and run again: they are fetched anew"
+                f"the files in {folder} cannot be read: {error}", f"remove {folder} and run the same command again, which downloads them"
             ) from error
 
     def __len__(self) -> int:
@@ -115,7 +115,7 @@ class Rows(Sequence[Conversation]):
         return conversation
 
     def read(self, index: int, convert: Callable[[dict[str, Any]], Converted]) -> Converted:
-        """Row `index` (from 0) through `convert`. Raises DataError where it lacks what `convert` looks for."""
+        """Row `index` (from 0) through `convert`. Raises DataError if it lacks what `convert` looks for."""
         (row,) = self.table.slice(index, 1).to_pylist()
         try:
             return convert(row)
@@ -124,7 +124,9 @@ class Rows(Sequence[Conversation]):
 
     def _fault(self, index: int, wrong: str) -> DataError:
         folder = self.paths[0].parent
-        return DataError(f"row {index} of {folder} is not as expected: {wrong}", f"remove {folder} and run again: it is fetched anew")
+        return DataError(
+            f"row {index} of {folder} is not as expected: {wrong}", f"remove {folder} and run the same command again, which downloads it"
+        )
 
 
 class Mixture(Sequence[Conversation]):

@@ -48,7 +48,7 @@ class ConversationSource:
             sets.ensure_set(name, check)
 
     def inspect(self) -> str:
-        """Read what the user has chosen and say what it is; returns its hash, "" where all is by default. Raises DataError."""
+        """Read what the user has chosen and say what it is; returns its hash, "" if all is by default. Raises DataError."""
         if self.identity:
             who = identity.read_identity(self.identity)
             log(f"identity: {' / '.join(dict.fromkeys(who.name.values()))}, in {', '.join(who.languages)}")
@@ -143,7 +143,7 @@ class EmbeddedConversations(ConversationSource):
 def require_learnable(conversations: Sequence[Conversation], tokenizer: Tokenizer, seq_len: int) -> None:
     """Say how many of the conversations (of CHECKED of them, evenly spread) are cut at the sequence length, or have no answer before it.
 
-    Raises DataError where none has one, so that a run that could not be fine-tuned does not begin.
+    Raises DataError if none has one, so that a run that could not be fine-tuned does not begin.
     """
     if not len(conversations):
         raise DataError("there are no conversations to fine-tune on", "give --chat-data a file with some")

@@ -192,7 +192,7 @@ class TextRows:
                 self.open = (visit, self.cache.rows(self.shards[segment]))
                 self.cache.prefetch(self.shards[self.order.segment(visit + 1)[1]])
                 if epoch > self.epoch and self.cache.packer:
-                    log(f"epoch {epoch + 1} begins: the text is read again, in a new order")
+                    log(f"epoch {epoch + 1}: reading the text again, in a new order")
                 self.epoch = epoch
             parts.append(self.open[1][rows])
         return np.concatenate(parts)
@@ -225,7 +225,7 @@ class ConversationRows:
         self._keep(np.flatnonzero(self.mask[:, 1:].any(axis=1)))  # a row without a target teaches nothing
         if not len(self):
             raise DataError(
-                "no conversation leaves an assistant's answer within the context", "use shorter conversations, or a larger --max_seq_len"
+                "no conversation has an answer within the sequence length", "use shorter conversations, or a larger --max_seq_len"
             )
 
     def _keep(self, rows: np.ndarray) -> None:

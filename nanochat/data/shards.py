@@ -59,7 +59,7 @@ class Dataset:
 
     @property
     def text_bytes(self) -> int | None:
-        """UTF-8 bytes of the training text; None where they were not counted (downloaded and adopted shards)."""
+        """UTF-8 bytes of the training text; None if they were not counted (downloaded and adopted shards)."""
         counted = [shard.text_bytes for shard in self.training]
         return sum(counted) if all(counted) else None
 
@@ -76,10 +76,10 @@ def shard_name(index: int) -> str:
 def mend(name: str, folder: Path) -> str:
     """The hint for a dataset that is incomplete or broken: what restores it. `name` may be its folder's name too."""
     if name.startswith("user-") or name == "embedded":
-        return f"remove the folder {folder} and run the same command again: it is made anew"
+        return f"remove the directory {folder} and run the same command, which creates it again"
     if name.startswith("hf--"):
         name = "hf:" + name.removeprefix("hf--").replace("--", "/", 1).replace("--", ":", 1)
-    return f"run: python -m nanochat.dataset --dataset {name} (it fetches what is missing)"
+    return f"run `nanochat download --dataset {name}` to download what is missing"
 
 
 # --- the manifest
@@ -106,7 +106,7 @@ def _entry(shard: Shard) -> dict[str, Any]:
 
 
 def read_manifest(folder: Path) -> Dataset:
-    """The dataset that the manifest in `folder` describes, its files not looked at. Raises DataError where it is missing or broken."""
+    """The dataset that the manifest in `folder` describes, its files not looked at. Raises DataError if it is missing or broken."""
     path = folder / MANIFEST
     try:
         found = untrusted.table(untrusted.read_json(path, MANIFEST_BYTES), "the manifest")
@@ -175,7 +175,7 @@ def verify(dataset: Dataset) -> None:
 
 
 def texts(shard: Shard | Path) -> Iterator[list[str]]:
-    """The shard's documents, in order, some `ROW_GROUP` at a time; nulls are left out. Raises DataError where it cannot be read."""
+    """The shard's documents, in order, some `ROW_GROUP` at a time; nulls are left out. Raises DataError if it cannot be read."""
     for column in columns(shard):
         yield column.to_pylist()
 
@@ -193,7 +193,7 @@ def columns(shard: Shard | Path) -> Iterator[Any]:
 def inspect(path: Path, digest: str | None = None, progress: Progress | None = None, column: str = "") -> Shard:
     """The Shard that a parquet file is: footer read, hashed unless `digest` is given; the text's column is found unless named.
 
-    Raises DataError where it is not one of text.
+    Raises DataError if it is not one of text.
     """
     import pyarrow
     import pyarrow.parquet
@@ -205,7 +205,7 @@ def inspect(path: Path, digest: str | None = None, progress: Progress | None = N
         return Shard(path, path.stat().st_size, digest or sha256(path, progress), documents, column=column)
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(
-            f"{path} is no complete parquet file: {untrusted.reason(error)}",
+            f"{path} is not a complete parquet file: {untrusted.reason(error)}",
             f"remove {path} and put a good copy there, or download it again",
         ) from error
 
@@ -225,14 +225,14 @@ def write_dataset(
 ) -> Dataset:
     """Write documents as shards of about `shard_bytes` each, and the manifest; `folder` appears whole or not at all.
 
-    Both iterables are streamed. Raises DataError where either is empty, PreflightError where the disk refuses.
+    Both iterables are streamed. Raises DataError if either is empty, PreflightError where the disk refuses.
     """
     try:
         with atomic_folder(folder) as temporary:
             held_out = _write_shards(temporary, itertools.repeat("validation.parquet"), validation, None)
             shards = _write_shards(temporary, map(shard_name, itertools.count()), training, shard_bytes)
             if not held_out or not shards:
-                raise DataError(f"{source}: no text for {'training' if held_out else 'validation'}", "give it more text")
+                raise DataError(f"{source}: no text for {'training' if held_out else 'validation'}", "add more text")
             atomic_write_json(temporary / MANIFEST, _manifest(Dataset(name, temporary, source, licence, tuple(shards), held_out[0])))
     except OSError as error:
         raise disk_error(error, f"writing the dataset {name}") from error

@@ -57,15 +57,15 @@ class TextSource(ABC):
 
     @property
     def most_shards(self) -> int | None:
-        """Training shards that there are to download; None where the text is not downloaded."""
+        """Training shards that there are to download; None if the text is not downloaded."""
         return None
 
     @abstractmethod
     def text_bytes(self) -> int | None:
-        """UTF-8 bytes of the training text; None where they are known only when it is downloaded. Raises DataError."""
+        """UTF-8 bytes of the training text; None if they are known only when it is downloaded. Raises DataError."""
 
     def estimated_bytes(self, shards: int) -> int | None:
-        """About how many bytes of text so many shards hold; None where the text is not downloaded."""
+        """About how many bytes of text so many shards hold; None if the text is not downloaded."""
         return None
 
     @abstractmethod
@@ -154,7 +154,7 @@ class Local(TextSource):
 
     @property
     def _place(self) -> tuple[Path, str]:
-        """PATH or PATH:COLUMN: the path, and the column, "" where none is named."""
+        """PATH or PATH:COLUMN: the path, and the column, "" if none is named."""
         path, _, column = self.config.data.rpartition(":")
         whole = Path(self.config.data).expanduser()
         named = path and "/" not in column and not whole.exists() and not is_readable(whole, "", self.config.encoding)

@@ -14,7 +14,7 @@ TOKENIZER_SOURCE = "source.json"  # in a tokenizer's folder: what it was trained
 
 
 def ensure_tokenizer(dataset: Dataset, vocab_size: int, architecture: str = "nanochat") -> Tokenizer:
-    """The tokenizer of `dataset`'s first 2 billion characters, trained once. Raises DataError where there is no text."""
+    """The tokenizer of `dataset`'s first 2 billion characters, trained once. Raises DataError if there is no text."""
     key = {
         "shards": [shard.content for shard in dataset.training],
         "vocab_size": vocab_size,

@@ -83,7 +83,7 @@ def remote(repo: str, path: str, size: int | None = None, sha256: str | None = N
 def list_files(repo: str, recursive: bool = True) -> list[Remote]:
     """Every file of a dataset, from all pages of the hub's tree; a mirror's where the hub has none.
 
-    Raises NotListed where the servers refuse or answer nonsense, DataError where none can be reached or a name is unsafe.
+    Raises NotListed if the servers refuse or answer nonsense, DataError where none can be reached or a name is unsafe.
     """
     query = f"/api/datasets/{repo}/tree/main" + ("?recursive=true" if recursive else "")
     return _first_that_answers(query, lambda url, attempts: _tree(repo, url, attempts))
@@ -134,7 +134,7 @@ def _page(url: str) -> tuple[list[dict[str, Any]], str]:
     links: dict[str, Any] = {}
     entries = _json(url, links)
     if not isinstance(entries, list) or not all(isinstance(entry, dict) and isinstance(entry.get("path"), str) for entry in entries):
-        raise NotListed(f"{url} does not answer as the hub does: no list of files")
+        raise NotListed(f"{url} does not answer as a hub: no list of files")
     return entries, links.get("next", {}).get("url", "")
 
 
@@ -148,7 +148,7 @@ def _json(url: str, links: dict[str, Any] | None = None) -> Any:
                 links |= response.links
             return untrusted.parse_json(_body(url, response).decode("utf-8"))
     except ValueError as error:
-        raise NotListed(f"{url} does not answer as the hub does: no JSON") from error
+        raise NotListed(f"{url} does not answer as a hub: no JSON") from error
     except requests.RequestException as error:
         raise TransientError(reason(error)) from error
     except DataError as error:
@@ -161,7 +161,7 @@ def _body(url: str, response: Any) -> bytes:
     for block in response.iter_content(1 << 16):
         body += block
         if len(body) > LIST_BYTES:
-            raise NotListed(f"{url} does not answer as the hub does: more than {LIST_BYTES:,} bytes")
+            raise NotListed(f"{url} does not answer as a hub: more than {LIST_BYTES:,} bytes")
     return bytes(body)
 
 
@@ -186,7 +186,7 @@ def digest_of(text: Any) -> str | None:
 
 
 def retry_after(value: str | None) -> float | None:
-    """Seconds to wait by a Retry-After header, which holds seconds or an HTTP date; None where it is absent or nonsense."""
+    """Seconds to wait by a Retry-After header, which holds seconds or an HTTP date; None if it is absent or nonsense."""
     if not value:
         return None
     try:
@@ -226,7 +226,7 @@ def get(url: str, headers: dict[str, str] | None = None) -> Any:
     try:
         response = requests.get(url, stream=True, timeout=TIMEOUT, headers=sent, auth=_token(url))
     except ValueError as error:  # InvalidURL and its like too. Its words are left out: they may hold a part of a password
-        raise DataError(f"{url} is no address", ADDRESS_HINT) from error
+        raise DataError(f"{url} is not an address", ADDRESS_HINT) from error
     except requests.RequestException as error:
         raise TransientError(reason(error)) from error
     status = response.status_code
@@ -245,7 +245,7 @@ def _token(url: str) -> Callable[[Any], Any] | None:
     """A callable that adds HF_TOKEN to requests to the hub over TLS or loopback, or None. Mirrors never receive the token.
 
     A redirect to another host loses it (requests sees to that). Blanks at its ends are left out, such as a file's last newline.
-    Raises UsageError where a header cannot hold it.
+    Raises UsageError if a header cannot hold it.
     """
     token, hub = os.environ.get("HF_TOKEN", "").strip(), urllib.parse.urlsplit(endpoint())
     private = hub.scheme == "https" or hub.hostname in ("localhost", "127.0.0.1", "::1")
@@ -253,7 +253,7 @@ def _token(url: str) -> Callable[[Any], Any] | None:
         return None
     if not re.fullmatch(r"[!-~]+", token):
         raise UsageError(
-            "HF_TOKEN is no token: it has blanks, control characters or letters beyond ASCII in it", "copy it again from the hub"
+            "HF_TOKEN is not a token, because it contains spaces, control characters or letters beyond ASCII", "copy it again from the hub"
         )
 
     def add(request: Any) -> Any:

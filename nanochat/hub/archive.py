@@ -54,7 +54,7 @@ def checked_zip(archive: Path, name: str = "", hint: str = "") -> Iterator[zipfi
                 raise ValueError(f"it holds {len(found.infolist()):,} files, and at most {FILES:,} are possible")
             yield found
     except _DAMAGE as error:
-        raise DataError(f"{name or archive} is no zip archive that can be used: {untrusted.reason(error)}", hint) from error
+        raise DataError(f"{name or archive} cannot be used as a zip archive: {untrusted.reason(error)}", hint) from error
 
 
 def read_entry(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
@@ -69,7 +69,7 @@ def read_entry(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
 
 
 def require_plain(entry: zipfile.ZipInfo) -> None:
-    """Raise ValueError where an entry is no regular file that can be read."""
+    """Raise ValueError if an entry is not a regular file that can be read."""
     if stat.S_IFMT(entry.external_attr >> 16) not in (0, stat.S_IFREG):
         raise ValueError(f"{untrusted.shown(entry.filename)} is a link or a device")
     if entry.flag_bits & 1:
@@ -77,7 +77,7 @@ def require_plain(entry: zipfile.ZipInfo) -> None:
 
 
 def _check_directory(archive: Path) -> None:
-    """Raise ValueError where the archive's list of files is too large, because zipfile keeps all of it in memory."""
+    """Raise ValueError if the archive's list of files is too large, because zipfile keeps all of it in memory."""
     size = untrusted.regular_file(archive)
     with archive.open("rb") as file:
         file.seek(max(size - _END_BYTES - _COMMENT_BYTES - _ZIP64_BYTES, 0))
@@ -87,7 +87,7 @@ def _check_directory(archive: Path) -> None:
         raise ValueError("its end is missing")
     length = struct.unpack_from("<L", tail, end + 12)[0]
     if length > DIRECTORY_BYTES or tail[max(end - _ZIP64_BYTES, 0) : end].startswith(_ZIP64_LOCATOR):
-        raise ValueError(f"its list of files has more than {DIRECTORY_BYTES:,} bytes, or is in the format for that (zip64)")
+        raise ValueError(f"its list of files has more than {DIRECTORY_BYTES:,} bytes, or is in the zip64 format")
 
 
 def _targets(found: zipfile.ZipFile, prefix: str) -> dict[str, zipfile.ZipInfo]:
@@ -99,6 +99,6 @@ def _targets(found: zipfile.ZipFile, prefix: str) -> dict[str, zipfile.ZipInfo]:
         name = entry.filename.removeprefix(f"{prefix}/")
         require_plain(entry)
         if name in targets or not name.isprintable() or any(part in ("", ".", "..") or len(part) > 200 for part in name.split("/")):
-            raise ValueError(f"{untrusted.shown(entry.filename)} leads elsewhere")
+            raise ValueError(f"{untrusted.shown(entry.filename)} has an unsafe name")
         targets[name] = entry
     return targets

@@ -40,7 +40,7 @@ def ensure_bundle() -> Path:
     url, archive = asset_url(f"{BUNDLE}.zip"), dataset_dir("tasks") / f"{BUNDLE}.zip"
     log(f"fetching {url}", level=VERBOSE)
     if not BUNDLE_SHA256:
-        log("warning: no hash is published for it: it is checked by size, and by the sums in the archive")
+        log("warning: no hash is published for it: its size and the checksums in the archive are checked")
     try:
         with locked(archive.parent / ".lock", "another download"):
             if not has_bundle():

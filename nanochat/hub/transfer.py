@@ -121,7 +121,7 @@ class _Transfer:
         self.restarts = 0  # how often what had come was of no use
 
     def run(self) -> str:
-        """Bring the whole file into the part; returns its SHA-256. Raises DataError where it is not to be had."""
+        """Bring the whole file into the part; returns its SHA-256. Raises DataError if it is not to be had."""
         failures = turn = wrong = restarts = 0
         furthest = self.part.bytes
         while True:
@@ -186,7 +186,7 @@ class _Transfer:
         return digest
 
     def _accept(self, url: str, response: Any) -> None:
-        """Make the part ready for the response's body. Raises TransientError where it is not what was asked for."""
+        """Make the part ready for the response's body. Raises TransientError if it is not what was asked for."""
         part, status, validator = self.part, response.status_code, _validator(response)
         linked = next((found for hop in _hops(response) if (found := digest_of(hop.headers.get("X-Linked-Etag", "").strip('"')))), None)
         if linked and self.remote.sha256 and linked != self.remote.sha256:
@@ -225,7 +225,7 @@ class _Transfer:
         raise TransientError(why)
 
     def _receive(self, response: Any) -> None:
-        """Append the body to the part as it comes, up to the file's size. Raises TransientError where the connection breaks or stalls."""
+        """Append the body to the part as it comes, up to the file's size. Raises TransientError if the connection breaks or stalls."""
         part, since, came = self.part, time.monotonic(), 0
         with part.path.open("ab", buffering=0) as file:
             for block in _blocks(response):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from nanochat import paths
 from nanochat.config import Config
+from nanochat.data.source import text_source
 from nanochat.errors import UsageError
 from nanochat.evaluation.results import SUMMARY, forget_summary, read_results
 from nanochat.pipeline import mirrored
@@ -54,7 +55,7 @@ def identify(request: Request) -> Identity:
             )
         return Identity(config, None)
     runs.remove_credentials(record)
-    config = runs.inherit(as_begun(config, record.config), record, RL in request.stages)
+    config = runs.inherit(as_begun(_by_content(config, record), record.config), record, RL in request.stages)
     finished = _finished(record.config, request.stages)
     if finished and config.mirror:
         mirrored.catch_up(config)
@@ -65,7 +66,15 @@ def recorded(request: Request) -> runs.Record:
     """The record that this worker's launcher has written."""
     record = runs.read_record(request.config.run)
     assert record is not None, request.config.run
-    return dataclasses.replace(record, config=runs.inherit(normal(request.config), record, RL in request.stages))
+    return dataclasses.replace(record, config=runs.inherit(_by_content(normal(request.config), record), record, RL in request.stages))
+
+
+def _by_content(config: Config, record: runs.Record) -> Config:
+    """`config` with the record's path of the text if its own path has the same text: a moved or copied file is no other configuration."""
+    if not config.data or not record.config.data or config.data == record.config.data:
+        return config
+    same = text_source(config).open().folder.name == record.dataset
+    return config.replace(data=record.config.data) if same else config
 
 
 def forget_results(run: str) -> None:

@@ -119,7 +119,7 @@ def _with_problems(config: Config, source: TextSource) -> Config:
 def _resumed(record: Record, config: Config, dataset: Dataset | None, conversations: str, problems: str) -> Record:
     """The record with this call's config. Raises UsageError if the text, the tokenizer or the conversations are others."""
     if conversations:
-        require_same("conversations file", record.conversations, conversations, config.run)
+        record = record.with_conversations(config, conversations)
     if dataset:
         require_same("text", (record.dataset, record.shards), (dataset.folder.name, _names(dataset)), config.run)
     if dataset and not config.from_run:

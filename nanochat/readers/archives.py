@@ -19,7 +19,7 @@ _HINT = "unpack it, and give the folder"
 def unpack(archive: File, folder: Path, allowance: Allowance = TEXT) -> list[File]:
     """The files of an archive that are read, sorted by name, each in `folder`; archives within are left out and counted.
 
-    Raises DataError where it is damaged, encrypted, holds no such file, or unpacks to more than `allowance`.
+    Raises DataError if it is damaged, encrypted, holds no such file, or unpacks to more than `allowance`.
     """
     found: dict[PurePosixPath, Path] = {}
     left = max(allowance.free, allowance.ratio * archive.path.stat().st_size)
@@ -58,4 +58,4 @@ def _tar(archive: File) -> Iterator[tuple[str, IO[bytes]]]:
                 if member.isreg() and (content := found.extractfile(member)):
                     yield member.name, content
     except (tarfile.TarError, ValueError, EOFError) as error:
-        raise DataError(f"{archive} is no tar archive that can be used: {untrusted.reason(error)}", _HINT) from error
+        raise DataError(f"{archive} cannot be used as a tar archive: {untrusted.reason(error)}", _HINT) from error

@@ -38,7 +38,7 @@ def string_columns(schema: Any) -> list[str]:
 
 
 def choose_column(names: list[str], named: str = "", only: list[str] | None = None) -> str:
-    """Which of `names` holds the text: the one that is `named`, else `text`, a usual name, the only one (of `only`); "" where none does."""
+    """Which of `names` holds the text: the one that is `named`, else `text`, a usual name, the only one (of `only`); or ""."""
     if named:
         return named if named in names else ""
     usual = [name for name in (COLUMN, *USUAL_COLUMNS) if name in names]
@@ -49,7 +49,7 @@ def choose_column(names: list[str], named: str = "", only: list[str] | None = No
 
 
 def find_column(schema: Any, path: Any, named: str = "", naming: str = "--dataset hf:OWNER/NAME:COLUMN") -> str:
-    """The column that holds the text, see `choose_column`. Raises DataError where none does, or two have its name."""
+    """The column that holds the text, see `choose_column`. Raises DataError if none does, or two have its name."""
     strings = string_columns(schema)
     column = choose_column(strings, named)
     if not column and named:
@@ -71,7 +71,7 @@ def find_column(schema: Any, path: Any, named: str = "", naming: str = "--datase
 def text_arrays(path: Path, column: str, kind: str = PARQUET, name: str = "", hint: str = AGAIN) -> Iterator[Any]:
     """The texts of `column` as pyarrow string arrays, nulls included, some ROW_GROUP at a time.
 
-    name: of the file in messages. Raises DataError where the file cannot be read, is made to fill a memory, or holds no UTF-8.
+    name: of the file in messages. Raises DataError if the file cannot be read, is made to fill a memory, or holds no UTF-8.
     """
     import pyarrow
 
@@ -155,7 +155,7 @@ def _as_text(values: Any) -> Any:
 
 
 def _check_cells(values: Any, name: str, row: int) -> int:
-    """The bytes of a batch's texts, which begins after row `row`. Raises DataError where one is larger than any text."""
+    """The bytes of a batch's texts, which begins after row `row`. Raises DataError if one is larger than any text."""
     import pyarrow.compute
 
     lengths = pyarrow.compute.binary_length(values).to_numpy(zero_copy_only=False)

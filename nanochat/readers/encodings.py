@@ -42,7 +42,7 @@ STRONG = 0.1  # how much more of a text's letters another encoding than cp1252 m
 def detect_encoding(file: File, allowance: Allowance = TEXT) -> str:
     """The encoding to read a file with; another than UTF-8 is said with a sample, once a file.
 
-    Raises DataError where the file is empty, binary, or in no encoding that can be recognised.
+    Raises DataError if the file is empty, binary, or in no encoding that can be recognised.
     """
     with open_bytes(file, allowance) as stream:
         head = stream.read(SAMPLE)
@@ -63,7 +63,7 @@ def detect_encoding(file: File, allowance: Allowance = TEXT) -> str:
     for encoding in dict.fromkeys(_guesses(sample)):
         if _decodes(file, encoding, allowance):
             return _said(file, encoding, sample)
-    raise DataError(f"{file} is not UTF-8, and its encoding was not recognised", f"name it: --encoding NAME; or {TO_UTF8}")
+    raise DataError(f"{file} is not UTF-8, and its encoding was not recognized", f"name it with --encoding NAME, or {TO_UTF8}")
 
 
 def _guesses(sample: bytes) -> Iterator[str]:
@@ -130,7 +130,7 @@ def _utf16(file: File, head: bytes) -> str:
 
 
 def _first_not_utf8(head: bytes, rest: IO[bytes]) -> bytes | None:
-    """A sample around the first byte that is not UTF-8; None where all of it is."""
+    """A sample around the first byte that is not UTF-8; None if all of it is."""
     decoder, block = codecs.getincrementaldecoder("utf-8")(), head
     while block:
         try:
@@ -145,11 +145,9 @@ def _first_not_utf8(head: bytes, rest: IO[bytes]) -> bytes | None:
 
 
 def _refuse_damaged_utf8(file: File, sample: bytes) -> None:
-    """Raise DataError where `sample` is UTF-8 but for a few bytes: another encoding would make rubbish of it."""
+    """Raise DataError if `sample` is UTF-8 but for a few bytes: another encoding would make rubbish of it."""
     text = sample.decode("utf-8", errors="replace")
     bad = text.count("\ufffd")
     good = sum(ord(character) > 127 for character in text) - bad
     if good > 10 * bad:
-        raise DataError(
-            f"{file} is UTF-8, but not all of it: it is damaged", "find the place with: iconv -f UTF-8 -t UTF-8 FILE > /dev/null"
-        )
+        raise DataError(f"{file} is UTF-8, but not all of it: it is damaged", "print the place: iconv -f UTF-8 -t UTF-8 FILE > /dev/null")

@@ -40,7 +40,7 @@ AnyPath = TypeVar("AnyPath", bound=PurePath)
 
 @dataclass(frozen=True)
 class File:
-    """A file to read: where its bytes are, its name in messages, its kind, and its encoding once it is known ("" where it has none)."""
+    """A file to read: where its bytes are, its name in messages, its kind, and its encoding once it is known ( "" if it has none)."""
 
     path: Path
     name: str
@@ -60,7 +60,7 @@ def kind_of(path: PurePath) -> str:
 
 
 def find(path: Path, option: str = "--data", kinds: tuple[str, ...] = READ) -> list[File]:
-    """The files to read, sorted; a file that is named itself may have any suffix. Raises DataError where there is none.
+    """The files to read, sorted; a file that is named itself may have any suffix. Raises DataError if there is none.
 
     One line counts the other files of a directory.
     """
@@ -70,7 +70,7 @@ def find(path: Path, option: str = "--data", kinds: tuple[str, ...] = READ) -> l
     if not path.exists():
         raise DataError(f"{path} does not exist", f"give {option} a file or a folder")
     if path.is_dir() is False:
-        raise DataError(f"{path} is no regular file", f"give {option} a file or a folder")
+        raise DataError(f"{path} is not a regular file", f"give {option} a file or a folder")
     files = choose(str(path), list(walk(path)), kinds)
     for file in files:
         refuse_other(file)
@@ -80,7 +80,7 @@ def find(path: Path, option: str = "--data", kinds: tuple[str, ...] = READ) -> l
 def choose(name: str, paths: list[AnyPath], kinds: tuple[str, ...] = READ, inside: bool = False) -> list[AnyPath]:
     """Those of the paths in a folder or (`inside`) an archive that are read, sorted; the others are counted in one line.
 
-    Raises DataError where there is none.
+    Raises DataError if there is none.
     """
     left: Counter[str] = Counter()
     found = []
@@ -163,6 +163,6 @@ def refuse_other(path: Path) -> None:
     page = head.lstrip().lower().startswith((b"<!doctype html", b"<html"))
     if page and kind_of(path) not in ("html", "text", ""):
         raise DataError(
-            f"{path} is a web page, not a {kind_of(path)} file: a download that failed, or asked for a login",
+            f"{path} is a web page, not a {kind_of(path)} file: a failed download, or a login page",
             "download the file itself again",
         )

@@ -20,7 +20,7 @@ def json_values(read: Callable[[int], str], name: str, whole: Callable[[Any], bo
     """(file:line, value) of each element of a top-level array and of each other top-level value.
 
     read: the next so many characters, "" at the end. An array whose first element `whole` says yes to is one value.
-    Raises DataError where the text is not JSON, or a value is too large.
+    Raises DataError if the text is not JSON, or a value is too large.
     """
     text = _Text(read, name)
     in_array = False

@@ -131,18 +131,18 @@ def _docx(file: File) -> Iterator[str]:
 
 
 def _part(file: File, archive: zipfile.ZipFile, name: str) -> bytes:
-    """A part of a book or document. Raises DataError where it is missing, damaged, or too large."""
+    """A part of a book or document. Raises DataError if it is missing, damaged, or too large."""
     try:
         return read_entry(archive, name, PAGE_BYTES)
     except (KeyError, ValueError) as error:
         raise DataError(
-            f"{file} is no {file.kind} file that can be read: {untrusted.reason(error)}", "replace it with a good copy, or leave it out"
+            f"{file} is no {file.kind} file that can be read ({untrusted.reason(error)}", "replace it with a good copy, or leave it out"
         ) from error
 
 
 def _unreadable(file: File, error: Exception) -> DataError:
     return DataError(
-        f"{file} is no {file.kind} file that can be read: {untrusted.reason(error)}", "replace it with a good copy, or leave it out"
+        f"{file} is no {file.kind} file that can be read ({untrusted.reason(error)}", "replace it with a good copy, or leave it out"
     )
 
 
@@ -162,7 +162,7 @@ def _parse(file: File, xml: bytes, start: Callable[[str, dict[str, str]], Any], 
         parser.Parse(xml, True)
     except (expat.ExpatError, ValueError, KeyError) as error:
         raise DataError(
-            f"{file} is no {file.kind} file that can be read: {untrusted.reason(error)}", "replace it with a good copy, or leave it out"
+            f"{file} is no {file.kind} file that can be read ({untrusted.reason(error)}", "replace it with a good copy, or leave it out"
         ) from error
 
 

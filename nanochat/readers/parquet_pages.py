@@ -80,7 +80,7 @@ def read_table(path: Path) -> Any:
 
 
 def _check_page(page: Page, where: str) -> None:
-    """Raise DataError where a page is too large to be read."""
+    """Raise DataError if a page is too large to be read."""
     if page.bytes > CELL_BYTES * max(page.values, 1):
         raise DataError(f"{where}: a value of more than {CELL_BYTES >> 20} MB", _HINT)
     if page.bytes > PAGE_BYTES or is_bomb(page.bytes, page.compressed, PAGE_FREE):
@@ -88,7 +88,7 @@ def _check_page(page: Page, where: str) -> None:
 
 
 def _pages(raw: IO[bytes], chunk: Any, path: Path) -> Iterator[Page]:
-    """The pages of a column chunk, dictionaries too. Raises DataError where their headers make no sense."""
+    """The pages of a column chunk, dictionaries too. Raises DataError if their headers make no sense."""
     offsets = [chunk.data_page_offset, chunk.dictionary_page_offset if chunk.has_dictionary_page else None]
     place = min((offset for offset in offsets if offset), default=0)
     if place < 0:
@@ -106,7 +106,7 @@ def _pages(raw: IO[bytes], chunk: Any, path: Path) -> Iterator[Page]:
             except ValueError as error:
                 raise DataError(f"{path} cannot be read as parquet: {error}", _HINT) from error
         else:
-            raise DataError(f"{path} cannot be read as parquet: a page at byte {place:,} has no whole header", _HINT)
+            raise DataError(f"{path} cannot be read as parquet: a page at byte {place:,} has an incomplete header", _HINT)
         kind, size, compressed = (fields.get(number) for number in (1, 2, 3))
         if not isinstance(kind, int) or not isinstance(size, int) or not isinstance(compressed, int) or size < 0 or compressed < 0:
             raise DataError(f"{path} cannot be read as parquet: the page at byte {place:,} has no size", _HINT)
@@ -121,7 +121,7 @@ def _pages(raw: IO[bytes], chunk: Any, path: Path) -> Iterator[Page]:
 class _Compact:
     """Reads a struct of Thrift's compact protocol: integers and structs as field number -> value, the rest skipped.
 
-    Raises IndexError where the bytes end, ValueError where they are no struct.
+    Raises IndexError if the bytes end, ValueError where they are no struct.
     """
 
     def __init__(self, data: bytes):
@@ -148,7 +148,7 @@ class _Compact:
             if byte < 128:
                 return value
             shift += 7
-        raise ValueError("a page's header has a number without an end")
+        raise ValueError("a page's header has an endless number")
 
     def _integer(self) -> int:
         value = self._unsigned()
@@ -175,6 +175,6 @@ class _Compact:
                 self._byte() if head & 15 in (1, 2) else self._value(head & 15, depth + 1)
             return None
         if kind not in (3, 7, 8):
-            raise ValueError("a page's header holds what no page's has")
+            raise ValueError("a page's header has an unknown type")
         self._skip({3: 1, 7: 8}.get(kind) or self._unsigned())
         return None

@@ -27,7 +27,7 @@ _MISSING = object()
 def records(file: File, whole: Callable[[Any], bool] = lambda first: False, allowance: Allowance = TEXT) -> Iterator[tuple[str, Any]]:
     """(place, row) of each row of a file of rows. A JSON list whose first element `whole` says yes to is one row.
 
-    Raises DataError where the file cannot be read, also midway.
+    Raises DataError if the file cannot be read, also midway.
     """
     if file.kind in (PARQUET, ARROW):
         yield from _table_rows(file)
@@ -107,14 +107,14 @@ def _csv_rows(file: File, text: TextIO) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def duplicate(names: list[str]) -> str:
-    """A name that comes twice, "" where none does."""
+    """A name that comes twice, or ""."""
     return next((name for place, name in enumerate(names) if name in names[:place]), "")
 
 
 def row_texts(file: File, named: str = "", left: Counter[str] | None = None) -> Iterator[str]:
     """The texts of a file of rows: of the column or field that is `named`, else of the one that is found; nulls are counted in `left`.
 
-    Raises DataError where no column is one of text, or a row has another value than text in it.
+    Raises DataError if no column is one of text, or a row has another value than text in it.
     """
     left = Counter() if left is None else left
     if file.kind in (PARQUET, ARROW):
@@ -147,7 +147,7 @@ def table_column(file: File, named: str = "") -> str:
 
 
 def _field_of_text(file: File, first: list[tuple[str, Any]], named: str) -> str:
-    """The field that holds the text of the `first` rows; "" where the rows are texts. Raises DataError where none does."""
+    """The field that holds the text of the `first` rows; "" if the rows are texts. Raises DataError if none does."""
     if first and all(isinstance(row, str) for _, row in first) and not named:
         return ""
     where, row = next(((where, row) for where, row in first if row is not None), ("", {}))
@@ -186,7 +186,7 @@ def _at(row: Any, column: str) -> Any:
 
 
 def _value(where: str, row: Any, column: str) -> Any:
-    """The value of a row's field, None for a null row. Raises DataError where it has none."""
+    """The value of a row's field, None for a null row. Raises DataError if it has none."""
     if row is None:
         return None
     if not isinstance(row, dict):

@@ -44,7 +44,7 @@ class _Unpacked(io.RawIOBase):
         self.left -= len(data)
         if self.left < 0:
             packed = self.file.path.stat().st_size
-            raise DataError(f"{self.file} unpacks to more than {self.most:,} bytes from {packed:,}", "leave it out: it is no text")
+            raise DataError(f"{self.file} unpacks to more than {self.most:,} bytes from {packed:,}", "leave it out, because it is not text")
         return len(data)
 
 
@@ -52,7 +52,7 @@ class _Unpacked(io.RawIOBase):
 def open_bytes(file: File, allowance: Allowance = TEXT) -> Iterator[IO[bytes]]:
     """The file's bytes, decompressed where its first bytes say gzip, zstd, bzip2 or xz: no more than `allowance`.
 
-    Raises DataError where they cannot be read, or are more; also midway.
+    Raises DataError if they cannot be read, or are more; also midway.
     """
     import zstandard
 

@@ -29,6 +29,8 @@ from nanochat.tokenizer.tokenizer import Tokenizer
 RECORD = "config.toml"
 RECORD_BYTES = 16 << 20  # size limit of the file, which names all shards
 TRIES = 10  # attempts to open a step while a training run prunes steps
+SFT = STAGES[1]
+CONVERSATION_FIELDS = ("chat_data", "identity")
 ANSWERING = STAGES[::-1]  # order in which a stage's model is chosen to answer: the last one first
 
 
@@ -81,6 +83,20 @@ class Record:
     def write_steps(self, steps: int) -> None:
         """Write the record with another number of pretraining steps."""
         dataclasses.replace(self, config=self.config.replace(num_iterations=steps)).write()
+
+    def with_conversations(self, config: Config, conversations: str) -> "Record":
+        """The record with other conversations, whose hash is `conversations`, written. They may change until fine-tuning has a checkpoint.
+
+        Raises UsageError after that.
+        """
+        if has_stage(config.run, SFT):
+            require_same("conversations file", self.conversations, conversations, config.run)
+        settings = {name: getattr(config, name) for name in CONVERSATION_FIELDS}
+        record = dataclasses.replace(self, config=self.config.replace(**settings), conversations=conversations)
+        if record != self:
+            log(f"the run {config.run!r} gets other conversations: it has no checkpoint of fine-tuning yet")
+            record.write()
+        return record
 
     def with_rl(self, config: Config, problems: str) -> "Record":
         """The record with `config`'s RL settings and the hash of its `problems`, which may come long after step 0; written if they changed.
@@ -176,7 +192,8 @@ def open_text(record: Record) -> Dataset:
 def inherit(config: Config, record: Record, reinforced: bool = False) -> Config:
     """`config` with the record's value for every -1 and "auto", which were resolved when the run began.
 
-    RL settings are the record's too, unless this call trains the RL stage (`reinforced`); they may change until its first checkpoint.
+    RL settings are the record's too, unless this call trains the RL stage (`reinforced`); they may change until its first checkpoint. So
+    may the conversations until the first checkpoint of fine-tuning.
     Raises UsageError with all differences if the call would train another model under the same name.
     """
     kept = () if reinforced else RL_FIELDS
@@ -186,6 +203,8 @@ def inherit(config: Config, record: Record, reinforced: bool = False) -> Config:
     different = differences(record.config, merged)
     if not different.keys().isdisjoint(RL_FIELDS) and not has_stage(config.run, STAGES[-1]):
         different = {name: values for name, values in different.items() if name not in RL_FIELDS}
+    if not has_stage(config.run, SFT):
+        different = {name: values for name, values in different.items() if name not in CONVERSATION_FIELDS}
     if different:
         listed = "; ".join(f"{name} was {old!r}, now {new!r}" for name, (old, new) in different.items())
         raise UsageError(

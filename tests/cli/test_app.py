@@ -129,7 +129,7 @@ def broken(folder: Path, kind: str) -> Path:
         ("no such path", "does not exist"),
         ("an empty file", "empty"),
         ("blanks", "bytes of text"),
-        ("too little", "too little to learn from"),
+        ("too little", "too little to train on"),
         ("binary", "data.txt"),
         ("broken parquet", "cannot be read as parquet"),
         ("a wrong column", "no column 'text'; its columns are: content"),

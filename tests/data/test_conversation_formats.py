@@ -192,7 +192,7 @@ def test_a_row_that_is_none_is_named_or_in_a_set_of_others_counted(tmp_path: Pat
 
 def test_nothing_left_is_an_error_with_its_reasons(tmp_path: Path) -> None:
     write(tmp_path / "a.jsonl", [{"prompt": "q", "completion": None}] * 3, "jsonl")
-    with pytest.raises(DataError, match="holds no conversation: left out are 3 empty answers"):
+    with pytest.raises(DataError, match="has no conversations: left out are 3 empty answers"):
         read_conversations(tmp_path / "a.jsonl")
 
 

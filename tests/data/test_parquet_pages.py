@@ -120,6 +120,16 @@ def test_a_bomb_is_refused_within_its_bounds(bomb: Any, how: str, tmp_path: Path
     assert megabytes < 2500 and seconds < 20, done.stdout
 
 
+def test_a_file_of_many_pages_is_refused_by_their_headers(tmp_path: Path) -> None:
+    """Each is small enough, all of them are not; none is decompressed for that."""
+    path, table = tmp_path / "bomb.parquet", pa.table({"text": ["a" * 4 * MB] * 10})
+    with pq.ParquetWriter(path, table.schema, compression="zstd", use_dictionary=False) as file:
+        for _ in range(30):
+            file.write_table(table)
+    with pq.ParquetFile(path) as opened, pytest.raises(DataError, match=r"unpacks to 1,258,\d+,\d+ bytes from"):
+        rows_at_once(opened, path, 1000)
+
+
 def test_a_cell_that_is_too_large_is_named_by_its_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = put(tmp_path / "x.parquet", ["short"] * 1500 + ["long" * 300] + ["short"] * 100)
     monkeypatch.setattr(columns, "CELL_BYTES", 1000)

@@ -94,7 +94,7 @@ def test_a_broken_manifest_is_refused(base, change):
 def test_no_manifest_names_the_command(base):
     with pytest.raises(DataError, match="no dataset") as caught:
         open_dataset(dataset_dir("climbmix"))
-    assert "python -m nanochat.dataset --dataset climbmix" in caught.value.hint
+    assert "nanochat download --dataset climbmix" in caught.value.hint
 
 
 def test_shards_are_linked_without_copying(tmp_path):

@@ -44,6 +44,6 @@ def test_blanks_around_a_token_are_no_part_of_it(seen: list[str | None], monkeyp
 @pytest.mark.parametrize("token", ["hf_a\nb", "hf_a b", "hf_\u00e9", "hf_\u200b"])
 def test_what_no_header_can_hold_is_refused_and_not_shown(seen: list[str | None], monkeypatch: pytest.MonkeyPatch, token: str) -> None:
     monkeypatch.setenv("HF_TOKEN", token)
-    with pytest.raises(UsageError, match="HF_TOKEN is no token") as caught:
+    with pytest.raises(UsageError, match="HF_TOKEN is not a token") as caught:
         addresses.get(f"{addresses.endpoint()}/api")
     assert token[3:] not in caught.value.message + caught.value.hint and seen == []

@@ -179,7 +179,7 @@ def test_rates(text: str, rate: float) -> None:
 
 @pytest.mark.parametrize("text", ["fast", "-1", "10", "0", "1MM"])
 def test_no_rates(text: str) -> None:
-    with pytest.raises(UsageError, match="no rate"):
+    with pytest.raises(UsageError, match="not a number of bytes"):
         parse_rate(text)
 
 

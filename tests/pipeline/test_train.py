@@ -233,9 +233,49 @@ def test_stages_one_by_one(base: Path, text: Path, chat_data: Path, capfd: pytes
 def test_bad_conversations_are_refused_before_the_first_step(base: Path, text: Path, tmp_path: Path) -> None:
     bad = tmp_path / "bad.jsonl"
     bad.write_text('[{"role": "user", "content": "hi"}]\n')
-    with pytest.raises(DataError, match=r"bad\.jsonl:1"):
+    with pytest.raises(DataError, match="questions without an answer"):
+        run.train(config(text, sft_iterations=2, chat_data=str(bad)))
+    bad.write_text('[{"role": "user", "content": "half \\ud83d"}, {"role": "assistant", "content": "a"}]\n')
+    with pytest.raises(DataError, match=r"bad\.jsonl:1: the content of message 1 is not valid text"):
+        run.train(config(text, sft_iterations=2, chat_data=str(bad)))
+    bad.write_text(json.dumps([{"role": "user", "content": "long " * 100}, {"role": "assistant", "content": "a"}]) + "\n")
+    with pytest.raises(DataError, match="has an answer within the sequence length of 32 tokens"):
         run.train(config(text, sft_iterations=2, chat_data=str(bad)))
     assert not (base / "runs").exists()
+
+
+def test_other_conversations_until_fine_tuning_has_a_checkpoint(
+    base: Path, text: Path, chat_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """What was pretrained is kept: the losses are those of a run that began with these conversations."""
+    other = chats(tmp_path / "other.jsonl", 40)
+    straight = config(text, run="straight", sft_iterations=4, chat_data=str(other))
+    run.train(straight)
+    run.train(config(text, sft_iterations=4, chat_data=str(chat_data)), ("base",))
+    capfd.readouterr()
+    values = config(text, sft_iterations=4, chat_data=str(other))
+    interrupted(monkeypatch, 2, values, ConversationBatches)
+    assert "gets other conversations" in capfd.readouterr().err
+    assert run.train(values) == 0
+    assert losses(base) == losses(base, "straight")
+    with pytest.raises(UsageError, match="chat_data was"):
+        run.train(config(text, sft_iterations=4, chat_data=str(chat_data)))
+
+
+def test_the_same_text_elsewhere_resumes_the_run(base: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, moved = tmp_path / "first.txt", tmp_path / "moved.txt"
+    shutil.copy(text, first)
+    run.train(config(first, run="straight"))
+    interrupted(monkeypatch, 3, config(first))
+    first.touch()
+    interrupted(monkeypatch, 4, config(first))
+    first.rename(moved)
+    interrupted(monkeypatch, 5, config(moved))
+    assert run.train(config(first)) == 0  # the imported text is enough
+    assert losses(base) == losses(base, "straight")
+    moved.write_text(moved.read_text() + "One more sentence.")
+    with pytest.raises(UsageError, match="data was"):
+        run.train(config(moved))
 
 
 def test_a_run_killed_while_it_was_scored_is_scored(

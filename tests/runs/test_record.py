@@ -13,7 +13,7 @@ from nanochat.config import FIELDS, RL_FIELDS, Config, build_config
 from nanochat.errors import DataError, UsageError
 from nanochat.planning.rules import resolve
 from nanochat.runs import record as runs
-from nanochat.runs.record import Record, inherit, newest_run, open_model, read_record
+from nanochat.runs.record import CONVERSATION_FIELDS, Record, inherit, newest_run, open_model, read_record
 
 
 def record(**changes: Any) -> Record:
@@ -65,6 +65,8 @@ def test_each_field_either_keeps_the_losses_or_is_refused(name: str) -> None:
     elif name in RL_FIELDS:  # of no matter to other stages, and free until reinforcement learning has begun
         assert inherit(changed, begun) == begun.config
         assert inherit(changed, begun, reinforced=True) == changed
+    elif name in CONVERSATION_FIELDS:  # free until fine-tuning has a checkpoint
+        assert inherit(changed, begun) == changed
     else:
         with pytest.raises(UsageError, match=f"{name} was .*, now ") as raised:
             inherit(changed, begun)

@@ -79,7 +79,7 @@ def heldout(seed: int = 0, per_skill: int = HELD_OUT_PER_SKILL) -> list[Item]:
 def build() -> Dataset:
     """The documents as a dataset in data/embedded, written once for each version of the generator.
 
-    Validation holds documents that training has not. Raises DataError where the dataset is there but damaged.
+    Validation holds documents that training has not. Raises DataError if the dataset is there but damaged.
     """
     folder = dataset_dir(NAME)
     if (folder / MANIFEST).exists():

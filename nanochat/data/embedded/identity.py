@@ -63,12 +63,12 @@ def read_identity(path: Path) -> Identity:
             f"{path} cannot be read: {error.strerror}", "give --identity a TOML file: name, maker, languages, traits"
         ) from error
     except ValueError as error:
-        raise DataError(f"{path} is not TOML: {error}", 'a line is such as name = "Formosa"') from error
+        raise DataError(f"{path} is not TOML: {error}", 'write lines such as name = "Formosa"') from error
     if unknown := [key for key in table if key not in KEYS]:
-        raise DataError(f"{path}: unknown key {unknown[0]!r}", f"one of: {', '.join(KEYS)}")
+        raise DataError(f"{path}: unknown key {unknown[0]!r}", f"use only {', '.join(KEYS)}")
     languages = table.get("languages", list(wordings()))
     if not isinstance(languages, list) or not languages or not set(map(str, languages)) <= set(wordings()):
-        raise DataError(f"{path}: languages = {languages!r} is not possible", f'a list of: {", ".join(wordings())}, as in ["zh-TW"]')
+        raise DataError(f"{path}: languages = {languages!r} is not possible", f'give a list of: {", ".join(wordings())}, as in ["zh-TW"]')
     given = {key: {language: _value(path, table, key, language) for language in languages} for key in ("name", "maker", "traits")}
     return Identity(given["name"], given["maker"], given["traits"], tuple(languages))
 
@@ -82,7 +82,7 @@ def _value(path: Path, table: dict[str, Any], key: str, language: str) -> Any:
     good = isinstance(texts, list) and all(isinstance(text, str) and text.strip() and "\n" not in text for text in texts)
     if not good or (key != "traits" and len(texts) != 1):
         example = 'traits = ["patient", "curious"]' if key == "traits" else f'{key} = "Formosa"'
-        raise DataError(f"{path}: {key} ({language}) is missing or no text: {value!r}", f"for example {example}")
+        raise DataError(f"{path}: {key} ({language}) is missing or not a text: {value!r}", f"write for example {example}")
     return tuple(text.strip() for text in texts) if key == "traits" else texts[0].strip()
 
 
@@ -123,7 +123,7 @@ def _listed(items: list[str], words: Wordings) -> str:
 
 
 def write_conversations(path: Path, talks: list[Conversation]) -> None:
-    """Write conversations as jsonl, one a line. Raises DataError where the file is there: it may be somebody's own."""
+    """Write conversations as jsonl, one a line. Raises DataError if the file is there: it may be somebody's own."""
     if path.exists():
         raise DataError(f"{path} exists and is not overwritten", "give --out another name, or remove it")
     atomic_write(path, "".join(json.dumps(talk, ensure_ascii=False) + "\n" for talk in talks))

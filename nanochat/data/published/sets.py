@@ -82,7 +82,7 @@ def ensure_identity() -> Path:
         return path
     url = asset_url(IDENTITY)
     log(f"fetching {url}", level=VERBOSE)
-    log("warning: no hash is published for it: it is checked by size alone")
+    log("warning: no hash is published for it: it is checked by its size only")
     try:
         with locked(dataset_dir("tasks") / ".lock", "another download"):
             if not has_identity():
@@ -90,7 +90,9 @@ def ensure_identity() -> Path:
         read_conversations(path)
     except DataError as error:
         path.unlink(missing_ok=True)
-        raise DataError(error.message, error.hint or f"run again, or put the file at {path} (NANOCHAT_ASSET_URL names a mirror)") from error
+        raise DataError(
+            error.message, error.hint or f"run the command again, put the file at {path}, or set NANOCHAT_ASSET_URL to a mirror"
+        ) from error
     return path
 
 
@@ -124,7 +126,7 @@ def ensure_task(name: str) -> list[Path]:
                 _fetch_task(name, task, folder)
     except DataError as error:
         raise DataError(
-            error.message, error.hint or f"run again, or put its parquet files into {folder} (HF_ENDPOINT names a mirror)"
+            error.message, error.hint or f"run the command again, put its parquet files into {folder}, or set HF_ENDPOINT to a mirror"
         ) from error
     return task_files(name)
 
@@ -149,7 +151,7 @@ def _fetch_task(name: str, task: Task, folder: Path) -> None:
 
 
 def verify_task(name: str) -> None:
-    """Hash a set's files again. Raises DataError where one is not what was fetched; nothing where it was put there by hand."""
+    """Hash a set's files again. Raises DataError if one is not what was fetched; nothing where it was put there by hand."""
     folder = task_folder(name)
     if not (folder / INDEX).exists():
         return

@@ -50,7 +50,7 @@ def origin(dataset: str) -> Origin:
     if found := re.fullmatch(r"hf:([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?::([\w.-]+))?", dataset):
         repo, column = found[1], found[2] or ""
         return Origin(dataset, repo, dataset.replace(":", "--").replace("/", "--"), hub.UNKNOWN_LICENCE, column=column)
-    raise UsageError(f"no dataset {dataset!r} can be downloaded", f"use one of: {', '.join(KNOWN)}, hf:OWNER/NAME, hf:OWNER/NAME:COLUMN")
+    raise UsageError(f"cannot download a dataset {dataset!r}", f"use one of: {', '.join(KNOWN)}, hf:OWNER/NAME, hf:OWNER/NAME:COLUMN")
 
 
 def have_shards(dataset: str) -> list[str]:
@@ -73,7 +73,7 @@ def ensure_shards(dataset: str, training: int) -> Dataset:
     dataset or more shards than there are, DataError where the download fails for good, PreflightError for the disk.
     """
     if training < 1:
-        raise UsageError(f"{training} training shards are not possible", "ask for one at least")
+        raise UsageError(f"{training} training shards cannot be used", "ask for at least one")
     where = origin(dataset)
     if where.last is not None and training > where.last:
         raise UsageError(f"{dataset} has {where.last} training shards, not {training}", f"ask for {where.last} at most")
@@ -101,8 +101,8 @@ def _complete(where: Origin, folder: Path, training: int, have: dict[str, Shard]
         return validation
     except DataError as error:
         spare = f"; with the {len(have)} shards that are there, --shards {len(have) - 1} needs no network" if len(have) > 1 else ""
-        command = f"python -m nanochat.dataset --dataset {where.name} -n {training}"
-        raise DataError(error.message, error.hint or f"run again: {command} (HF_ENDPOINT names a mirror){spare}") from error
+        command = f"`nanochat download --dataset {where.name} -n {training}`"
+        raise DataError(error.message, error.hint or f"run {command} again, with a mirror in HF_ENDPOINT if there is one{spare}") from error
 
 
 def _on_disk(where: Origin, folder: Path, training: int) -> tuple[dict[str, Shard], str | None]:
@@ -117,11 +117,11 @@ def _on_disk(where: Origin, folder: Path, training: int) -> tuple[dict[str, Shar
             listed = {shard.path.name: shard for shard in (*manifest.training, manifest.validation)}
             validation = manifest.validation.path.name
         except DataError as error:
-            log(f"{error.message}: it is written anew")
+            log(f"{error.message}, writing a new one")
     have, changed = {}, False
     for name, shard in listed.items():
         if wrong := damage(shard):
-            log(f"{wrong}: it is fetched again")
+            log(f"{wrong}, downloading it again")
             changed = True
         else:
             have[name] = shard
@@ -141,7 +141,7 @@ def _on_disk(where: Origin, folder: Path, training: int) -> tuple[dict[str, Shar
         validation = official
     elif validation is None and len(have) > training:
         validation = max(have)
-        log(f"{folder}: {validation} is kept for validation and not trained on" + (f" ({official} is missing)" if official else ""))
+        log(f"{folder}: {validation} is kept for validation, not for training" + (f" ({official} is missing)" if official else ""))
     validation = validation or official
     if changed and validation in have and len(have) > 1:
         _manifest_of(where, folder, have, validation)
@@ -183,7 +183,7 @@ class _Listing:
             except NotListed as error:
                 if self.where.last is None:
                     raise
-                log(f"{self.where.name}: the list of files is not to be had ({error.message}); files are checked by size only")
+                log(f"{self.where.name}: the list of files is not available ({error.message}); files are checked by size only")
                 self._files = {}
         return self._files
 
@@ -194,11 +194,11 @@ class _Listing:
                 f"{self.where.repo} holds {len(names)} parquet file(s): one to train on and one for validation are needed",
                 "choose another dataset, or download that file and give it as --data",
             )
-        log(f"{self.where.name}: {names[-1]}, its last file, is kept for validation and not trained on")
+        log(f"{self.where.name}: {names[-1]}, the last file, is kept for validation, not for training")
         return names[-1]
 
     def next_training(self, count: int, taken: set[str]) -> list[str]:
-        """The first `count` names that are not `taken`. Raises UsageError where there are not so many."""
+        """The first `count` names that are not `taken`. Raises UsageError if there are not so many."""
         names = list(self.files()) if self.where.last is None else [shard_name(index) for index in range(self.where.last)]
         free = [name for name in names if name not in taken]
         if len(free) < count:
@@ -223,12 +223,12 @@ def _fetch_shards(where: Origin, folder: Path, listing: _Listing, names: list[st
     log(f"{where.name}: fetching {len(files)} shard(s) from {endpoint()} (licence: {where.licence})")
     unhashed = [remote.name for remote in files if not remote.sha256]
     if unhashed:
-        log(f"warning: no hash is published for {len(unhashed)} of them (such as {unhashed[0]}): they are checked by size alone")
+        log(f"warning: no hash is published for {len(unhashed)} of them (such as {unhashed[0]}): only their sizes are checked")
 
     def done(path: Path, digest: str) -> None:
         shard = inspect(path, digest, column=where.column)
         if not where.column and shard.column != COLUMN:
-            log(f"{path.name}: the text is taken from its column {shard.column!r}")
+            log(f"{path.name}: using the text in column {shard.column!r}")
         have[path.name] = shard
         if validation in have and len(have) > 1:
             _manifest_of(where, folder, have, validation)

@@ -208,7 +208,7 @@ def _choose_validation(documents: Iterable[str], path: Path, summary: Summary) -
     """Hashes of the documents to hold out: the smallest hashes, until their bytes suffice; and all documents' bytes.
 
     `summary` counts each document. Only the smallest hashes are kept in memory, twice as many bytes' worth as needed so
-    far. Raises DataError where the text is too small, or cannot be divided.
+    far. Raises DataError if the text is too small, or cannot be divided.
     """
     smallest: list[tuple[int, int]] = []  # a heap of (-hash, bytes): the largest hash is on top
     held = total = 0
@@ -222,8 +222,8 @@ def _choose_validation(documents: Iterable[str], path: Path, summary: Summary) -
             held -= heapq.heappop(smallest)[1]
     if total < SMALLEST:
         raise DataError(
-            f"{path} holds {total} bytes of text: too little to learn from",
-            f"give at least {SMALLEST} bytes; a few megabytes begin to work",
+            f"{path} holds {total} bytes of text: too little to train on",
+            f"give at least {SMALLEST} bytes; a few megabytes are a useful minimum",
         )
 
     bytes_of: dict[int, int] = {}

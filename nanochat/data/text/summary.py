@@ -111,13 +111,13 @@ class Summary:
             found.append(f"warning: {share:.0%} of {self.near.documents:,} documents looked at are nearly the same as others")
         if self.duplicates > REPEATS * self.documents:
             found.append(
-                f"warning: {self.duplicates / self.documents:.0%} of the documents are duplicates: they teach less than their number"
+                f"warning: {self.duplicates / self.documents:.0%} of the documents are duplicates: the model learns less from them"
             )
         depth = suits(self.tokens)
         if not depth:
             found.append(
-                "warning: this is little text: a model of any depth will repeat it more than it understands it; "
-                f"depth 1 wants about {quantity(wanted(1) / MAXIMUM_EPOCHS)} tokens of it"
+                "warning: this is little text: a model of any depth will memorize it; "
+                f"depth 1 needs about {quantity(wanted(1) / MAXIMUM_EPOCHS)} tokens of it"
             )
         else:
             found.append(f"text: enough for a depth of {depth} (read {MAXIMUM_EPOCHS} times); a deeper model would memorize it")

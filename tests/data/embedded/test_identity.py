@@ -47,7 +47,7 @@ def test_one_language_and_no_traits(tmp_path: Path) -> None:
     ("text", "words"),
     [
         ('maker = "M"', "name (en) is missing"),
-        ('name = "A"\nmaker = 3', "maker (en) is missing or no text: 3"),
+        ('name = "A"\nmaker = 3', "maker (en) is missing or not a text: 3"),
         ('name = "A"\nmaker = "M"\ntraits = [1]', "traits (en)"),
         ('name = {en = "A"}\nmaker = "M"', "name (zh-TW) is missing"),
         ('name = "A"\nmaker = "M"\nlanguages = ["fr"]', "languages = ['fr']"),

@@ -99,7 +99,7 @@ def test_a_fault_that_stays_is_one_clear_error(server, fault, tried):
     with pytest.raises(DataError) as caught:
         ensure_shards("climbmix", 2)
     assert shard_name(1) in caught.value.message and tried in caught.value.message
-    assert "python -m nanochat.dataset --dataset climbmix -n 2" in caught.value.hint and "HF_ENDPOINT" in caught.value.hint
+    assert "nanochat download --dataset climbmix -n 2" in caught.value.hint and "HF_ENDPOINT" in caught.value.hint
     folder = dataset_dir("climbmix")
     assert not (folder / shard_name(1)).exists() and no_leftovers(folder)
     server.faults = {}
@@ -177,7 +177,7 @@ def test_any_dataset_of_the_hub(server, capsys):
     server.files["some/Corpus"] = {f"data/train-{i}.parquet": parquet(str(i)) for i in range(3)} | {"x.txt": b"not this"}
     dataset = ensure_shards("hf:some/Corpus", 1)
     assert dataset.validation.path.name == "data__train-2.parquet" and names(dataset) == ["data__train-0.parquet"]
-    assert "data__train-2.parquet, its last file, is kept for validation" in capsys.readouterr().err
+    assert "data__train-2.parquet, the last file, is kept for validation" in capsys.readouterr().err
     server.requests.clear()
     ensure_shards("hf:some/Corpus", 1)
     assert server.requests == []

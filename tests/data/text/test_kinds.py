@@ -219,7 +219,7 @@ def test_a_damaged_document_is_named(base: Path, tmp_path: Path, damage: str) ->
     if damage == "no document":
         with zipfile.ZipFile(path, "w") as empty:
             empty.writestr("a.txt", "a")
-    with pytest.raises(DataError, match=r"a\.docx is no"):
+    with pytest.raises(DataError, match=r"a\.docx (is no docx file|cannot be used as a zip)"):
         import_texts(path)
 
 
@@ -304,7 +304,7 @@ def test_a_mistake_in_an_archive_is_named(base: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"a\.zip/in/b\.jsonl:2 is not JSON"):
         import_texts(tmp_path / "a.zip")
     (tmp_path / "a.zip").write_bytes(b"PK\x03\x04 no more")
-    with pytest.raises(DataError, match=r"a\.zip is no zip archive") as caught:
+    with pytest.raises(DataError, match=r"a\.zip cannot be used as a zip archive") as caught:
         import_texts(tmp_path / "a.zip")
     assert "unpack it" in caught.value.hint
 
