@@ -8,6 +8,7 @@ import sys
 import time
 import traceback
 import unicodedata
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from types import TracebackType
@@ -164,6 +165,28 @@ def quantity(value: float) -> str:
     return f"{value:.0f}"
 
 
+def live(lines: Sequence[str]) -> bool:
+    """Show the first of `lines` that fits, the longest first, as the terminal's last line, in place of the one before.
+
+    Messages come above it. Returns False, and shows nothing, if stderr is no terminal or progress is not wanted.
+    """
+    global _shows_bar
+    if _muted or _level < NORMAL or not sys.stderr.isatty():
+        return False
+    width = terminal_width() - 1
+    plain = [printable(line) for line in lines]
+    line = next((line for line in plain if columns(line) <= width), fitted(plain[-1], width))
+    print(f"{_CLEAR}{line}", end="", file=sys.stderr, flush=True)
+    _shows_bar = True
+    return True
+
+
+def bar(part: float, length: int) -> str:
+    """A progress bar of `length` columns without its brackets; `part` from 0 to 1."""
+    filled = int(length * min(max(part, 0.0), 1.0))
+    return f"[{'#' * filled}{'.' * (length - filled)}]"
+
+
 def columns(text: str) -> int:
     """The columns that `text` takes on a terminal: two for a wide Chinese character, none for a combining one."""
     wide = sum(unicodedata.east_asian_width(letter) in "WF" for letter in text)
@@ -231,8 +254,7 @@ class Progress:
         length = min(24, width - 3)
         if not self.total or length < 6:
             return ""
-        filled = int(length * min(self.done / self.total, 1))
-        return f"[{'#' * filled}{'.' * (length - filled)}] "
+        return f"{bar(self.done / self.total, length)} "
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         global _shows_bar

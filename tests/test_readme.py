@@ -80,12 +80,16 @@ def parse_command(words: list[str]) -> None:
     while hasattr(command, "commands"):
         if words[:1] == ["--help"] or (not words and command.invoke_without_command):
             return
+        if names and command.invoke_without_command and not any(word in command.commands for word in words[:1]):
+            break  # a group that does something itself, such as `runs`
         names.append(words[0])
         assert words[0] in command.commands, words
         command, words = command.commands[words[0]], words[1:]
     if "--help" in words:
         return
     context = command.make_context(" ".join(names), list(words), resilient_parsing=False)
+    if hasattr(command, "commands"):
+        return
     if context.args or "profile" in context.params:
         profile = context.params.get("profile") or "cpu"
         if profile == "auto":  # as on a machine that the arguments fit

@@ -16,7 +16,7 @@ from nanochat.runs.metrics import SAMPLES, STAGES
 
 CURVE_POINTS = 300
 SAMPLES_SHOWN = 120
-SAMPLE_BYTES = 1 << 18  # of the end of the samples, that are read
+SAMPLE_BYTES = 1 << 20  # of the end of the samples, that are read
 SAMPLE_TEXTS = ("stage", "prompt", "text")
 LINE_BYTES = 1 << 16  # of a line of metrics; what is longer is none
 KEPT = (
@@ -229,7 +229,7 @@ def last_trained(runs: Path) -> str | None:
 
 
 def read_samples(path: Path) -> list[dict[str, Any]]:
-    """The newest samples, the newest last."""
+    """The samples, the newest last; of many, the first, the last and as many between as are shown."""
     if not path.is_file():
         return []
     try:
@@ -238,7 +238,18 @@ def read_samples(path: Path) -> list[dict[str, Any]]:
             lines = file.read(SAMPLE_BYTES).splitlines()
     except OSError:
         return []
-    return [sample for line in lines if (sample := _sample(line))][-SAMPLES_SHOWN:]
+    samples = [sample for line in lines if (sample := _sample(line))]
+    return _thinned(samples)
+
+
+def _thinned(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """At most SAMPLES_SHOWN of the samples, all those of a step or none, evenly over the steps."""
+    if len(samples) <= SAMPLES_SHOWN:
+        return samples
+    steps = list(dict.fromkeys((sample["stage"], sample["step"]) for sample in samples))
+    count = max(SAMPLES_SHOWN * len(steps) // len(samples), 2)
+    kept = {steps[round(index * (len(steps) - 1) / (count - 1))] for index in range(count)}
+    return [sample for sample in samples if (sample["stage"], sample["step"]) in kept][:SAMPLES_SHOWN]
 
 
 def _sample(text: bytes) -> dict[str, Any] | None:

@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from nanochat.config import Config
-from nanochat.console import log
+from nanochat.console import NORMAL, VERBOSE, log
 from nanochat.data.shards import Dataset
 from nanochat.distributed.ranks import Ranks
 from nanochat.distributed.watchdog import Watchdog
@@ -185,10 +185,10 @@ class Session:
         def sample(step: int) -> None:
             if self.ranks.main:
                 answers = Engine(model, self.tokenizer).complete(prompts, max_tokens=SAMPLE_TOKENS, temperature=0.0)
-                for prompt, ids in zip(prompts, answers, strict=True):
+                for number, (prompt, ids) in enumerate(zip(prompts, answers, strict=True)):
                     asked = self.tokenizer.decode([token for token in prompt if self.tokenizer.token_bytes()[token]])
                     said = answer_text(self.tokenizer, ids)
-                    log(f"  sample at step {step}: {asked!r} -> {said!r}")
+                    log(f"  sample at step {step}: {asked!r} -> {said!r}", level=VERBOSE if number else NORMAL)
                     entry = {"stage": name, "step": step, "prompt": asked, "text": said}
                     with (self.folder / SAMPLES).open("a", encoding="utf-8") as file:
                         file.write(json.dumps(entry, ensure_ascii=False) + "\n")

@@ -123,6 +123,11 @@ def test_markdown(page: Page) -> None:
         assert took < 5000, bomb[:10]
 
 
+def test_the_page_is_light() -> None:
+    """Everything that it loads, uncompressed."""
+    assert sum(path.stat().st_size for path in WEB.iterdir()) < 200_000
+
+
 def test_the_texts_are_whole_and_no_module_parses_html() -> None:
     texts = (WEB / "i18n.js").read_text(encoding="utf-8")
     english, chinese = (

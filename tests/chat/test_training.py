@@ -66,7 +66,8 @@ def test_the_training_view_follows_a_run(tmp_path: Path) -> None:
         (run / "samples.jsonl").write_text(
             "".join(json.dumps({"stage": "base", "step": i, "prompt": "a", "text": "b"}) + "\n" for i in range(130))
         )
-        assert [sample["step"] for sample in (view() or {})["samples"]] == list(range(10, 130))
+        shown = [sample["step"] for sample in (view() or {})["samples"]]
+        assert len(shown) == 120 and (shown[0], shown[-1]) == (0, 129)  # from the first words to the newest
     assert view() is None
 
 

@@ -2,11 +2,13 @@
 
 import fcntl
 import inspect
+import math
 import os
 import pty
 import re
 import select
 import shlex
+import struct
 import subprocess
 import sys
 import termios
@@ -19,7 +21,11 @@ import pytest
 from nanochat.chat import terminal
 from nanochat.chat.server import WEB
 from nanochat.cli import model
+from nanochat.console import columns
+from nanochat.train.steplog import small_curve
 from tests.tiny import ROOT, call, chats, environment, flags, sentences
+
+pytestmark = pytest.mark.long
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +40,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]
     return folder / "base", options
 
 
-def at_a_terminal(base: Path, arguments: list[str], answers: list[tuple[str, str]]) -> tuple[int, str]:
+def at_a_terminal(base: Path, arguments: list[str], answers: list[tuple[str, str]], width: int = 80) -> tuple[int, str]:
     """Run the command on a terminal; each of `answers` is (what to wait for, what to type). Returns exit code and what was shown."""
     leader, follower = pty.openpty()
+    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 24, width, 0, 0))
     command = [sys.executable, "entrypoint.py", *arguments]
     streams = {"stdin": follower, "stdout": follower, "stderr": follower}
     controls = partial(fcntl.ioctl, follower, termios.TIOCSCTTY, 0)  # so that Ctrl-C is a signal
@@ -97,3 +104,25 @@ def test_one_default_temperature() -> None:
     page = re.search(r"DEFAULTS = \{ temperature: ([\d.]+)", (WEB / "settings.js").read_text(encoding="utf-8"))
     here = {inspect.signature(command).parameters["temperature"].default for command in (model.chat, terminal.chat)}
     assert page and here == {float(page[1])}
+
+
+@pytest.mark.parametrize("width", [120, 80, 40])
+def test_a_training_shows_one_live_line(tmp_path: Path, width: int) -> None:
+    """On a terminal: a line that is replaced, never wider than the terminal; in a pipe plain lines, few of them."""
+    text = sentences(tmp_path / "text.txt")
+    options = flags(text, "live", num_iterations=400)
+    code, shown = at_a_terminal(tmp_path / "base", options, [], width)
+    frames = [frame for frame in shown.split("\r\x1b[K")[1:] if "\n" not in frame]
+    live = [frame for frame in frames if re.search(r"base \d+/400", frame)]
+    assert code == 0 and live and max(map(columns, frames)) < width
+    assert not re.search(r"base step (?!400)\d\d+/400", shown) and "base step 400/400" in shown
+    if width == 120:
+        assert re.match(r"\[#*\.*\] base \d+/400 \| loss \d\.\d{3} [▁-█]* \| .* tokens/s \| .* left$", live[-1]), live[-1]
+    plain = call(tmp_path / "plain", "entrypoint.py", *options, timeout=120)
+    assert plain.returncode == 0 and "\r" not in plain.stderr and len(re.findall("base step", plain.stderr)) < 12
+
+
+def test_the_small_curve() -> None:
+    assert small_curve([3.0]) == "" and small_curve([1.0, math.nan, 2.0]) == "▁█" and small_curve([1.0] * 9) == "▁" * 9
+    falling = small_curve([10 / (step + 1) for step in range(1000)])
+    assert len(falling) == 16 and falling[0] == "█" and falling[-1] == "▁"

@@ -1,4 +1,4 @@
-// The page's texts in English and in Traditional Chinese as spoken in Taiwan.
+// The page's texts in English and in Traditional Chinese as written in Taiwan.
 // long: every text of the page in both languages, so that a test can hold one list against the other.
 
 const plural = (count, one, many) => `${count} ${count === 1 ? one : many}`;
