@@ -155,10 +155,10 @@ def source_shards(folder: Path) -> Path:
 def main() -> None:
     """Parse, prepare, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--text", type=Path, help="folder of parquet shards; without it the Python files of this environment")
+    parser.add_argument("--text", type=Path, help="directory of parquet shards (default: the Python files of this environment)")
     parser.add_argument("--upstream", type=Path, help="a checkout of karpathy/nanochat")
-    parser.add_argument("--peer-packages", type=Path, help="a folder with upstream's own packages, where none can be fetched")
-    parser.add_argument("--work", type=Path, help="folder that keeps what was prepared; default: a temporary one")
+    parser.add_argument("--peer-packages", type=Path, help="directory with upstream's packages, if they cannot be downloaded")
+    parser.add_argument("--work", type=Path, help="directory for prepared data, which is kept (default: a temporary one)")
     for name, value in (("depth", 4), ("head-dim", 64), ("max-seq-len", 256), ("vocab-size", 8192)):
         parser.add_argument(f"--{name}", type=int, default=value)
     for name, value in (("device-batch-size", 4), ("total-batch-size", 4096), ("steps", 40), ("repeats", 3), ("seeds", 3)):

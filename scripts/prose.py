@@ -18,7 +18,9 @@ ROOT = Path(__file__).resolve().parent.parent
 RULES = Path(__file__).with_name("prose.toml")
 _END = re.compile(r"(?<=[.!?])[\"')*]*\s+(?=[\"'(*]*[A-Z0-9`<])|\n\s*\n|\n(?=\s*(?:[-*|>] |\d+\. |\w+: ))")
 _ABBREVIATIONS = re.compile(r"\b(e\.g|i\.e|etc|vs|cf)\.")
+_LABEL = re.compile(r"(?<=[;,:(] )-?\w+: ")  # in a list of values, as in "; auto: chosen from the model's size"
 _COLON = re.compile(r"(?<!\d):(?=\s|$)")  # not that of "0: none"
+_SEMICOLON = re.compile(r"; (?!-?\w+: )")
 _CLAUSE = re.compile(r"^\W*(?:What|Whatever|Who|Whoever)\b(?![^.]*\?)")
 _HOW = re.compile(r"^\W*How\b(?![^.]*\?)")
 _PREFIX = re.compile(r"^(?:warning|skipped|error|hint|note|N): ")
@@ -54,7 +56,7 @@ def rules() -> dict[str, list[tuple[re.Pattern[str], str]]]:
 def imperatives() -> re.Pattern[str]:
     """The beginning of a hint that is an instruction, or that a constant fills in."""
     words = tomllib.loads(RULES.read_text(encoding="utf-8"))["imperatives"]
-    return re.compile(rf"{_CONDITION}(?:N\b|X\b|(?:{'|'.join(words)})\b)", re.IGNORECASE)
+    return re.compile(rf"{_CONDITION}(?:N\b|X\b|--\S+ takes\b|(?:{'|'.join(words)})\b)", re.IGNORECASE)
 
 
 def sentences(text: str) -> list[str]:
@@ -79,9 +81,9 @@ def check(text: Text) -> Iterator[tuple[str, str]]:
 def _structure(text: Text) -> Iterator[tuple[str, str]]:
     """Rules that see a whole sentence."""
     for sentence in sentences(_ASIDE.sub("X", text.words)):
-        if len(_COLON.findall(_PREFIX.sub("", sentence))) > 1:
+        if len(_COLON.findall(_LABEL.sub("", _PREFIX.sub("", sentence)))) > 1:
             yield "at most one colon in a sentence", sentence[:100]
-        if sentence.count("; ") > 1:
+        if len(_SEMICOLON.findall(sentence)) > 1:
             yield "at most one semicolon in a sentence", sentence[:100]
         if text.kind != "heading" and (_CLAUSE.match(sentence) or (text.kind != "comment" and _HOW.match(sentence))):
             yield "no clause as subject: name the thing, or begin with a verb", sentence[:100]

@@ -120,7 +120,7 @@ def _string(node: ast.Constant | ast.JoinedStr) -> str:
 def _is_prose(words: str) -> bool:
     """Whether a string is for people: three words in a row, and no pattern, markup or code."""
     return bool(re.search(r"[A-Za-z']+,? [A-Za-z'\-]+,? [A-Za-z']+", words)) and not re.search(
-        r"\(\?|\\[bsdw]|^\s*<|\{\{|^#|^\s*import |\{ [a-z-]+:", words
+        r"\(\?|\\[bsdw]|^\s*<|\{\{|^#|^\s*import |\{ [a-z-]+:|-src '", words
     )
 
 

@@ -26,7 +26,7 @@ def read_key(file: Path | None) -> str:
             mode = os.fstat(opened.fileno()).st_mode
             text = opened.read(MAX_BYTES + 1).decode("utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"the key cannot be read from {file}: {error}", "the file holds the key and nothing else") from error
+        raise UsageError(f"the key cannot be read from {file}: {error}", "write only the key into the file") from error
     if not text:
         raise UsageError(f"{file} is empty", make)
     key = _checked(text, f"the key in {file}", make)
@@ -34,7 +34,7 @@ def read_key(file: Path | None) -> str:
         may = "change" if mode & (stat.S_IWOTH | stat.S_IWGRP) else "read"
         raise UsageError(
             f"other users of this machine may {may} {file} (mode {stat.S_IMODE(mode):04o})",
-            f"chmod 600 {name}; where its file system keeps no modes, set {VARIABLE} instead",
+            f"run `chmod 600 {name}`, or set {VARIABLE} if the file system keeps no permissions",
         )
     return key
 

@@ -49,7 +49,7 @@ def file_limit() -> int:
 
 
 class Connection(Protocol):
-    """What the table needs to know of a connection."""
+    """One connection in the table."""
 
     address: str  # the peer's
     idle_since: float  # when it was accepted, or when its last response ended
@@ -82,7 +82,7 @@ class ConnectionTable:
         return sum(map(len, self._of.values())) + len(self._probes)
 
     def add(self, connection: Connection) -> bool:
-        """Count a new connection. False: no idle one could make room, so it may ask for a probe's path only."""
+        """Count a new connection; False if none can be closed for it, so that only probes are answered on it."""
         own = self._of.setdefault(connection.address, {})
         own[connection] = None
         if len(own) > self.per_address and not self.unlimited(connection.address):
@@ -215,7 +215,7 @@ class Acceptor:
             accepted.close()
 
     def _pause(self, listening: socket.socket, error: OSError) -> None:
-        """Make room, and accept again in a moment: a lack of file descriptors, or of memory for a socket."""
+        """Close idle connections and accept again later, when file descriptors or memory for sockets run out."""
         if self._seldom("accept"):
             log(f"warning: a connection cannot be accepted: {error.strerror}; idle ones are closed ({file_limit():,} files may be open)")
         self._table.shed()

@@ -1,4 +1,4 @@
-"""What a request's headers say. Each parser is strict: a value that is not as its standard has it means nothing, and allows nothing."""
+"""Strict parsers of request headers: a value that violates its standard is ignored and allows nothing."""
 
 import ipaddress
 import re
@@ -69,7 +69,7 @@ def within(address: Address | None, networks: Sequence[Network]) -> bool:
 def client_of(peer: str, forwarded: str, proxies: Sequence[Network]) -> str:
     """The client's address: the peer's, or, where the peer is a trusted proxy, the last address of X-Forwarded-For that is not one.
 
-    Whatever stands before that address was written by the client itself and may be invented. Without an address there, it is the peer.
+    Addresses before it were written by the client and may be false. Without an address there, it is the peer.
     """
     if not proxies or not within(address_of(peer), proxies):
         return peer
@@ -102,5 +102,5 @@ def trusted_proxy(value: str, source: str) -> Network:
         return ipaddress.ip_network(value.strip(), strict=False)
     except ValueError:
         raise UsageError(
-            f"{shown(value)} is no address and no network ({source})", "for example 192.0.2.10, or 10.0.0.0/8 for a network"
+            f"{shown(value)} is no address and no network ({source})", "use an address such as 192.0.2.10, or a network such as 10.0.0.0/8"
         ) from None

@@ -1,7 +1,7 @@
-"""`python -m nanochat.chat.healthcheck`: whether the command that runs in this container is well; exit 0 or 1, one line on stdout.
+"""Health check of a container, `python -m nanochat.chat.healthcheck`: exits with 0 or 1 and prints one line.
 
-A server is well when it answers; a training when it is not stopped and, once it has begun to step, goes on; anything else is well
-as long as it runs. Only the standard library is imported: this is called every half minute.
+A server is healthy if it answers, a training run if it is not stopped and makes steps, any other command if it runs. Only the standard
+library is imported, because this is called every half minute.
 """
 
 import os
@@ -21,7 +21,7 @@ STEP_SECONDS = 1800.0  # an evaluation, a compilation or the slowest step takes 
 
 
 def check(now: float | None = None) -> str | None:
-    """What is wrong with the command that runs here, None where nothing is."""
+    """The reason why the command in this container is unhealthy, None if it is healthy."""
     command = _command()
     if command is None:
         return None
@@ -34,7 +34,7 @@ def check(now: float | None = None) -> str | None:
 
 
 def _command() -> tuple[Path, list[str]] | None:
-    """The first process (its folder under /proc) that runs a command of ours, and the command with its arguments."""
+    """(directory under /proc of the first process that runs a nanochat command, the command with its arguments)."""
     for process in sorted(PROCESSES.glob("[0-9]*"), key=lambda path: int(path.name)):
         try:
             words = (process / "cmdline").read_bytes().decode(errors="replace").rstrip("\0").split("\0")
@@ -62,10 +62,10 @@ def _server(arguments: list[str]) -> str | None:
 
 
 def _training(process: Path, now: float) -> str | None:
-    """Whether the training is alive and moving: not stopped, and with a step, a checkpoint or an evaluation in the last half hour."""
+    """Whether the run makes progress: not stopped, with a step, a checkpoint or an evaluation in the last half hour."""
     status, started = _state(process)
     if status in "TtZ":
-        return "the training is stopped"
+        return "the run is stopped"
     steps = max((path.stat().st_mtime for path in paths.runs_dir().glob("*/metrics.jsonl")), default=0.0)
     if steps < started:  # it prepares its data, which may take hours
         return None

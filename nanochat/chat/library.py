@@ -107,7 +107,7 @@ class ModelLibrary:
 
 
 def _card(runs: Path, run: Any, step: Any, newest: bool) -> dict[str, Any]:
-    """What the page shows of a checkpoint: the score is of the run's newest one."""
+    """A checkpoint as the page shows it, with the score of the run's newest one."""
     about = _about(runs / run["name"] / step["stage"] / f"step_{step['step']:06d}" / META)
     return {
         "id": f"{run['name']}:{step['stage']}:{step['step']}",
@@ -125,7 +125,7 @@ def _card(runs: Path, run: Any, step: Any, newest: bool) -> dict[str, Any]:
 
 @lru_cache(maxsize=4096)
 def _about(path: Path) -> dict[str, Any]:
-    """What a checkpoint says of its model; it is never written again."""
+    """A checkpoint's metadata about its model, which never changes."""
     try:
         context = json.loads(untrusted.read_bytes(path, 1 << 20))["model"]["max_seq_len"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):

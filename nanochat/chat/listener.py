@@ -68,12 +68,12 @@ _may_print = Seldom()
 
 
 def _seldom(record: logging.LogRecord) -> bool:
-    """Whether to print what uvicorn says of a request that is not HTTP, or the like: once a minute, not once a request."""
+    """Whether to print uvicorn's message about an invalid request: once a minute, not once per request."""
     return (record.levelno > logging.WARNING and not record.exc_info) or _may_print(f"{record.pathname}:{record.lineno}")
 
 
 class Server(uvicorn.Server):
-    """uvicorn, with an end to draining that its clients are told of, and exit code 0 after a signal that it obeyed."""
+    """uvicorn with a time limit for draining, announced to clients, and exit code 0 after a signal."""
 
     def __init__(self, config: uvicorn.Config, scheduler: Scheduler, table: ConnectionTable):
         super().__init__(config)
@@ -99,7 +99,7 @@ class Server(uvicorn.Server):
             log(f"open http://{shown}:{port}/ in a browser; OpenAI clients: the same with /v1")
 
     async def on_tick(self, counter: int) -> bool:
-        """What uvicorn does ten times a second; once a second, give up connections that do not end."""
+        """Called by uvicorn ten times a second; once a second, close connections that do not end."""
         if counter % 10 == 0:
             self.table.sweep()
         return await super().on_tick(counter)

@@ -67,7 +67,7 @@ def load_model(folder: Path, device: str, slots: int = 0) -> LoadedModel:
 
 
 def _slots(config: GPTConfig, device: str) -> int:
-    """How many answers at once: as the memory planned for the KV cache allows."""
+    """Number of concurrent answers for the memory planned for the KV cache."""
     budget, bytes_each = float(CACHE_BYTES), 4
     if device == "cuda":
         budget, bytes_each = GPU_CACHE_PART * torch.cuda.mem_get_info()[0], 2

@@ -1,4 +1,4 @@
-"""What the server measures of itself, for Prometheus."""
+"""The server's metrics for Prometheus."""
 
 from collections.abc import Callable
 

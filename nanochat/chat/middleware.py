@@ -38,7 +38,7 @@ HEADERS = {
 
 @dataclass(frozen=True)
 class Limits:
-    """Who may send requests, and how many at once."""
+    """Access and concurrency limits of requests."""
 
     api_key: str = ""
     allowed_hosts: tuple[str, ...] = ()  # names besides localhost and addresses; *.example allows every name under it

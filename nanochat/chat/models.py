@@ -108,7 +108,7 @@ class ModelWatcher:
         training = newest_training(self._runs)
         if training and training[1]["alive"] and training[1]["device"] == "cuda":
             if self._chosen is None or self._chosen.device == "cuda":
-                log(f"the training of {training[0].name} has the GPU: answers come from the CPU until it ends")
+                log(f"the run {training[0].name} uses the GPU, so answers come from the CPU until it ends")
             return "cpu"
         return "cuda"
 
@@ -117,7 +117,7 @@ class ModelWatcher:
         while not self._ended.wait(POLL_SECONDS):
             try:
                 self.look()
-            except Exception as error:  # whatever a folder holds, the server goes on
+            except Exception as error:  # the server must survive any damage in a directory
                 failure = f"{type(error).__name__}: {error}"
                 if failure != said:  # once, not every two seconds
                     log(f"warning: looking for a newer model failed: {failure}")

@@ -23,7 +23,7 @@ COMPLETION_MAX_TOKENS = 16  # as OpenAI's
 
 @dataclass
 class PreparedRequest:
-    """One HTTP request, ready for the scheduler, and what its response says of itself."""
+    """One HTTP request, ready for the scheduler, with the metadata of its response."""
 
     kind: str  # chat.completion or text_completion
     loaded: LoadedModel

@@ -31,7 +31,7 @@ class Readers:
         self._tasks: dict[str, asyncio.Task[Any]] = {}
 
     async def read(self, key: str, function: Callable[[], Value]) -> Value:
-        """What `function` returns, called in a thread."""
+        """The result of `function`, called in a thread."""
         if key not in self._tasks:
             task = asyncio.create_task(self._call(function))
             task.add_done_callback(lambda _: self._tasks.pop(key, None))

@@ -31,7 +31,7 @@ class Busy(NanochatError):
 
 @dataclass(frozen=True)
 class Delta:
-    """What one step adds to answer `index`. `finish` is set in the last one: stop, length, or error with `error` as its reason."""
+    """One step's addition to answer `index`. `finish` is set in the last one: stop, length, or error with `error` as its reason."""
 
     index: int
     pieces: Sequence[Piece] = ()
@@ -48,8 +48,8 @@ Deliver = Callable[[Delta], None]
 class GenerationRequest:
     """One answer to one prompt.
 
-    `top`: how many likeliest tokens' log probabilities are wanted (None: not even the token's own). `echo`: the prompt from this id on
-    comes before the answer (None: not at all); only then may `max_tokens` be 0.
+    `top` is the number of most likely tokens whose log probabilities are returned; with None, not even the token's own. `echo` is the
+    index from which the prompt is repeated before the answer; only with it may `max_tokens` be 0.
     """
 
     loaded: LoadedModel
@@ -212,7 +212,7 @@ class Scheduler:
         return deltas
 
     def _delta(self, request: GenerationRequest, token: Token) -> Delta:
-        """What a token adds to an answer's text; the slot is freed after the last one."""
+        """Add a token to an answer's text; the slot is freed after the last one."""
         stream = request.stream
         pieces = stream.push(token)
         log_probs, stream.log_probs = stream.log_probs, []

@@ -1,4 +1,4 @@
-"""What the OpenAI routes accept: OpenAI's field names and meanings, every number and list bounded.
+"""Request schemas of the OpenAI routes: OpenAI's fields, with all numbers and lists bounded.
 
 docs/guides/chat-and-api.md has the table of what is supported, refused and ignored.
 """
@@ -73,7 +73,7 @@ class StreamOptions(BaseModel):
 
 
 class BaseRequest(BaseModel):
-    """What chat completions and completions have in common. top_k is an addition of ours, as in other open servers."""
+    """Fields shared by chat completions and completions. top_k is an addition, as in other open servers."""
 
     model_config = ConfigDict(extra="ignore")
 

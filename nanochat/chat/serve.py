@@ -28,7 +28,7 @@ from nanochat.runs import record as runs
 
 @dataclass(frozen=True)
 class ServeOptions:
-    """What `serve` was asked for."""
+    """Options of `serve`."""
 
     host: str = "127.0.0.1"
     port: int = 8000
@@ -109,7 +109,7 @@ def bind(host: str, port: int) -> list[socket.socket]:
 
 
 def _cannot_listen(host: str, port: int, why: str) -> PreflightError:
-    return PreflightError(f"cannot listen on {host}:{port}: {why}", "another server may have that port: choose one with --port")
+    return PreflightError(f"cannot listen on {host}:{port}: {why}", "choose another port with --port, if another server uses this one")
 
 
 def _given(options: tuple[str, ...], flag: str, variable: str) -> list[tuple[str, str]]:

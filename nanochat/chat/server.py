@@ -1,12 +1,12 @@
-"""The HTTP application: OpenAI's routes, probes, metrics, the page, and the running training that the page shows.
+"""The HTTP application: OpenAI's routes, probes, metrics, the page, and the run in training that the page shows.
 
 A message goes through this package in this order:
 
     middleware.py   host, origin, API key, size and time of the body, concurrent requests
-    server.py       the route; schema.py checks the body's fields
+    server.py       the route, with schema.py checking the body's fields
     prepare.py      the conversation rendered to ids
     scheduler.py    a bounded queue, and one thread that generates by continuous batching (generate/batching.py)
-    stream.py       ids to text, never half a character; calculator calls; stop strings
+    stream.py       ids to text, never half a character, with calculator calls and stop strings
     delivery.py     text to the client, as JSON or server-sent events in the shapes of responses.py
 """
 
@@ -53,7 +53,7 @@ def _page_files() -> dict[str, bytes]:
 
 @dataclass
 class Services:
-    """What the routes use. `look` returns what the page shows of the runs: {training, last, suggestions}."""
+    """State of the routes. `look` returns {training, last, suggestions} for the page."""
 
     scheduler: Scheduler
     metrics: ServerMetrics
@@ -65,7 +65,7 @@ class Services:
     _reading: "asyncio.Task[dict[str, Any]] | None" = None
 
     async def looked(self) -> dict[str, Any]:
-        """What `look` returns, read in one thread for all who ask meanwhile: many tabs must not take all threads."""
+        """The result of `look`, read in one thread for all concurrent requests, so that many tabs do not occupy all threads."""
         if self._reading is None or self._reading.done():
             self._reading = asyncio.create_task(asyncio.to_thread(self.look))
         return await asyncio.shield(self._reading)
@@ -173,7 +173,7 @@ async def metrics(request: Request) -> Response:
 
 @pages.get("/api/training", responses=RESPONSES)
 async def training_view(request: Request) -> dict[str, Any]:
-    """What the page shows: the model that answers, the training that runs, and what to do where there is neither."""
+    """State for the page: the model that answers, the run in training, and a hint if there is neither."""
     found = await services(request).looked()
     current = services(request).scheduler.current
     about = {"run": current.name} | {name: getattr(current, name) for name in SHOWN} if current else None
@@ -203,7 +203,7 @@ def create_app(
     runs: Path | None = None,
     library: ModelLibrary | None = None,
 ) -> SecurityMiddleware:
-    """The ASGI application around a scheduler. `training` returns the running training as the page shows it, None if there is none.
+    """The ASGI application around a scheduler. `training` returns the run in training as the page shows it, None if there is none.
 
     `runs` is the directory of the runs; None: nothing is shown of them. `library` has the other checkpoints that may be asked for.
     """

@@ -58,7 +58,7 @@ class AnswerStream:
         self._expression: str | None = None  # of a call whose result is not known yet
 
     def push(self, token: Token) -> list[Piece]:
-        """What `token` adds. After a stop string, or the end of the sequence, `finish` is set and nothing more may be pushed."""
+        """The text that `token` adds. After a stop string, or the end of the sequence, `finish` is set and nothing more may be pushed."""
         special = self._tokenizer.special
         pieces: list[Piece] = self._text(self._answer.push(token.id))
         if self._expression is not None and (not token.forced or token.id == special("<|output_end|>")):

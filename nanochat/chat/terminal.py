@@ -54,11 +54,11 @@ def chat(
     name: str = "this model",
     open_model: Callable[[str], Speaker] | None = None,
 ) -> None:
-    """Answer `prompt` on stdout and return; without one, converse until the user leaves or the input ends.
+    """Answer `prompt` on stdout and return; without one, chat until the user leaves or the input ends.
 
-    chat_model=False, a model without fine-tuning, continues the user's text as a document, and says so on stderr. `open_model` opens
-    the model that /model names. All messages go to stderr: stdout has the answers alone. Raises UsageError for a prompt that does not
-    fit and for sampling values that cannot be.
+    With chat_model=False, a model without fine-tuning continues the user's text as a document, with a note on stderr. `open_model` opens
+    the model that /model names. All messages go to stderr; stdout has only the answers. Raises UsageError for a prompt that does not
+    fit and for invalid sampling values.
     """
     for stream in (sys.stdin, sys.stdout):
         if isinstance(stream, io.TextIOWrapper):  # a terminal of another encoding shows ? for what it cannot show
@@ -81,7 +81,7 @@ def chat(
                     talk.say(line)
             except KeyboardInterrupt:
                 log("(interrupted)")
-            except NanochatError as error:  # too long a message, say: the conversation goes on
+            except NanochatError as error:  # for example, the message is too long
                 log(f"error: {error.message}")
                 if error.hint:
                     log(f"hint: {error.hint}")
@@ -106,7 +106,7 @@ def _command(line: str, talk: "_Talk", open_model: Callable[[str], Speaker] | No
         if open_model is None:
             raise UsageError("no other model can be opened here", "start the chat with --run NAME")
         talk.change(open_model(" ".join(values)))
-        log(f"model: {talk.speaker.name}; the conversation goes on" if talk.speaker.chats else f"model: {talk.speaker.name}; {COMPLETER}")
+        log(f"model: {talk.speaker.name}; the conversation continues" if talk.speaker.chats else f"model: {talk.speaker.name}; {COMPLETER}")
     elif name == "/model":
         log(f"model: {talk.speaker.name}, context length {talk.speaker.engine.context:,} tokens")
     elif name == "/set":
@@ -132,7 +132,7 @@ class _Talk:
 
     @property
     def prompt_tokens(self) -> int:
-        """How many tokens the prompt may have: the rest of the context is the answer's, but never more than half of it."""
+        """Largest number of prompt tokens; the rest of the context, at most half of it, is for the answer."""
         return max(self.engine.context - self.max_tokens, self.engine.context // 2)
 
     def set(self, values: Sequence[str]) -> None:
@@ -143,14 +143,14 @@ class _Talk:
             return
         name = values[0]
         if name not in SETTINGS or len(values) != 2:
-            raise UsageError(f"/set {' '.join(values)} is not possible", f"/set NAME VALUE; the names: {', '.join(SETTINGS)}")
+            raise UsageError(f"/set {' '.join(values)} is not possible", f"use /set NAME VALUE with one of: {', '.join(SETTINGS)}")
         try:
             value = SETTINGS[name](values[1])
         except ValueError as error:
-            raise UsageError(f"{name} = {values[1]} is not possible", "a number") from error
+            raise UsageError(f"{name} = {values[1]} is not a number", "give a number") from error
         if name == "max_tokens":
             if value < 1:
-                raise UsageError(f"max_tokens = {value} is not possible", "the most tokens of an answer: a positive number")
+                raise UsageError(f"max_tokens = {value} is not valid", "give a positive number of tokens")
             self.max_tokens = int(value)
         else:
             changes: dict[str, Any] = {name: value or None if name == "top_k" else value}

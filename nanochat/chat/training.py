@@ -1,6 +1,6 @@
-"""What the page shows of a running training, read from the files that it writes: heartbeat, metrics, samples.
+"""The state of a run in training for the page, read from its files: heartbeat, metrics, samples.
 
-The files are taken as they come: a line, a field or a heartbeat that is not what a training writes is skipped.
+The files are not trusted: an invalid line, field or heartbeat is skipped.
 """
 
 import contextlib
@@ -31,24 +31,24 @@ KEPT = (
     "step_seconds",
     "elapsed_seconds",
 )  # of a line of metrics
-RATE_STEPS = 20  # the last steps that the rate and the time left are taken from
+RATE_STEPS = 20  # last steps for tokens per second and remaining time
 
 Line = dict[str, Any]
 
 
 def newest_training(runs: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The folder and the heartbeat of the training that spoke last, among all runs."""
-    beats = [(path.parent, beat) for path in runs.glob(f"*/{HEARTBEAT}") if (beat := _heartbeat(path.parent))]
-    return max(beats, key=lambda found: found[1]["time"], default=None)
+    """(directory, heartbeat) of the run with the newest heartbeat."""
+    heartbeats = [(path.parent, heartbeat) for path in runs.glob(f"*/{HEARTBEAT}") if (heartbeat := _heartbeat(path.parent))]
+    return max(heartbeats, key=lambda found: found[1]["time"], default=None)
 
 
 def _heartbeat(folder: Path) -> dict[str, Any] | None:
     """A run's heartbeat with the fields that are used here, None where there is none or one of them is odd."""
-    beat = read_heartbeat(folder)
-    if beat is None or not _is_number(beat["time"]) or not isinstance(beat.get("steps"), dict):
+    heartbeat = read_heartbeat(folder)
+    if heartbeat is None or not _is_number(heartbeat["time"]) or not isinstance(heartbeat.get("steps"), dict):
         return None
-    steps = {stage: count for stage, count in beat["steps"].items() if _is_count(count)}
-    return beat | {"steps": steps, "device": str(beat.get("device", "")), "trial": bool(beat.get("trial"))}
+    steps = {stage: count for stage, count in heartbeat["steps"].items() if _is_count(count)}
+    return heartbeat | {"steps": steps, "device": str(heartbeat.get("device", "")), "trial": bool(heartbeat.get("trial"))}
 
 
 class TrainingView:
@@ -61,7 +61,7 @@ class TrainingView:
         self._restart()
 
     def __call__(self) -> dict[str, Any] | None:
-        """The training's state, None where none is under way. `alive` is False for one that was killed.
+        """The run's state, None if no run is in training. `alive` is False for one that was killed.
 
         `skipped_lines` counts lines of the metrics that are none; it is only there where there are some.
         """
@@ -69,21 +69,21 @@ class TrainingView:
             found = newest_training(self._runs)
             if found is None:
                 return None
-            folder, beat = found
+            folder, heartbeat = found
             self._follow(folder)
             skipped = self._odd + self._last_is_odd
-            return self._state(folder, beat) | ({"skipped_lines": skipped} if skipped else {})
+            return self._state(folder, heartbeat) | ({"skipped_lines": skipped} if skipped else {})
 
-    def _state(self, folder: Path, beat: dict[str, Any]) -> dict[str, Any]:
+    def _state(self, folder: Path, heartbeat: dict[str, Any]) -> dict[str, Any]:
         last = self._lines[-1] if self._lines else {}
         stage = last.get("stage", "base")
-        steps = beat["steps"].get(stage, 0)
+        steps = heartbeat["steps"].get(stage, 0)
         recent = [line for line in self._lines[-RATE_STEPS:] if line["stage"] == stage]
         rates = [line["tokens_per_second"] for line in recent if line["tokens_per_second"] is not None]
         seconds = [line["step_seconds"] for line in recent if line["step_seconds"] is not None]
         left = stage_left = None
-        planned = {name: beat["steps"][name] for name in STAGES if beat["steps"].get(name)}
-        if seconds and beat["alive"]:
+        planned = {name: heartbeat["steps"][name] for name in STAGES if heartbeat["steps"].get(name)}
+        if seconds and heartbeat["alive"]:
             each = sorted(seconds)[len(seconds) // 2]
             later = sum(count for name, count in planned.items() if STAGES.index(name) > STAGES.index(stage))
             stage_left = round(max(steps - last["step"], 0) * each)
@@ -108,8 +108,8 @@ class TrainingView:
             "elapsed_seconds": last.get("elapsed_seconds"),
             "tokens": last.get("tokens"),
             "stages": [{"stage": name, "steps": count} for name, count in planned.items()],
-            "alive": beat["alive"],
-            "trial": beat["trial"],
+            "alive": heartbeat["alive"],
+            "trial": heartbeat["trial"],
             "checkpoint": _newest_checkpoint(folder),
             "curve": [
                 {"stage": line["stage"], "step": line["step"], "value": line[measure]}
@@ -162,7 +162,7 @@ class TrainingView:
             self._read, begin, again = begin, begin + len(text), False
 
     def _take(self, line: Line | None) -> None:
-        """Append a line, or put it in the place of the one of its step. A step that goes back is none of this training."""
+        """Append a line, or replace the one of its step. An earlier step is not of this run."""
         last = _order(self._lines[-1]) if self._lines else (0, -1)
         self._last_is_odd = line is None or _order(line) < last
         if line is None or self._last_is_odd:
@@ -186,7 +186,7 @@ def _order(line: Line) -> tuple[int, int]:
 
 
 def _parse(text: bytes) -> Line | None:
-    """The fields of a line of metrics that are shown, None if one of them is not what a training writes."""
+    """The shown fields of a line of metrics, None if one of them is invalid."""
     line = _object(text)
     if line is None or line.get("stage") not in STAGES or not _is_count(line.get("step")):
         return None

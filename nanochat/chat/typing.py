@@ -1,4 +1,4 @@
-"""What a person types at the terminal chat: lines with editing and a history that stays, and messages of several lines."""
+"""Input of the terminal chat: line editing, a persistent history, and messages of several lines."""
 
 import contextlib
 import os
@@ -30,7 +30,7 @@ class Typist:
     def read(self) -> str | None:
         """The next message without blank ends, None at the end of the input.
 
-        A line that ends with a backslash goes on in the next one; what stands between two lines of three quotes is one message.
+        A line that ends with a backslash continues in the next one; text between two lines of three quotes is one message.
         """
         line = self._line("> ")
         if line is None:

@@ -123,7 +123,7 @@ def _for_user(error: Exception) -> NanochatError:
     message, shows = redact(f"{type(error).__name__}: {error}"), "its traceback"
     if len(message) > SHOWN:
         message, shows = f"{message[:SHOWN]} ... ({len(message) - SHOWN:,} more characters)", "all of it, with the traceback"
-    return NanochatError(message, f"this is an internal error, please report it: NANOCHAT_DEBUG=1 shows {shows}")
+    return NanochatError(message, f"report this internal error, please (NANOCHAT_DEBUG=1 shows {shows})")
 
 
 def _threads_may_spin() -> bool:

@@ -139,7 +139,7 @@ def global_options() -> list[Any]:
 
 
 def _level(level: int) -> dict[str, Any]:
-    """What an option takes that sets the level of messages."""
+    """Parameters of an option that sets the level of messages."""
 
     def choose(value: bool) -> None:
         if value:
@@ -229,7 +229,7 @@ def chosen_profile(arguments: list[str]) -> tuple[str, bool]:
 
 
 def usage(command: Any, ctx: Any) -> str:
-    """How a command is typed: its name, arguments and options."""
+    """Usage of a command: its name, arguments and options."""
     if hasattr(command, "commands"):
         return f"{ctx.command_path} COMMAND [OPTIONS]"
     arguments = [param for param in command.params if param.param_type_name == "argument"]

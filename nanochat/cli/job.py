@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What every submitted run has: the options that `k8s` and `runpod` share."""
+    """Options shared by `k8s` and `runpod`."""
 
     image: Annotated[str, typer.Option(metavar="REF", help="Image of the appliance, in a registry that can be pulled from there")]
     profile: Annotated[str, typer.Option(metavar="NAME", help="Profile: cpu, rtx4050, rtx4090, h100x8")]

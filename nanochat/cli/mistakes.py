@@ -14,7 +14,7 @@ EXPECTED = {"valid integer": "a whole number", "valid number": "a number"}  # in
 
 
 def usage_error(error: TyperException) -> UsageError:
-    """What Typer refused, as an error that names the option and the value."""
+    """Turn Typer's error into one that names the option and the value."""
     context = getattr(error, "ctx", None)
     what = "commands" if hasattr(getattr(context, "command", None), "commands") else "options"
     lists = f"`{context.command_path if context else 'nanochat'} --help` lists the {what}"
@@ -78,7 +78,7 @@ def _options(command: Any) -> set[str]:
 
 
 def _value(arguments: list[str], names: list[str]) -> str:
-    """What was typed for the option of these names."""
+    """The value that was given for the option of these names."""
     for index, argument in enumerate(arguments):
         key, equals, value = argument.partition("=")
         if key in names:

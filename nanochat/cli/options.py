@@ -17,7 +17,7 @@ from nanochat.errors import UsageError, did_you_mean
 
 FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True}  # of a command that also takes the options of a run's config
 ALSO_CONFIG = "Also takes the config options of a run: `nanochat train --help` lists them."  # the epilog of such a command
-MACHINE = ("device_batch_size", "nproc_per_node")  # what a profile says of a machine; with --from the rest is as the source had it
+MACHINE = ("device_batch_size", "nproc_per_node")  # a profile's settings of the machine; with --from all others are the source's
 
 
 def _profiles(incomplete: str) -> list[str]:
@@ -86,7 +86,7 @@ def _profile_config(profile: str, trial: bool, overrides: dict[str, Any]) -> Con
         from nanochat.planning.hardware import detect_profile
 
         profile = detect_profile()
-        log(f"auto: profile = {profile}: by this machine's GPUs")
+        log(f"auto: profile = {profile} (for this machine's GPUs)")
     config = build_config(profile, trial, overrides)
     if config.profile == "cpu" and not trial:
         from nanochat.data.source import Embedded, text_source

@@ -33,7 +33,7 @@ def plan(
 
     if card and profile == "auto":
         profile = profile_for(1, require_spec(card).memory)
-        log(f"auto: profile = {profile}: by the memory of {require_spec(card).name}")
+        log(f"auto: profile = {profile} (for the memory of {require_spec(card).name})")
     config = normal(run_config(profile, trial, context.args))
     if card:
         config = config.replace(device="cuda")

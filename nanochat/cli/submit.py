@@ -193,14 +193,14 @@ def _print_manifests(work: "Workload", made: "list[Manifest]") -> None:
 def _pair(text: str, option: str) -> tuple[str, str]:
     key, equals, value = text.partition("=")
     if not key or not equals:
-        raise UsageError(f"{option} {text} is not KEY=VALUE", f"for example {option} pool=h100")
+        raise UsageError(f"{option} {text} is not KEY=VALUE", f"write it as in {option} pool=h100")
     return key, value
 
 
 def _quantity(text: str, option: str) -> str:
     """`text`, a quantity as Kubernetes writes it. Raises UsageError."""
     if text and not re.fullmatch(r"(?=.*[1-9])\d{1,9}(\.\d{1,3})?(m|[kMGTP]i?)?", text):
-        raise UsageError(f"{option} {text[:40]} is not a quantity", "for example --cpus 8 --memory 64Gi")
+        raise UsageError(f"{option} {text[:40]} is not a quantity", "write it as in --cpus 8 --memory 64Gi")
     return text
 
 

@@ -49,7 +49,7 @@ class Config(
             low = max(self.total_batch_size // self.max_seq_len, 1) * self.max_seq_len
             raise UsageError(
                 f"--total_batch_size={self.total_batch_size} is not a multiple of --max_seq_len={self.max_seq_len}",
-                f"the nearest multiples: --total_batch_size={low} or {low + self.max_seq_len}",
+                f"use the nearest multiple, --total_batch_size={low} or {low + self.max_seq_len}",
             )
         rows = self.total_batch_size // self.max_seq_len
         if rows % (self.device_batch_size * self.nproc_per_node):

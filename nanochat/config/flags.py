@@ -34,7 +34,7 @@ def parse_flags(arguments: list[str]) -> dict[str, Any]:
     while rest:
         flag = rest.pop(0)
         if not flag.startswith("--") or flag == "--":
-            raise UsageError(f"unexpected argument {flag!r}", "an option begins with --, as in --depth=12")
+            raise UsageError(f"unexpected argument {flag!r}", "begin an option with --, as in --depth=12")
         key, equals, text = flag[2:].partition("=")
         name = {flag: field for field, flag in _FLAGS.items()}.get(key, key.replace("-", "_"))
         if name not in FIELDS:
@@ -92,7 +92,7 @@ def shown(name: str, value: Any) -> str:
 
 
 def metavar(name: str) -> str:
-    """What stands for a field's value in the help; "" for a field that is on or off."""
+    """The placeholder of a field's value in the help; "" for a field that is on or off."""
     about, kind = FIELDS[name].metadata, FIELDS[name].type
     return about["metavar"] or "|".join(about["choices"]) or ("N" if kind is int else "")
 

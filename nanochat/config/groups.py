@@ -29,7 +29,7 @@ def field(default: Any, help: str, *choices: str, metavar: str = "", auto: str =
 
 
 class Group:
-    """What all groups share. A group checks its fields in `__post_init__`, after those of the groups before it."""
+    """Validation shared by all groups. A group checks its fields in `__post_init__`, after those of the groups before it."""
 
     def __post_init__(self) -> None:
         for declared in dataclasses.fields(self):  # type: ignore[arg-type]  # every group is a dataclass
@@ -69,7 +69,7 @@ class RunConfig(Group):
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig(Group):
-    """What the model learns from."""
+    """Texts and conversations for training."""
 
     dataset: str = field("climbmix", "Pretraining text: embedded, climbmix, fineweb-edu or hf:OWNER/NAME", metavar="NAME")
     data: str = field("", "Your own text instead: a file or directory, or PATH:COLUMN", metavar="PATH")
@@ -106,7 +106,9 @@ class ModelConfig(Group):
         super().__post_init__()
         self._require_positive("depth", "aspect_ratio", "head_dim", "max_seq_len")
         if self.head_dim % 2:
-            raise UsageError(f"--head_dim={self.head_dim} is odd", "rotary embeddings need an even --head_dim, as in --head_dim=64")
+            raise UsageError(
+                f"--head_dim={self.head_dim} is odd", "set an even --head_dim, which rotary embeddings need, as in --head_dim=64"
+            )
         if not self.window_pattern or set(self.window_pattern.upper()) - set("SL"):
             hint = "it takes the letters S (a quarter of the context) and L (full context), as in --window_pattern=SSSL"
             raise UsageError(f"unknown letters in --window_pattern={self.window_pattern}", hint)
@@ -117,7 +119,7 @@ class ModelConfig(Group):
 
 @dataclasses.dataclass(frozen=True)
 class PretrainConfig(Group):
-    """How long pretraining is: the tokens of a step (also of a fine-tuning step), and the number of steps."""
+    """Length of pretraining: tokens per step (also of fine-tuning), and number of steps."""
 
     device_batch_size: int = field(32, "Micro-batch size: sequences per device at a time", keeps_losses=True)
     total_batch_size: int = field(-1, "Tokens per step, over all devices", metavar="TOKENS", auto="from the number of training tokens")
@@ -193,17 +195,17 @@ class RLConfig(Group):
             hint = "a rollout is rewarded relative to the others of its prompt: --rl_num_samples takes a number from 2"
             raise UsageError(f"--rl_num_samples={self.rl_num_samples} is too small", hint)
         if not 0 < self.rl_temperature < math.inf:
-            hint = "it takes a positive number, as in --rl_temperature=1"
+            hint = "set it to a positive number, as in --rl_temperature=1"
             raise UsageError(f"--rl_temperature={self.rl_temperature:g} is out of range", hint)
         if self.rl_top_k < 0:
-            raise UsageError(f"--rl_top_k={self.rl_top_k} is negative", "it takes a positive number, or 0 for all tokens")
+            raise UsageError(f"--rl_top_k={self.rl_top_k} is negative", "set it to a positive number, or 0 for all tokens")
         if not 0 < self.rl_lr_frac < math.inf:
-            raise UsageError(f"--rl_lr_frac={self.rl_lr_frac:g} is out of range", "it takes a positive number, as in --rl_lr_frac=0.05")
+            raise UsageError(f"--rl_lr_frac={self.rl_lr_frac:g} is out of range", "set it to a positive number, as in --rl_lr_frac=0.05")
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig(Group):
-    """What is measured during and after training."""
+    """Evaluations during and after training."""
 
     eval_every: int = field(250, "Steps between evaluations in bits per byte; -1: only at the end", metavar="STEPS", keeps_losses=True)
     eval_tokens: int = field(-1, "Tokens per evaluation", metavar="TOKENS", auto="about 3% of the run's time in all", keeps_losses=True)
@@ -220,13 +222,15 @@ class EvaluationConfig(Group):
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig(Group):
-    """What is saved while a run trains, and where copies go: checkpoints to a mirror, curves to a tracker."""
+    """Checkpoints, their mirror, and the tracker of the curves."""
 
     save_every: int = field(-1, "Steps between checkpoints; -1: by time alone", metavar="STEPS", keeps_losses=True)
     save_minutes: float = field(15.0, "Minutes between checkpoints", metavar="MINUTES", keeps_losses=True)
     keep_last: int = field(2, "Checkpoints kept per stage", keeps_losses=True)
     log_to: str = field("none", "Experiment tracker for the curves", *TRACKERS, keeps_losses=True)
-    mirror: str = field("", "Remote copy of the checkpoints to resume from: s3:, gs:, hf: or file:", metavar="URL", keeps_losses=True)
+    mirror: str = field(
+        "", "Remote copy of the checkpoints to resume from: s3://, gs://, hf:// or file://", metavar="URL", keeps_losses=True
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -264,12 +268,12 @@ class DeviceConfig(Group):
         self._require_positive("nproc_per_node")
         self._require_positive_or_auto("threads")
         if self.skip_bad_batches < 0:
-            raise UsageError(f"--skip_bad_batches={self.skip_bad_batches} is negative", "it takes a number from 0")
+            raise UsageError(f"--skip_bad_batches={self.skip_bad_batches} is negative", "set it to a number from 0")
         if not 0 < self.activation_memory_budget <= 1:
-            hint = "it takes a number above 0 and at most 1, where 1 keeps all activations"
+            hint = "set it to a number above 0 and at most 1, where 1 keeps all activations"
             raise UsageError(f"--activation_memory_budget={self.activation_memory_budget:g} is out of range", hint)
         if self.seed < 0:
-            raise UsageError(f"--seed={self.seed} is negative", "it takes a number from 0")
+            raise UsageError(f"--seed={self.seed} is negative", "set it to a number from 0")
         if self.deterministic and self.dtype in ("bfloat16", "int16"):
             raise UsageError(f"--deterministic trains in float32, not in --dtype={self.dtype}", "leave out --dtype or --deterministic")
         if self.device == "cuda" and self.dtype == "int16":

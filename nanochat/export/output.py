@@ -1,4 +1,4 @@
-"""The folder that an export writes: whole or not at all, and no fault of the disk is reported of another place."""
+"""The directory of an export, written atomically, with disk errors that name it."""
 
 import contextlib
 import errno

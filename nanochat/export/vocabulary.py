@@ -1,4 +1,4 @@
-"""A tokenizer in an exported folder: its two files, and the chat template."""
+"""A tokenizer in an exported directory: its two files, and the chat template."""
 
 from pathlib import Path
 from typing import Any

@@ -51,7 +51,7 @@ def identify(request: Request) -> Identity:
         if runs.has_checkpoints(config.run):
             raise UsageError(
                 f"the run {config.run!r} was imported: it has no text and no optimizer state to resume from",
-                f"begin a new run with its weights: `nanochat train --from {config.run} --run NEW`",
+                f"begin a new run from its weights with `nanochat train --from {config.run} --run NEW`",
             )
         return Identity(config, None)
     runs.remove_credentials(record)

@@ -59,7 +59,7 @@ def prepare(request: Request) -> Record | str:
 
 
 def prepare_tokenizer(config: Config) -> Path:
-    """The folder of the tokenizer that a run of `config` uses, trained if it is not there."""
+    """The directory of the tokenizer of `config`, trained if it does not exist."""
     if config.from_run:
         return paths.tokenizer_dir(str(find(Spec.parse(config.from_run)).meta["tokenizer"]))
     source = text_source(normal(config))
@@ -82,21 +82,21 @@ def _resolve(request: Request, run: Identity, text_bytes: int | None) -> tuple[C
 
 
 def _skipped(config: Config, stages: tuple[str, ...]) -> Iterator[tuple[str, int]]:
-    """Stages and measurements that the run leaves out, each with its reason and the message's level."""
+    """(skipped part of the run with its reason, level of the message)."""
     if BASE in stages and not config.num_iterations:
-        yield f"pretraining: the run begins from {config.from_run} (--data, --dataset or --num_iterations pretrain it further)", NORMAL
+        yield f"pretraining, because the run begins from {config.from_run} (--data, --dataset or --num_iterations add it)", NORMAL
     if BASE in stages and SFT not in stages:
         yield "fine-tuning, because this command only pretrains (`nanochat train` does both)", NORMAL
     elif text_source(config).conversations.empty:
         yield "fine-tuning, because there are no conversations (--chat-data FILE adds some); the model will only continue text", NORMAL
     if RL not in stages and SFT in stages and config.sft_iterations:
-        yield "reinforcement learning: --stage=rl adds it to the finished run, --rl_iterations=N to this one", NORMAL
+        yield "reinforcement learning (--stage=rl adds it to the finished run, --rl_iterations=N to this one)", NORMAL
     if config.eval_every > config.num_iterations > 0:
-        yield f"evaluation every {config.eval_every} steps: the run ends before; once at the end", VERBOSE
+        yield f"evaluation every {config.eval_every} steps, because the run is shorter; it is evaluated at the end", VERBOSE
     if config.save_every == -1:
         yield f"checkpoints by step; they are saved every {config.save_minutes:g} minutes and at the end", VERBOSE
     if config.compile == "off":
-        yield "torch.compile", VERBOSE
+        yield "torch.compile, which is off for this run", VERBOSE
         if config.activation_memory_budget < 1:
             yield "activation_memory_budget, because only a compiled step (--compile=on) can recompute activations", NORMAL
     if config.device == "cpu":
@@ -104,7 +104,7 @@ def _skipped(config: Config, stages: tuple[str, ...]) -> Iterator[tuple[str, int
 
 
 def _with_problems(config: Config, source: TextSource) -> Config:
-    """Find the problems of reinforcement learning now; the config with its number of steps. Raises UsageError, DataError."""
+    """Load the RL problems; returns the config with the number of RL steps. Raises UsageError, DataError."""
     if not config.sft_iterations and (not config.from_run or Spec.parse(config.from_run).stage == BASE):
         raise UsageError(
             "reinforcement learning needs a fine-tuned model, and this run has no fine-tuning", "add conversations with --chat-data FILE"
@@ -153,7 +153,7 @@ def _continued(config: Config, dataset: Dataset | None, conversations: str, prob
 
 
 def _tokenizer(config: Config, dataset: Dataset | None, record: Record | None) -> Tokenizer:
-    """The run's tokenizer: that of the run which it begins from, else its text's, trained if it is not there."""
+    """The run's tokenizer: its source run's, else its text's, trained if it does not exist."""
     if config.from_run:
         known = record.tokenizer if record else str(find(Spec.parse(config.from_run)).meta["tokenizer"])
         return Tokenizer.load(paths.tokenizer_dir(known))

@@ -131,7 +131,9 @@ class _Rules:
             self._set("weight_decay", decay, "0.28 x sqrt(batch / 2^19) x (1.3B / tokens), at most 2")
         if self._open("sft_iterations"):
             why = "an eighth of the pretraining steps, at most one epoch of the conversations"
-            pretrained = self.config.num_iterations or scaling.steps_rule(tokens, batch)  # else by another run: as long as it should be
+            pretrained = self.config.num_iterations or scaling.steps_rule(
+                tokens, batch
+            )  # or by another run, for its default number of steps
             self._set("sft_iterations", max(pretrained // SFT_SHARE, 1), why)
 
     def choose_data(self) -> None:

@@ -84,7 +84,7 @@ def score_tables(report: Report) -> list[Table]:
 
 
 def training_tables(report: Report) -> list[Table]:
-    """What the run descends from, the stages, and the plan beside what came."""
+    """Tables of the runs that this one descends from, of the stages, and of the plan and the measured figures."""
     tables = []
     if report["descent"]:
         rows = [[each["run"], each["stage"], str(each["step"]), each["text"] or "-", each["sha256"][:12]] for each in report["descent"]]

@@ -1,9 +1,9 @@
-"""The checkpoint that a run begins with where `--from RUN[:stage[:step]]` names one, and the config that follows from it.
+"""The checkpoint of `--from RUN[:stage[:step]]` that a run begins with, and the config that follows from it.
 
 runs/<run>/from/step_000100/    the run's own copy of that checkpoint: the source may be removed afterwards
 
-All settings that are not given are the source's. The shape of the model and its tokenizer cannot change. A run pretrains again only where a
-text or a length of pretraining is given (or --stage=base); else it begins with fine-tuning, with --stage=rl with reinforcement learning.
+Options that are not given have the source's values. The model's shape and its tokenizer cannot change. A run pretrains again only if a
+text or a length of pretraining is given (or --stage=base); else it begins with fine-tuning, or with --stage=rl with reinforcement learning.
 """
 
 import contextlib
@@ -28,17 +28,17 @@ from nanochat.runs.mirror import RECORD, Mirror
 from nanochat.runs.record import Ancestor, Record, parse_record, read_record
 from nanochat.runs.step_files import MANIFEST
 
-ORIGIN = "from"  # the copy's folder
+ORIGIN = "from"  # the copy's directory
 SHAPE = ("architecture", "depth", "aspect_ratio", "head_dim", "vocab_size", "max_seq_len", "window_pattern")
-TEXT = ("data", "dataset", "shards", "num_iterations", "target_param_data_ratio")  # given, they ask for pretraining
+TEXT = ("data", "dataset", "shards", "num_iterations", "target_param_data_ratio")  # options that request pretraining
 CONVERSATIONS = ("chat_data", "identity")
-SFT_SHARE = 8  # fine-tuning of a source that had none takes an eighth of its pretraining's steps
+SFT_SHARE = 8  # fine-tuning of a source without fine-tuning takes an eighth of its pretraining steps
 BASE, SFT, RL = STAGES
 
 
 @dataclass(frozen=True)
 class Spec:
-    """RUN[:stage[:step]]; what is left out is None."""
+    """RUN[:stage[:step]]; missing parts are None."""
 
     run: str
     stage: str | None = None
@@ -46,7 +46,7 @@ class Spec:
 
     @staticmethod
     def parse(text: str) -> "Spec":
-        """Raises UsageError where `text` is of another form."""
+        """Parse `text`. Raises UsageError for another form."""
         run, *rest = text.rsplit(":", 2)  # a run's own name may have colons
         if rest and rest[-1] in STAGES:
             return Spec(Config(run=":".join([run, *rest[:-1]])).run, rest[-1])
@@ -54,13 +54,12 @@ class Spec:
             return Spec(Config(run=run).run, rest[0], int(rest[1]))
         if rest:
             raise UsageError(
-                f"--from {text} is not RUN, RUN:stage or RUN:stage:step",
-                f"use one of the stages {', '.join(STAGES)}, as in --from {run}:{BASE}",
+                f"--from {text} is not RUN, RUN:stage or RUN:stage:step", f"use a stage ({', '.join(STAGES)}), as in --from {run}:{BASE}"
             )
         return Spec(Config(run=run).run)
 
     def names(self, other: "Spec") -> bool:
-        """Whether `other`, which leaves nothing out, is what this one may mean."""
+        """Whether `other`, which is complete, matches this one."""
         return self.run == other.run and self.stage in (None, other.stage) and self.step in (None, other.step)
 
     def __str__(self) -> str:
@@ -70,15 +69,15 @@ class Spec:
 def config_from(asked: str, overrides: Mapping[str, Any], stage: str, machine: Mapping[str, Any], profile: Callable[[], Config]) -> Config:
     """The config of `train --from ASKED --stage STAGE` with the user's `overrides`; its `from_run` names one step.
 
-    `machine` are values of a profile that the user has named, `profile` gives those of a source without a record: an imported one.
-    Where the run exists already its own record decides, and the source is not looked for. Raises UsageError where there is no such
-    source, or an override cannot be.
+    `machine` are values of the user's profile; `profile` returns those for an imported source, which has no record. If the run exists
+    already, its own record decides, and the source is not needed. Raises UsageError if there is no such source, or for an invalid
+    override.
     """
     spec = Spec.parse(asked)
     run = str(overrides.get("run", "auto"))
     run = f"{spec.run}-2" if run == "auto" else run
     if run == spec.run:
-        raise UsageError(f"the run {run!r} cannot begin from itself", "give the new run a name of its own: --run NEW")
+        raise UsageError(f"the run {run!r} cannot begin from itself", "give the new run another name with --run NEW")
     given = {name: value for name, value in overrides.items() if name != "from_run"} | {"run": run}
     if (began := _began(run, str(given.get("mirror", "")))) and began.from_run and spec.names(Spec.parse(began.from_run)):
         return began.replace(**_per_call() | given)
@@ -86,7 +85,7 @@ def config_from(asked: str, overrides: Mapping[str, Any], stage: str, machine: M
     if stage == RL and checkpoint.meta["stage"] == BASE:
         raise UsageError(
             f"reinforcement learning begins from a fine-tuned model, and the run {spec.run!r} has only pretrained ones",
-            "give --rl_iterations=N instead of --stage=rl, which fine-tunes it first",
+            "use --rl_iterations=N instead of --stage=rl, which fine-tunes it first",
         )
     gpt, record = GPTConfig.from_dict(checkpoint.meta["model"]), read_record(spec.run)
     source = record.config if record else _shaped(profile(), gpt)
@@ -95,34 +94,34 @@ def config_from(asked: str, overrides: Mapping[str, Any], stage: str, machine: M
     values = source.to_dict() | _per_call() | _here(source) | dict(machine) | {"from_run": str(exact), "hours": 0.0, "rl_iterations": -1}
     values |= _stages(source, record is None, given, stage)
     if given.get("hours"):
-        raise UsageError("--hours chooses the size of a model, and --from brings one", "give --num_iterations=N instead of --hours")
+        raise UsageError("--hours chooses the size of a model, which --from sets", "use --num_iterations=N instead of --hours")
     return Config(**values | given)
 
 
 def _began(run: str, mirror: str) -> Config | None:
-    """The config of the run as it began, here or on its mirror; None where it is new."""
+    """The config with which the run began, here or on its mirror; None if it is new."""
     if (record := read_record(run)) or not mirror:
         return record.config if record else None
-    with contextlib.suppress(Exception):  # each kind of mirror has its own; the pipeline says what is wrong with it
+    with contextlib.suppress(Exception):  # each kind of mirror raises its own exceptions; the pipeline reports them
         if (data := Mirror(mirror, run).read(RECORD)) is not None:
             return parse_record(data, paths.run_dir(run) / RECORD).config
     return None
 
 
 def _per_call() -> dict[str, Any]:
-    """Values of the fields that each call must be given again."""
+    """Values that each call is given."""
     return {"mirror": "", "log_to": "none"}
 
 
 def _here(source: Config) -> dict[str, Any]:
-    """Where this machine lacks the source's device, the values of how a run computes are chosen anew."""
+    """Device settings chosen again, if this machine lacks the source's device."""
     if source.device == "cuda" and not this_machine("auto").cuda:
         return {"device": "auto", "dtype": "auto", "compile": "auto", "threads": -1, "nproc_per_node": 1}
     return {"threads": -1} if source.threads > physical_cores() and not source.deterministic else {}
 
 
 def _shaped(config: Config, gpt: GPTConfig) -> Config:
-    """`config` with the shape of an imported model. Raises UsageError where no config has that shape."""
+    """`config` with the shape of an imported model. Raises UsageError if no config has that shape."""
     shape = {
         "architecture": "portable" if gpt.architecture == "qwen3" else gpt.architecture,
         "depth": gpt.depth,
@@ -131,35 +130,35 @@ def _shaped(config: Config, gpt: GPTConfig) -> Config:
         "vocab_size": gpt.vocab_size,
         "max_seq_len": gpt.max_seq_len,
         "window_pattern": gpt.window_pattern,
-        "total_batch_size": -1,  # that of the profile may be no multiple of this context
+        "total_batch_size": -1,  # the profile's may not be a multiple of this context
     }
     shaped = config.replace(**shape)
     if gpt_config(shaped) != gpt:
-        raise UsageError("a model of this shape can be used, but not trained", "use --from with a run that was trained here")
+        raise UsageError("a model of this shape can answer, but not be trained", "begin from a run that was trained here")
     return shaped
 
 
 def _require_shape(given: Mapping[str, Any], source: Config, gpt: GPTConfig, spec: Spec) -> None:
-    """Raise UsageError, with the flag, where the user asks for another shape than the weights have."""
+    """Raise UsageError with the flag if the user's shape differs from the weights'."""
     for name in SHAPE:
         possible = {getattr(source, name), -1} | ({gpt.vocab_size} if name == "vocab_size" else set())
         if name in given and given[name] not in possible:
             raise UsageError(
-                f"--{name}={given[name]} cannot be: {spec} was trained with {name} = {getattr(source, name)}",
-                f"leave out --{name}, or train that model from the beginning, without --from",
+                f"--{name}={given[name]} does not match {spec}, which was trained with {name} = {getattr(source, name)}",
+                f"leave out --{name}, or train that model from scratch, without --from",
             )
 
 
 def _stages(source: Config, imported: bool, given: Mapping[str, Any], stage: str) -> dict[str, Any]:
-    """The values that follow from the stages which the new run trains, without the user's."""
+    """Values that follow from the new run's stages, without the user's."""
     text, talk = ([name for name in names if name in given] for names in (TEXT, CONVERSATIONS))
     if text and stage in (SFT, RL):
         raise UsageError(f"--{text[0]} is for pretraining, and --stage={stage} has none", f"leave out --stage or --{text[0]}")
     if talk and stage == RL:
-        hint = "give --rl_iterations=N instead of --stage=rl"
+        hint = "use --rl_iterations=N instead of --stage=rl"
         raise UsageError(f"--{talk[0]} is for fine-tuning, and --stage=rl has none", hint)
     pretrains = bool(text) or stage == BASE
-    # With a text of the user's, `dataset` says whose conversations the run inherits: none, where the source had such a text itself.
+    # With a user's text, `dataset` names the conversations that the run inherits; none, if the source had a user's text too.
     values: dict[str, Any] = {"dataset": ""} if source.data and not source.from_run and "dataset" not in text else {}
     if pretrains:
         values |= {"num_iterations": -1, "eval_tokens": -1}
@@ -179,9 +178,9 @@ def _stages(source: Config, imported: bool, given: Mapping[str, Any], stage: str
 
 
 def find(spec: Spec, stage: str = BASE) -> Checkpoint:
-    """The step that `spec` names, of `stage` where it names none (of the last stage there is, where that one has no step).
+    """The step of `spec`, by default of `stage`, or of the last stage if that has no step.
 
-    Raises UsageError, with what there is, where there is no such run, stage or step; DataError where the step is damaged.
+    Raises UsageError with the existing ones if there is no such run, stage or step, DataError if the step is damaged.
     """
     folder = paths.run_dir(spec.run)
     if not folder.is_dir():
@@ -199,21 +198,21 @@ def find(spec: Spec, stage: str = BASE) -> Checkpoint:
             return found
     there = [f"{spec.run}:{each}:{int(step.name[5:])}" for each in STAGES for step in Checkpoints(folder / each).steps()]
     what = f"has no complete checkpoint of {spec.stage or 'any stage'}{f' at step {spec.step}' if spec.step is not None else ''}"
-    raise UsageError(f"the run {spec.run!r} {what}", f"there is --from {', '.join(there)}" if there else "let it train first")
+    raise UsageError(f"the run {spec.run!r} {what}", f"use --from {', '.join(there)}" if there else "train it first")
 
 
 def own_copy(run: str) -> Checkpoint | None:
-    """The copy of the checkpoint that `run` began with; None where it has none."""
+    """The copy of the checkpoint that `run` began with; None if it has none."""
     return Checkpoints(paths.run_dir(run) / ORIGIN).newest()
 
 
 def copy_origin(config: Config) -> Checkpoint:
-    """Copy the checkpoint that the new run of `config` begins with into its folder, verified; returns the copy.
+    """Copy and verify the checkpoint that the new run of `config` begins with into its directory; returns the copy.
 
-    The source is read, and nothing of it changed. Raises UsageError where it is gone, PreflightError where the disk refuses.
+    The source is not changed. Raises UsageError if it was removed, PreflightError if the disk cannot be written.
     """
     source, folder = find(Spec.parse(config.from_run)), paths.run_dir(config.run) / ORIGIN
-    copy = own_copy(config.run)  # of a call that ended before it wrote the run's record
+    copy = own_copy(config.run)  # from a call that ended before it wrote the run's record
     if copy is None or copy.digest != source.digest:
         shutil.rmtree(folder, ignore_errors=True)
         require_space(
@@ -226,7 +225,7 @@ def copy_origin(config: Config) -> Checkpoint:
         except OSError as error:
             raise paths.disk_error(error, f"copying {source.folder}") from error
         copy = verify(folder / source.folder.name)
-    state = "weights and optimizer state" if copy.has_optimizer else "weights alone: it has no optimizer state, the optimizer begins anew"
+    state = "weights and optimizer state" if copy.has_optimizer else "weights without optimizer state, so the optimizer is new"
     log(f"from {config.from_run}: {state}")
     return copy
 
@@ -240,7 +239,7 @@ def descent(config: Config, copy: Checkpoint) -> tuple[Ancestor, ...]:
 
 
 def _licence(record: Record | None) -> str:
-    """The licence of the text that a run was pretrained on."""
+    """The licence of a run's pretraining text."""
     try:
         return read_manifest(paths.dataset_dir(record.dataset)).licence if record else ""
     except (NanochatError, DataError):
@@ -248,9 +247,9 @@ def _licence(record: Record | None) -> str:
 
 
 def first_row(record: Record) -> int:
-    """The row at which the first stage of a new run begins: where its source stopped, if that was the same stage on the same data.
+    """The first row of a new run's first stage: where its source stopped, if that was the same stage on the same data.
 
-    Rows of text and of conversations; of reinforcement learning, problems.
+    Rows are of text or of conversations; for reinforcement learning they are problems.
     """
     spec = Spec.parse(record.config.from_run)
     source, stage = read_record(spec.run), record.config.first_stage
@@ -264,7 +263,7 @@ def first_row(record: Record) -> int:
 
 
 def _read_by(record: Record, stage: str) -> tuple[Any, ...]:
-    """The data that a stage of a run reads, to be compared with another run's of the same seed, tokenizer and context."""
+    """Settings that decide the rows of a run's stage, beside seed, tokenizer and context."""
     if stage == BASE:
         return record.dataset, record.shards
     source = text_source(record.config)

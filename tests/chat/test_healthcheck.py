@@ -96,7 +96,7 @@ def test_a_training_that_prepares_steps_and_hangs(start: Start, metrics: Callabl
 @pytest.mark.parametrize("command", [("/opt/venv/bin/nanochat", "quickstart"), ("-m", "scripts.base_train")])
 def test_a_stopped_training(start: Start, base: Path, command: tuple[str, ...]) -> None:
     start(8, "/opt/venv/bin/python", *command, state="T")
-    assert healthcheck.check() == "the training is stopped"
+    assert healthcheck.check() == "the run is stopped"
 
 
 def test_any_other_command(start: Start, base: Path) -> None:

@@ -48,7 +48,7 @@ def test_the_end_of_a_training(browser: Browser, two: str) -> None:
         page.get_by_role("button", name="Training", exact=True).click()
         view = page.get_by_role("region", name="Training")
         expect(view.get_by_role("heading", name="second <b>")).to_be_visible()
-        expect(view.get_by_label("Held-out score: 0.0% before the training, 75.0% after it")).to_be_visible()
+        expect(view.get_by_label("Held-out score: 0.0% before training, 75.0% after it")).to_be_visible()
         expect(view.locator("polyline")).to_have_count(2)
         expect(view.get_by_role("row", name="addition")).to_contain_text("75.0%")
         expect(view.get_by_text("I am <i>two</i>.")).to_be_visible()

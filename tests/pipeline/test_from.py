@@ -143,7 +143,7 @@ def test_an_imported_model_is_trained_without_its_optimizer(
     small = ["--device_batch_size=4", "--total_batch_size=256", "--sft_iterations=4", "--deterministic", "--threads=1", "--eval_every=-1"]
     capfd.readouterr()
     train("--from=got", "--run=new", f"--chat-data={files['new']}", *small)
-    assert "weights alone: it has no optimizer state, the optimizer begins anew" in capfd.readouterr().err
+    assert "weights without optimizer state, so the optimizer is new" in capfd.readouterr().err
     run.train(config(files["text"], run="straight", chat_data=str(files["new"]), **STEPS))
     assert losses(base, "new")[0] == of_stage(base, "straight", "sft")[0] and hashes(base / "runs/got") == before
     train("--from=got", "--run=text", f"--data={files['other']}", "--num_iterations=2", *small)

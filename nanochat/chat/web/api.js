@@ -22,7 +22,7 @@ export function useKey(value) {
 /** Whether a key has been given. */
 export const hasKey = () => key !== null;
 
-/** What went wrong. `kind` is network, broken, key, too_long, busy, draining, not_ready or other; `retryAfter` is in seconds. */
+/** An error of a request. `kind` is network, broken, key, too_long, busy, draining, not_ready or other; `retryAfter` is in seconds. */
 export class ApiError extends Error {
   constructor(kind, message = "", retryAfter = 0) {
     super(message);
@@ -64,12 +64,12 @@ function kindOf(status, code) {
   return "other";
 }
 
-/** The model that answers and the training that runs: {model, training, hint}. */
+/** The model that answers and the run in training, as {model, training, hint}. */
 export async function status() {
   return (await request("/api/training")).json();
 }
 
-/** All runs: {runs: [{name, stage, ...}]}. */
+/** All runs, as {runs: [{name, stage, ...}]}. */
 export const runs = async () => (await request("/api/runs")).json();
 
 /** One run: {run, report, samples}. */

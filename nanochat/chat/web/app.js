@@ -1,4 +1,4 @@
-// The page: its parts, its keys, and the state of the model and of the training that the server reports.
+// The page: its parts, its keys, and the state of the model and of the run that the server reports.
 
 import * as api from "./api.js";
 import { Chat } from "./chat.js";
@@ -16,7 +16,7 @@ import { Transcript } from "./transcript.js";
 import { Views } from "./views.js";
 import { drawWelcome } from "./welcome.js";
 
-const LIVE = 2000; // milliseconds between looks at a training, or while there is no model or no server
+const LIVE = 2000; // milliseconds between two requests of the state during training, or without a model or server
 const CALM = 10000; // and otherwise
 
 const message = byId("message");
@@ -128,7 +128,7 @@ function rename(conversation, title) {
   drawChat();
 }
 
-// A new conversation; with a checkpoint of a training or of a run where one is named.
+// A new conversation, with the checkpoint `name` if given.
 function newChat(name) {
   const { model: kept, beside } = chat.current;
   showChat();
@@ -156,7 +156,7 @@ function submit() {
   announce(t("thinking"));
 }
 
-// What depends on the conversation, the model or the language.
+// Parts that depend on the conversation, the model or the language.
 
 function drawChat() {
   const { current, busy } = chat;
@@ -238,7 +238,7 @@ async function look() {
   let failed = null;
   try {
     const next = await api.status();
-    // Until a person chooses, the view is the chat where there is a model, else the training; nobody who watches one is interrupted.
+    // Until a person chooses a view, it is the chat if there is a model, else the training view; a watched run is not interrupted.
     const watching = views.current === "training" && next.training?.alive;
     const wanted = next.model ? "chat" : "training";
     status = next;

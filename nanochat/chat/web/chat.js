@@ -24,7 +24,7 @@ const share = (logprob) => Math.round(1e4 * Math.exp(logprob)) / 1e4;
 export class Chat {
   /**
    * `settings(conversation)` has the sampling settings, `system` and `probabilities`; `model()` the model that answers, or null.
-   * `on` is told what happens: opened(), changed(message), ended(conversation, message), kept(whether there was room).
+   * `on` is told what happens: opened(), changed(message), ended(conversation, message), kept(whether it could be stored).
    */
   constructor(settings, model, on) {
     this.settings = settings;
@@ -51,7 +51,7 @@ export class Chat {
     return this.#answer();
   }
 
-  /** Say something else in place of the message at `index`; what came after it goes. */
+  /** Replace the message at `index` and remove the messages after it. */
   edit(index, text) {
     this.current.messages.splice(index, Infinity, { role: "user", text });
     return this.#answer();

@@ -55,7 +55,7 @@ export const all = () => [...kept.values()].sort((a, b) => b.updated - a.updated
 /** The conversation with this id, or undefined. */
 export const get = (id) => kept.get(id);
 
-/** Keep a conversation. Returns whether the browser had room for it: without, it lives as long as the page. */
+/** Store a conversation. Returns whether the browser could store it; otherwise it exists only until the page is closed. */
 export function save(conversation) {
   const first = conversation.messages.find((message) => message.role === "user");
   conversation.title ||= (first?.text ?? "").trim().replace(/\s+/g, " ").slice(0, TITLE);
@@ -105,7 +105,7 @@ export function history(messages, end, system) {
   return system.trim() ? [{ role: "system", content: system }, ...recent] : recent;
 }
 
-/** How many of the messages before `end` lie in the oldest `turns` turns; a turn begins where a user speaks after an answer. */
+/** Number of messages before `end` in the oldest `turns` turns; a turn begins with a user message after an answer. */
 export function messagesInTurns(messages, end, turns) {
   let begun = 0;
   let answered = true;

@@ -54,7 +54,7 @@ export function svg(tag, attributes = {}, ...children) {
   return node;
 }
 
-/** An icon, invisible to screen readers: what it stands on has the name. */
+/** An icon, hidden from screen readers, because its button has the label. */
 export function icon(name) {
   return svg("svg", { viewBox: "0 0 24 24", class: "glyph", "aria-hidden": "true" }, svg("path", { d: ICONS[name] }));
 }

@@ -1,4 +1,4 @@
-// What the training, the end of a run and the reports are drawn with: figures in boxes, curves with tabs, skills, samples.
+// Drawing of figures for runs and reports: boxes with figures, curves with tabs, skills, samples.
 
 import { el, icon } from "./dom.js";
 import { duration, number, percent, stage, t } from "./i18n.js";
@@ -82,7 +82,7 @@ function bar(name, untrained, trained) {
   return el("meter", { min: 0, max: 1, value: trained ?? 0, "aria-label": `${name}: ${percent(untrained)} → ${percent(trained)}` }, percent(trained));
 }
 
-/** What the model says to one prompt at one step after the other, as a slider from its first words to its last. */
+/** The model's answers to one prompt over the steps, with a slider. */
 export function samplesOverTime(samples, announce) {
   const prompts = [...new Set(samples.map(({ prompt }) => prompt))];
   if (!samples.length) return el("div", { class: "samples" }, el("h4", {}, t("samples")), el("p", { class: "hint" }, t("no_samples")));

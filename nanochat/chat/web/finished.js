@@ -1,10 +1,10 @@
-// A run that is not trained any more: what came of it, and what to do next; below it, its whole report.
+// A finished run: its result, next steps, and its whole report.
 
 import { el, icon } from "./dom.js";
 import { action, curves, known, samplesOverTime, skills, stats } from "./figures.js";
 import { compact, date, duration, number, percent, size, stage, t } from "./i18n.js";
 
-/** The end of the newest run as parts of the training's view. `ended` is what /api/runs/NAME says; `on` as in training.js. */
+/** The end of the newest run as parts of the training view. `ended` is the response of /api/runs/NAME; `on` as in training.js. */
 export function ending({ run, report, samples }, on) {
   const key = [run.name, run.date, report.finished];
   const talk = () => on.chat(`${run.name}:${run.stage}:${run.step}`);

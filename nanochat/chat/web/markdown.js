@@ -1,7 +1,7 @@
 // Markdown as DOM nodes, made with createElement and text alone: no HTML is ever parsed, so none in a text can act.
 //
 // Headings, paragraphs, lists, quotes, tables, rules, code; bold, italic, struck, links to http(s). Images are not loaded.
-// CALL stands in the source where a calculator call belongs; the caller supplies its node.
+// CALL marks the position of a calculator call in the source; the caller supplies its node.
 
 import { el } from "./dom.js";
 import { t } from "./i18n.js";

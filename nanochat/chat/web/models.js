@@ -8,7 +8,7 @@ import { date, number, percent, stage, t } from "./i18n.js";
 let list = []; // what /api/models has said
 let filter = "";
 
-/** What is known of a checkpoint by its name RUN:STAGE:STEP, as /api/training says it of the model that answers. */
+/** Facts of a checkpoint from its name RUN:STAGE:STEP, in the form of /api/training's model. */
 export function modelNamed(id) {
   const found = list.find((one) => one.id === id);
   if (found) return found;

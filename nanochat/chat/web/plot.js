@@ -28,8 +28,8 @@ export function smoothed(points, weight) {
 }
 
 /**
- * A figure of `series` [{name, kind, points: [[x, y], ...], dots}], `kind` being a class. `end` is the last step of the axis; `borders`
- * [{x, name}] are the stages' beginnings; `label` is for those who do not see it. null where there are fewer than two points.
+ * A figure of `series` [{name, kind, points: [[x, y], ...], dots}], `kind` being a class. `end` is the last step of the axis. `borders`
+ * [{x, name}] are the stages' beginnings. `label` is for screen readers. null if there are fewer than two points.
  */
 export function chart({ width, series, end, borders = [], digits = 3, label, step = t("step") }) {
   const points = series.flatMap((one) => one.points);

@@ -62,7 +62,7 @@ function put(name, value) {
   remember(KEY, JSON.stringify(values));
 }
 
-/** A conversation's settings as a request's fields, `system` and `probabilities`. What is null is left out. */
+/** A conversation's settings as a request's fields, `system` and `probabilities`. Null values are left out. */
 export function settings(conversation) {
   const found = Object.entries(conversation?.settings ?? {}).filter(([name, value]) => name in DEFAULTS && fits(name, value));
   return Object.fromEntries(Object.entries({ ...values, ...Object.fromEntries(found) }).filter(([, value]) => value !== null));

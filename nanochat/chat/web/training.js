@@ -1,4 +1,4 @@
-// The live view of a running training, and of the newest run that has ended: where it stands, its curves, what the model says.
+// The live view of a run in training, and of the newest finished run: progress, curves, samples.
 
 import { byId, copyButton, el, icon } from "./dom.js";
 import { action, curves, known, samplesOverTime, stats, stepper } from "./figures.js";
@@ -9,8 +9,8 @@ import { plotWidth } from "./plot.js";
 const shown = new Map(); // part of the view -> what it was made of
 
 /**
- * Draw the view from the server's answer {model, training, hint}, null where it has not answered, and `ended`, what /api/runs/NAME says
- * of the newest run where none is trained. `on` does what is asked for: announce(text), chat(name of a model), report(run), compare(run),
+ * Draw the view from the server's answer {model, training, hint}, null if there is none, and from `ended`, the response of /api/runs/NAME
+ * for the newest run if none is in training. `on` does what is asked for: announce(text), chat(name of a model), report(run), compare(run),
  * notify(), redraw(). Parts that did not change stay, and with them focus and selection.
  */
 export function drawTraining(status, ended, language, on) {
@@ -34,7 +34,7 @@ export function drawParts(column, parts, language, before) {
   while (column.children.length > nodes.length) column.lastChild.remove();
 }
 
-/** How far the training is, in percent of all its stages. */
+/** Progress of the run in percent of all its stages. */
 export function percent({ stage: at, step, steps, stages }) {
   const all = stages?.length ? stages : [{ stage: at, steps }];
   const index = all.findIndex((one) => one.stage === at);
@@ -106,7 +106,7 @@ export function command(hint, on) {
   return [el("div", { class: "code" }, el("pre", { tabindex: 0 }, el("code", {}, hint)), copy)];
 }
 
-/** The end of a training in one line, for a notification and for screen readers. */
+/** The end of a run in one line, for a notification and for screen readers. */
 export function summaryOf({ run, report }) {
   const scores = report.scores;
   return scores ? t("ended_score", run.name, inPercent(scores.untrained), inPercent(scores.trained)) : t("ended", run.name);

@@ -187,7 +187,7 @@ export class Transcript {
     item.beside.note.replaceChildren(...(beside.error ? [el("p", { class: "error" }, t(`error_${beside.error.kind}`, beside.error.message))] : []));
   }
 
-  // What stands below an answer: what became of it, and its buttons.
+  // The line below an answer: its status and its buttons.
   #below(item, message, busy) {
     const last = message === this.conversation.messages.at(-1);
     const state = JSON.stringify([message.waiting, message.error, message.finish, busy, last, message.at, message.stats, message.tokens?.length, Boolean(message.beside)]);
@@ -215,7 +215,7 @@ export class Transcript {
     if (actions.childNodes.length) below.append(actions);
   }
 
-  // What went wrong. Only the last message can be tried again: what came after an earlier one would be lost.
+  // An error. Only the last message can be tried again, because later ones would be lost.
   #error({ kind, message }, last) {
     const context = this.model()?.context;
     const argument = kind === "too_long" ? context && number(context) : kind === "other" ? message : undefined;
@@ -299,7 +299,7 @@ function source(parts) {
 // How fast an answer came, and why it ended.
 function said({ stats: { tokens, seconds }, finish }) {
   const speed = seconds > 0 && tokens > 1 ? t("tokens_per_second", number(tokens / seconds, tokens / seconds < 10 ? 1 : 0)) : "";
-  const why = finish === "stop" ? t("ended_itself") : ""; // the other reasons stand above it
+  const why = finish === "stop" ? t("ended_itself") : ""; // the other reasons are shown above it
   return [t("tokens_count", number(tokens)), speed, why].filter(Boolean).join(" · ");
 }
 

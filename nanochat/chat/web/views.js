@@ -1,4 +1,4 @@
-// Which part of the page is shown: the conversation, the training or the runs; and the address that names it.
+// The views of the page, conversation, training or runs, and their addresses.
 
 import * as api from "./api.js";
 import { byId } from "./dom.js";
@@ -15,7 +15,7 @@ export class Views {
     this.on = on;
     this.current = "chat";
     this.chosen = false; // by a person
-    this.ended = null; // what /api/runs/NAME said of the newest run
+    this.ended = null; // the response of /api/runs/NAME for the newest run
     this.status = null;
     this.notified = new Set();
   }
@@ -35,7 +35,7 @@ export class Views {
     this.on.changed(before);
   }
 
-  /** Follow an address of ours: #/training, #/runs, #/runs/NAME, #/compare/A/B. Returns whether it is one. */
+  /** Follow an address of the page: #/training, #/runs, #/runs/NAME, #/compare/A/B. Returns whether it is one. */
   follow(hash, focus = true) {
     const [, name, ...rest] = hash.split("/");
     if (!hash.startsWith("#/") || !["training", "runs", "compare"].includes(name)) return false;
@@ -46,13 +46,13 @@ export class Views {
     return true;
   }
 
-  /** Go to an address of ours. */
+  /** Go to an address of the page. */
   go(hash) {
     if (location.hash === hash) this.follow(hash);
     else location.hash = hash;
   }
 
-  /** The server has said how things stand. */
+  /** Show a new state from the server. */
   async update(status) {
     const before = this.status?.training;
     this.status = status;
@@ -61,7 +61,7 @@ export class Views {
     this.draw();
   }
 
-  /** Draw the training once more. */
+  /** Draw the training view again. */
   draw() {
     drawTraining(this.status, this.ended, document.documentElement.lang, this.#trainingOn());
   }
@@ -72,14 +72,14 @@ export class Views {
     if (this.current === "runs") drawRuns(this.#runsOn());
   }
 
-  /** The button that says how far a training is. */
+  /** The button with the progress of training. */
   drawPill() {
     const training = this.status?.training;
     byId("training-pill").hidden = !training?.alive;
     if (training?.alive) byId("training-pill").textContent = t("pill", percent(training));
   }
 
-  /** What stands before the page's title: how far the training is. */
+  /** The prefix of the page's title, with the progress of training. */
   get title() {
     const training = this.status?.training;
     return training?.alive ? `${percent(training)}% · ` : "";
@@ -93,7 +93,7 @@ export class Views {
     }
   }
 
-  // A training has ended while the page was open.
+  // A run has ended while the page was open.
   async #ended(name) {
     await this.#load(name);
     if (!this.ended?.report.finished) return;

@@ -1,4 +1,4 @@
-// What an empty conversation shows: a greeting, what the model is, and messages to try.
+// The view of an empty conversation: a greeting, a description of the model, and messages to try.
 
 import { byId, el } from "./dom.js";
 import { t } from "./i18n.js";
