@@ -145,6 +145,7 @@ def test_a_message_does_not_cover_the_composer(page: Page) -> None:
         stored(page, turns(FEW))
         if size["width"] < 800:
             page.get_by_role("button", name="Open the menu").click()
+            page.wait_for_timeout(300)  # it slides in
         page.get_by_role("button", name="Delete: kept").click(force=True)
         toast = page.locator("#toast")
         expect(toast).to_be_visible()

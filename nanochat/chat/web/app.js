@@ -133,7 +133,7 @@ function newChat(name) {
   const { model: kept, beside } = chat.current;
   showChat();
   chat.open();
-  const own = typeof name === "string" && modelNamed(name).run === serverModel()?.run; // the server follows the newest one by itself
+  const own = typeof name === "string" && (serverModel()?.run ?? modelNamed(name).run) === modelNamed(name).run; // the server follows the newest one by itself
   chat.current.model = typeof name === "string" ? (own ? undefined : name) : kept;
   if (typeof name !== "string") chat.current.beside = beside;
   drawModel();

@@ -157,7 +157,7 @@ export class Transcript {
     if (message.continues) body.append(item.plain);
     if (message.beside) {
       const other = el("div", { class: "body" });
-      item.beside = { head: el("h4", { dir: "auto" }), note: el("div", { class: "below" }) };
+      item.beside = { head: el("h4", { dir: "auto" }), note: el("div", { class: "beside-note" }) };
       item.beside.markdown = new Markdown(other, code, (index) => chip(callsOf(message.beside.parts)[index]));
       item.head = el("h4", { dir: "auto" });
       item.querySelector(".below").before(el("div", { class: "columns" }, el("div", {}, item.head, body), el("div", { class: "other" }, item.beside.head, other, item.beside.note)));
