@@ -49,7 +49,7 @@ SYSTEM = {
     "nvidia-smi",
     "ollama",
 }
-SYSTEM |= {"openssl", "python3", "rm", "rustup", "sbatch", "ssh", "sudo", "tar", "tensorboard", "trackio", "uname"}
+SYSTEM |= {"lm_eval", "openssl", "python3", "rm", "rustup", "sbatch", "ssh", "sudo", "tar", "tensorboard", "trackio", "uname"}
 
 
 def blocks(page: str) -> list[str]:

@@ -215,7 +215,7 @@ def fill_at(base: Path, number: int, command: list[str]) -> tuple[int, bool]:
     (base / "filler").unlink(missing_ok=True)
     assert done.returncode in (0, 3) and "Traceback" not in done.stderr, done.stderr
     if done.returncode:
-        full = re.findall(r"^error: (?:the disk is full while|0 MB free in) .*$", done.stderr, re.MULTILINE)
+        full = re.findall(r"^error: (?:the disk is full while|0 MB free in|.*, and 0B are free in) .*$", done.stderr, re.MULTILINE)
         assert len(full) == 1, done.stderr
         assert done.stderr.count("hint: ") == 1, done.stderr
     (writes,) = re.findall(r"^fsyncs: (\d+)$", done.stderr, re.MULTILINE)
@@ -283,7 +283,7 @@ def test_an_export_on_a_disk_that_is_full_after_each_write(
             assert done.returncode == 0, done.stderr
             shutil.rmtree(base / "runs" / f"from-{number}")
         shutil.rmtree(out)
-    assert codes.count(3) >= (8 if to == "hf" else 2), codes
+    assert codes.count(3) >= (8 if to == "hf" else 1), codes  # model.gguf is not synced by itself: test_export_faults.py fills it midway
 
 
 @pytest.mark.slow

@@ -31,6 +31,8 @@ def complaint(errors: Sequence[Any]) -> tuple[str, str]:
     places = [_place(error) for error in errors]
     likeliest = max(range(len(errors)), key=lambda i: (errors[i]["type"] not in _EXPECTED, places[i].count(".") + places[i].count("[")))
     where, error = places[likeliest], errors[likeliest]
+    if isinstance(error.get("input"), bytes):  # FastAPI has not parsed it
+        return "", "the body was not read as JSON: send the header Content-Type: application/json"
     if error["type"] in _EXPECTED:
         same = [_EXPECTED[each["type"]] for each, place in zip(errors, places, strict=True) if place == where and each["type"] in _EXPECTED]
         return where, f"must be {' or '.join(dict.fromkeys(same))}, and is {_shown(error.get('input'))}"

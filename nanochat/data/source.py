@@ -18,7 +18,7 @@ from nanochat.data.published.shards import Origin, ensure_shards, have_shards, i
 from nanochat.data.shards import SHARD_BYTES, SHARD_TEXT_BYTES, Dataset, verify
 from nanochat.data.text.documents import import_texts, is_readable
 from nanochat.errors import UsageError
-from nanochat.hub.download import require_space
+from nanochat.hub.download import FEWER, require_space
 from nanochat.paths import base_dir, dataset_dir
 
 OWN_FILES = ("data", "chat_data", "identity", "problems")  # the fields of a config that may name a file of the user's
@@ -94,7 +94,7 @@ class TextSource(ABC):
 
         With `check` every file is hashed again. Returns the text's path. Raises DataError, PreflightError.
         """
-        require_space("this download", sum((self.missing() | self._missing_tasks()).values()), base_dir())
+        require_space("this download", sum((self.missing() | self._missing_tasks()).values()), base_dir(), FEWER)
         self.conversations.fetch(check)
         return self._fetch_text(check)
 

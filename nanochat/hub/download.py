@@ -15,6 +15,7 @@ from nanochat.hub.transfer import PART, Meter, fetch
 
 PARALLEL = 4  # downloads at once
 ABANDONED = 30 * 86400  # seconds after which an unfinished download is removed
+FEWER = "or ask for fewer shards"  # how a download needs less space
 
 
 def held(remote: Remote, folder: Path) -> int:
@@ -37,7 +38,7 @@ def fetch_all(
     _sweep(folder)
     known = all(remote.size for remote in files)
     missing = sum(max((remote.size or 0) - held(remote, folder), 0) for remote in files) if known else 0
-    require_space(what, missing, folder)
+    require_space(what, missing, folder, FEWER)
     stop, todo, finished = threading.Event(), queue.SimpleQueue[Remote](), queue.SimpleQueue[tuple[Remote, str | NanochatError]]()
     for remote in files:
         todo.put(remote)
@@ -81,11 +82,11 @@ def _report(count: int, meter: Meter) -> None:
     log(f"{count} file(s) downloaded and verified{faults}")
 
 
-def require_space(what: str, needed: int, folder: Path) -> None:
-    """Raise PreflightError unless `needed` bytes are free where `folder` is or will be."""
+def require_space(what: str, needed: int, folder: Path, smaller: str = "") -> None:
+    """Raise PreflightError unless `needed` bytes are free where `folder` is or will be; `smaller` says how to need less."""
     free = shutil.disk_usage(next(parent for parent in (folder, *folder.parents) if parent.exists())).free
     if needed > free:
-        hint = "free some space, point NANOCHAT_BASE_DIR to a larger disk, or ask for fewer shards"
+        hint = "free some space, or set NANOCHAT_BASE_DIR to a directory on a larger disk" + (f", {smaller}" if smaller else "")
         raise PreflightError(f"{what} needs {quantity(needed)}B, and {quantity(free)}B are free in {folder}", hint)
 
 

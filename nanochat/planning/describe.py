@@ -25,6 +25,8 @@ def describe(plan: Plan) -> str:
         "disk": f"{_size(plan.disk_bytes)} at most, {_download(plan)}",
         "data": f"{config['data'] or config['dataset']}: {plan.data_licence}",
     }
+    if not plan.steps:
+        rows["training"] = "none: the model is pretrained already"
     if config["from_run"]:
         rows["begins"] = f"with {config['from_run']}: its weights and its tokenizer"
     if not plan.card_here:

@@ -17,6 +17,8 @@ from nanochat.readers.textfile import TEXT, Allowance, open_text
 from nanochat.tokenizer.conversation import json_type
 
 DELIMITERS = ",;\t|"
+WRAPPERS = ("data", "rows", "items", "records", "examples")  # fields of an object that holds all rows of a JSON file
+ROW_FIELDS = {COLUMN, "messages", "conversations", "instruction", "prompt"}  # of an object that is a row itself
 LOOKED_AT = 100  # rows that say which field holds the text
 NULL = "rows without text"
 NAMING = "--data PATH:COLUMN"
@@ -38,7 +40,10 @@ def records(file: File, whole: Callable[[Any], bool] = lambda first: False, allo
         elif file.kind == "jsonl":
             yield from _jsonl(file, text, whole)
         else:
-            yield from json_values(text.read, str(file), whole)
+            for where, value in json_values(text.read, str(file), whole):
+                wrapper = value if isinstance(value, dict) and not ROW_FIELDS & value.keys() else {}
+                rows = next((wrapper[key] for key in WRAPPERS if isinstance(wrapper.get(key), list)), None)
+                yield from ((where, row) for row in rows) if rows else [(where, value)]
 
 
 def _table_rows(file: File) -> Iterator[tuple[str, Any]]:

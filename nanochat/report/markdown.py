@@ -88,8 +88,10 @@ def training_tables(report: Report) -> list[Table]:
     tables = []
     if report["descent"]:
         rows = [[each["run"], each["stage"], str(each["step"]), each["text"] or "-", each["sha256"][:12]] for each in report["descent"]]
-        last = max(report["stages"], key=list(STAGE_NAMES).index, default="-")
-        own = [report["run"], last, str(report["stages"][last]["steps"]) if report["stages"] else "-", "this run", ""]
+        last = max(report["stages"], key=list(STAGE_NAMES).index, default="")
+        steps = str(report["stages"][last]["steps"]) if last else "-"
+        text = "the user's own text" if report["config"].get("data") else str(report["config"].get("dataset", "-"))
+        own = [f"{report['run']} (this run)", last or "-", steps, text if "base" in report["stages"] else "-", "-"]
         tables.append(Table("Line of descent", ["run", "stage", "step", "pretrained on", "sha256"], [*rows, own]))
     if report["stages"]:
         headings = ["stage", "steps", "first loss", "last loss", "bits per byte", "tokens/s", "peak memory"]

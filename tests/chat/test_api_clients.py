@@ -196,6 +196,8 @@ def test_a_prompt_of_the_wrong_kind(server: Running) -> None:
     assert answer.json()["error"]["message"] == "prompt: must be a text or a list, and is an object"
     answer = httpx.post(server.url + PATH, content="{", headers={"content-type": "application/json"})
     assert answer.status_code == 400 and answer.json()["error"]["message"].startswith("the body is not JSON: ")
+    answer = httpx.post(server.url + PATH, content=json.dumps(HI), headers={"content-type": "application/x-www-form-urlencoded"})
+    assert answer.status_code == 400 and "send the header Content-Type: application/json" in answer.json()["error"]["message"]
 
 
 # ---- the Responses API

@@ -15,6 +15,7 @@ from nanochat.errors import DataError, UsageError
 from nanochat.model.build import build_model
 from nanochat.model.optim import LearningRates, MuonAdamW
 from nanochat.model.scaling import gpt_config
+from nanochat.planning.describe import describe
 from nanochat.planning.plan import make_plan
 from nanochat.runs.checkpoint import Checkpoints, import_checkpoint
 from nanochat.runs.origin import Spec, copy_origin, find, own_copy
@@ -192,6 +193,13 @@ def test_its_plan(base: Path) -> None:
         and tuned.memory_bytes["optimizer"] == whole.memory_bytes["optimizer"]
     )
     assert tuned.disk_parts["rows"] == 0 and tuned.download_bytes == 0
+
+
+def test_its_plan_in_words(base: Path) -> None:
+    source(sft_iterations=6)
+    said = describe(make_plan(continued("--run=new")))
+    assert "none: the model is pretrained already" in said and "src:base:6" in said
+    assert "pretrained already" not in describe(make_plan(read_config("src")))
 
 
 def read_config(run: str) -> Config:
