@@ -25,7 +25,7 @@ _CLAUSE = re.compile(r"^\W*(?:What|Whatever|Who|Whoever)\b(?![^.]*\?)")
 _HOW = re.compile(r"^\W*How\b(?![^.]*\?)")
 _PREFIX = re.compile(r"^(?:warning|skipped|error|hint|note|N): ")
 _CONDITION = r"(?:(?:If|To|When|On|In|For|Without|With|Where)\b[^,:]*[,:] )?(?:then )?"
-_ASIDE = re.compile(r"`[^`]*`|\{[^{}]*\}|https?://\S+")  # code and addresses
+_ASIDE = re.compile(r"`[^`]*`|\{[^{}]*\}|https?://\S+|\b[A-Z]\w+(?:-[A-Z]\w+)+: ")  # code, addresses, headers
 
 
 @dataclass(frozen=True)
