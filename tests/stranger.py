@@ -51,8 +51,8 @@ def train(words: list[str]) -> tuple[str, list[list[str]]]:
     """`train` or `quickstart`, with its arguments."""
     profile = value(words, "--profile")
     if source := value(words, "--from"):
-        reinforced = REINFORCED if value(words, "--stage") == "rl" else ()
-        return f"done from {source} with fewer steps", [[*words, *STEPS, *reinforced]]
+        fewer = REINFORCED if value(words, "--stage") == "rl" else STEPS
+        return f"done from {source} with fewer steps", [[*words, *fewer]]
     if words[0] == "train" and profile not in ("", "auto", "cpu"):  # what a card would do: its plan, and the same small, without the card
         plan = ["plan", *(word for word in words[1:] if not word.startswith("--stage="))]
         few = DOWNLOADED if "--trial" not in words else ()
