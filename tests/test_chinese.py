@@ -123,9 +123,10 @@ def headings(page: str) -> list[int]:
 
 
 def code(page: str) -> list[str]:
-    """The lines of a page's code blocks, without the comments, which are in the page's language."""
+    """The lines of a page's code blocks, without comments and the texts in JSON, which are in the page's language."""
     lines = "\n".join(re.findall(r"^[ ]*```\w*\n(.*?)```", page, re.S | re.M)).splitlines()
-    return [line for line in (re.sub(r"(^|\s+)#.*", "", line).strip() for line in lines) if line]
+    plain = [re.sub(r"(^|\s+)#.*", "", line).strip() for line in lines]
+    return [re.sub(r'": "[^"]*"', '": ""', line) if line.startswith("{") else line for line in plain if line]
 
 
 def figures(page: str) -> set[str]:
