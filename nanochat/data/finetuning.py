@@ -1,6 +1,7 @@
 """The conversations of a run's fine-tuning: the user's, those of public sets, or the embedded ones; and the user's identity."""
 
 import functools
+import hashlib
 import itertools
 import sys
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from nanochat.tokenizer.conversation import Conversation
 from nanochat.tokenizer.tokenizer import Tokenizer
 
 CHECKED = 2000  # conversations that are encoded before a run begins
+LISTED = 8  # files whose hashes a run's record has one by one
 
 
 class ConversationSource:
@@ -52,7 +54,10 @@ class ConversationSource:
         if self.identity:
             who = identity.read_identity(self.identity)
             log(f"identity: {' / '.join(dict.fromkeys(who.name.values()))}, in {', '.join(who.languages)}")
-        return " ".join(sha256(path) for path in (*self._chosen(), *filter(None, [self.identity])))
+        hashes = [sha256(path) for path in (*self._chosen(), *filter(None, [self.identity]))]
+        if len(hashes) <= LISTED:
+            return " ".join(hashes)
+        return hashlib.sha256("\n".join(hashes).encode()).hexdigest()  # a directory may have thousands of files
 
     def load(self) -> Sequence[Conversation]:
         """All conversations; what is missing is downloaded. Raises DataError."""

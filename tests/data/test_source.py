@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from nanochat import untrusted
 from nanochat.config import TEXT_RULES, build_config
 from nanochat.data.conversations import conversations
 from nanochat.data.published.sets import SET_BYTES, TESTS, fetch_tasks, missing_tasks
@@ -160,3 +161,13 @@ def test_a_text_alone_has_no_conversations() -> None:
 def test_the_users_files_are_named() -> None:
     assert own_files(trial(data="a", chat_data="hf:some/Talks", identity="c")) == {"data": "a", "identity": "c"}
     assert own_files(trial(chat_data="b")) == {"chat_data": "b"}
+
+
+def test_a_directory_of_many_conversation_files_has_one_hash_in_the_record(tmp_path):
+    for index in range(40):
+        (tmp_path / f"{index:02}.jsonl").write_text(json.dumps({"messages": TALK}) + "\n", encoding="utf-8")
+    source = text_source(trial(chat_data=str(tmp_path))).conversations
+    found = source.inspect()
+    assert len(found) == 64 and untrusted.text(found, "conversations") == found  # as a resumed run reads it
+    (tmp_path / "07.jsonl").write_text("", encoding="utf-8")
+    assert text_source(trial(chat_data=str(tmp_path))).conversations.inspect() != found
