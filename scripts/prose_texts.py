@@ -14,7 +14,7 @@ CODE = ("nanochat", "scripts", "bench", "rustbpe")
 SKIPPED = re.compile(
     r"nanochat/data/embedded/|(?:^|/)tests?(?:/|\.rs$)|/target/|docs/(?:reference/|file-map|troubleshooting)|scripts/prose"
 )
-RECORDS = ("docs/benchmarks/log.md", "docs/experiments/log.md")
+RECORDS = ("CHANGELOG.md", "docs/benchmarks/log.md", "docs/experiments/log.md")  # texts of their time, for which a smaller list holds
 COMMENTED = ("Makefile", "Dockerfile.cuda", "docker-compose*.yml", ".env.example", ".dockerignore", ".gitignore", "pyproject.toml")
 ERRORS = re.compile(r"(?:Nanochat|Usage|Preflight|Data|NonFinite|OutOfMemory|Hung)Error|Preempted")
 _SKIP_COMMENT = re.compile(r"^(?:!|noqa|type:|pragma|fmt:|ruff:|mypy:|syntax=|nosec|hadolint|zizmor)|^[-=#\s]*$")

@@ -1,4 +1,4 @@
-"""What pydantic finds wrong with a request, in words for whoever sent it: the field as it is written in JSON, and what it must be."""
+"""Validation errors for clients, from pydantic's: the field as written in JSON, and its expected value."""
 
 import json
 import re
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 _FIELD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_KINDS = ("str", "int", "float", "bool", "list", "dict")  # names of types, which stand in a place where a value may be of several
+_KINDS = ("str", "int", "float", "bool", "list", "dict")  # names of types, which pydantic adds to a location if several types are allowed
 _EXPECTED = {
     "string_type": "a text",
     "list_type": "a list",
@@ -23,10 +23,10 @@ _EXPECTED = {
 
 
 def complaint(errors: Sequence[Any]) -> tuple[str, str]:
-    """The field, such as messages[0].content ("" for the whole request), and what is wrong with it: the likeliest of pydantic's `errors`.
+    """The field, such as messages[0].content ("" for the whole request), and its error: the most relevant of pydantic's `errors`.
 
-    If a value may be of several types, pydantic complains for each of them. What is wrong inside a value of the right type is meant, or,
-    if it is of none, all of them are named.
+    If a value may be of several types, pydantic reports an error for each. The error inside a value of a matching type is returned, or, if
+    none matches, all types are named.
     """
     places = [_place(error) for error in errors]
     likeliest = max(range(len(errors)), key=lambda i: (errors[i]["type"] not in _EXPECTED, places[i].count(".") + places[i].count("[")))
@@ -40,7 +40,7 @@ def complaint(errors: Sequence[Any]) -> tuple[str, str]:
 
 
 def _place(error: Any) -> str:
-    """A pydantic location as one writes it: fields with dots, items in brackets; without the names of types in it."""
+    """A pydantic location as a path: fields with dots, items in brackets, without names of types."""
     if error["type"] == "json_invalid":
         return ""
     place = ""
@@ -53,7 +53,7 @@ def _place(error: Any) -> str:
 
 
 def _message(error: Any) -> str:
-    """What one error says."""
+    """The message of one error."""
     kind, context = error["type"], error.get("ctx") or {}
     if kind == "missing":
         return "is missing"
@@ -61,7 +61,7 @@ def _message(error: Any) -> str:
         return f"{_shown(error.get('input'))} is not supported here; it may be {context.get('expected')}"
     if kind in ("too_long", "too_short") and "actual_length" in context:
         bound = f"at most {context['max_length']}" if kind == "too_long" else f"at least {context['min_length']}"
-        return f"has {context['actual_length']} items, and {bound} are possible"
+        return f"has {context['actual_length']} items; {bound} are allowed"
     if kind == "json_invalid":
         return f"the body is not JSON: {context.get('error', error['msg'])}"
     message = str(error["msg"]).removeprefix("Value error, ").replace("Input should be", "must be")
@@ -69,7 +69,7 @@ def _message(error: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A short value as JSON names it; of a longer one its type."""
+    """A short value as JSON, or the type of a longer one."""
     if value is None or isinstance(value, bool | int | float):
         return json.dumps(value)
     if isinstance(value, str):

@@ -97,7 +97,7 @@ def prepare_chat(request: ChatRequest, loaded: LoadedModel) -> PreparedRequest:
 
 
 def _chat_prompt(loaded: LoadedModel, conversation: Conversation, begun: str, limit: int) -> tuple[list[int], int]:
-    """Ids of a conversation up to where the model goes on, and how many turns were left out.
+    """(ids of a conversation up to the model's answer, number of turns left out).
 
     `begun` is the text of an answer that it continues. Raises UsageError if at most `limit` ids do not suffice, DataError.
     """

@@ -82,7 +82,7 @@ def _resolve(request: Request, run: Identity, text_bytes: int | None) -> tuple[C
 
 
 def _skipped(config: Config, stages: tuple[str, ...]) -> Iterator[tuple[str, int]]:
-    """(skipped part of the run with its reason, level of the message)."""
+    """Stages and measurements that the run leaves out, each with its reason and the message's level."""
     if BASE in stages and not config.num_iterations:
         yield f"pretraining, because the run begins from {config.from_run} (--data, --dataset or --num_iterations add it)", NORMAL
     if BASE in stages and SFT not in stages:

@@ -54,7 +54,8 @@ class Spec:
             return Spec(Config(run=run).run, rest[0], int(rest[1]))
         if rest:
             raise UsageError(
-                f"--from {text} is not RUN, RUN:stage or RUN:stage:step", f"use a stage ({', '.join(STAGES)}), as in --from {run}:{BASE}"
+                f"--from {text} is not RUN, RUN:stage or RUN:stage:step",
+                f"use one of the stages {', '.join(STAGES)}, as in --from {run}:{BASE}",
             )
         return Spec(Config(run=run).run)
 
@@ -109,7 +110,7 @@ def _began(run: str, mirror: str) -> Config | None:
 
 
 def _per_call() -> dict[str, Any]:
-    """Values that each call is given."""
+    """Values of the fields that each call must be given again."""
     return {"mirror": "", "log_to": "none"}
 
 
@@ -134,7 +135,7 @@ def _shaped(config: Config, gpt: GPTConfig) -> Config:
     }
     shaped = config.replace(**shape)
     if gpt_config(shaped) != gpt:
-        raise UsageError("a model of this shape can answer, but not be trained", "begin from a run that was trained here")
+        raise UsageError("a model of this shape can be used, but not trained", "use --from with a run that was trained here")
     return shaped
 
 
@@ -263,7 +264,7 @@ def first_row(record: Record) -> int:
 
 
 def _read_by(record: Record, stage: str) -> tuple[Any, ...]:
-    """Settings that decide the rows of a run's stage, beside seed, tokenizer and context."""
+    """The data that a stage of a run reads, to be compared with another run's of the same seed, tokenizer and context."""
     if stage == BASE:
         return record.dataset, record.shards
     source = text_source(record.config)

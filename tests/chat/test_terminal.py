@@ -75,7 +75,7 @@ def test_one_trailing_newline_and_no_control_characters(capsys: pytest.CaptureFi
 
 
 def test_a_prompt_that_is_too_long(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(UsageError, match="tokens long"):
+    with pytest.raises(UsageError, match="at most"):
         terminal.chat(Fake("x", context=50), TOKENIZER, prompt="y" * 100)
     assert capsys.readouterr().out == ""
 
