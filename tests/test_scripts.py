@@ -46,7 +46,7 @@ def test_plan_a(base: Path, shards: Path) -> None:
         "tokens/s",
         "sample at step 1",
         "sample at step 2",
-        "skipped: fine-tuning: ",
+        "skipped: fine-tuning, ",
         "auto: ",
     ):
         assert expected in said, said

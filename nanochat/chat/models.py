@@ -86,6 +86,8 @@ class ModelWatcher:
     def _may_follow(self, folder: Path) -> bool:
         """Whether the checkpoint in `folder` may take the place of the model that answers now."""
         current = self._scheduler.current
+        if self._chosen and folder == self._chosen.checkpoint:  # the same model on another device
+            return True
         return current is None or not current.chats or (folder.parts[-3] == current.name and folder.parts[-2] != "base")
 
     def _take(self, choice: Choice) -> bool:

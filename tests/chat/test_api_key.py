@@ -31,7 +31,7 @@ def test_a_file_that_others_may_read_or_change(tmp_path: Path, mode: int) -> Non
     with pytest.raises(UsageError, match=f"mode 0{mode:o}") as raised:
         read_key(file)
     assert KEY not in raised.value.message
-    subprocess.run(raised.value.hint.split(";")[0], shell=True, check=True)
+    subprocess.run(raised.value.hint.split("`")[1], shell=True, check=True)
     assert read_key(file) == KEY
 
 

@@ -161,7 +161,7 @@ def test_bodies_that_are_no_request(server: Running, body: bytes) -> None:
     assert server.still_answers()
 
 
-@pytest.mark.parametrize("prompt", [[10**9], [-1], [256], [10**30], [[1], [300]], [], [[]] * 9, ["x"] * 100])
+@pytest.mark.parametrize("prompt", [[10**9], [-1], [257], [65, 256], [10**30], [[1], [300]], [], [[]] * 9, ["x"] * 100])
 def test_hostile_ids(server: Running, prompt: Any) -> None:
     assert server.post({"prompt": prompt, "max_tokens": 2}, "/v1/completions").status_code == 400
 

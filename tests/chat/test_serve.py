@@ -219,7 +219,7 @@ def test_the_chat_leaves_the_gpu_to_a_training(tmp_path: Path, capsys: pytest.Ca
         watcher.look()
     watcher.look()
     assert places == ["cuda", "cpu", "cuda"]
-    assert capsys.readouterr().err.count("the training of a has the GPU") == 1
+    assert capsys.readouterr().err.count("the run a uses the GPU") == 1
 
 
 def test_a_model_that_converses_is_not_replaced_unasked(tmp_path: Path) -> None:

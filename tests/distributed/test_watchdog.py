@@ -160,7 +160,7 @@ def test_the_alarm_knows_other_causes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "getloadavg", lambda: (99.0, 99.0, 99.0))
     assert "--threads" in str(slow(cpu, 200.0, 10_000.0, tokens=4096, waited=0.0, rows=8))
     monkeypatch.setattr(os, "getloadavg", lambda: (0.1, 0.1, 0.1))
-    assert "--depth" in str(slow(cpu, 200.0, 10_000.0, tokens=4096, waited=0.0, rows=8))
+    assert "`nanochat doctor`" in str(slow(cpu, 200.0, 10_000.0, tokens=4096, waited=0.0, rows=8))
     assert "doctor --gpus" in str(slow(card(monkeypatch, 3_000_000_000, 0), 200.0, 10_000.0, tokens=4096, waited=0.0, rows=8))
 
 

@@ -72,7 +72,7 @@ def test_no_evaluation_costs_a_run(base: Path, tmp_path: Path, monkeypatch: pyte
 def test_what_is_not_there_is_said(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = trained(base, tmp_path, core_metric_max_per_task=6)
     said = capsys.readouterr().err
-    assert said.count("skipped: core tasks: there is no") == said.count("skipped: chat tasks: there is no") == 1
+    assert said.count("skipped: core tasks, because there is no") == said.count("skipped: chat tasks, because there is no") == 1
     found = evaluation.evaluate(None, (), None, 6, "cpu")
     assert found is not None and set(found) == {"run", "bpb"}
     for part in ("core", "chat"):

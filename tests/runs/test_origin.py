@@ -133,7 +133,7 @@ def test_reinforcement_learning_begins_with_the_newest_fine_tuned_step(base: Pat
 )
 def test_another_shape_is_refused_with_its_flag(base: Path, flag: str) -> None:
     config = source()
-    with pytest.raises(UsageError, match=f"--{flag} cannot be: src was trained with"):
+    with pytest.raises(UsageError, match=f"--{flag} does not match src, which was trained with"):
         continued(f"--{flag}")
     name = flag.partition("=")[0]
     assert continued(f"--{name}={getattr(config, name)}").depth == 1  # what it is may be said

@@ -285,7 +285,7 @@ def test_a_run_with_reinforcement_learning(base: Path, capsys: pytest.CaptureFix
     with pytest.raises(UsageError, match="needs a fine-tuned model"):
         run.train(tiny.config(text, **options), ("rl",))
     assert run.train(tiny.config(text, **without)) == 0
-    assert "skipped: reinforcement learning: --stage=rl adds it" in capsys.readouterr().err
+    assert "skipped: reinforcement learning (--stage=rl adds it" in capsys.readouterr().err
     assert runs.open_model("tiny").checkpoint.meta["stage"] == "sft"
 
     assert run.train(tiny.config(text, **options), ("rl",)) == 0
@@ -315,7 +315,7 @@ def test_one_pass_by_rule(base: Path, capsys: pytest.CaptureFixture[str]) -> Non
     config = tiny.config(text, **options | {"rl_iterations": -1, "num_iterations": 2, "sft_iterations": 2})
     record = prepare(Request(config, ("base", "sft", "rl"), time.monotonic()))
     assert isinstance(record, runs.Record) and record.config.rl_iterations == 10
-    assert "rl_iterations = 10: one pass over 40 questions" in capsys.readouterr().err
+    assert "rl_iterations = 10 (one epoch of 40 prompts)" in capsys.readouterr().err
     train, test = grade_school_problems(7)
     assert len(train) == 40 and len(test) == 7 and train[0].reward("So it is 2.\n#### 2") == 1 and train[0].reward("2") == 0
     with pytest.raises(UsageError, match="this run has no fine-tuning"):

@@ -131,7 +131,7 @@ def test_no_server_at_all(base, monkeypatch):
     monkeypatch.setattr(hub, "FIRST_WAIT", 0.001)
     with pytest.raises(DataError) as caught:
         ensure_shards("climbmix", 2)
-    assert "127.0.0.1:9" in caught.value.message and "run again" in caught.value.hint
+    assert "127.0.0.1:9" in caught.value.message and "` again" in caught.value.hint
     monkeypatch.setenv("HF_ENDPOINT", "nonsense")
     with pytest.raises(DataError, match="no address"):
         ensure_shards("climbmix", 2)
@@ -293,7 +293,7 @@ def test_the_evaluation_bundle(server, base):
 
 @pytest.mark.parametrize("name", ["nonsense", "hf:", "hf:a", "hf:../b", "hf:a/..", "hf:a/b/c"])
 def test_unknown_datasets(base, name):
-    with pytest.raises(UsageError, match="no dataset"):
+    with pytest.raises(UsageError, match="cannot download a dataset"):
         ensure_shards(name, 1)
 
 
@@ -361,7 +361,7 @@ def test_the_guides_command(server, capsys):
     assert command.main(["-n", "many"]) == 2 and command.main(["-n", "0"]) == 2
     assert command.main(["--dataset", "nonsense"]) == 2
     error = capsys.readouterr().err
-    assert "error: no dataset 'nonsense'" in error and "hint: one of: climbmix" in error
+    assert "cannot download a dataset 'nonsense'" in error and "hint: use one of: climbmix" in error
     server.files.clear()
     assert command.main(["-n", "4"]) == 4
 
