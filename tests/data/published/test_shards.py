@@ -133,7 +133,7 @@ def test_no_server_at_all(base, monkeypatch):
         ensure_shards("climbmix", 2)
     assert "127.0.0.1:9" in caught.value.message and "` again" in caught.value.hint
     monkeypatch.setenv("HF_ENDPOINT", "nonsense")
-    with pytest.raises(DataError, match="no address"):
+    with pytest.raises(DataError, match="is not an address"):
         ensure_shards("climbmix", 2)
 
 
