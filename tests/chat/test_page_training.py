@@ -21,14 +21,14 @@ def test_a_real_training_live(browser: Browser, tmp_path: Path) -> None:
         url = tiny.wait_for(server, "open http").split()[1].rstrip("/")
         with opened(browser, url, {"temperature": 0}) as page:
             expect(page.get_by_role("heading", name="There is no model yet")).to_be_visible()
-            more = {"num_iterations": 900, "sft_iterations": 20, "chat_data": talks, "sample_every": 20, "save_every": 60}
+            more = {"num_iterations": 2400, "sft_iterations": 20, "chat_data": talks, "sample_every": 60, "save_every": 800}
             training = tiny.start(base, "entrypoint.py", *tiny.flags(text, "live", **more))
             view = page.get_by_role("region", name="Training")
             expect(view.get_by_role("heading", name="live")).to_be_visible(timeout=90_000)
             expect(view.get_by_text("Your model is being trained.")).to_be_visible()
             expect(view.locator("polyline")).to_be_visible()
             before, curve = standing(page)
-            expect(view.locator("dl.stats")).not_to_contain_text(f"{before} of 900")
+            expect(view.locator("dl.stats")).not_to_contain_text(f"{before} of 2,400")
             after, longer_curve = standing(page)
             assert after > before and longer_curve != curve  # it moves (a long curve is thinned: its number of points may not grow)
             expect(view.locator(".sample").first).to_contain_text("step", ignore_case=True)

@@ -46,7 +46,7 @@ const EN = {
   answered: (text) => `Answer: ${text}`,
   stopped: "Stopped",
   cut: "The answer reached its longest length.",
-  empty_answer: "The model gave an empty answer.",
+  empty_answer: "The model ended its answer at once.",
   task_done: "Done",
   task_open: "Not done",
   calculator: (expression, result) => `Calculator: ${expression} = ${result}`,
