@@ -104,7 +104,7 @@ def running(model: LoadedModel | None, limits: Limits | None = None, queue: int 
     thread = threading.Thread(target=server.run)
     thread.start()
     end = time.monotonic() + 60
-    while not server.started:
+    while not (server.started and server.servers[0].sockets):  # an Acceptor takes the place of asyncio's own server at once
         assert thread.is_alive() and time.monotonic() < end
         time.sleep(0.01)
     port = server.servers[0].sockets[0].getsockname()[1]

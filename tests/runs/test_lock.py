@@ -120,7 +120,7 @@ def test_a_full_disk_leaves_no_lock(base: Path, monkeypatch: pytest.MonkeyPatch)
         pass
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_another_process_is_told_who_holds_it(base: Path) -> None:
     first = held(start())
     refused(start(), first.pid)
@@ -182,7 +182,7 @@ def test_who_stood_still_for_longer_than_a_lease_does_not_go_on(base: Path) -> N
     second.communicate()
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_where_flock_reaches_nobody_takes_the_run_of_who_stands_still(base: Path) -> None:
     """As a container that is paused: its lease is over, its lock is not."""
     first = held(start(where="there"))

@@ -79,7 +79,7 @@ def test_a_clock_that_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_run_stops_saves_and_resumes(tmp_path: Path, processes: int) -> None:
     """As a container runs it: a final code, a checkpoint; started again too late it is refused, with a later end it resumes."""
     base, text = tmp_path / "data", tiny.sentences(tmp_path / "text.txt")
