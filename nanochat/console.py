@@ -170,19 +170,27 @@ def live(lines: Sequence[str]) -> bool:
 
     Messages come above it. Returns False, and shows nothing, if stderr is no terminal or progress is not wanted.
     """
-    global _shows_bar
     if _muted or _level < NORMAL or not sys.stderr.isatty():
         return False
-    width = terminal_width() - 1
-    plain = [printable(line) for line in lines]
-    line = next((line for line in plain if columns(line) <= width), fitted(plain[-1], width))
-    print(f"{_CLEAR}{line}", end="", file=sys.stderr, flush=True)
-    _shows_bar = True
+    _draw(_first_fitting(lines, terminal_width() - 1))
     return True
 
 
+def _first_fitting(lines: Sequence[str], width: int) -> str:
+    """The first of `lines`, printable, that takes at most `width` columns; else the last one, cut."""
+    plain = [printable(line) for line in lines]
+    return next((line for line in plain if columns(line) <= width), fitted(plain[-1], width))
+
+
+def _draw(line: str) -> None:
+    """Show `line` as the terminal's last line, without a newline."""
+    global _shows_bar
+    print(f"{_CLEAR}{line}", end="", file=sys.stderr, flush=True)
+    _shows_bar = True
+
+
 def bar(part: float, length: int) -> str:
-    """A progress bar of `length` columns without its brackets; `part` from 0 to 1."""
+    """A progress bar in brackets, which are not counted in its `length`; `part` from 0 to 1."""
     filled = int(length * min(max(part, 0.0), 1.0))
     return f"[{'#' * filled}{'.' * (length - filled)}]"
 
@@ -235,7 +243,6 @@ class Progress:
             self._show(now)
 
     def _show(self, now: float) -> None:
-        global _shows_bar
         rate = self.done / max(now - self.began, 1e-9)
         done = f"{self.what}: {quantity(self.done)}" + (f"/{quantity(self.total)}" if self.total else "")
         left = f", {duration(max(self.total - self.done, 0) / rate)} left" if self.total and rate else ""
@@ -244,10 +251,8 @@ class Progress:
             log(whole)
             return
         width = terminal_width() - 1  # a terminal may wrap after its last column
-        shorter = (printable(line) for line in (whole, f"{done}{left}", done))
-        line = next((line for line in shorter if columns(line) <= width), fitted(printable(done), width))
-        print(f"{_CLEAR}{self._bar(width - columns(line))}{line}", end="", file=sys.stderr, flush=True)
-        _shows_bar = True
+        line = _first_fitting((whole, f"{done}{left}", done), width)
+        _draw(f"{self._bar(width - columns(line))}{line}")
 
     def _bar(self, width: int) -> str:
         """The bar and a space in at most `width` columns; "" if it would be too short, or the total is unknown."""

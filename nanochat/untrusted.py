@@ -103,6 +103,11 @@ def integer(value: Any, what: str, low: int = 0, high: int = INTEGER_MOST) -> in
     return value
 
 
+def encodable(text: str) -> str:
+    """`text` without lone surrogates, which come from JSON's escapes and from file names, and which no UTF-8 response can hold."""
+    return text.encode("utf-8", "replace").decode()
+
+
 def text(value: Any, what: str, most: int = 1000) -> str:
     """Return `value` if it is a string of at most `most` characters."""
     if not isinstance(value, str) or len(value) > most:

@@ -4,7 +4,6 @@ A model's name is RUN, RUN:STAGE or RUN:STAGE:STEP.
 """
 
 import asyncio
-import dataclasses
 import json
 from collections import OrderedDict
 from collections.abc import Callable
@@ -17,36 +16,12 @@ from nanochat.chat.api_errors import ApiError, shown
 from nanochat.chat.loading import LoadedModel
 from nanochat.errors import NanochatError
 from nanochat.runs.listing import checkpoints, list_runs, summary
-from nanochat.runs.metrics import STAGES
+from nanochat.runs.names import CheckpointName, step_dir
 from nanochat.runs.record import plain_name
 from nanochat.runs.step_files import META
 
 KEPT = 2  # models beside the one that is served: each takes memory
 WAITING = 4  # requests that may wait for a model to be loaded
-
-
-@dataclasses.dataclass(frozen=True)
-class Name:
-    """A model's name, taken apart; None: the newest."""
-
-    run: str
-    stage: str | None = None
-    step: int | None = None
-
-    @staticmethod
-    def parse(text: str) -> "Name":
-        """The parts of RUN, RUN:STAGE or RUN:STAGE:STEP; a run's own name may have colons. Raises ValueError."""
-        run, *rest = text.rsplit(":", 2)
-        if rest and rest[-1] in STAGES:
-            return Name(":".join([run, *rest[:-1]]), rest[-1])
-        if len(rest) == 2 and rest[0] in STAGES and rest[1].isascii() and rest[1].isdecimal() and len(rest[1]) < 16:
-            return Name(run, rest[0], int(rest[1]))
-        return Name(text)
-
-    def fits(self, loaded: LoadedModel) -> bool:
-        """Whether `loaded` is what this name asks for."""
-        step = loaded.step if self.step is None else self.step
-        return (self.run, self.stage or loaded.stage, step) == (loaded.name, loaded.stage, loaded.step)
 
 
 class ModelLibrary:
@@ -61,7 +36,7 @@ class ModelLibrary:
     async def get(self, text: str) -> LoadedModel:
         """The model of that name. Raises ApiError where there is none, or it cannot be loaded."""
         try:
-            folder = await asyncio.to_thread(self._find, Name.parse(text))
+            folder = await asyncio.to_thread(self._find, CheckpointName.parse(text))
         except (NanochatError, ValueError, OSError):
             folder = None
         if folder is None:
@@ -86,14 +61,14 @@ class ModelLibrary:
         while len(self._loaded) >= KEPT:
             self._loaded.popitem(last=False)
 
-    def _find(self, name: Name) -> Path | None:
+    def _find(self, name: CheckpointName) -> Path | None:
         """The directory of the checkpoint that a name asks for."""
         folder = self._runs / plain_name(name.run)
         if (self._only and name.run != self._only) or folder.is_symlink() or not folder.is_dir():
             return None
         for found in checkpoints(folder):
-            if (name.stage or found["stage"], found["step"] if name.step is None else name.step) == (found["stage"], found["step"]):
-                return folder / found["stage"] / f"step_{found['step']:06d}"
+            if name.matches(CheckpointName(name.run, found["stage"], found["step"])):
+                return step_dir(folder / found["stage"], found["step"])
         return None
 
     def list(self) -> list[dict[str, Any]]:
@@ -108,9 +83,9 @@ class ModelLibrary:
 
 def _card(runs: Path, run: Any, step: Any, newest: bool) -> dict[str, Any]:
     """A checkpoint as the page shows it, with the score of the run's newest one."""
-    about = _about(runs / run["name"] / step["stage"] / f"step_{step['step']:06d}" / META)
+    about = _about(step_dir(runs / run["name"] / step["stage"], step["step"]) / META)
     return {
-        "id": f"{run['name']}:{step['stage']}:{step['step']}",
+        "id": str(CheckpointName(run["name"], step["stage"], step["step"])),
         "run": run["name"],
         **step,
         "chats": step["stage"] != "base",

@@ -12,6 +12,7 @@ from nanochat.model.scaling import GPTConfig, count_parameters
 from nanochat.model.transformer import Transformer
 from nanochat.runs import record as runs
 from nanochat.runs.checkpoint import verify
+from nanochat.runs.names import CheckpointName
 from nanochat.tokenizer.tokenizer import Tokenizer
 
 MAX_SLOTS = 64
@@ -43,6 +44,11 @@ class LoadedModel:
         small = sum(parameter.numel() for block in self.model.blocks for parameter in block.parameters()) < ONE_THREAD_PARAMETERS
         self.threads = 1 if small else os.cpu_count() or 1
         self.reset()
+
+    @property
+    def checkpoint(self) -> CheckpointName:
+        """The name of the checkpoint that it was loaded from."""
+        return CheckpointName(self.name, self.stage, self.step)
 
     def reset(self) -> None:
         """Begin with an empty KV cache: after a step that failed, the old one may hold half of it."""

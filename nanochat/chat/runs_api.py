@@ -95,4 +95,4 @@ async def models(request: Request) -> dict[str, Any]:
     services = _services(request)
     current = services.scheduler.current
     found = await services.readers.read("models", services.library.list) if services.library else []
-    return {"models": found, "default": f"{current.name}:{current.stage}:{current.step}" if current else None}
+    return {"models": found, "default": str(current.checkpoint) if current else None}

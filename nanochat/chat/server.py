@@ -28,7 +28,7 @@ from nanochat.chat import responses_api, runs_api
 from nanochat.chat.api_errors import RESPONSES, ApiError, shown
 from nanochat.chat.complaints import complaint
 from nanochat.chat.delivery import EventStream, Submission, whole
-from nanochat.chat.library import ModelLibrary, Name
+from nanochat.chat.library import ModelLibrary
 from nanochat.chat.loading import LoadedModel
 from nanochat.chat.metrics import ServerMetrics
 from nanochat.chat.middleware import MAY_KNOW, Limits, SecurityMiddleware
@@ -38,6 +38,7 @@ from nanochat.chat.schema import REASONS, BaseRequest, ChatRequest, CompletionRe
 from nanochat.chat.suggestions import suggestions
 from nanochat.chat.training import last_trained
 from nanochat.console import command
+from nanochat.runs.names import CheckpointName
 
 WEB = Path(__file__).resolve().parent / "web"
 ALIAS = "nanochat"  # a model's name that always means the one that is served
@@ -76,7 +77,7 @@ class Services:
         current = self.scheduler.current
         if self.library is None or name is None or name in ("", ALIAS):
             return self.loaded(name)
-        return current if current and Name.parse(name).fits(current) else await self.library.get(name)
+        return current if current and CheckpointName.parse(name).matches(current.checkpoint) else await self.library.get(name)
 
     def loaded(self, name: str | None = None) -> LoadedModel:
         """The model that answers. Raises ApiError if there is none, or if `name` is another."""

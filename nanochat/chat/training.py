@@ -10,9 +10,10 @@ import threading
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from nanochat.runs.checkpoint import MANIFEST
 from nanochat.runs.heartbeat import HEARTBEAT, read_heartbeat
+from nanochat.runs.listing import checkpoints
 from nanochat.runs.metrics import SAMPLES, STAGES
+from nanochat.untrusted import encodable
 
 CURVE_POINTS = 300
 SAMPLES_SHOWN = 120
@@ -95,7 +96,7 @@ class TrainingView:
         measured = [line for line in self._lines if line["bpb"] is not None]
         measured = measured[:: -(-len(measured) // CURVE_POINTS) or 1]
         return {
-            "run": _clean(folder.name),
+            "run": encodable(folder.name),
             "stage": stage,
             "step": last.get("step", 0),
             "steps": steps,
@@ -110,7 +111,7 @@ class TrainingView:
             "stages": [{"stage": name, "steps": count} for name, count in planned.items()],
             "alive": heartbeat["alive"],
             "trial": heartbeat["trial"],
-            "checkpoint": _newest_checkpoint(folder),
+            "checkpoint": next(iter(checkpoints(folder)), None),
             "curve": [
                 {"stage": line["stage"], "step": line["step"], "value": line[measure]}
                 | {"lr": line["lr"], "tokens_per_second": line["tokens_per_second"]}
@@ -172,15 +173,6 @@ class TrainingView:
         self._lines.append(line)
 
 
-def _newest_checkpoint(folder: Path) -> dict[str, Any] | None:
-    """{stage, step} of the newest checkpoint of a run's last stage; None where there is none to talk to yet."""
-    for stage in reversed(STAGES):
-        steps = [path.parent.name.removeprefix("step_") for path in folder.glob(f"{stage}/step_*/{MANIFEST}")]
-        if numbers := [int(step) for step in steps if step.isdecimal()]:
-            return {"stage": stage, "step": max(numbers)}
-    return None
-
-
 def _order(line: Line) -> tuple[int, int]:
     return STAGES.index(line["stage"]), line["step"]
 
@@ -225,7 +217,7 @@ def last_trained(runs: Path) -> str | None:
                             newest, when = entry.name, written
     except OSError:
         return None
-    return None if newest is None else _clean(newest)
+    return None if newest is None else encodable(newest)
 
 
 def read_samples(path: Path) -> list[dict[str, Any]]:
@@ -257,9 +249,4 @@ def _sample(text: bytes) -> dict[str, Any] | None:
     sample = _object(text)
     if sample is None or not _is_count(sample.get("step")) or not all(isinstance(sample.get(key), str) for key in SAMPLE_TEXTS):
         return None
-    return {"step": sample["step"]} | {key: _clean(sample[key]) for key in SAMPLE_TEXTS}
-
-
-def _clean(text: str) -> str:
-    """`text` without lone surrogates, which no response can hold: of JSON's escapes, and of file names that are not UTF-8."""
-    return text.encode("utf-8", "replace").decode()
+    return {"step": sample["step"]} | {key: encodable(sample[key]) for key in SAMPLE_TEXTS}

@@ -23,13 +23,13 @@ def chat(
 ) -> None:
     """Chat with a trained model in the terminal."""
     from nanochat import paths
-    from nanochat.chat.library import Name
     from nanochat.chat.terminal import Speaker
     from nanochat.chat.terminal import chat as converse
     from nanochat.generate.engine import Engine
     from nanochat.hardware.machine import this_machine
     from nanochat.runs import record as runs
     from nanochat.runs.checkpoint import verify
+    from nanochat.runs.names import CheckpointName, step_dir
 
     where = "cuda" if device != "cpu" and this_machine(device).cuda else "cpu"
 
@@ -38,10 +38,10 @@ def chat(
         return Speaker(Engine(opened.model, opened.tokenizer), opened.tokenizer, opened.chats, name)
 
     def open_model(text: str) -> Speaker:
-        name = Name.parse(text)
+        name = CheckpointName.parse(text)
         if name.stage is None or name.step is None:
             return speaker(runs.open_model(name.run, where, name.stage))
-        folder = paths.run_dir(runs.plain_name(name.run)) / name.stage / f"step_{name.step:06d}"
+        folder = step_dir(paths.run_dir(runs.plain_name(name.run)) / name.stage, name.step)
         return speaker(runs.open_checkpoint(name.run, verify(folder), where))
 
     opened = runs.open_model(run, where)

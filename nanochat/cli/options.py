@@ -103,6 +103,12 @@ def require_choice(option: str, value: str, known: Sequence[str]) -> str:
     return value
 
 
+def require_terminal(hint: str) -> None:
+    """Raise UsageError with `hint` if nobody can be asked to confirm."""
+    if not sys.stdin.isatty():
+        raise UsageError("cannot ask for confirmation: stdin is not a terminal", hint)
+
+
 def relaunch() -> list[str]:
     """This same command, after the interpreter: for worker processes."""
     return ["-m", "nanochat", *sys.argv[1:]]

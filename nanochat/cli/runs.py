@@ -6,9 +6,8 @@ from typing import Annotated, Any
 import typer
 
 from nanochat.cli.help import Group
-from nanochat.cli.options import AsJson, Commands
+from nanochat.cli.options import AsJson, Commands, require_terminal
 from nanochat.console import confirm, duration, fitted, log, quantity, show, show_json, terminal_width
-from nanochat.errors import UsageError
 
 HEADINGS = ("run", "stage", "step", "bpb", "score", "parameters", "tokens", "date", "size")
 
@@ -109,8 +108,7 @@ def remove(
     known = {one["name"]: one for one in list_runs()}
     sizes = [known[name]["size_bytes"] for name in names if name in known]
     if not yes:
-        if not sys.stdin.isatty():
-            raise UsageError("cannot ask for confirmation: stdin is not a terminal", "pass --yes")
+        require_terminal("pass --yes")
         if sizes and not confirm(f"Remove {', '.join(names)} ({_size(sum(sizes))})?"):
             log("nothing was removed")
             raise typer.Exit(0)

@@ -2,7 +2,6 @@
 
 import datetime
 import re
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,7 +9,7 @@ import typer
 
 from nanochat.cli.help import Group
 from nanochat.cli.job import Job, takes_job
-from nanochat.cli.options import ALSO_CONFIG, FLAGS, Commands, require_choice
+from nanochat.cli.options import ALSO_CONFIG, FLAGS, Commands, require_choice, require_terminal
 from nanochat.console import log, show
 from nanochat.errors import UsageError
 from nanochat.train.deadline import VARIABLE as END
@@ -210,8 +209,7 @@ def _agreed(plan: str, yes: bool) -> bool:
         log(line)
     if yes:
         return True
-    if not sys.stdin.isatty():
-        raise UsageError("cannot ask for confirmation: stdin is not a terminal", "pass --yes to rent without asking")
+    require_terminal("pass --yes to rent without asking")
     return typer.confirm("Rent it?", err=True)
 
 

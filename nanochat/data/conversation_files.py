@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+from abc import abstractmethod
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -12,8 +13,8 @@ from nanochat.console import log, printable
 from nanochat.data.conversation_formats import is_message, understand
 from nanochat.errors import DataError
 from nanochat.paths import base_dir
-from nanochat.readers.encodings import detect_encoding
-from nanochat.readers.files import BINARY, ROWS, File, find
+from nanochat.readers.encodings import row_file
+from nanochat.readers.files import ROWS, File, find
 from nanochat.readers.records import records
 from nanochat.readers.textfile import CHATS
 from nanochat.tokenizer.conversation import Conversation
@@ -25,7 +26,24 @@ _HINT = (
 )
 
 
-class Conversations(Sequence[Conversation]):
+class ConversationSequence(Sequence[Conversation]):
+    """Conversations by index or slice. A subclass has `__len__` and `at`."""
+
+    @abstractmethod
+    def at(self, index: int) -> Conversation:
+        """The conversation at `index`, from 0 to the length."""
+
+    @overload
+    def __getitem__(self, index: int) -> Conversation: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Conversation]: ...
+    def __getitem__(self, index: int | slice) -> Conversation | list[Conversation]:
+        if isinstance(index, slice):
+            return [self.at(i) for i in range(*index.indices(len(self)))]
+        return self.at(range(len(self))[index])
+
+
+class Conversations(ConversationSequence):
     """Conversations in the order in which they were read, in a temporary file; one is a Python object while it is used."""
 
     def __init__(self) -> None:
@@ -48,14 +66,8 @@ class Conversations(Sequence[Conversation]):
     def __len__(self) -> int:
         return len(self._ends) - 1
 
-    @overload
-    def __getitem__(self, index: int) -> Conversation: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Conversation]: ...
-    def __getitem__(self, index: int | slice) -> Conversation | list[Conversation]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        index = range(len(self))[index]
+    def at(self, index: int) -> Conversation:
+        """The conversation at `index`."""
         self._file.seek(self._ends[index])
         found: Conversation = json.loads(self._file.read(self._ends[index + 1] - self._ends[index]))
         return found
@@ -111,9 +123,8 @@ def _files(path: Path) -> list[File]:
     """The files of conversations at `path`, with their encodings."""
     files: list[File] = []
     for file in find(path, "--chat-data", ROWS):
-        kind = file.kind if file.kind in ROWS else "jsonl"
         if file.path.stat().st_size or path.is_file():
-            files.append(File(file.path, file.name, kind, "" if kind in BINARY else detect_encoding(file, CHATS)))
+            files.append(row_file(file, CHATS))
         else:
             log(f"{file}: empty, skipped")
     return files

@@ -6,11 +6,11 @@ Rows stay in their parquet form in memory (Arrow) and become Python objects one 
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar
 
 import numpy as np
 
-from nanochat.data.conversation_files import Conversations, read_conversations
+from nanochat.data.conversation_files import Conversations, ConversationSequence, read_conversations
 from nanochat.data.embedded import identity
 from nanochat.data.published.sets import TASKS, ensure_identity, ensure_task
 from nanochat.data.published.shards import is_hub_name
@@ -77,7 +77,7 @@ def final_number(text: str) -> str | None:
 _CONVERT: dict[str, Callable[[dict[str, Any]], Conversation]] = {"smol-smoltalk": talk, "mmlu": multiple_choice, "gsm8k": grade_school}
 
 
-class Rows(Sequence[Conversation]):
+class Rows(ConversationSequence):
     """The rows of parquet files as conversations. Raises DataError if a file cannot be read, or a row is malformed."""
 
     def __init__(self, paths: Sequence[Path], convert: Callable[[dict[str, Any]], Conversation] = talk):
@@ -100,16 +100,9 @@ class Rows(Sequence[Conversation]):
         order = np.random.default_rng(ORDER_SEED).permutation(len(self))
         return [self.read(int(index), convert) for index in (order[:most] if most >= 0 else order)]
 
-    @overload
-    def __getitem__(self, index: int) -> Conversation: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Conversation]: ...
-    def __getitem__(self, index: int | slice) -> Conversation | list[Conversation]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(index)
-        conversation = self.read(index % len(self), self.convert)
+    def at(self, index: int) -> Conversation:
+        """The conversation at `index`. Raises DataError if the row is malformed."""
+        conversation = self.read(index, self.convert)
         if wrong := conversation_fault(conversation, answered=True):
             raise self._fault(index, wrong)
         return conversation
@@ -129,7 +122,7 @@ class Rows(Sequence[Conversation]):
         )
 
 
-class Mixture(Sequence[Conversation]):
+class Mixture(ConversationSequence):
     """Sets, each some number of times over, in one order that the seed decides."""
 
     def __init__(self, parts: Sequence[tuple[Sequence[Conversation], int]], seed: int):
@@ -140,13 +133,8 @@ class Mixture(Sequence[Conversation]):
     def __len__(self) -> int:
         return len(self.order)
 
-    @overload
-    def __getitem__(self, index: int) -> Conversation: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Conversation]: ...
-    def __getitem__(self, index: int | slice) -> Conversation | list[Conversation]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def at(self, index: int) -> Conversation:
+        """The conversation at `index`."""
         place = int(self.order[index])
         which = int(np.searchsorted(self.starts, place, side="right")) - 1
         return self.sets[which][place - int(self.starts[which])]

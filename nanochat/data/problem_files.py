@@ -15,8 +15,8 @@ from typing import Any
 from nanochat.console import log
 from nanochat.data.problems import Problem
 from nanochat.errors import DataError
-from nanochat.readers.encodings import detect_encoding
-from nanochat.readers.files import BINARY, ROWS, File, find
+from nanochat.readers.encodings import row_file
+from nanochat.readers.files import ROWS, find
 from nanochat.readers.records import records
 from nanochat.readers.textfile import CHATS
 
@@ -64,7 +64,7 @@ def read_problems(path: Path, held_out: int) -> tuple[list[Problem], list[Proble
     """
     found: dict[str, Problem] = {}
     again = 0
-    for file in _files(path.expanduser()):
+    for file in [row_file(file, CHATS) for file in find(path.expanduser(), "--problems", ROWS)]:
         for where, row in records(file, allowance=CHATS):
             question, answer = (_field(where, row, names) for names in (QUESTION, ANSWER))
             new = problem(question, answer)
@@ -106,15 +106,6 @@ def _field(where: str, row: Any, names: Sequence[str]) -> str:
     except UnicodeEncodeError:
         raise DataError(f'{where}: "{name}" has a lone surrogate: it is no valid Unicode', _HINT) from None
     return value
-
-
-def _files(path: Path) -> list[File]:
-    """The files of problems at `path`, with their encodings."""
-    files = []
-    for file in find(path, "--problems", ROWS):
-        kind = file.kind if file.kind in ROWS else "jsonl"
-        files.append(File(file.path, file.name, kind, "" if kind in BINARY else detect_encoding(file, CHATS)))
-    return files
 
 
 def problems_hash(path: Path) -> str:

@@ -226,6 +226,11 @@ def steps_rule(tokens: float, batch: int) -> int:
     return max(int(tokens // batch), 1)
 
 
+def sft_steps_rule(pretraining_steps: int) -> int:
+    """Steps of fine-tuning after so many steps of pretraining: an eighth."""
+    return max(pretraining_steps // 8, 1)
+
+
 def batch_lr_scale(batch: int) -> float:
     """Factor of the learning rates (but the smear's and backout's): square root of the batch over 2^19 tokens."""
     return math.sqrt(batch / REFERENCE_BATCH)

@@ -22,7 +22,7 @@ from nanochat.planning.plan import Plan
 from nanochat.planning.rules import normal, resolve
 from nanochat.report.collect import PLAN, has_report, write_report
 from nanochat.runs import trackers
-from nanochat.runs.origin import Spec, copy_origin, descent, find, first_row
+from nanochat.runs.origin import copy_origin, descent, find, first_row, parse_source
 from nanochat.runs.record import Record, read_record, require_same
 from nanochat.tokenizer.tokenizer import Tokenizer
 
@@ -61,7 +61,7 @@ def prepare(request: Request) -> Record | str:
 def prepare_tokenizer(config: Config) -> Path:
     """The directory of the tokenizer of `config`, trained if it does not exist."""
     if config.from_run:
-        return paths.tokenizer_dir(str(find(Spec.parse(config.from_run)).meta["tokenizer"]))
+        return paths.tokenizer_dir(str(find(parse_source(config.from_run)).meta["tokenizer"]))
     source = text_source(normal(config))
     config = resolve(normal(config), text_bytes=source.text_bytes())
     return paths.tokenizer_dir(ensure_tokenizer(source.open(config.shards), config.vocab_size, config.architecture).id)
@@ -105,7 +105,7 @@ def _skipped(config: Config, stages: tuple[str, ...]) -> Iterator[tuple[str, int
 
 def _with_problems(config: Config, source: TextSource) -> Config:
     """Load the RL problems; returns the config with the number of RL steps. Raises UsageError, DataError."""
-    if not config.sft_iterations and (not config.from_run or Spec.parse(config.from_run).stage == BASE):
+    if not config.sft_iterations and (not config.from_run or parse_source(config.from_run).stage == BASE):
         raise UsageError(
             "reinforcement learning needs a fine-tuned model, and this run has no fine-tuning", "add conversations with --chat-data FILE"
         )
@@ -143,7 +143,7 @@ def _new(config: Config, plan: Plan, dataset: Dataset | None, conversations: str
 
 def _continued(config: Config, dataset: Dataset | None, conversations: str, problems: str) -> Record:
     """The record of a new run that begins with a checkpoint of another one, which is copied."""
-    copy, source = copy_origin(config), read_record(Spec.parse(config.from_run).run)
+    copy, source = copy_origin(config), read_record(parse_source(config.from_run).run)
     if dataset:
         text, shards = dataset.folder.name, _names(dataset)
     else:
@@ -155,7 +155,7 @@ def _continued(config: Config, dataset: Dataset | None, conversations: str, prob
 def _tokenizer(config: Config, dataset: Dataset | None, record: Record | None) -> Tokenizer:
     """The run's tokenizer: its source run's, else its text's, trained if it does not exist."""
     if config.from_run:
-        known = record.tokenizer if record else str(find(Spec.parse(config.from_run)).meta["tokenizer"])
+        known = record.tokenizer if record else str(find(parse_source(config.from_run)).meta["tokenizer"])
         return Tokenizer.load(paths.tokenizer_dir(known))
     assert dataset is not None, "a run that begins with nothing pretrains"
     return ensure_tokenizer(dataset, config.vocab_size, config.architecture)

@@ -23,7 +23,6 @@ SHARD_TOKENS = 31_000_000  # tokens per published shard: published runs take 5 s
 MINIMUM_ITERATIONS = 100  # least steps, even for a very small text
 CPU_BUDGET = 1.2e13  # FLOPs: 13 minutes on two slow cores, one or two on fast ones
 EVALUATION_SHARE = 0.03  # of pretraining's FLOPs, for all evaluations
-SFT_SHARE = 8  # fine-tuning takes an eighth of pretraining's steps
 
 # torch.compile is used if the time that it saves, a third on a GPU, is at least twice its start-up time. On a CPU it saves nothing,
 # because the operations are already fused (nanochat/kernels/fused.c).
@@ -134,7 +133,7 @@ class _Rules:
             pretrained = self.config.num_iterations or scaling.steps_rule(
                 tokens, batch
             )  # or by another run, for its default number of steps
-            self._set("sft_iterations", max(pretrained // SFT_SHARE, 1), why)
+            self._set("sft_iterations", scaling.sft_steps_rule(pretrained), why)
 
     def choose_data(self) -> None:
         """Number of shards, and tokens of an evaluation."""

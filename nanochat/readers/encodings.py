@@ -7,7 +7,7 @@ from typing import IO
 
 from nanochat.console import log
 from nanochat.errors import DataError
-from nanochat.readers.files import File
+from nanochat.readers.files import BINARY, ROWS, File
 from nanochat.readers.textfile import BLOCK, TEXT, TO_UTF8, Allowance, open_bytes
 from nanochat.untrusted import shown
 
@@ -64,6 +64,12 @@ def detect_encoding(file: File, allowance: Allowance = TEXT) -> str:
         if _decodes(file, encoding, allowance):
             return _said(file, encoding, sample)
     raise DataError(f"{file} is not UTF-8, and its encoding was not recognized", f"name it with --encoding NAME, or {TO_UTF8}")
+
+
+def row_file(file: File, allowance: Allowance = TEXT) -> File:
+    """`file` with its encoding, as a file of rows: one of another kind, which was named itself, is read as jsonl. Raises DataError."""
+    kind = file.kind if file.kind in ROWS else "jsonl"
+    return File(file.path, file.name, kind, "" if kind in BINARY else detect_encoding(file, allowance))
 
 
 def _guesses(sample: bytes) -> Iterator[str]:

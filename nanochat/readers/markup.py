@@ -45,9 +45,7 @@ class _Page(HTMLParser):
         if tag == "body":
             self.silent = 0  # a head that nobody closed
         if tag not in INLINE:
-            self.parts.append(
-                "\n\n" if tag in ("p", "h1", "h2", "h3", "h4", "h5", "h6", "pre", "blockquote", "table", "ul", "ol") else "\n"
-            )
+            self.parts.append("\n\n" if tag in PARAGRAPHS else "\n")
 
     def handle_startendtag(self, tag: str, attrs: Any) -> None:
         if tag not in INLINE:
@@ -135,14 +133,12 @@ def _part(file: File, archive: zipfile.ZipFile, name: str) -> bytes:
     try:
         return read_entry(archive, name, PAGE_BYTES)
     except (KeyError, ValueError) as error:
-        raise DataError(
-            f"{file} is no {file.kind} file that can be read ({untrusted.reason(error)}", "replace it with a good copy, or leave it out"
-        ) from error
+        raise _unreadable(file, error) from error
 
 
 def _unreadable(file: File, error: Exception) -> DataError:
     return DataError(
-        f"{file} is no {file.kind} file that can be read ({untrusted.reason(error)}", "replace it with a good copy, or leave it out"
+        f"{file} is no {file.kind} file that can be read ({untrusted.reason(error)})", "replace it with a good copy, or leave it out"
     )
 
 
@@ -161,9 +157,7 @@ def _parse(file: File, xml: bytes, start: Callable[[str, dict[str, str]], Any], 
     try:
         parser.Parse(xml, True)
     except (expat.ExpatError, ValueError, KeyError) as error:
-        raise DataError(
-            f"{file} is no {file.kind} file that can be read ({untrusted.reason(error)}", "replace it with a good copy, or leave it out"
-        ) from error
+        raise _unreadable(file, error) from error
 
 
 def _pdf(file: File) -> Iterator[str]:

@@ -32,6 +32,7 @@ from nanochat.model.build import allocate_model
 from nanochat.model.optim import MuonAdamW
 from nanochat.model.scaling import GPTConfig
 from nanochat.model.transformer import Transformer
+from nanochat.runs.names import step_dir
 from nanochat.runs.step_files import (
     MANIFEST,
     META,
@@ -230,7 +231,7 @@ class Checkpoints:
         best = self.best()
         if best is None or bpb <= best[1]:
             try:
-                paths.atomic_write_json(self.folder / BEST, {"step": f"step_{step:06d}", "bpb": bpb})
+                paths.atomic_write_json(self.folder / BEST, {"step": step_dir(self.folder, step).name, "bpb": bpb})
             except OSError as error:
                 log(f"warning: cannot write {BEST}, which records step {step} as the best: {error}")
 
@@ -239,7 +240,7 @@ class Checkpoints:
 
         Raises PreflightError if the disk is full or cannot be written; older steps are not changed.
         """
-        folder = self.folder / f"step_{meta['step']:06d}"
+        folder = step_dir(self.folder, meta["step"])
         try:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / MANIFEST).unlink(missing_ok=True)  # it no longer speaks for what is being written
@@ -280,7 +281,7 @@ def import_checkpoint(stage: Path, model: Transformer, meta: dict[str, Any]) -> 
 
     Raises OSError if it cannot be written; the caller removes the remains.
     """
-    folder = stage / f"step_{meta['step']:06d}"
+    folder = step_dir(stage, meta["step"])
     folder.mkdir(parents=True)
     files = dict([_write_tensors(folder, MODEL, {name: weight.detach() for name, weight in model.named_parameters()})])
     paths.atomic_write_json(folder / META, meta)

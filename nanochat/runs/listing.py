@@ -20,6 +20,7 @@ from nanochat.runs import lock
 from nanochat.runs.checkpoint import MANIFEST
 from nanochat.runs.heartbeat import read_heartbeat
 from nanochat.runs.metrics import STAGES
+from nanochat.runs.names import step_dir
 from nanochat.runs.record import RECORD, RECORD_BYTES, plain_name
 from nanochat.runs.report_schema import REPORT
 
@@ -78,7 +79,7 @@ def summary(folder: Path) -> RunSummary | None:
     heartbeat = read_heartbeat(folder)
     newest = steps[0] if steps else None
     return {
-        "name": _clean(folder.name),
+        "name": untrusted.encodable(folder.name),
         "profile": _text(config.get("profile")),
         "trial": bool(config.get("trial", False)),
         "from_run": _text(config.get("from_run")),
@@ -195,7 +196,7 @@ def _last_line(path: Path) -> tuple[dict[str, Any], float | None]:
 
 
 def _manifest(folder: Path, step: Step) -> Path:
-    return folder / step["stage"] / f"step_{step['step']:06d}" / MANIFEST
+    return step_dir(folder / step["stage"], step["step"]) / MANIFEST
 
 
 def _modified(path: Path) -> float | None:
@@ -219,9 +220,4 @@ def _count(value: Any) -> int | None:
 
 
 def _text(value: Any) -> str:
-    return _clean(value[:200]) if isinstance(value, str) else ""
-
-
-def _clean(text: str) -> str:
-    """`text` without lone surrogates, which no response can hold."""
-    return text.encode("utf-8", "replace").decode()
+    return untrusted.encodable(value[:200]) if isinstance(value, str) else ""

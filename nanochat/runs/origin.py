@@ -9,7 +9,6 @@ text or a length of pretraining is given (or --stage=base); else it begins with 
 import contextlib
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from nanochat import paths
@@ -21,50 +20,31 @@ from nanochat.errors import DataError, NanochatError, UsageError, did_you_mean
 from nanochat.hardware.cpu import physical_cores
 from nanochat.hardware.machine import this_machine
 from nanochat.hub.download import require_space
-from nanochat.model.scaling import GPTConfig, gpt_config
+from nanochat.model.scaling import GPTConfig, gpt_config, sft_steps_rule
 from nanochat.runs.checkpoint import Checkpoint, Checkpoints, held, verify
 from nanochat.runs.metrics import STAGES
 from nanochat.runs.mirror import RECORD, Mirror
-from nanochat.runs.record import Ancestor, Record, parse_record, read_record
+from nanochat.runs.names import CheckpointName
+from nanochat.runs.record import Ancestor, Record, parse_record, plain_name, read_record
 from nanochat.runs.step_files import MANIFEST
 
 ORIGIN = "from"  # the copy's directory
 SHAPE = ("architecture", "depth", "aspect_ratio", "head_dim", "vocab_size", "max_seq_len", "window_pattern")
 TEXT = ("data", "dataset", "shards", "num_iterations", "target_param_data_ratio")  # options that request pretraining
 CONVERSATIONS = ("chat_data", "identity")
-SFT_SHARE = 8  # fine-tuning of a source without fine-tuning takes an eighth of its pretraining steps
 BASE, SFT, RL = STAGES
 
 
-@dataclass(frozen=True)
-class Spec:
-    """RUN[:stage[:step]]; missing parts are None."""
-
-    run: str
-    stage: str | None = None
-    step: int | None = None
-
-    @staticmethod
-    def parse(text: str) -> "Spec":
-        """Parse `text`. Raises UsageError for another form."""
-        run, *rest = text.rsplit(":", 2)  # a run's own name may have colons
-        if rest and rest[-1] in STAGES:
-            return Spec(Config(run=":".join([run, *rest[:-1]])).run, rest[-1])
-        if len(rest) == 2 and rest[0] in STAGES and rest[1].isascii() and rest[1].isdecimal() and len(rest[1]) < 16:
-            return Spec(Config(run=run).run, rest[0], int(rest[1]))
-        if rest:
-            raise UsageError(
-                f"--from {text} is not RUN, RUN:stage or RUN:stage:step",
-                f"use one of the stages {', '.join(STAGES)}, as in --from {run}:{BASE}",
-            )
-        return Spec(Config(run=run).run)
-
-    def names(self, other: "Spec") -> bool:
-        """Whether `other`, which is complete, matches this one."""
-        return self.run == other.run and self.stage in (None, other.stage) and self.step in (None, other.step)
-
-    def __str__(self) -> str:
-        return ":".join(str(part) for part in (self.run, self.stage, self.step) if part is not None)
+def parse_source(text: str) -> CheckpointName:
+    """The checkpoint that `--from` names. Raises UsageError for another form than RUN[:stage[:step]]."""
+    name = CheckpointName.parse(text)
+    if name.stage is None and ":" in text:
+        raise UsageError(
+            f"--from {text} is not RUN, RUN:stage or RUN:stage:step",
+            f"use one of the stages {', '.join(STAGES)}, as in --from {text.rsplit(':', 2)[0]}:{BASE}",
+        )
+    plain_name(name.run)
+    return name
 
 
 def config_from(asked: str, overrides: Mapping[str, Any], stage: str, machine: Mapping[str, Any], profile: Callable[[], Config]) -> Config:
@@ -74,13 +54,13 @@ def config_from(asked: str, overrides: Mapping[str, Any], stage: str, machine: M
     already, its own record decides, and the source is not needed. Raises UsageError if there is no such source, or for an invalid
     override.
     """
-    spec = Spec.parse(asked)
+    spec = parse_source(asked)
     run = str(overrides.get("run", "auto"))
     run = f"{spec.run}-2" if run == "auto" else run
     if run == spec.run:
         raise UsageError(f"the run {run!r} cannot begin from itself", "give the new run another name with --run NEW")
     given = {name: value for name, value in overrides.items() if name != "from_run"} | {"run": run}
-    if (began := _began(run, str(given.get("mirror", "")))) and began.from_run and spec.names(Spec.parse(began.from_run)):
+    if (began := _began(run, str(given.get("mirror", "")))) and began.from_run and spec.matches(parse_source(began.from_run)):
         return began.replace(**_per_call() | given)
     checkpoint = find(spec, SFT if stage == RL else BASE)
     if stage == RL and checkpoint.meta["stage"] == BASE:
@@ -91,7 +71,7 @@ def config_from(asked: str, overrides: Mapping[str, Any], stage: str, machine: M
     gpt, record = GPTConfig.from_dict(checkpoint.meta["model"]), read_record(spec.run)
     source = record.config if record else _shaped(profile(), gpt)
     _require_shape(given, source, gpt, spec)
-    exact = Spec(spec.run, str(checkpoint.meta["stage"]), checkpoint.step)
+    exact = CheckpointName(spec.run, str(checkpoint.meta["stage"]), checkpoint.step)
     values = source.to_dict() | _per_call() | _here(source) | dict(machine) | {"from_run": str(exact), "hours": 0.0, "rl_iterations": -1}
     values |= _stages(source, record is None, given, stage)
     if given.get("hours"):
@@ -139,7 +119,7 @@ def _shaped(config: Config, gpt: GPTConfig) -> Config:
     return shaped
 
 
-def _require_shape(given: Mapping[str, Any], source: Config, gpt: GPTConfig, spec: Spec) -> None:
+def _require_shape(given: Mapping[str, Any], source: Config, gpt: GPTConfig, spec: CheckpointName) -> None:
     """Raise UsageError with the flag if the user's shape differs from the weights'."""
     for name in SHAPE:
         possible = {getattr(source, name), -1} | ({gpt.vocab_size} if name == "vocab_size" else set())
@@ -172,13 +152,13 @@ def _stages(source: Config, imported: bool, given: Mapping[str, Any], stage: str
     if stage == RL:
         values["sft_iterations"] = 0
     elif talk and not source.sft_iterations:
-        values["sft_iterations"] = max(source.num_iterations // SFT_SHARE, 1)
+        values["sft_iterations"] = sft_steps_rule(source.num_iterations)
     elif imported:
         values["eval_tokens"] = -1
     return values
 
 
-def find(spec: Spec, stage: str = BASE) -> Checkpoint:
+def find(spec: CheckpointName, stage: str = BASE) -> Checkpoint:
     """The step of `spec`, by default of `stage`, or of the last stage if that has no step.
 
     Raises UsageError with the existing ones if there is no such run, stage or step, DataError if the step is damaged.
@@ -212,7 +192,7 @@ def copy_origin(config: Config) -> Checkpoint:
 
     The source is not changed. Raises UsageError if it was removed, PreflightError if the disk cannot be written.
     """
-    source, folder = find(Spec.parse(config.from_run)), paths.run_dir(config.run) / ORIGIN
+    source, folder = find(parse_source(config.from_run)), paths.run_dir(config.run) / ORIGIN
     copy = own_copy(config.run)  # from a call that ended before it wrote the run's record
     if copy is None or copy.digest != source.digest:
         shutil.rmtree(folder, ignore_errors=True)
@@ -233,7 +213,7 @@ def copy_origin(config: Config) -> Checkpoint:
 
 def descent(config: Config, copy: Checkpoint) -> tuple[Ancestor, ...]:
     """The steps that the new run of `config` descends from, the oldest first."""
-    spec, record = Spec.parse(config.from_run), read_record(Spec.parse(config.from_run).run)
+    spec, record = parse_source(config.from_run), read_record(parse_source(config.from_run).run)
     text = text_source(record.config).title if record and record.config.num_iterations else ""
     own = Ancestor(spec.run, str(copy.meta["stage"]), copy.step, copy.digest, text, _licence(record) if text else "")
     return (*(record.descent if record else ()), own)
@@ -252,7 +232,7 @@ def first_row(record: Record) -> int:
 
     Rows are of text or of conversations; for reinforcement learning they are problems.
     """
-    spec = Spec.parse(record.config.from_run)
+    spec = parse_source(record.config.from_run)
     source, stage = read_record(spec.run), record.config.first_stage
     if source is None or spec.stage != stage or spec.step is None or source.config.seed != record.config.seed:
         return 0

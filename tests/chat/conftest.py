@@ -9,6 +9,7 @@ import pytest
 from tests.tiny import call, chats, flags, sentences
 
 if TYPE_CHECKING:
+    import openai
     from playwright.sync_api import Browser, Page
 
     from tests.chat.serving import Running
@@ -48,3 +49,11 @@ def page(browser: "Browser", server: "Running") -> "Iterator[Page]":
 
     with opened(browser, server.url, SHORT) as one:
         yield one
+
+
+@pytest.fixture(scope="module")
+def client(server: "Running") -> "openai.OpenAI":
+    """OpenAI's client of the module's server."""
+    import openai
+
+    return openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0)

@@ -25,11 +25,6 @@ def server() -> Iterator[Running]:
         yield one
 
 
-@pytest.fixture(scope="module")
-def client(server: Running) -> openai.OpenAI:
-    return openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0)
-
-
 # ---- completions: echo, as lm-evaluation-harness scores answers with it
 
 

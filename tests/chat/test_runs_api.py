@@ -7,7 +7,6 @@ from pathlib import Path
 import httpx
 import pytest
 
-from nanochat.chat.library import Name
 from nanochat.chat.middleware import Limits
 from tests.chat.serve_process import Serve
 from tests.chat.serving import KEY, loaded_model, one_message, running
@@ -80,20 +79,3 @@ def test_names_that_lead_elsewhere(name: str, base: Path) -> None:
             answer = one.raw(f"GET /api/runs/{name}{end} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
             status = int(answer.split()[1])
             assert status in (400, 404) and b"secret" not in answer.partition(b"\r\n\r\n")[2].replace(name.encode(), b""), answer
-
-
-@pytest.mark.parametrize(
-    ("text", "name"),
-    [
-        ("a", Name("a")),
-        ("a:sft", Name("a", "sft")),
-        ("a:sft:12", Name("a", "sft", 12)),
-        ("a:b:sft:12", Name("a:b", "sft", 12)),
-        ("a:b:base", Name("a:b", "base")),
-        ("a:12", Name("a:12")),
-        ("a:sft:x", Name("a:sft:x")),
-        ("", Name("")),
-    ],
-)
-def test_names_of_models(text: str, name: Name) -> None:
-    assert Name.parse(text) == name

@@ -28,11 +28,6 @@ def server() -> Iterator[Running]:
         yield one
 
 
-@pytest.fixture(scope="module")
-def client(server: Running) -> openai.OpenAI:
-    return openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0)
-
-
 def expected(server: Running, text: str, max_tokens: int) -> str:
     """What the engine alone answers to a message."""
     assert server.scheduler.current

@@ -2,47 +2,23 @@
 
 import hashlib
 import json
-import os
 import shutil
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from nanochat.cli.options import run_config
 from nanochat.errors import DataError, UsageError
 from nanochat.export.folder import import_folder, licence_of, model_card, write_folder
 from nanochat.pipeline import train as run
 from nanochat.runs import record as runs
-from tests.tiny import WORDS, call, chats, config, flags, losses, sentences, start, wait_for
+from tests.tiny import call, config, flags, losses, start, wait_for
 
 pytestmark = pytest.mark.long
 STEPS = {"num_iterations": 6, "sft_iterations": 4, "save_every": 2, "keep_last": 10}
 
 RL = ("--rl_iterations=20", "--rl_num_samples=4", "--rl_examples_per_step=4", "--rl_max_new_tokens=8", "--rl_eval_examples=8")
-
-
-@pytest.fixture(autouse=True)
-def as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What a run sets for its process is set back."""
-    for name in ("CUBLAS_WORKSPACE_CONFIG", "TORCHINDUCTOR_CACHE_DIR"):
-        monkeypatch.setenv(name, os.environ.get(name, ""))
-    threads = torch.get_num_threads()
-    yield
-    torch.use_deterministic_algorithms(False)
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Two texts, two files of conversations, and one of problems."""
-    folder = tmp_path_factory.mktemp("files")
-    texts = {"text": sentences(folder / "text.txt"), "other": sentences(folder / "other.txt", seed=5)}
-    asked = folder / "problems.jsonl"
-    asked.write_text("".join(json.dumps({"question": f"{word}?", "answer": word}) + "\n" for word in WORDS), encoding="utf-8")
-    return texts | {"problems": asked, "chats": chats(folder / "chats.jsonl"), "new": chats(folder / "new.jsonl", 90)}
 
 
 @pytest.fixture

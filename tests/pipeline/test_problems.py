@@ -10,7 +10,6 @@ from nanochat.cli.options import run_config
 from nanochat.errors import DataError, UsageError
 from nanochat.pipeline import train as run
 from nanochat.runs import record as runs
-from tests.pipeline.test_from import as_before, files  # noqa: F401 (fixtures)
 from tests.tiny import WORDS, config, losses
 
 pytestmark = pytest.mark.long
@@ -24,7 +23,7 @@ def problems(path: Path, answers: int = 2) -> Path:
     return path
 
 
-def test_a_fault_is_found_before_the_first_step(base: Path, files: dict[str, Path], tmp_path: Path) -> None:  # noqa: F811
+def test_a_fault_is_found_before_the_first_step(base: Path, files: dict[str, Path], tmp_path: Path) -> None:
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"question": "1 + 1?", "answer": "2"}\n{"question": "2 + 2?"}\n')
     asked: dict[str, Any] = {"chat_data": str(files["chats"]), "sft_iterations": 2, "problems": str(bad)}
@@ -35,7 +34,7 @@ def test_a_fault_is_found_before_the_first_step(base: Path, files: dict[str, Pat
 
 def test_they_are_learned_from_and_belong_to_the_run(
     base: Path,
-    files: dict[str, Path],  # noqa: F811
+    files: dict[str, Path],
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
 ) -> None:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from nanochat.distributed.ranks import Ranks
 from nanochat.errors import DataError, Preempted, PreflightError, UsageError
@@ -29,17 +28,6 @@ from nanochat.train.pretrain import TextBatches
 from tests.tiny import chats, config, losses, sentences
 
 pytestmark = pytest.mark.long
-
-
-@pytest.fixture(autouse=True)
-def as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What a run sets for its process is set back."""
-    for name in ("CUBLAS_WORKSPACE_CONFIG", "TORCHINDUCTOR_CACHE_DIR"):
-        monkeypatch.setenv(name, os.environ.get(name, ""))
-    threads = torch.get_num_threads()
-    yield
-    torch.use_deterministic_algorithms(False)
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,8 @@ from nanochat.model.scaling import gpt_config
 from nanochat.planning.describe import describe
 from nanochat.planning.plan import make_plan
 from nanochat.runs.checkpoint import Checkpoints, import_checkpoint
-from nanochat.runs.origin import Spec, copy_origin, find, own_copy
+from nanochat.runs.names import CheckpointName
+from nanochat.runs.origin import copy_origin, find, own_copy, parse_source
 from nanochat.runs.record import Ancestor, Record, has_checkpoints, newest_run, read_record
 from tests import tiny
 
@@ -56,30 +57,30 @@ def test_the_flag_names_the_field() -> None:
 @pytest.mark.parametrize("text", ["a:base:x", "a:base:1:2", "a:bse", "../a", ""])
 def test_another_form_is_refused(text: str) -> None:
     with pytest.raises(UsageError):
-        Spec.parse(text)
+        parse_source(text)
 
 
 def test_what_a_name_may_mean() -> None:
-    exact = Spec("a", "base", 4)
-    assert all(Spec.parse(text).names(exact) for text in ("a", "a:base", "a:base:4"))
-    assert not any(Spec.parse(text).names(exact) for text in ("b", "a:sft", "a:base:5"))
-    assert Spec.parse("a:b:base:4") == Spec("a:b", "base", 4) and Spec.parse("a:b:sft") == Spec("a:b", "sft")
-    assert str(exact) == "a:base:4" and str(Spec("a")) == "a"
+    exact = CheckpointName("a", "base", 4)
+    assert all(parse_source(text).matches(exact) for text in ("a", "a:base", "a:base:4"))
+    assert not any(parse_source(text).matches(exact) for text in ("b", "a:sft", "a:base:5"))
+    assert parse_source("a:b:base:4") == CheckpointName("a:b", "base", 4) and parse_source("a:b:sft") == CheckpointName("a:b", "sft")
+    assert str(exact) == "a:base:4" and str(CheckpointName("a")) == "a"
 
 
 def test_the_newest_base_step_unless_named(base: Path) -> None:
     source()
-    assert find(Spec("src")).step == 6 and find(Spec("src", "base", 4)).step == 4
-    for wrong in (Spec("src", "sft"), Spec("src", "base", 5)):
+    assert find(CheckpointName("src")).step == 6 and find(CheckpointName("src", "base", 4)).step == 4
+    for wrong in (CheckpointName("src", "sft"), CheckpointName("src", "base", 5)):
         with pytest.raises(UsageError, match="has no complete checkpoint") as raised:
             find(wrong)
         assert "src:base:4, src:base:6" in raised.value.hint
     with pytest.raises(UsageError, match="there is no run 'sr'") as raised:
-        find(Spec("sr"))
+        find(CheckpointName("sr"))
     assert "did you mean src?" in raised.value.hint
     (read_folder("src") / "base/step_000004/model.safetensors").write_bytes(b"")
     with pytest.raises(DataError):
-        find(Spec("src", "base", 4))
+        find(CheckpointName("src", "base", 4))
 
 
 def test_a_fine_tuning_keeps_what_the_source_had(base: Path) -> None:
@@ -176,7 +177,7 @@ def test_a_copy_is_whole_and_no_checkpoint_of_the_run(base: Path) -> None:
     config = continued("--run=new")
     before = {path: path.read_bytes() for path in read_folder("src").rglob("*") if path.is_file()}
     copy = copy_origin(config)
-    assert copy.has_optimizer and copy.digest == find(Spec("src")).digest and own_copy("new") == copy
+    assert copy.has_optimizer and copy.digest == find(CheckpointName("src")).digest and own_copy("new") == copy
     assert not has_checkpoints("new") and newest_run() == "src"
     assert before == {path: path.read_bytes() for path in read_folder("src").rglob("*") if path.is_file()}
     assert copy_origin(config.replace(from_run="src:base:4")).step == 4  # a call that ended before it had a record
