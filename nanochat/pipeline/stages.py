@@ -85,6 +85,6 @@ def _fitting(session: Session, checkpoint: Checkpoint | None) -> Checkpoint | No
     if checkpoint and (checkpoint.meta["model"], checkpoint.meta["tokenizer"]) != (session.gpt.to_dict(), session.tokenizer.id):
         raise UsageError(
             f"{checkpoint.folder} is the checkpoint of another model than the run {session.config.run!r} trains",
-            "move that folder away, or choose a new name with --run NEW",
+            "move that directory away, or choose a new name with --run NEW",
         )
     return checkpoint

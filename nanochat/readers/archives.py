@@ -13,7 +13,7 @@ from nanochat.hub.download import require_space
 from nanochat.readers.files import ARCHIVES, File, choose, kind_of
 from nanochat.readers.textfile import BLOCK, TEXT, Allowance, open_bytes
 
-_HINT = "unpack it, and give the folder"
+_HINT = "unpack it, and give the directory"
 
 
 def unpack(archive: File, folder: Path, allowance: Allowance = TEXT) -> list[File]:

@@ -68,9 +68,9 @@ def find(path: Path, option: str = "--data", kinds: tuple[str, ...] = READ) -> l
         refuse_other(path)
         return [File(path, str(path), kind_of(path) or "text")]
     if not path.exists():
-        raise DataError(f"{path} does not exist", f"give {option} a file or a folder")
+        raise DataError(f"{path} does not exist", f"give {option} a file or a directory")
     if path.is_dir() is False:
-        raise DataError(f"{path} is not a regular file", f"give {option} a file or a folder")
+        raise DataError(f"{path} is not a regular file", f"give {option} a file or a directory")
     files = choose(str(path), list(walk(path)), kinds)
     for file in files:
         refuse_other(file)

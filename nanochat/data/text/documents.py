@@ -135,7 +135,7 @@ def _look(path: Path, files: list[File], column: str, encoding: str) -> list[Fil
         sources.append(source)
         samples += [f"{source} begins: {' '.join(first.split())}"] if first and len(samples) < SAMPLES else []
     if not sources:
-        raise DataError(f"no file in {path} holds text", "give --data a folder with text in it")
+        raise DataError(f"no file in {path} holds text", "give --data a directory with text in it")
     kinds = Counter(source.kind for source in sources)
     log(f"{path}: {len(sources)} file(s) to read: {', '.join(f'{count} {kind}' for kind, count in kinds.most_common())}")
     for sample in samples:
