@@ -97,16 +97,25 @@ def test_a_reader_who_scrolls_up_is_left_alone(browser: Browser, server: Running
         expect(page.locator(".message.assistant").last.locator(".body")).not_to_be_empty()
         place = "document.querySelector('#scroll').scrollTop"
         page.locator("#scroll").hover()
+        # While it follows, the position only grows: one that is smaller is the reader's.
+        page.evaluate(
+            """() => {
+                const scroll = document.querySelector("#scroll");
+                let last = scroll.scrollTop;
+                scroll.addEventListener("scroll", () => {
+                    window.wentUp ||= scroll.scrollTop < last;
+                    last = scroll.scrollTop;
+                });
+            }"""
+        )
         before = page.evaluate(place)
         page.mouse.wheel(0, -30)  # a little: less than what once counted as the end
-        while page.evaluate(place) >= before:
-            page.wait_for_timeout(20)
+        page.wait_for_function("window.wentUp")
         up = page.evaluate(place)
         page.wait_for_timeout(500)
         assert page.evaluate(place) <= up
         page.get_by_role("button", name="To the newest message").click()
-        while page.evaluate(place) <= before:  # and follows again
-            page.wait_for_timeout(20)
+        page.wait_for_function(f"{place} > {before}")  # and follows again
         page.keyboard.press("Escape")
 
 
