@@ -12,7 +12,8 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Request
 
 from nanochat.chat.api_errors import RESPONSES, ApiError
-from nanochat.chat.launch import Launcher, TrainingRequest, last_words
+from nanochat.chat.launch import Launcher, last_words
+from nanochat.chat.launch_request import TrainingRequest
 
 router = APIRouter(prefix="/api/train", responses=RESPONSES)
 PLAN_SECONDS = 240.0  # of a plan, which measures some steps: that has 180 s itself
@@ -83,7 +84,7 @@ def _planner(request: Request) -> Planner:
 
 @router.post("/plan")
 async def plan(request: Request, body: Annotated[TrainingRequest, Body()]) -> dict[str, Any]:
-    """What the run would need and take, as `nanochat plan --json` prints it."""
+    """The plan of a run, as `nanochat plan --json` prints it."""
 
     def make() -> dict[str, Any]:
         body.require_text()
