@@ -23,6 +23,7 @@ from pydantic import ValidationError
 
 from nanochat import paths, untrusted
 from nanochat.chat.api_errors import ApiError, shown
+from nanochat.chat.launch_plan import Planner, last_words
 from nanochat.chat.launch_request import PROFILES, TrainingRequest
 from nanochat.console import command, log, printable
 from nanochat.errors import NanochatError
@@ -78,8 +79,15 @@ class Launcher:
         self._process: subprocess.Popen[bytes] | None = None  # if this server started it: only its parent learns its exit code
         self._starting: TrainingRequest | None = None
         self._lock = threading.Lock()
+        self._planner = Planner()
 
     # ---- what the page asks for ---------------------------------------------------------------------------------
+
+    def plan(self, request: TrainingRequest) -> dict[str, Any]:
+        """The run's plan, as `nanochat plan --json` prints it. Raises ApiError: as `start`, and 400 with the command's error and hint."""
+        request.require_text()
+        self.require_idle()  # the measurement and a run would slow each other
+        return self._planner.plan(request.plan_arguments, _environment())
 
     def start(self, request: TrainingRequest) -> None:
         """Start the run. Raises ApiError: 409 if a run is in training, 400 if its text is missing, 503 if the machine refuses."""
@@ -153,6 +161,7 @@ class Launcher:
 
     def server_stops(self) -> None:
         """Called at once when the server is told to stop: where its container ends with it, the run begins to save."""
+        self._planner.end()
         if _ends_with_server():
             with contextlib.suppress(ApiError):
                 self.stop()
@@ -166,6 +175,7 @@ class Launcher:
             log(f"the training run {launch.run} continues; `nanochat serve --allow-training` shows it again, and can stop it")
             return
         log(f"waiting for the training run {launch.run} to save a checkpoint")
+        self.server_stops()  # a run that was started since
         end = time.monotonic() + SAVE_SECONDS
         while self._lives(launch) and time.monotonic() < end:
             time.sleep(0.2)
@@ -176,12 +186,17 @@ class Launcher:
         try:
             with self._lock, paths.locked(self._folder / "lock"):  # of two starts at once, the second one finds the first one's run
                 self.require_idle()
+                self._planner.end()
                 self._starting = request
                 if request.may_use_gpu:
                     self._make_space()
                 run = request.run_name
                 self._process = self._spawn(request)
-                self._write(Launch(request, run, lock.Holder.here("a training run", self._process.pid)))
+                try:
+                    self._write(Launch(request, run, lock.Holder.here("a training run", self._process.pid)))
+                except OSError:
+                    self._process.kill()  # nobody could stop it
+                    raise
         except ApiError:
             raise
         except (NanochatError, OSError) as error:
@@ -222,15 +237,6 @@ class Launcher:
         except OSError:
             return []
         return [redact(printable(line)) for line in text.splitlines()[-LOG_LINES:]]
-
-
-def last_words(lines: list[str]) -> tuple[str, str]:
-    """The error and the hint at the end of a command's messages, each "" if it printed none."""
-    for number in range(len(lines) - 1, -1, -1):
-        if lines[number].startswith(("error: ", "stopped")):
-            hint = lines[number + 1] if number + 1 < len(lines) else ""
-            return lines[number].removeprefix("error: "), hint.removeprefix("hint: ") if hint.startswith("hint: ") else ""
-    return "", ""
 
 
 def _under_way(run: str, holder: lock.Holder | None) -> ApiError:

@@ -18,7 +18,8 @@ import pytest
 
 from nanochat.chat import launch
 from nanochat.chat.api_errors import ApiError
-from nanochat.chat.launch import Launcher, last_words
+from nanochat.chat.launch import Launcher
+from nanochat.chat.launch_plan import last_words
 from nanochat.chat.launch_request import TrainingRequest
 from nanochat.chat.metrics import ServerMetrics
 from nanochat.chat.middleware import Limits
