@@ -83,8 +83,11 @@ class Launcher:
 
     # ---- what the page asks for ---------------------------------------------------------------------------------
 
-    def plan(self, request: TrainingRequest) -> dict[str, Any]:
-        """The run's plan, as `nanochat plan --json` prints it. Raises ApiError: as `start`, and 400 with the command's error and hint."""
+    def plan(self, request: TrainingRequest) -> dict[str, Any] | None:
+        """The run's plan, as `nanochat plan --json` prints it; None if a run began meanwhile.
+
+        Raises ApiError as `start` does, and 400 with the command's error and hint.
+        """
         request.require_text()
         self.require_idle()  # the measurement and a run would slow each other
         return self._planner.plan(request.plan_arguments, _environment())
