@@ -8,7 +8,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from nanochat.kernels.operations import Operations
 from nanochat.kernels.selection import operations_for
 from nanochat.model.attention import Append, KVCache
 from nanochat.model.layers import Layer, Linear, rotary_table
@@ -62,10 +61,11 @@ class Transformer(Layer):
     def use(self, dtype: torch.dtype, *, compiled: bool = False) -> None:
         """Compute with activations of `dtype` from now on, by the fastest operations that are loaded for it.
 
-        With `compiled` the operations are torch's, because torch.compile must trace the whole forward pass; head and loss are outside.
+        With `compiled` torch.compile traces the whole forward pass; head and loss are outside.
         """
-        outside = operations_for(self.embed.weight.device, dtype, compiled=compiled)
-        inside = Operations(dtype) if compiled else outside
+        device = self.embed.weight.device
+        outside = operations_for(device, dtype, compiled=compiled)
+        inside = operations_for(device, dtype, traced=True) if compiled else outside
         for part in self.modules():
             if isinstance(part, Layer):
                 part.operations = inside
