@@ -6,16 +6,41 @@ fuses them like torch's own.
 Shapes: B rows of tokens, T positions, H heads, K width of a head, D width.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from nanochat.kernels.accumulation import AccumulatingEmbedding, AccumulatingLinear
 from nanochat.kernels.operations import RMS_EPS, Operations, rotate
 
 
 class LeanOperations(Operations):
-    """Torch's operations, but the squared ReLU computes its gradient from its output."""
+    """Torch's operations, but the squared ReLU computes its gradient from its output, and weights' gradients are added in place."""
+
+    @property
+    def table_dtype(self) -> torch.dtype:
+        """That of the activations if it is bfloat16: nothing reads the rest of a float32 table's digits but its optimizer."""
+        return torch.bfloat16 if self.dtype == torch.bfloat16 else torch.float32
+
+    def start_gradients(self, weights: Iterable[Tensor]) -> None:
+        for weight in weights:
+            if weight.dim() == 2 and weight.grad is None:
+                weight.grad = torch.zeros_like(weight, dtype=torch.float32)
+
+    def embed(self, ids: Tensor, table: Tensor) -> Tensor:
+        if table.grad is None:
+            return super().embed(ids, table)
+        return AccumulatingEmbedding.apply(ids, table, table.grad, self.dtype)
+
+    def linear(self, x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+        return tuple(
+            super(LeanOperations, self).linear(x, weight)[0]
+            if weight.grad is None
+            else AccumulatingLinear.apply(x, weight, weight.grad)
+            for weight in weights
+        )
 
     def relu_square(self, x: Tensor) -> Tensor:
         return _ReluSquare.apply(x)
