@@ -34,7 +34,10 @@ class Operations:
         return torch.float32
 
     def start_gradients(self, weights: Iterable[Tensor]) -> None:
-        """Allocate gradients of zeros before a step's first micro-batch, if these operations add to them in place. Here: nothing."""
+        """Prepare the gradients of `weights` before a step's first micro-batch, if these operations add to them in place."""
+
+    def finish_gradients(self, weights: Iterable[Tensor]) -> None:
+        """Set `grad` of `weights` after a step's last micro-batch, if `start_gradients` prepared it."""
 
     def embed(self, ids: Tensor, table: Tensor) -> Tensor:
         """Rows of a table (V, D) in the activations' type: ids (...) int64 -> (..., D)."""
