@@ -19,6 +19,7 @@ def accumulate_gradients(batch: StepBatch, rows: int, model: Transformer, forwar
     """
     total = torch.zeros((), device=ranks.device)
     counted = max(batch.counted, 1)
+    model.operations.start_gradients(model.parameters())
     for first in range(0, len(batch.inputs), rows):
         targets = batch.targets[first : first + rows]
         if not (targets != IGNORE).any():
