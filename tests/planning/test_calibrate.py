@@ -108,6 +108,29 @@ def test_what_a_kind_of_products_gains(base: Path, monkeypatch: pytest.MonkeyPat
     product_gain.cache_clear()
 
 
-def test_what_cannot_be_measured(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_measured(base: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A failure is remembered for a day, so that the next command does not wait for it again."""
     monkeypatch.setattr(calibrate, "TIMEOUT", 0.01)
-    assert calibrated(config(*SHAPES[0]), "this machine") is None
+    values = config(*SHAPES[0])
+    assert calibrated(values, "this machine") is None
+    assert "measuring a few steps" in capsys.readouterr().err
+    asked: list[Config] = []
+
+    def measure_(values: Config) -> Measured:
+        asked.append(values)
+        return Measured(0.5, 0.1, 1000)
+
+    monkeypatch.setattr(calibrate, "measure", measure_)
+    assert calibrated(values, "this machine") is None and not asked
+    assert "skipped: measuring a few steps, which failed here within the last day" in capsys.readouterr().err
+    now = calibrate.time.time()
+    monkeypatch.setattr(calibrate.time, "time", lambda: now + 2 * 86400)
+    assert calibrated(values, "this machine") == Measured(0.5, 0.1, 1000)
+
+
+def test_a_first_compilation_has_more_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = []
+    monkeypatch.setattr(calibrate, "_run_process", lambda request, timeout: given.append(timeout) or {})
+    for compiled in ("off", "on"):
+        assert measure(config(*SHAPES[0]).replace(compile=compiled)) is None
+    assert given == [calibrate.TIMEOUT, calibrate.COMPILE_TIMEOUT] and given[1] > 4 * 194
