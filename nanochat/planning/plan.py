@@ -163,8 +163,13 @@ def seconds_left(config: Config, rate: float, done: int = 0) -> float:
     """
     evaluations = 1 + (config.num_iterations // config.eval_every - done // config.eval_every if config.eval_every > 0 else 0)
     tokens = config.total_batch_size * (config.num_iterations - done + config.sft_iterations) + evaluations * config.eval_tokens / 3
-    asked = HELD_OUT_TOKENS if text_source(config).has_heldout and config.sft_iterations else 0
-    return (END_SECONDS if done else START_SECONDS) + (tokens + asked) / rate
+    asked, end = end_work(config)
+    return (end if done else START_SECONDS) + (tokens + asked) / rate
+
+
+def end_work(config: Config) -> tuple[float, float]:
+    """The work after the last stage: the held-out questions, in training tokens that take as long, and seconds of the report."""
+    return (HELD_OUT_TOKENS if text_source(config).has_heldout and config.sft_iterations else 0), END_SECONDS
 
 
 def _text_seconds(config: Config, text_bytes: int | None) -> float:
