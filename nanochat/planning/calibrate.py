@@ -20,12 +20,14 @@ from typing import Any
 from nanochat import paths
 from nanochat.config import Config
 from nanochat.console import log
+from nanochat.hardware.load import OtherLoad
 
 FILE = "calibration.json"  # in the data directory's cache/
 FORMAT = 5  # increased when a step becomes faster or smaller, so that older measurements are not used
 SECONDS = 4.0  # approximate duration of the measurement, without the start of the process
 MAX_STEPS, MIN_STEPS = 24, 2
 TIMEOUT = 180.0  # seconds of the process
+OTHERS_CHANGED, OTHERS_SECONDS = 0.3, 0.3  # change of the share of the CPU from which an older measurement says little
 # The config's fields that decide time and memory.
 FIELDS = (
     *("architecture", "depth", "aspect_ratio", "head_dim", "max_seq_len", "window_pattern", "vocab_size"),
@@ -40,21 +42,29 @@ class Measured:
     micro_seconds: float
     optimizer_seconds: float
     memory_bytes: int
+    others: float = 0.0  # share of the CPU that other programs used meanwhile
 
 
 def measure(config: Config) -> Measured | None:
     """Measure a resolved config's steps on this machine; None if that fails (out of memory, or a step takes too long)."""
+    load = OtherLoad(every=0)
     with contextlib.suppress(TypeError):
-        return Measured(**_run_process(config.to_dict()))
+        found = Measured(**_run_process(config.to_dict()))
+        return dataclasses.replace(found, others=round(load.sample().others, 2))
     return None
 
 
 def calibrated(config: Config, machine: str, fresh: bool = False) -> Measured | None:
-    """`measure`, cached for each model shape on `machine` (a name); `fresh` ignores the cache."""
+    """`measure`, cached for each model shape on `machine` (a name); `fresh` ignores the cache.
+
+    A CPU's measurement is repeated if other programs use much more or less of it now.
+    """
     key = json.dumps([FORMAT, machine, *(getattr(config, name) for name in FIELDS)])
     if not fresh:
         with contextlib.suppress(TypeError):
-            return Measured(**_read_cache().get(key, {}))
+            known = Measured(**_read_cache().get(key, {}))
+            if config.device != "cpu" or abs(known.others - others_now()) < OTHERS_CHANGED:
+                return known
     log(f"measuring a few steps of depth {config.depth} on this machine")
     found = measure(config)
     if found:
@@ -72,6 +82,13 @@ def product_gain(machine: str, kind: str) -> float:
         if "gain" in found:
             _remember(key, found)
     return float(found.get("gain", 1.0))
+
+
+def others_now() -> float:
+    """The share of the CPU that other programs use now, over OTHERS_SECONDS."""
+    load = OtherLoad(every=0)
+    time.sleep(OTHERS_SECONDS)
+    return load.sample().others
 
 
 def _run_process(request: dict[str, Any]) -> dict[str, Any]:
