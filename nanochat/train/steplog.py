@@ -80,7 +80,9 @@ class StepLog:
         last = result.done == steps
         if last or now - self.clock.printed_at >= LOG_SECONDS:
             self.clock.printed_at = now
-            log(self._line(result, steps), level=VERBOSE if self.live and not last else NORMAL)
+            log(self._line(result, steps), level=VERBOSE if self.live else NORMAL)
+        if last and self.live:  # the live line itself does not stay
+            log(f"{self.stage.name} step {result.done}/{steps} | {_measure(result)[0]} {_measure(result)[1]:.4f}")
         if changed:
             log(f"{self.stage.name} step {result.done}/{steps}: {changed}")
         if result.done - self.start == SETTLED and (alarm := self._alarm(result)):

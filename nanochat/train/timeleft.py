@@ -5,6 +5,8 @@ in seconds per token, comes from the newest steps. The cost of evaluations and s
 pace.
 """
 
+import math
+import statistics
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -14,12 +16,13 @@ from nanochat.config import Config
 from nanochat.console import duration
 from nanochat.hardware.load import OtherLoad
 
-LONG, SHORT = 90.0, 15.0  # seconds of steps that the pace is the mean of; a change is seen in the shorter ones
-LEAST = 8  # steps of a mean that a change is seen in
+LONG, SHORT = 180.0, 16.0  # seconds of steps that the pace is the mean of, and that a change is seen in, in both their halves
+LEAST = 4  # steps of such a half
 FEW = 3  # steps of a stage from which its own pace counts
-CHANGED = 1.4  # ratio of the two means from which the older steps say nothing about those to come
+CHANGED = 1.3  # ratio of the two means from which the older steps say nothing about those to come
+ERRORS = 5.0  # standard errors of the shorter mean that the difference must have: the steps of a busy CPU differ much
 TOLD = 1.6  # ratio of the pace to the one that was told last, from which a change is told again
-TELL_SECONDS = 20.0  # at least, between two of those messages and before the first
+TELL_SECONDS = 15.0  # for which it must last before
 MOST = 4000  # steps kept
 UPDATE_SECONDS = 0.25
 SAMPLE_STEPS = 0.5  # a sample's first guess, in steps; the first one is measured
@@ -36,24 +39,29 @@ class Pace:
 
     def __init__(self) -> None:
         self.steps: deque[float] = deque(maxlen=MOST)
-        self.first = True
+        self.first = True  # whether the next step is the first one of a stage
+        self.alone: float | None = None  # that one, as long as there is no other
 
     def add(self, seconds: float) -> None:
-        """Add the newest step. The very first one is replaced by the second, because it compiles, packs rows or starts threads."""
-        if len(self.steps) == 1 and self.first:
-            self.steps.clear()
-            self.first = False
-        self.steps.append(seconds)
+        """Add the newest step. The first one of a stage compiles, packs rows or starts threads, so it only counts while it is alone."""
+        if not self.first:
+            self.steps.append(seconds)
+        elif not self.steps:
+            self.alone = seconds
+        self.first = False
 
     def seconds(self) -> float | None:
         """The expected seconds of a step; None before the first one."""
         if not self.steps:
-            return None
-        newest, older = self._newest(SHORT), self._newest(LONG)
-        short, long = _mean(newest), _mean(older)
-        if len(newest) >= LEAST and len(older) >= 2 * len(newest) and not 1 / CHANGED < short / long < CHANGED:
-            self.steps = deque(newest, maxlen=MOST)
-            return short
+            return self.alone
+        newest, kept = self._newest(SHORT), self._newest(LONG)
+        long, later = _mean(kept), self._newest(SHORT / 2)
+        if min(len(later), len(newest) - len(later), len(kept) - len(newest)) >= LEAST:
+            ratios = [_mean(steps) / long for steps in (newest[: -len(later)], later)]
+            lasting = min(ratios) > CHANGED or max(ratios) < 1 / CHANGED
+            if lasting and abs(_mean(newest) - long) > ERRORS * statistics.pstdev(kept) / math.sqrt(len(newest)):
+                self.steps = deque(newest, maxlen=MOST)
+                return _mean(newest)
         return long
 
     def _newest(self, seconds: float) -> list[float]:
@@ -151,9 +159,9 @@ class RunClock:
         self.part = PREPARE
         self.token_seconds = self.told = 1 / rate if rate else 0.0
         self.planned = rate > 0  # whether `told` is the plan's
-        self.pace = Pace()
+        self.pace, self.step_tokens = Pace(), 0.0  # of the stage that it began with
         self.printed_at = -float("inf")  # when the last plain step line was printed, in any stage
-        self.marked = self.updated = self.told_at = time.monotonic()
+        self.marked = self.updated = self.same_at = time.monotonic()  # the last one: when the pace was as told
         self.left = self._left()
 
     @property
@@ -168,12 +176,16 @@ class RunClock:
 
     def begin(self, stage: str, done: int = 0, steps: int = 0) -> None:
         """Begin a stage after `done` of its `steps`, or FINISH."""
+        self.pace.first = True
         if stage != FINISH:
             work = self.works.setdefault(stage, StageWork(stage, steps, 1.0, {}, {}))
             work.done, work.steps, work.at = done, steps, {}
+            if work.step_tokens != self.step_tokens:
+                self.pace = Pace()
+            self.step_tokens = work.step_tokens
         for name in self.parts[1 : self.parts.index(stage)]:
             self.works[name].end()
-        self.part, self.pace, self.marked = stage, Pace(), time.monotonic()
+        self.part, self.marked = stage, time.monotonic()
         self._update()
 
     def step(self, done: int, steps: int) -> None:
@@ -197,11 +209,13 @@ class RunClock:
         now = time.monotonic()
         busy = self.load.sample()
         ratio = self.token_seconds / self.told if self.told else 1.0
-        if now - self.told_at < TELL_SECONDS or len(self.pace.steps) < LEAST or 1 / TOLD < ratio < TOLD:
+        if len(self.pace.steps) < LEAST or 1 / TOLD < ratio < TOLD:
+            self.same_at = now
+        if now - self.same_at < TELL_SECONDS:
             return ""
         before, step = (_short(each * self._work.step_tokens) for each in (self.told, self.token_seconds))
         than, self.planned = "the planned " if self.planned else "", False
-        self.told, self.told_at = self.token_seconds, now
+        self.told, self.same_at = self.token_seconds, now
         why = f", because {busy.reason}" if ratio > 1 and busy.reason else ""
         return f"a step now takes {step} instead of {than}{before}{why}: {duration(self.left.run)} left of the run"
 
@@ -229,8 +243,8 @@ class RunClock:
 
     def _update(self) -> None:
         self.updated = time.monotonic()
-        if (seconds := self.pace.seconds()) and (len(self.pace.steps) >= FEW or not self.token_seconds):
-            if self._work.guessed and self.token_seconds:
+        if self.part != FINISH and (seconds := self.pace.seconds()) and (len(self.pace.steps) >= FEW or not self.token_seconds):
+            if self._work.guessed and self.token_seconds:  # its steps are of its own kind
                 self._work.step_tokens = seconds / self.token_seconds
             else:
                 self.token_seconds = seconds / self._work.step_tokens
