@@ -3,11 +3,16 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from torch import Tensor
+
 from nanochat import paths
 from nanochat.errors import UsageError
 from nanochat.export import vocabulary
-from nanochat.export.folder import hf_weights, is_plain_qwen3, licence_of
+from nanochat.export.card import CARD, gguf_card
+from nanochat.export.metadata import licence_of
 from nanochat.export.output import new_folder
+from nanochat.export.weights import hf_weights, is_plain_qwen3
 from nanochat.hardware.extras import needed
 from nanochat.kernels.operations import RMS_EPS
 from nanochat.model.layers import ROPE_BASE
@@ -18,6 +23,8 @@ from nanochat.tokenizer.formats import merges, written
 from nanochat.tokenizer.tokenizer import QWEN2_PATTERN, Tokenizer
 
 GGUF = "model.gguf"
+OUTTYPES = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "q8_0": "MOSTLY_Q8_0"}  # type of the matrices -> llama.cpp's name of such a file
+Q8_BLOCK = 32  # weights that share one scale in Q8_0; a matrix whose rows do not divide into such blocks is stored as f16
 MODELFILE = """# ollama create NAME -f Modelfile, then ollama run NAME
 FROM ./model.gguf
 TEMPLATE \"\"\"<|bos|>{{ $system := .System }}{{ range .Messages }}{{ if eq .Role "user" }}<|user_start|>{{ if $system }}{{ $system }}
@@ -30,8 +37,8 @@ PARAMETER temperature 0.7
 """
 
 
-def write_gguf(opened: TrainedModel, out: Path) -> None:
-    """Write the directory `out`: model.gguf in float32 and a Modelfile.
+def write_gguf(opened: TrainedModel, out: Path, outtype: str = "f32") -> None:
+    """Write the directory `out`: model.gguf with matrices of `outtype` (a key of OUTTYPES), a Modelfile and the model card.
 
     Raises UsageError for a model that llama.cpp does not support, if `out` exists, and if the package gguf is missing.
     """
@@ -45,18 +52,39 @@ def write_gguf(opened: TrainedModel, out: Path) -> None:
     with new_folder(out) as folder:
         writer = gguf.GGUFWriter(folder / GGUF, "qwen3")
         writer.add_name(opened.run)
-        writer.add_license(licence_of(opened.run))
-        writer.add_file_type(gguf.LlamaFileType.ALL_F32)
+        writer.add_license(licence_of(opened))
+        writer.add_file_type(gguf.LlamaFileType[OUTTYPES[outtype]])
+        if outtype == "q8_0":
+            writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
         _add_architecture(writer, gpt)
         _add_tokenizer(writer, tokenizer, gguf.TokenType)
         names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN3, gpt.depth)
         for name, weight in hf_weights(opened.model).items():
-            writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), weight.cpu().numpy())
+            data, kind = _stored(gguf, name, weight, outtype)
+            writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), data, raw_dtype=kind)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
         paths.atomic_write(folder / "Modelfile", MODELFILE)
+        paths.atomic_write(folder / CARD, gguf_card(opened, outtype))
+
+
+def _stored(gguf: Any, name: str, weight: Tensor, outtype: str) -> tuple[np.ndarray, Any]:
+    """A weight as the file has it, and GGUF's type of it. Vectors stay in float32, as llama.cpp's own converter keeps them.
+
+    Raises UsageError for a weight that float16 cannot hold.
+    """
+    data, types = weight.cpu().numpy(), gguf.GGMLQuantizationType
+    if outtype == "f32" or data.ndim == 1:
+        return data, types.F32
+    if outtype == "q8_0" and data.shape[-1] % Q8_BLOCK == 0:
+        return gguf.quants.quantize(data, types.Q8_0), types.Q8_0
+    with np.errstate(over="ignore"):
+        half = data.astype(np.float16)
+    if not np.isfinite(half).all():
+        raise UsageError(f"{name} has values beyond float16's range", "use --outtype f32")
+    return half, types.F16
 
 
 def _add_architecture(writer: Any, gpt: GPTConfig) -> None:

@@ -99,6 +99,11 @@ class Tokenizer:
         """The id of <|bos|>."""
         return self.specials["<|bos|>"]
 
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """The ids that end an answer."""
+        return self.specials["<|assistant_end|>"], self.bos
+
     def special(self, name: str) -> int:
         """The id of a special token. Raises KeyError for other names."""
         return self.specials[name]
