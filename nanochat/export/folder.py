@@ -10,7 +10,7 @@ from typing import Any
 from safetensors.torch import save_file
 
 from nanochat import paths
-from nanochat.export import card, metadata, vocabulary
+from nanochat.export import card, foreign_folder, metadata, vocabulary
 from nanochat.export.output import new_folder
 from nanochat.export.weights import hf_weights, is_plain_qwen3
 from nanochat.kernels.operations import RMS_EPS
@@ -18,6 +18,7 @@ from nanochat.model.layers import ROPE_BASE
 from nanochat.model.scaling import ARCHITECTURES, GPTConfig
 from nanochat.runs.record import TrainedModel
 from nanochat.runs.step_files import safetensors_errors
+from nanochat.tokenizer.foreign import KIND, ForeignTokenizer
 from nanochat.tokenizer.tokenizer import Tokenizer
 
 ABOUT = "nanochat.json"  # in the directory: metadata for `import`, beside the weights and the tokenizer
@@ -28,7 +29,7 @@ MODELLING = Path(__file__).with_name("modeling_nanochat_appliance.py")
 
 def config_json(gpt: GPTConfig, tokenizer: Tokenizer) -> dict[str, Any]:
     """The content of config.json."""
-    return _common_config(gpt, tokenizer) | (_qwen3_config() if is_plain_qwen3(gpt) else _nanochat_config(gpt))
+    return _common_config(gpt, tokenizer) | (_qwen3_config(gpt) if is_plain_qwen3(gpt) else _nanochat_config(gpt))
 
 
 def _common_config(gpt: GPTConfig, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -42,16 +43,16 @@ def _common_config(gpt: GPTConfig, tokenizer: Tokenizer) -> dict[str, Any]:
         "num_key_value_heads": gpt.n_kv_head,
         "head_dim": gpt.head_dim,
         "max_position_embeddings": gpt.max_seq_len,
-        "tie_word_embeddings": False,
+        "tie_word_embeddings": gpt.tied,
         "torch_dtype": "float32",
         "bos_token_id": tokenizer.bos,
-        "eos_token_id": [tokenizer.special("<|assistant_end|>"), tokenizer.bos],
+        "eos_token_id": list(tokenizer.ends),
         "pad_token_id": tokenizer.bos,
         "use_cache": True,
     }
 
 
-def _qwen3_config() -> dict[str, Any]:
+def _qwen3_config(gpt: GPTConfig) -> dict[str, Any]:
     """The part of config.json for transformers' Qwen3."""
     return {
         "architectures": ["Qwen3ForCausalLM"],
@@ -59,8 +60,8 @@ def _qwen3_config() -> dict[str, Any]:
         "hidden_act": "silu",
         "attention_bias": False,
         "attention_dropout": 0.0,
-        "rms_norm_eps": RMS_EPS,
-        "rope_theta": ROPE_BASE,
+        "rms_norm_eps": gpt.norm_eps,
+        "rope_theta": gpt.rope_base,
         "rope_scaling": None,
         "sliding_window": None,
         "use_sliding_window": False,
@@ -92,7 +93,8 @@ def write_folder(opened: TrainedModel, out: Path) -> None:
     """Write the directory `out` atomically. Raises UsageError if it exists, PreflightError if it cannot be written."""
     gpt, tokenizer, meta = opened.model.config, opened.tokenizer, opened.checkpoint.meta
     licence = metadata.licence_of(opened)
-    about = {"format": FORMAT, "run": opened.run, "licence": licence, "meta": meta}
+    foreign = isinstance(tokenizer, ForeignTokenizer)
+    about = {"format": FORMAT, "run": opened.run, "licence": licence, "meta": meta} | ({"tokenizer": KIND} if foreign else {})
     config = config_json(gpt, tokenizer)
     generation = {name: config[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     with new_folder(out) as folder:
@@ -100,9 +102,10 @@ def write_folder(opened: TrainedModel, out: Path) -> None:
             save_file(hf_weights(opened.model), folder / WEIGHTS, metadata={"format": "pt"})
         paths.atomic_write_json(folder / "config.json", config)
         paths.atomic_write_json(folder / "generation_config.json", generation | {"do_sample": True, "temperature": 0.8, "top_k": 50})
-        paths.atomic_write_json(folder / "tokenizer.json", vocabulary.tokenizer_json(tokenizer))
-        paths.atomic_write_json(folder / "tokenizer_config.json", vocabulary.tokenizer_config(gpt.max_seq_len))
-        shutil.copyfile(vocabulary.TEMPLATE, folder / vocabulary.TEMPLATE.name)
+        if isinstance(tokenizer, ForeignTokenizer):
+            foreign_folder.write_tokenizer(folder, tokenizer, gpt.max_seq_len)
+        else:
+            vocabulary.write_tokenizer(folder, tokenizer, gpt.max_seq_len)
         paths.atomic_write(folder / card.CARD, card.folder_card(opened))
         paths.atomic_write_json(folder / ABOUT, about)
         if not is_plain_qwen3(gpt):

@@ -5,12 +5,14 @@ the batch rule is from arXiv 2505.13738, the weight decay rule from arXiv 2405.1
 """
 
 import dataclasses
+import json
 import math
 from collections.abc import Mapping
 from typing import Any
 
 from nanochat import untrusted
 from nanochat.config import ModelConfig
+from nanochat.errors import UsageError
 
 SOFTCAP = 15.0  # of nanochat's logits
 ROPE_BASE = 100_000.0  # of the rotary embedding
@@ -163,6 +165,11 @@ def round_up(value: int, multiple: int) -> int:
 def gpt_config(config: ModelConfig) -> GPTConfig:
     """The shape for `config`, whose vocab_size must be resolved (not -1). A portable model attends to its whole context."""
     assert config.vocab_size > 0, "vocab_size must be resolved first (planning/rules.py)"
+    if config.shape:  # of an imported model, whose context may be shortened
+        try:
+            return dataclasses.replace(GPTConfig.from_dict(json.loads(config.shape)), max_seq_len=config.max_seq_len)
+        except (ValueError, KeyError, TypeError) as error:
+            raise UsageError(f"the shape {untrusted.shown(config.shape)} is not a model's", "use --from, which sets it") from error
     dim = round_up(config.aspect_ratio * config.depth, config.head_dim)
     portable = config.architecture == "portable"  # the flag's value for a Qwen3
     return GPTConfig(
