@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from nanochat.export import folder
+from nanochat.export import folder, importer
 from nanochat.runs.record import open_model
 from tests.export.random_model import random_model
 from tests.tiny import MODEL, call
@@ -266,7 +266,7 @@ def test_an_export_on_a_disk_that_is_full_after_each_write(
     if to == "gguf":
         monkeypatch.setenv("NANOCHAT_BASE_DIR", str(base))
         folder.write_folder(random_model("qwen3", 1), tmp_path / "portable")
-        run = folder.import_folder(tmp_path / "portable", "portable")
+        run = importer.import_folder(tmp_path / "portable", "portable")
     for number in range(MOST_WRITES):
         out = small_disk / f"export-{number}"
         command = ["entrypoint.py", "export", f"--to={to}", f"--run={run}", f"--out={out}"]
