@@ -5,7 +5,7 @@ from typing import Any
 
 from nanochat import paths
 from nanochat.config import Config
-from nanochat.data.published.shards import origin
+from nanochat.data.published.origins import is_mixture, mixture, origin
 from nanochat.errors import NanochatError
 from nanochat.evaluation.results import SUMMARY, read_results
 from nanochat.runs import record as runs
@@ -24,7 +24,8 @@ def front_matter(run: str) -> str:
     config = _config(run)
     if config is None or config.data:  # a user's own text
         return ""
-    languages, datasets = LANGUAGES.get(config.dataset, []), _datasets(config)
+    languages = mixture(config.dataset).languages if is_mixture(config.dataset) else LANGUAGES.get(config.dataset, [])
+    datasets = _datasets(config)
     lines = ["language:", *(f"- {name}" for name in languages)] if languages else []
     lines += ["datasets:", *(f"- {json.dumps(name)}" for name in datasets)] if datasets else []
     return "".join(f"{line}\n" for line in lines)
@@ -50,7 +51,8 @@ def _datasets(config: Config) -> list[str]:
     if config.dataset == "embedded":
         return []
     try:
-        return [origin(config.dataset).repo]
+        names = [part.name for part in mixture(config.dataset).texts] if is_mixture(config.dataset) else [config.dataset]
+        return [origin(name).repo for name in names]
     except (NanochatError, KeyError):
         return []
 
