@@ -14,13 +14,14 @@ import torch
 from nanochat import console, paths
 from nanochat.config import Config
 from nanochat.console import log
+from nanochat.data.source import text_source
 from nanochat.distributed import memory, ranks
 from nanochat.errors import Preempted
 from nanochat.hardware.machine import this_machine
 from nanochat.pipeline import mirrored
 from nanochat.pipeline.finish import finish, show_result
 from nanochat.pipeline.identity import BASE, SFT, Request, forget_results, recorded
-from nanochat.pipeline.prepare import prepare
+from nanochat.pipeline.prepare import Prepared, prepare
 from nanochat.pipeline.progress import run_clock, showing
 from nanochat.pipeline.stages import train_stages
 from nanochat.planning.autosize import HoursPacer
@@ -82,8 +83,8 @@ class Call:
                 return code
             self.stop.trained = True
         else:
-            device.set_up(prepared.config)
-            with ranks.join(prepared.config.device) as here:
+            device.set_up(prepared.record.config)
+            with ranks.join(prepared.record.config.device) as here:
                 self._run(prepared, here)
         show_result(self.request.config)
         return 0
@@ -97,17 +98,17 @@ class Call:
         with ranks.join(request.config.device) as here, contextlib.ExitStack() as held:
             if here.main and not alone:
                 held.enter_context(lock.hold(request.config.run, TRAINING))
-            prepared = recorded(request) if alone else here.main_first("prepared", lambda: prepare(request))
+            prepared = _recorded(request) if alone else here.main_first("prepared", lambda: prepare(request))
             if isinstance(prepared, str):
                 log(prepared)
                 return 0
-            device.set_up(prepared.config)
+            device.set_up(prepared.record.config)
             self._run(prepared, here)
         return 0
 
-    def _run(self, record: Record, here: ranks.Ranks) -> None:
+    def _run(self, prepared: Prepared, here: ranks.Ranks) -> None:
         """Train the incomplete stages, evaluate and report, with uploads to the mirror and metrics to the tracker."""
-        config = record.config
+        record, config = prepared.record, prepared.record.config
         try:
             clock = run_clock(config, self.request.stages, _planned_rate(record) if here.main else 0.0)
             with (
@@ -121,7 +122,7 @@ class Call:
                 began = self._first_call(session)
                 if config.hours:
                     session.pacer = HoursPacer(record, began)
-                train_stages(session, self.request.stages)
+                train_stages(session, self.request.stages, prepared.source)
                 finish(session, began)
         except Preempted:
             if self.stop.in_loop:  # all ranks stop after the same step, because the first exit stops the main rank during an upload
@@ -145,6 +146,12 @@ class Call:
         forget_results(session.config.run)
         earlier = read_metrics(session.folder / "metrics.jsonl")
         return began - earlier[-1]["elapsed_seconds"] if earlier else float(os.environ.get(BEGAN, began))
+
+
+def _recorded(request: Request) -> Prepared:
+    """The run as this worker's launcher has prepared it."""
+    record = recorded(request)
+    return Prepared(record, text_source(record.config))
 
 
 def _as_launched(request: Request) -> Request:
