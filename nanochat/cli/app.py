@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.exceptions import TyperException
 
-from nanochat.cli import dataset, model, plan, runs, submit, train
+from nanochat.cli import dataset, disk, model, plan, runs, submit, train
 from nanochat.cli.mistakes import usage_error
 from nanochat.cli.options import application
 from nanochat.console import QUIET, fail, log, show
@@ -25,7 +25,7 @@ STOPPED = "stopped; run the same command again"
 TRAINING = ("train", "quickstart", "plan")  # commands that take training steps: a plan measures some
 
 app = application("Train your own ChatGPT from nothing on the machine you have, then chat with it.", completion=True)
-for commands in (train.app, plan.app, model.app, dataset.app):
+for commands in (train.app, plan.app, model.app, dataset.app, disk.app):
     app.add_typer(commands)
 app.add_typer(runs.app, name="runs", rich_help_panel="Inspect")
 app.add_typer(submit.app, name="submit", rich_help_panel="Cluster")

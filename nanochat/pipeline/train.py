@@ -39,7 +39,6 @@ from nanochat.train.session import Session
 from nanochat.train.signals import StopSignal
 from nanochat.train.timeleft import RunClock
 
-TRAINING = "a training run"  # description of this process in another process's message about the lock
 BEGAN = "NANOCHAT_BEGAN"  # start of the launcher's command, by time.monotonic(), which all processes share
 
 
@@ -68,7 +67,7 @@ class Call:
         processes = self.request.config.nproc_per_node
         if ranks.nodes() > 1:  # the main rank prepares the run for all nodes
             return ranks.launch(relaunch, processes)
-        with lock.hold(self.request.config.run, TRAINING):
+        with lock.hold(self.request.config.run, lock.TRAINING):
             return self._train_locked(relaunch, processes)
 
     def _train_locked(self, relaunch: list[str], processes: int) -> int:
@@ -97,7 +96,7 @@ class Call:
         alone = ranks.has_launcher() and ranks.nodes() == 1  # then the launcher has prepared the run, and has its lock
         with ranks.join(request.config.device) as here, contextlib.ExitStack() as held:
             if here.main and not alone:
-                held.enter_context(lock.hold(request.config.run, TRAINING))
+                held.enter_context(lock.hold(request.config.run, lock.TRAINING))
             prepared = _recorded(request) if alone else here.main_first("prepared", lambda: prepare(request))
             if isinstance(prepared, str):
                 log(prepared)
