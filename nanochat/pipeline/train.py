@@ -33,6 +33,7 @@ from nanochat.train import device
 from nanochat.train.deadline import Deadline
 from nanochat.train.session import Session
 from nanochat.train.signals import StopSignal
+from nanochat.train.threads import ThreadTuner
 
 TRAINING = "a training run"  # description of this process in another process's message about the lock
 BEGAN = "NANOCHAT_BEGAN"  # start of the launcher's command, by time.monotonic(), which all processes share
@@ -114,12 +115,22 @@ class Call:
                 began = self._first_call(session)
                 if config.hours:
                     session.pacer = HoursPacer(record, began)
+                if self._measures_threads(config, here):
+                    session.stepped = ThreadTuner(config.threads)
                 train_stages(session, self.request.stages)
                 finish(session, began)
         except Preempted:
             if self.stop.in_loop:  # all ranks stop after the same step, because the first exit stops the main rank during an upload
                 here.gather_objects(None)
             raise
+
+    def _measures_threads(self, config: Config, here: ranks.Ranks) -> bool:
+        """Whether the number of threads follows from measured steps: on a CPU, with one process and without a number of the user's.
+
+        A compiled step keeps the number that it was compiled for.
+        """
+        free = self.request.config.threads == -1 and not config.deterministic and config.compile != "on"
+        return free and config.device == "cpu" and here.world_size == 1 and config.threads > 1
 
     def _session(self, record: Record, here: ranks.Ranks, uploader: Uploader | None, follow: Callable[[Metrics], object]) -> Session:
         """All that the stages share, its memory capped."""

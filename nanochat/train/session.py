@@ -48,6 +48,7 @@ class Session:
     planned_rate: float = 0.0  # tokens per second, by the plan; 0 if there is none
     uploader: Uploader | None = None  # to the mirror, on the main rank
     follow: Callable[[Metrics], object] = lambda metrics: None  # called with each stage's metrics, on the main rank
+    stepped: Callable[[float, int], object] = lambda seconds, tokens: None  # called after each step of any stage
     first_row: int = 0  # of the run's data, with which the first stage begins
     pacer: Pacer | None = None  # chooses the number of pretraining steps, if it may change
     gpt: GPTConfig = field(init=False)
@@ -143,6 +144,7 @@ class Session:
             peak_flops=0.0 if fresh else device.peak_flops(self.ranks.device),
             planned_rate=0.0 if fresh else self.planned_rate,
             meta=self.meta(name),
+            stepped=self.stepped,
             saved=self.uploader.enqueue if self.uploader else lambda folder: None,
         )
 

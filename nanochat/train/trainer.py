@@ -67,6 +67,7 @@ class Trainer:
             self._review()
             result = self.step()
             self.log.add(result, self.schedule.steps)
+            stage.stepped(result.seconds - result.read_seconds, result.batch.tokens)
             if result.stopping or result.saving or self._evaluation_due() or self._due(stage.save_every):
                 self.save()  # before the evaluation and the samples, so that their failure loses nothing
             if result.stopping:
