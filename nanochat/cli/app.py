@@ -18,6 +18,7 @@ from nanochat.cli.mistakes import usage_error
 from nanochat.cli.options import application
 from nanochat.console import QUIET, fail, log, show
 from nanochat.errors import CLOSED_PIPE, INTERRUPTED, NanochatError
+from nanochat.hardware import awake
 from nanochat.redaction import redact
 
 SHOWN = 2000  # characters of an unexpected error: a compiler's has sixty thousand
@@ -91,6 +92,7 @@ def run_and_exit(command: Any, *arguments: Any, trains: bool = False) -> None:
     if temporary := os.environ.get("TMPDIR"):  # the image's is on the data volume, which may be new
         with contextlib.suppress(OSError):
             os.makedirs(temporary, exist_ok=True)
+    awake.watch()
     code = 1
     try:
         code = exit_code(command, *arguments)
@@ -128,4 +130,3 @@ def _for_user(error: Exception) -> NanochatError:
     if len(message) > SHOWN:
         message, shows = f"{message[:SHOWN]} ... ({len(message) - SHOWN:,} more characters)", "all of it, with the traceback"
     return NanochatError(message, f"report this internal error, please (NANOCHAT_DEBUG=1 shows {shows})")
-

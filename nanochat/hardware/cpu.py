@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 import os
+import re
 import time
 from collections.abc import Container
 
@@ -85,10 +86,10 @@ def processor_ticks(processors: Container[int]) -> tuple[int, int]:
     busy = every = 0
     low = os.nice(0) > 0
     for line in procfs.read(STAT).splitlines():
-        name, *numbers = line.split()
-        if not (name[:3] == "cpu" and name[3:].isdigit() and int(name[3:]) in processors and len(numbers) >= 8):
+        found = re.match(r"cpu(\d+)((?: \d+){8})", line)
+        if not found or int(found[1]) not in processors:
             continue
-        user, nice, system, idle, wait, irq, soft, steal = map(int, numbers[:8])
+        user, nice, system, idle, wait, irq, soft, steal = map(int, found[2].split())
         taken = user + system + irq + soft + steal + nice * low
         busy, every = busy + taken, every + user + nice + system + idle + wait + irq + soft + steal
     return busy, every

@@ -5,7 +5,6 @@ identity.py finds the run, prepare.py prepares the first step, stages.py trains,
 
 import contextlib
 import os
-import time
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -15,6 +14,7 @@ from nanochat.config import Config
 from nanochat.console import log
 from nanochat.distributed import memory, ranks
 from nanochat.errors import Preempted
+from nanochat.hardware import awake
 from nanochat.hardware.machine import this_machine
 from nanochat.pipeline import mirrored
 from nanochat.pipeline.finish import finish, show_result
@@ -36,7 +36,7 @@ from nanochat.train.signals import StopSignal
 from nanochat.train.threads import ThreadTuner
 
 TRAINING = "a training run"  # description of this process in another process's message about the lock
-BEGAN = "NANOCHAT_BEGAN"  # start of the launcher's command, by time.monotonic(), which all processes share
+BEGAN = "NANOCHAT_BEGAN"  # start of the launcher's command, by time.monotonic(), which all processes share, without its suspensions
 
 
 def train(config: Config, stages: Sequence[str] = (BASE, SFT), relaunch: Sequence[str] = ()) -> int:
@@ -47,7 +47,7 @@ def train(config: Config, stages: Sequence[str] = (BASE, SFT), relaunch: Sequenc
     reached, DataError, NonFiniteError, OutOfMemoryError, Preempted.
     """
     with StopSignal().installed() as stop, Deadline.of(os.environ).kept(stop):
-        call = Call(Request(config, tuple(stages), time.monotonic()), stop)
+        call = Call(Request(config, tuple(stages), awake.monotonic()), stop)
         return call.in_worker() if ranks.launched() else call.in_launcher(list(relaunch))
 
 
@@ -73,7 +73,7 @@ class Call:
         if isinstance(prepared, str):
             log(prepared)
         elif processes > 1:
-            os.environ[BEGAN] = str(self.request.began)
+            os.environ[BEGAN] = str(self.request.began + awake.clock.suspended)
             code = ranks.launch(relaunch, processes)
             if code:
                 return code

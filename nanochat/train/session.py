@@ -48,9 +48,9 @@ class Session:
     planned_rate: float = 0.0  # tokens per second, by the plan; 0 if there is none
     uploader: Uploader | None = None  # to the mirror, on the main rank
     follow: Callable[[Metrics], object] = lambda metrics: None  # called with each stage's metrics, on the main rank
-    stepped: Callable[[float, int], object] = lambda seconds, tokens: None  # called after each step of any stage
     first_row: int = 0  # of the run's data, with which the first stage begins
     pacer: Pacer | None = None  # chooses the number of pretraining steps, if it may change
+    stepped: Callable[[float, int], object] = lambda seconds, tokens: None  # called after each step of any stage
     gpt: GPTConfig = field(init=False)
 
     def __post_init__(self) -> None:

@@ -16,13 +16,13 @@ import torch
 from nanochat.console import NORMAL, VERBOSE, log
 from nanochat.hardware.cpu import FreeProcessors
 
-SAMPLE = 4  # steps with each number of threads; the first is not counted, because new threads start in it
+SAMPLE, SAMPLE_SECONDS = 4, 0.4  # steps with each number of threads, and seconds, at least; the first step starts threads: not counted
+FEW = 4  # threads up to which each number is tried
 RECENT = 8  # newest steps, whose median is compared with the measurement's
 DRIFT = 1.25  # factor of the median's change, slower or faster, after which the numbers are measured again
 MOVED = 0.5  # change of the free processors after which they are measured again
 WORSE = 1.1  # factor of the best time from which still fewer threads are not tried
 BETTER, SURE = 1.03, 2.0  # gains from which another number is taken: after a second measurement, after the first
-ROUNDING = 0.25  # of a processor, which is not worth a thread
 PERIOD = 64  # steps until an unprompted measurement; doubled each time that it changes nothing
 SHARE, ALLOWANCE = 0.02, 1.0  # fraction of the training time that measurements may cost, and seconds in advance
 SAID_SECONDS = 60.0  # between two lines about changes
@@ -46,7 +46,7 @@ class ThreadTuner:
         self._recent: deque[float] = deque(maxlen=RECENT)  # seconds per token
         self._measured: dict[int, float] = {}  # number of threads -> seconds per token, of the running or the last measurement
         self._candidates: list[int] = []  # numbers to measure: the running one first; empty outside of a measurement
-        self._sample: list[float] = []  # seconds per token of the running number's steps
+        self._sample, self._seconds = list[float](), 0.0  # seconds per token of the running number's steps, and their seconds
         self._samples: dict[int, list[float]] = {}  # of each number's counted steps
         self._trial: list[tuple[float, float]] = []  # (seconds per token, seconds) of all steps of the measurement
         self._confirming = False  # whether the best number and the one before are measured a second time
@@ -68,8 +68,6 @@ class ThreadTuner:
         self._quiet += 1
         if len(self._recent) < RECENT // 2:
             return
-        if math.isinf(self._expected):  # a number that was chosen by the free processors alone
-            self._expected = statistics.median(self._recent)
         free, left = self._free(), ALLOWANCE + SHARE * self._elapsed - self._spent
         if (left > 0 and self._changed(free)) or (left > self._cost and self._quiet >= self._period):
             self._begin(free)
@@ -82,28 +80,23 @@ class ThreadTuner:
         return len(self._recent) == RECENT and not 1 / DRIFT < ratio < DRIFT
 
     def _begin(self, free: float | None) -> None:
-        """Begin a measurement of the numbers of threads for which there may be processors, most first."""
-        most = self.most if free is None else max(min(self.most, math.ceil(free - ROUNDING)), 1)
+        """Begin a measurement: of each number if there are few, else of halves, most threads first."""
         self._free_then, self._samples, self._measured, self._trial, self._confirming = free, {}, {}, [], False
-        self._candidates = sorted({most, *(2**power for power in range(most.bit_length()) if 2**power <= most)}, reverse=True)
-        if most <= 4:
-            self._candidates = list(range(most, 0, -1))
-        if self._candidates == [1]:  # nothing to compare
-            self._candidates = []
-            self._choose(1, math.inf)
-        else:
-            self._next()
+        halves = {self.most >> power for power in range(self.most.bit_length())}
+        self._candidates = sorted(halves | set(range(1, min(self.most, FEW) + 1)), reverse=True)
+        self._next()
 
     def _next(self) -> None:
-        self._sample = []
+        self._sample, self._seconds = [], 0.0
         self._use(self._candidates[0])
 
     def _add(self, each: float, seconds: float) -> None:
         """Record a measurement's step; after the last step of a number, go on to the next number or choose."""
         self._trial.append((each, seconds))
         self._sample.append(each)
+        self._seconds += seconds
         hopeless = self._measured and len(self._sample) > 1 and each > SURE * min(self._measured.values())
-        if len(self._sample) < SAMPLE and not hopeless:
+        if (len(self._sample) < SAMPLE or self._seconds < SAMPLE_SECONDS) and not hopeless:
             return
         number = self._candidates.pop(0)
         self._samples.setdefault(number, []).extend(self._sample[1:])
@@ -124,6 +117,7 @@ class ThreadTuner:
 
     def _choose(self, threads: int, expected: float) -> None:
         self._period = PERIOD if threads != self.threads else 2 * self._period
+        self._free_then = self._free() if self._free_then is None else self._free_then
         changed, self.threads, self._expected, self._quiet = threads != self.threads, threads, expected, 0
         self._recent.clear()
         self._use(threads)

@@ -13,7 +13,7 @@ TOKENS = 1000
 
 
 class Machine:
-    """Steps of a run on `cores` processors beside `busy` programs; `rate` are seconds of an undisturbed step with each number of threads."""
+    """Steps of a run on `cores` processors beside `busy` programs; `rate` has an undisturbed step's seconds by number of threads."""
 
     def __init__(self, cores: int, rate: Callable[[int], float], tells: bool = True):
         self.cores, self.rate, self.tells, self.busy = cores, rate, tells, 0
