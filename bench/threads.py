@@ -1,4 +1,4 @@
-"""Claim: beside programs that come and go, training steps take at most 1.1 times as long as with the best fixed number of threads.
+"""Claim: beside programs that come and go, a training step takes at most 1.1 times as long as with the best fixed number of threads.
 
 The quickstart's steps, alone and beside busy processes, by this checkout, by another one (--other) and by this one with each fixed
 number of threads, in turn. The busy processes run for --on seconds and rest for --off. Prints a table, medians over the rounds of the
@@ -101,7 +101,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--on", type=float, default=10.0)
     parser.add_argument("--off", type=float, default=5.0)
-    parser.add_argument("--verbose", action="store_true", help="print what the runs say of their threads")
+    parser.add_argument("--verbose", action="store_true", help="print the runs' own lines about their threads")
     options = parser.parse_args()
     cores = len(os.sched_getaffinity(0))
     ways = {"this": (HERE, -1)} | ({"other": (options.other.resolve(), -1)} if options.other else {})

@@ -50,7 +50,7 @@ def physical_cores() -> int:
 
 
 class FreeProcessors:
-    """How many of the processors that this process may use other programs leave to it, what it takes itself included.
+    """Average number of processors that other programs leave to this process, those that it uses itself included.
 
     Called again and again; each call has the average since the call that is WINDOW or more seconds before it.
     """

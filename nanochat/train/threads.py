@@ -29,7 +29,7 @@ SAID_SECONDS = 60.0  # between two lines about changes
 
 
 class ThreadTuner:
-    """Chooses between 1 and `most` threads for the steps that it is told of.
+    """Chooses between 1 and `most` threads from the times of a run's steps.
 
     `use` sets the number, `free` returns the processors that other programs leave to this process (None: unknown).
     """
@@ -91,7 +91,7 @@ class ThreadTuner:
         self._use(self._candidates[0])
 
     def _add(self, each: float, seconds: float) -> None:
-        """Record a measurement's step; after the last step of a number, go on to the next number or choose."""
+        """Record a measurement's step; after the last step of a number, measure the next number or choose."""
         self._trial.append((each, seconds))
         self._sample.append(each)
         self._seconds += seconds
@@ -110,7 +110,7 @@ class ThreadTuner:
         if self._candidates:
             self._next()
             return
-        # What the other numbers' steps took longer than they would have with the best one.
+        # The time that all steps of the measurement would have saved with the best number.
         self._cost = sum(seconds * max(1 - self._measured[best] / each, 0) for each, seconds in self._trial)
         self._spent += self._cost
         self._choose(best if gain > BETTER else self.threads, self._measured[best])
