@@ -1,7 +1,6 @@
 """Preparation before the first step: plan, preflight checks, text and tokenizer, so that errors appear early."""
 
 import dataclasses
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from nanochat.data.text_source import TextSource
 from nanochat.data.vocabulary import ensure_tokenizer
 from nanochat.doctor import checks as doctor
 from nanochat.errors import UsageError
+from nanochat.hardware import awake
 from nanochat.hardware.machine import this_machine
 from nanochat.pipeline.identity import BASE, RL, SFT, Identity, Request, identify
 from nanochat.pipeline.progress import run_clock, showing
@@ -85,7 +85,7 @@ def prepare_tokenizer(config: Config) -> Path:
 
 def _resolve(request: Request, run: Identity, text_bytes: int | None) -> tuple[Config, Plan]:
     """Resolve the config, print its plan and defaults, and run the preflight checks; returns (resolved config, plan)."""
-    hardware, spent = this_machine(run.config.device), time.monotonic() - request.began
+    hardware, spent = this_machine(run.config.device), awake.monotonic() - request.began
     resolved, plan = decide(run.config, hardware, text_bytes=text_bytes, spent=spent, begun=run.record is not None)
     for line in brief(plan).splitlines():
         log(line)

@@ -6,7 +6,6 @@ identity.py finds the run, prepare.py prepares the first step, stages.py trains,
 import contextlib
 import math
 import os
-import time
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -17,6 +16,7 @@ from nanochat.console import log
 from nanochat.data.source import text_source
 from nanochat.distributed import memory, ranks
 from nanochat.errors import Preempted
+from nanochat.hardware import awake
 from nanochat.hardware.machine import this_machine
 from nanochat.pipeline import mirrored
 from nanochat.pipeline.finish import finish, show_result
@@ -37,9 +37,10 @@ from nanochat.train import device
 from nanochat.train.deadline import Deadline
 from nanochat.train.session import Session
 from nanochat.train.signals import StopSignal
+from nanochat.train.threads import ThreadTuner
 from nanochat.train.timeleft import RunClock
 
-BEGAN = "NANOCHAT_BEGAN"  # start of the launcher's command, by time.monotonic(), which all processes share
+BEGAN = "NANOCHAT_BEGAN"  # start of the launcher's command, by time.monotonic(), which all processes share, without its suspensions
 
 
 def train(config: Config, stages: Sequence[str] = (BASE, SFT), relaunch: Sequence[str] = ()) -> int:
@@ -50,7 +51,7 @@ def train(config: Config, stages: Sequence[str] = (BASE, SFT), relaunch: Sequenc
     reached, DataError, NonFiniteError, OutOfMemoryError, Preempted.
     """
     with StopSignal().installed() as stop, Deadline.of(os.environ).kept(stop):
-        call = Call(Request(config, tuple(stages), time.monotonic()), stop)
+        call = Call(Request(config, tuple(stages), awake.monotonic()), stop)
         return call.in_worker() if ranks.launched() else call.in_launcher(list(relaunch))
 
 
@@ -76,7 +77,7 @@ class Call:
         if isinstance(prepared, str):
             log(prepared)
         elif processes > 1:
-            os.environ[BEGAN] = str(self.request.began)
+            os.environ[BEGAN] = str(self.request.began + awake.clock.suspended)
             code = ranks.launch(relaunch, processes)
             if code:
                 return code
@@ -121,12 +122,22 @@ class Call:
                 began = self._first_call(session)
                 if config.hours:
                     session.pacer = HoursPacer(record, began)
+                if self._measures_threads(config, here):
+                    session.stepped = ThreadTuner(config.threads)
                 train_stages(session, self.request.stages, prepared.source)
                 finish(session, began)
         except Preempted:
             if self.stop.in_loop:  # all ranks stop after the same step, because the first exit stops the main rank during an upload
                 here.gather_objects(None)
             raise
+
+    def _measures_threads(self, config: Config, here: ranks.Ranks) -> bool:
+        """Whether the number of threads follows from measured steps: on a CPU, with one process and without a number of the user's.
+
+        A compiled step keeps the number that it was compiled for.
+        """
+        free = self.request.config.threads == -1 and not config.deterministic and config.compile != "on"
+        return free and config.device == "cpu" and here.world_size == 1 and config.threads > 1
 
     def _session(self, record: Record, here: ranks.Ranks, uploader: Uploader | None, follow: Callable[[Metrics], object]) -> Session:
         """All that the stages share, its memory capped."""
