@@ -36,9 +36,7 @@ class LeanOperations(Operations):
 
     def linear(self, x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
         return tuple(
-            super(LeanOperations, self).linear(x, weight)[0]
-            if weight.grad is None
-            else AccumulatingLinear.apply(x, weight, weight.grad)
+            super(LeanOperations, self).linear(x, weight)[0] if weight.grad is None else AccumulatingLinear.apply(x, weight, weight.grad)
             for weight in weights
         )
 
