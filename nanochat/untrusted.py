@@ -103,6 +103,13 @@ def integer(value: Any, what: str, low: int = 0, high: int = INTEGER_MOST) -> in
     return value
 
 
+def number(value: Any, what: str, low: float, high: float) -> float:
+    """Return `value` as float if it is a number from `low` to `high`."""
+    if type(value) not in (int, float) or not low <= value <= high:
+        raise ValueError(f"{what} is {shown(value)}, not a number from {low:g} to {high:g}")
+    return float(value)
+
+
 def encodable(text: str) -> str:
     """`text` without lone surrogates, which come from JSON's escapes and from file names, and which no UTF-8 response can hold."""
     return text.encode("utf-8", "replace").decode()

@@ -101,6 +101,7 @@ class ModelConfig(Group):
     head_dim: int = field(128, "Width of one attention head")
     max_seq_len: int = field(2048, "Context length in tokens", metavar="TOKENS")
     window_pattern: str = field("L", "Attention window of each layer, repeated; L: full context, S: a quarter of it", metavar="LETTERS")
+    shape: str = field("", "Shape of an imported model as JSON, set by --from", metavar="JSON")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nanochat.kernels import accumulation
 from nanochat.kernels.accumulation import AccumulatingEmbedding, AccumulatingLinear
 from nanochat.kernels.operations import RMS_EPS, Operations, rotate
 
@@ -25,20 +26,21 @@ class LeanOperations(Operations):
         return torch.bfloat16 if self.dtype == torch.bfloat16 else torch.float32
 
     def start_gradients(self, weights: Iterable[Tensor]) -> None:
-        for weight in weights:
-            if weight.dim() == 2 and weight.grad is None:
-                weight.grad = torch.zeros_like(weight, dtype=torch.float32)
+        accumulation.start(weights)
+
+    def finish_gradients(self, weights: Iterable[Tensor]) -> None:
+        accumulation.finish(weights)
 
     def embed(self, ids: Tensor, table: Tensor) -> Tensor:
-        if table.grad is None:
-            return super().embed(ids, table)
-        return AccumulatingEmbedding.apply(ids, table, table.grad, self.dtype)
+        total = accumulation.total_of(table)
+        return super().embed(ids, table) if total is None else AccumulatingEmbedding.apply(ids, table, total, self.dtype)
 
     def linear(self, x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
-        return tuple(
-            super(LeanOperations, self).linear(x, weight)[0] if weight.grad is None else AccumulatingLinear.apply(x, weight, weight.grad)
-            for weight in weights
-        )
+        return tuple(self._linear(x, weight) for weight in weights)
+
+    def _linear(self, x: Tensor, weight: Tensor) -> Tensor:
+        total = accumulation.total_of(weight)
+        return super().linear(x, weight)[0] if total is None else AccumulatingLinear.apply(x, weight, total)
 
     def relu_square(self, x: Tensor) -> Tensor:
         return _ReluSquare.apply(x)

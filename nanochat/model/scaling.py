@@ -5,14 +5,18 @@ the batch rule is from arXiv 2505.13738, the weight decay rule from arXiv 2405.1
 """
 
 import dataclasses
+import json
 import math
 from collections.abc import Mapping
 from typing import Any
 
 from nanochat import untrusted
 from nanochat.config import ModelConfig
+from nanochat.errors import UsageError
 
 SOFTCAP = 15.0  # of nanochat's logits
+ROPE_BASE = 100_000.0  # of the rotary embedding
+NORM_EPS = 2.0**-23  # of the norms: float32's machine epsilon
 
 # The parts of each architecture, as a checkpoint's JSON names them. qwen3: norms with gains (before the rotation, none after the
 # embedding) and SwiGLU, exactly as Qwen3, so that other inference engines run it unchanged.
@@ -46,7 +50,17 @@ REFERENCE_DIM = 768
 MINIMUM_STEPS = 500  # the automatic batch size leaves at least so many steps; d4's 528 are the fewest of the measured table
 
 # Limits for a checkpoint's JSON, far above any model that can be trained, so that a hostile one cannot make us allocate more.
-LARGEST = {"depth": 1024, "dim": 2**16, "n_head": 2**12, "n_kv_head": 2**12, "head_dim": 2**13, "vocab_size": 2**22, "max_seq_len": 2**20}
+LARGEST = {
+    "depth": 1024,
+    "dim": 2**16,
+    "n_head": 2**12,
+    "n_kv_head": 2**12,
+    "head_dim": 2**13,
+    "mlp_width": 2**18,
+    "vocab_size": 2**22,
+    "max_seq_len": 2**20,
+}
+NUMBERS = {"rope_base": (1.0, 1e12), "norm_eps": (1e-12, 0.1)}  # least and most
 LARGEST_TABLE = 2**25  # max_seq_len x head_dim: the table of the rotary embedding, which no weight's shape bounds
 
 
@@ -63,9 +77,16 @@ class GPTConfig:
     max_seq_len: int
     window_pattern: str = "L"
     architecture: str = "nanochat"  # a key of ARCHITECTURES
+    # Only an imported Qwen3 differs in these, and in dim, which need not be n_head x head_dim.
+    mlp_width: int = 0  # inside the MLP; 0: chosen from the model's width
+    rope_base: float = ROPE_BASE
+    norm_eps: float = NORM_EPS
+    tied: bool = False  # the head is the embedding
 
     def __post_init__(self) -> None:
-        assert self.dim == self.n_head * self.head_dim, (self.dim, self.n_head, self.head_dim)
+        if self.architecture != "qwen3":
+            assert self.dim == self.n_head * self.head_dim, (self.dim, self.n_head, self.head_dim)
+            assert all(getattr(self, name) == default for name, default in _OPTIONAL.items()), self
         assert self.n_head % self.n_kv_head == 0, (self.n_head, self.n_kv_head)
         assert self.architecture in ARCHITECTURES, self.architecture
         assert self.window_pattern
@@ -79,7 +100,12 @@ class GPTConfig:
     @property
     def mlp_dim(self) -> int:
         """Width inside the MLP, chosen so that SwiGLU's three matrices have about as many parameters as the other's two."""
-        return round_up(8 * self.dim // 3, 64) if self.architecture == "qwen3" else 4 * self.dim
+        return self.mlp_width or round_up(8 * self.dim // 3, 64) if self.architecture == "qwen3" else 4 * self.dim
+
+    @property
+    def q_dim(self) -> int:
+        """Width of the queries."""
+        return self.n_head * self.head_dim
 
     @property
     def kv_dim(self) -> int:
@@ -96,8 +122,8 @@ class GPTConfig:
         return self.architecture == "nanochat" and (self.depth - 1 - layer) % 2 == 0
 
     def to_dict(self) -> dict[str, Any]:
-        """The shape and the architecture's parts, for a checkpoint's JSON."""
-        shape = dataclasses.asdict(self)
+        """The shape and the architecture's parts, for a checkpoint's JSON; what only imported models have, where it is not the default."""
+        shape = {name: value for name, value in dataclasses.asdict(self).items() if name not in _OPTIONAL or value != _OPTIONAL[name]}
         parts = ARCHITECTURES[shape.pop("architecture")]
         return shape | parts
 
@@ -110,6 +136,10 @@ class GPTConfig:
         shape = dict(values)
         for name in LARGEST.keys() & shape.keys():
             untrusted.integer(shape[name], name, 1, LARGEST[name])
+        for name in ("rope_base", "norm_eps"):
+            shape[name] = untrusted.number(shape.get(name, _OPTIONAL[name]), name, *NUMBERS[name])
+        if type(shape.get("tied", False)) is not bool:
+            raise ValueError(f"tied is {untrusted.shown(shape['tied'])}, not true or false")
         untrusted.text(shape.get("window_pattern", "L"), "window_pattern", LARGEST["depth"])
         parts = {name: shape.pop(name, default) for name, default in ARCHITECTURES["nanochat"].items()}
         for architecture, known in ARCHITECTURES.items():
@@ -124,6 +154,9 @@ class GPTConfig:
         raise ValueError(f"unknown architecture {untrusted.shown(parts, 300)}")
 
 
+_OPTIONAL = {name: GPTConfig.__dataclass_fields__[name].default for name in ("mlp_width", "rope_base", "norm_eps", "tied")}
+
+
 def round_up(value: int, multiple: int) -> int:
     """The smallest multiple of `multiple` that is at least `value`."""
     return -(-value // multiple) * multiple
@@ -132,6 +165,11 @@ def round_up(value: int, multiple: int) -> int:
 def gpt_config(config: ModelConfig) -> GPTConfig:
     """The shape for `config`, whose vocab_size must be resolved (not -1). A portable model attends to its whole context."""
     assert config.vocab_size > 0, "vocab_size must be resolved first (planning/rules.py)"
+    if config.shape:  # of an imported model, whose context may be shortened
+        try:
+            return dataclasses.replace(GPTConfig.from_dict(json.loads(config.shape)), max_seq_len=config.max_seq_len)
+        except (ValueError, KeyError, TypeError) as error:
+            raise UsageError(f"the shape {untrusted.shown(config.shape)} is not a model's", "use --from, which sets it") from error
     dim = round_up(config.aspect_ratio * config.depth, config.head_dim)
     portable = config.architecture == "portable"  # the flag's value for a Qwen3
     return GPTConfig(
@@ -156,12 +194,12 @@ def count_parameters(gpt: GPTConfig) -> dict[str, int]:
     qwen3 = gpt.architecture == "qwen3"
     tables = sum(gpt.has_value_embedding(layer) for layer in range(gpt.depth))
     mlp = (3 if qwen3 else 2) * gpt.dim * gpt.mlp_dim
-    block = 2 * gpt.dim * gpt.dim + 2 * gpt.dim * gpt.kv_dim + mlp  # q and o, k and v, the MLP's
+    block = 2 * gpt.dim * gpt.q_dim + 2 * gpt.dim * gpt.kv_dim + mlp  # q and o, k and v, the MLP's
     gains = (2 * gpt.dim + 2 * gpt.head_dim) * gpt.depth + gpt.dim
     residual = 2 * gpt.depth + SMEAR_GATE_CHANNELS + 1 + 1  # two per layer, the smear's gate and factor, the backout's
     parts = {
         "embedding": gpt.padded_vocab * gpt.dim,
-        "head": gpt.padded_vocab * gpt.dim,
+        "head": 0 if gpt.tied else gpt.padded_vocab * gpt.dim,
         "value_embeddings": tables * gpt.padded_vocab * gpt.kv_dim,
         "matrices": gpt.depth * block + tables * VALUE_GATE_CHANNELS * gpt.n_kv_head,
         "scalars": gains if qwen3 else residual,
@@ -172,7 +210,7 @@ def count_parameters(gpt: GPTConfig) -> dict[str, int]:
 def scaling_parameters(gpt: GPTConfig) -> int:
     """The parameters that decide the number of training tokens: the matrices and the head."""
     parts = count_parameters(gpt)
-    return parts["matrices"] + parts["head"]
+    return parts["matrices"] + (parts["head"] or parts["embedding"])
 
 
 def flops_per_token(gpt: GPTConfig) -> int:

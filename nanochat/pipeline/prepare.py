@@ -16,6 +16,7 @@ from nanochat.doctor import checks as doctor
 from nanochat.errors import UsageError
 from nanochat.hardware.machine import this_machine
 from nanochat.pipeline.identity import BASE, RL, SFT, Identity, Request, identify
+from nanochat.pipeline.progress import run_clock, showing
 from nanochat.planning.autosize import decide
 from nanochat.planning.describe import brief
 from nanochat.planning.plan import Plan
@@ -42,7 +43,13 @@ def prepare(request: Request) -> Record | str:
     source = text_source(run.config)
     conversations = source.conversations.inspect() if run.config.sft_iterations else ""
     config, plan = _resolve(request, run, source.text_bytes())
-    problems = run.record.problems if run.record else ""
+    with showing(run_clock(config, request.stages, plan.tokens_per_second)):
+        return _prepare(request, run, source, conversations, config, plan)
+
+
+def _prepare(request: Request, run: Identity, source: TextSource, conversations: str, config: Config, plan: Plan) -> Record | str:
+    """The text, the tokenizer and the record of a resolved config's run."""
+    problems, folder = run.record.problems if run.record else "", paths.run_dir(config.run)
     if RL in request.stages:
         config, problems = _with_problems(config, source), source.problems_hash()
     dataset = source.open(config.shards) if config.num_iterations else None

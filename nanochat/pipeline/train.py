@@ -4,6 +4,7 @@ identity.py finds the run, prepare.py prepares the first step, stages.py trains,
 """
 
 import contextlib
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,9 +21,11 @@ from nanochat.pipeline import mirrored
 from nanochat.pipeline.finish import finish, show_result
 from nanochat.pipeline.identity import BASE, SFT, Request, forget_results, recorded
 from nanochat.pipeline.prepare import prepare
+from nanochat.pipeline.progress import run_clock, showing
 from nanochat.pipeline.stages import train_stages
 from nanochat.planning.autosize import HoursPacer
 from nanochat.planning.plan import make_plan
+from nanochat.report.collect import PLAN
 from nanochat.runs import lock, trackers
 from nanochat.runs.heartbeat import heartbeat
 from nanochat.runs.metrics import Metrics, read_metrics
@@ -33,6 +36,7 @@ from nanochat.train import device
 from nanochat.train.deadline import Deadline
 from nanochat.train.session import Session
 from nanochat.train.signals import StopSignal
+from nanochat.train.timeleft import RunClock
 
 TRAINING = "a training run"  # description of this process in another process's message about the lock
 BEGAN = "NANOCHAT_BEGAN"  # start of the launcher's command, by time.monotonic(), which all processes share
@@ -105,12 +109,15 @@ class Call:
         """Train the incomplete stages, evaluate and report, with uploads to the mirror and metrics to the tracker."""
         config = record.config
         try:
+            clock = run_clock(config, self.request.stages, _planned_rate(record) if here.main else 0.0)
             with (
-                heartbeat_for(record, here),
+                showing(clock),
+                heartbeat_for(record, here, clock),
                 mirrored.copying(config, here) as uploader,
                 trackers.following(config, here) as follow,
             ):
                 session = self._session(record, here, uploader, follow)
+                session.clock = clock
                 began = self._first_call(session)
                 if config.hours:
                     session.pacer = HoursPacer(record, began)
@@ -148,12 +155,19 @@ def _as_launched(request: Request) -> Request:
     return Request(config.replace(nproc_per_node=int(os.environ["WORLD_SIZE"])), request.stages, request.began)
 
 
+def _planned_rate(record: Record) -> float:
+    """Training tokens per second of the plan that the run began with; 0 if it is unknown."""
+    rate = paths.read_json_object(paths.run_dir(record.config.run) / PLAN).get("tokens_per_second")
+    return rate if isinstance(rate, float) and 0 < rate < math.inf else 0.0
+
+
 @contextlib.contextmanager
-def heartbeat_for(record: Record, here: ranks.Ranks) -> Iterator[None]:
+def heartbeat_for(record: Record, here: ranks.Ranks, clock: RunClock) -> Iterator[None]:
     """Write the run's heartbeat during the block, on the main rank."""
     if not here.main:
         yield
         return
     config = record.config
-    with heartbeat(paths.run_dir(config.run), lambda: {"device": here.device.type, "steps": current_steps(config), "trial": config.trial}):
+    about = {"device": here.device.type, "trial": config.trial}
+    with heartbeat(paths.run_dir(config.run), lambda: about | {"steps": current_steps(config)} | clock.facts()):
         yield

@@ -20,6 +20,7 @@ from typing import Any
 from nanochat import paths
 from nanochat.config import Config
 from nanochat.console import log
+from nanochat.hardware.load import OtherLoad
 
 FILE = "calibration.json"  # in the data directory's cache/
 FORMAT = 6  # increased when a step becomes faster or smaller, so that older measurements are not used
@@ -27,6 +28,7 @@ SECONDS = 4.0  # approximate duration of the measurement, without the start of t
 MAX_STEPS, MIN_STEPS = 24, 2
 TIMEOUT, COMPILE_TIMEOUT = 180.0, 900.0  # seconds of the process; a first compilation takes 194 s for 16 layers on two cores
 FAILURE_SECONDS = 86400.0  # for which a failed measurement is not tried again
+OTHERS_CHANGED, OTHERS_SECONDS = 0.3, 0.3  # change of the share of the CPU from which an older measurement says little
 # The config's fields that decide time and memory.
 FIELDS = (
     *("architecture", "depth", "aspect_ratio", "head_dim", "max_seq_len", "window_pattern", "vocab_size"),
@@ -41,24 +43,30 @@ class Measured:
     micro_seconds: float
     optimizer_seconds: float
     memory_bytes: int
+    others: float = 0.0  # share of the CPU that other programs used meanwhile
 
 
 def measure(config: Config) -> Measured | None:
     """Measure a resolved config's steps on this machine; None if that fails (out of memory, or a step takes too long)."""
+    load = OtherLoad(every=0)
     with contextlib.suppress(TypeError):
-        return Measured(**_run_process(config.to_dict(), COMPILE_TIMEOUT if config.compile == "on" else TIMEOUT))
+        found = Measured(**_run_process(config.to_dict(), COMPILE_TIMEOUT if config.compile == "on" else TIMEOUT))
+        return dataclasses.replace(found, others=round(load.sample().others, 2))
     return None
 
 
 def calibrated(config: Config, machine: str, fresh: bool = False) -> Measured | None:
     """`measure`, cached for each model shape on `machine` (a name); `fresh` ignores the cache.
 
-    A failure is cached too, for FAILURE_SECONDS: it may have been another program's, and the next command should not wait for it again.
+    A CPU's measurement is repeated if other programs use much more or less of it now. A failure is cached too, for FAILURE_SECONDS: it
+    may have been another program's, and the next command should not wait for it again.
     """
     key = json.dumps([FORMAT, machine, *(getattr(config, name) for name in FIELDS)])
     cached = {} if fresh else _read_cache().get(key, {})
     with contextlib.suppress(TypeError):
-        return Measured(**cached)
+        known = Measured(**cached)
+        if config.device != "cpu" or abs(known.others - others_now()) < OTHERS_CHANGED:
+            return known
     failed = cached.get("failed")
     if isinstance(failed, int | float) and 0 <= time.time() - failed < FAILURE_SECONDS:
         log("skipped: measuring a few steps, which failed here within the last day; the plan uses estimates")
@@ -79,6 +87,13 @@ def product_gain(machine: str, kind: str) -> float:
         if "gain" in found:
             _remember(key, found)
     return float(found.get("gain", 1.0))
+
+
+def others_now() -> float:
+    """The share of the CPU that other programs use now, over OTHERS_SECONDS."""
+    load = OtherLoad(every=0)
+    time.sleep(OTHERS_SECONDS)
+    return load.sample().others
 
 
 def _run_process(request: dict[str, Any], timeout: float) -> dict[str, Any]:
@@ -192,6 +207,7 @@ def _time_steps(config: Config, seconds: float) -> tuple[float, float]:
             cross_entropy_sum(model, forward(ids), ids).backward()
             micro.append(now() - start)
         start = now()
+        model.operations.finish_gradients(model.parameters())
         optimizer.step(lr=0.0, beta=0.9, weight_decay=0.0)
         optimizer.zero_grad()
         step.append(now() - start)

@@ -32,6 +32,7 @@ def accumulate_gradients(batch: StepBatch, rows: int, model: Transformer, forwar
         loss = cross_entropy_sum(model, hidden, _to_device(targets, ranks.device), weights) / counted
         total += loss.detach()
         (loss * ranks.world_size).backward()  # the optimizer takes the mean over the ranks
+    model.operations.finish_gradients(model.parameters())
     return torch.stack((total, _gradient_norm(model, ranks.device)))
 
 

@@ -24,6 +24,7 @@ from nanochat.train.schedule import REVIEWS
 from nanochat.train.signals import StopSignal
 from nanochat.train.stage import Stage, due
 from nanochat.train.steplog import StepLog, StepResult
+from nanochat.train.timeleft import EVALUATION, SAMPLE, SAVE
 
 _NAMES = {"bpb": "bits per byte"}  # names of an evaluation's results
 
@@ -61,6 +62,7 @@ class Trainer:
         `skip_bad_batches` of such steps are skipped instead), Preempted after a signal's checkpoint.
         """
         self.stop.in_loop = True
+        stage.clock.begin(stage.name, self.done, self.schedule.steps)
         if self._evaluation_missing() and self._evaluation_due():
             self.evaluate()
         with _frozen_objects(collect=self.ranks.device.type == "cuda") as freeze:
@@ -111,6 +113,7 @@ class Trainer:
         self.stop.trained = True
         if self.ranks.main:
             self.stage.saved(folder)
+        self.stage.clock.event(SAVE)
 
     def evaluate(self) -> None:
         """Evaluate the newest step, which is saved, and add the result to its line."""
@@ -123,6 +126,7 @@ class Trainer:
             self.metrics.amend(**found)
             if "bpb" in found:
                 self.store.evaluated(self.done, found["bpb"])
+        self.stage.clock.event(EVALUATION)
 
     def sample(self) -> None:
         """Print samples after the newest step."""
@@ -132,6 +136,7 @@ class Trainer:
             self.stage.sample(self.done)
         if attempt.failed:
             log("warning: sample skipped, out of memory")
+        self.stage.clock.event(SAMPLE)
 
     def _due(self, every: int) -> bool:
         return due(self.done, every, self.schedule.steps)

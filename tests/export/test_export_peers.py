@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from nanochat.export import check, folder, gguf_file
+from nanochat.export import folder, gguf_file, parity
 from nanochat.runs.record import TrainedModel
 from tests.export.random_model import random_model
 
@@ -81,7 +81,7 @@ def test_llama_cpp_answers_as_we_do(request: pytest.FixtureRequest, base: Path, 
         python, "peer_llama.py", {"path": str(out / gguf_file.GGUF), "context": 576, "prompts": texts, "new": NEW, "chats": chats}, tmp_path
     )
     assert found["ids"] == ids
-    expected = [check.greedy(ours.model, [prompt], NEW + 3)[0] for prompt in ids]
+    expected = [parity.greedy(ours.model, [prompt], NEW + 3)[0] for prompt in ids]
     assert found["greedy"] == [new[:NEW] for new in expected]
     ends, tokens = {ours.tokenizer.bos, ours.tokenizer.special("<|assistant_end|>")}, ours.tokenizer.tokens
     stops = [next((place for place, id in enumerate(new) if id in ends), len(new)) for new in expected]

@@ -73,6 +73,7 @@ def test_it_is_measured_once(base: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         return Measured(0.5, 0.1, 1000)
 
     monkeypatch.setattr(calibrate, "measure", measure_)
+    monkeypatch.setattr(calibrate, "others_now", lambda: 0.1)
     values = config(*SHAPES[0])
     assert calibrated(values, "this machine") == calibrated(values.replace(num_iterations=99), "this machine") == Measured(0.5, 0.1, 1000)
     assert len(asked) == 1
@@ -84,6 +85,21 @@ def test_it_is_measured_once(base: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert len(json.loads(path.read_text())) == 3
     path.write_text("nonsense")
     assert calibrated(values, "this machine") == Measured(0.5, 0.1, 1000)
+
+
+def test_it_is_measured_again_beside_other_programs(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plan is of the machine as it is now, and names what it assumes."""
+    shares, others = [0.0, 0.6, 0.1], 0.0
+    monkeypatch.setattr(calibrate, "measure", lambda values: Measured(0.5, 0.1, 1000, shares.pop(0)))
+    monkeypatch.setattr(calibrate, "others_now", lambda: others)
+    values = config(*SHAPES[0])
+    assert [calibrated(values, "here") for _ in range(2)] == [Measured(0.5, 0.1, 1000, 0.0)] * 2
+    others = 0.62
+    assert [calibrated(values, "here") for _ in range(2)] == [Measured(0.5, 0.1, 1000, 0.6)] * 2
+    plan = make_plan(values, CPU, measured=calibrated(values, "here"))
+    assert plan.basis == "steps measured here while other programs used 60% of the CPU" and plan.cpu_others == 0.6
+    others = 0.0
+    assert calibrated(values, "here") == Measured(0.5, 0.1, 1000, 0.1) and not shares
 
 
 def test_a_plan_from_measured_steps(base: Path) -> None:
