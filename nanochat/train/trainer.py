@@ -62,7 +62,7 @@ class Trainer:
         `skip_bad_batches` of such steps are skipped instead), Preempted after a signal's checkpoint.
         """
         self.stop.in_loop = True
-        stage.clock.begin(stage.name, self.done, self.schedule.steps)
+        self.stage.clock.begin(self.stage.name, self.done, self.schedule.steps)
         if self._evaluation_missing() and self._evaluation_due():
             self.evaluate()
         with _frozen_objects(collect=self.ranks.device.type == "cuda") as freeze:
