@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from nanochat.data.published.origins import KNOWN
 from nanochat.data.published.sets import TASKS, TESTS
-from nanochat.data.published.shards import KNOWN
 from nanochat.data.shards import shard_name
 from tests import stranger, tiny
 from tests.evaluation.bundle import chat_rows, write_bundle

@@ -25,6 +25,7 @@ from torch import Tensor
 from nanochat.distributed.liveness import LAST_WORD, START, Liveness
 from nanochat.distributed.workers import EXIT_CODES, GRACE, GRACE_SECONDS, LAUNCHER, Workers, left_codes, meeting
 from nanochat.errors import LAUNCHER_FINAL_CODES, HungError, PreflightError, UsageError
+from nanochat.hardware import awake
 
 T = TypeVar("T")
 
@@ -238,6 +239,7 @@ def launch(arguments: list[str], processes: int, restarts: int = 2) -> int:
     rendezvous fails.
     """
     together = nodes() > 1
+    awake.clock.unwatch()  # the workers log suspensions
     restarts = 0 if together else restarts
     for attempt in range(restarts + 1):
         with tempfile.TemporaryDirectory() as folder:

@@ -45,10 +45,11 @@ class Plan:
     max_device_batch_size: int  # the largest that fits and divides the step into equal micro-batches; 0 if none does
     seconds: float  # of pretraining, fine-tuning and evaluation, downloads not counted
     disk_bytes: int  # at most, without files that exist already
-    disk_parts: dict[str, int]  # download, rows, checkpoints, cache
+    disk_parts: dict[str, int]  # download, mixture, rows, checkpoints, cache
     download_bytes: int  # still to download
     cost: float | None  # dollars of rent; None if nothing is rented
     data_licence: str
+    data_parts: list[dict[str, Any]]  # of a mixture: kind (text or conversations), name, share, licence, download_bytes
     cards: int
     card_here: bool
     flops: float  # of pretraining
@@ -121,8 +122,9 @@ def make_plan(config: Config, hardware: Hardware | None = None, *, text_bytes: i
     seconds = seconds_left(config, rate) + _text_seconds(config, text_bytes)
     if compiled:
         seconds += COMPILE_GPU_START if cuda else COMPILE_CPU_START / hardware.flops
-    download = sum(text_source(config).missing().values())
-    disk = {"download": download} | _made_bytes(config, gpt, tokens)
+    source = text_source(config)
+    download, mixed = sum(source.missing().values()), source.made_bytes()
+    disk = {"download": download} | ({"mixture": mixed} if mixed else {}) | _made_bytes(config, gpt, tokens)
     return Plan(
         profile=config.profile,
         card=hardware.name,
@@ -137,7 +139,8 @@ def make_plan(config: Config, hardware: Hardware | None = None, *, text_bytes: i
         disk_parts=disk,
         download_bytes=download,
         cost=round(hardware.dollars * processes * seconds / 3600, 2) if hardware.dollars else None,
-        data_licence=text_source(config).licence,
+        data_licence=source.licence,
+        data_parts=source.parts(),
         cards=processes if cuda else 0,
         card_here=hardware.here,
         flops=float(tokens * per_token),

@@ -52,6 +52,7 @@ class Session:
     first_row: int = 0  # of the run's data, with which the first stage begins
     pacer: Pacer | None = None  # chooses the number of pretraining steps, if it may change
     clock: RunClock = field(default_factory=RunClock)
+    stepped: Callable[[float, int], object] = lambda seconds, tokens: None  # called after each step of any stage
     gpt: GPTConfig = field(init=False)
 
     def __post_init__(self) -> None:
@@ -146,6 +147,7 @@ class Session:
             planned_rate=0.0 if fresh else self.planned_rate,
             clock=self.clock,
             meta=self.meta(name),
+            stepped=self.stepped,
             saved=self.uploader.enqueue if self.uploader else lambda folder: None,
         )
 

@@ -34,6 +34,7 @@ class Stage:
     clock: RunClock = field(default_factory=RunClock)  # the run's time left, shared by its stages
     meta: dict[str, Any] = field(default_factory=dict)  # metadata of every checkpoint
     saved: Callable[[Path], object] = lambda folder: None  # called with the directory of each saved step, on the main rank
+    stepped: Callable[[float, int], object] = lambda seconds, tokens: None  # called after each step, without the time of reading its rows
     heartbeat: Callable[[str], object] = lambda where: None  # called with the work that begins, for the watchdog
 
 

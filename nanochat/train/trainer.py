@@ -13,6 +13,7 @@ from nanochat.console import log
 from nanochat.distributed.memory import Attempt, is_out_of_memory
 from nanochat.distributed.ranks import Ranks
 from nanochat.errors import NonFiniteError, OutOfMemoryError, Preempted
+from nanochat.hardware import awake
 from nanochat.model.optim import MuonAdamW
 from nanochat.model.transformer import Transformer
 from nanochat.runs.checkpoint import Checkpoints
@@ -77,6 +78,7 @@ class Trainer:
             result = self.step()
             freeze()
             self.log.add(result, self.schedule.steps)
+            stage.stepped(result.seconds - result.read_seconds, result.batch.tokens)
             if result.stopping or result.saving or self._evaluation_due() or self._due(stage.save_every):
                 self.save()  # before the evaluation and the samples, so that their failure loses nothing
             if result.stopping:
@@ -89,16 +91,16 @@ class Trainer:
 
     def step(self) -> StepResult:
         """Train one step: read its rows, accumulate their gradient, update the weights."""
-        began, step = time.monotonic(), self.done  # counted from 0
+        began, step = awake.monotonic(), self.done  # counted from 0
         self.done += 1
         self._heartbeat("reading the rows of")
         batch = self.stage.source.batch(step, self.ranks)
         lr = self.schedule.lr(step)
-        read_seconds = time.monotonic() - began
-        overdue = self.ranks.main and began - self.saved_at >= self.stage.save_seconds
+        read_seconds = awake.monotonic() - began
+        overdue = self.ranks.main and time.monotonic() - self.saved_at >= self.stage.save_seconds
         loss, norm, stopping, saving = self._gradients(batch, overdue)
         updated = self._update(step, batch, lr, loss, norm)
-        seconds = time.monotonic() - began
+        seconds = awake.monotonic() - began
         return StepResult(self.done, batch, loss, lr, updated, stopping, saving, self.rows, seconds, read_seconds)
 
     def save(self) -> None:
