@@ -89,6 +89,9 @@ def serve(
     insecure_no_key: Annotated[
         bool, typer.Option("--insecure-no-key", "--insecure_no_key", help="No key, although other machines can connect")
     ] = False,
+    allow_training: Annotated[
+        bool, typer.Option("--allow-training", "--allow_training", help="Start, stop and resume training runs on the page")
+    ] = False,
     device: Device = "auto",
     slots: Annotated[int, typer.Option(metavar="N", help="Answers generated at once; 0: as many as the memory allows")] = 0,
     queue: Annotated[int, typer.Option(metavar="N", help="Requests that may wait; further ones are refused with HTTP 429")] = 64,
@@ -101,7 +104,8 @@ def serve(
     from nanochat.chat.serve import serve as answer
 
     hosts, proxies = tuple(allow_host or ()), tuple(trust_proxy or ())
-    raise typer.Exit(answer(ServeOptions(host, port, run, api_key_file, hosts, proxies, insecure_no_key, device, slots, queue)))
+    options = ServeOptions(host, port, run, api_key_file, hosts, proxies, insecure_no_key, device, slots, queue, allow_training)
+    raise typer.Exit(answer(options))
 
 
 @app.command(name="eval", rich_help_panel="Inspect")

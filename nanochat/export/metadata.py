@@ -6,8 +6,8 @@ from typing import Any
 import yaml
 
 from nanochat import paths
-from nanochat.config import EMBEDDED, Config
-from nanochat.data.published.shards import is_hub_name, origin
+from nanochat.config import Config
+from nanochat.data.published.origins import KNOWN, is_hub_name, is_mixture, mixture, origin
 from nanochat.data.shards import read_manifest
 from nanochat.errors import NanochatError
 from nanochat.evaluation.results import SUMMARY, read_results
@@ -29,7 +29,7 @@ def front_matter(opened: TrainedModel, library: str, tags: tuple[str, ...] = ())
     record = runs.read_record(opened.run)
     config = record.config if record and not record.config.data else None  # nothing is known of a user's own text
     data: dict[str, Any] = {"library_name": library, "pipeline_tag": "text-generation"} | _licence(licence_of(opened))
-    if languages := LANGUAGES.get(config.dataset, []) if config else []:
+    if languages := _languages(config.dataset) if config else []:
         data["language"] = languages
     if config and (datasets := _datasets(config)):
         data["datasets"] = datasets
@@ -68,11 +68,20 @@ def _licence(text: str) -> dict[str, str]:
     return {"license": "other", "license_name": name[:100]}
 
 
+def _languages(dataset: str) -> list[str]:
+    """The languages of a text, as the hub writes them; [] if they are not known."""
+    return list(mixture(dataset).languages) if is_mixture(dataset) else LANGUAGES.get(dataset, [])
+
+
 def _datasets(config: Config) -> list[str]:
     """Repositories of the hub that the run was pretrained and fine-tuned on."""
-    names = [config.dataset, *([config.chat_data] if is_hub_name(config.chat_data) else [])]
     try:
-        return list(dict.fromkeys(origin(name).repo for name in names if name and name != EMBEDDED))
+        names = [config.dataset]
+        if is_mixture(config.dataset):
+            mixed = mixture(config.dataset)
+            names = [part.name for part in (*mixed.texts, *mixed.conversations)]
+        names = [*names, *([config.chat_data] if is_hub_name(config.chat_data) else [])]
+        return list(dict.fromkeys(origin(name).repo for name in names if is_hub_name(name) or name in KNOWN))
     except NanochatError:  # a dataset that a newer version knows
         return []
 

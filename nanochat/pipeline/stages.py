@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from nanochat.config import Config
-from nanochat.data.source import TextSource, text_source
+from nanochat.data.text_source import TextSource
 from nanochat.errors import DataError, UsageError
 from nanochat.pipeline.identity import BASE, RL, SFT
 from nanochat.runs.checkpoint import Checkpoint
@@ -15,12 +15,12 @@ from nanochat.train.reinforce import reinforce
 from nanochat.train.session import Session
 
 
-def train_stages(session: Session, stages: Sequence[str]) -> None:
-    """Train the incomplete ones of `stages`.
+def train_stages(session: Session, stages: Sequence[str], source: TextSource) -> None:
+    """Train the incomplete ones of `stages`; `source` has the conversations and problems.
 
     Raises UsageError if the previous stage is missing or the checkpoints are of another model, and the trainer's errors.
     """
-    source, config = text_source(session.config), session.config
+    config = session.config
     origin = _fitting(session, own_copy(config.run))
     base = _newest(session, BASE)
     session.stop.trained = base is not None or origin is not None

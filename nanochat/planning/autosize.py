@@ -11,6 +11,7 @@ import time
 from nanochat.config import Config
 from nanochat.console import duration, log
 from nanochat.errors import PreflightError
+from nanochat.hardware import awake
 from nanochat.hardware.machine import Hardware
 from nanochat.model import scaling
 from nanochat.planning.calibrate import Measured
@@ -78,7 +79,7 @@ def decide(
 class HoursPacer:
     """The Pacer of a run with `--hours`: adjusts the number of pretraining steps to the measured step time.
 
-    `began` is the run's start by time.monotonic(), minus the training time of earlier calls. A new number of steps is written to the
+    `began` is the run's start by awake.monotonic(), minus the training time of earlier calls. A new number of steps is written to the
     run's record.
     """
 
@@ -89,7 +90,7 @@ class HoursPacer:
         """The total number of pretraining steps, of which `done` are trained, for the given step time."""
         record = read_record(self.record.config.run) or self.record
         config = record.config
-        left = 3600 * config.hours - (time.monotonic() - self.began)
+        left = 3600 * config.hours - (awake.monotonic() - self.began)
         steps = retimed(config, done, step_seconds, left)
         if steps != config.num_iterations:
             record.write_steps(steps)

@@ -20,7 +20,7 @@ import fsspec
 
 from nanochat import paths, untrusted
 from nanochat.console import log
-from nanochat.errors import DataError, UsageError
+from nanochat.errors import DataError, NewerFormat, UsageError
 from nanochat.hardware.extras import install_hint
 from nanochat.hub.download import require_space
 from nanochat.redaction import redact
@@ -147,6 +147,8 @@ class Mirror:
             for name in reversed([name for name in self.steps(stage) if int(name[5:]) > here]):
                 try:
                     self._fetch_step(folder, stage, name)
+                except NewerFormat:
+                    raise
                 except DataError as error:
                     log(f"warning: on the mirror, {error.message}; falling back to the step before it")
                     continue
@@ -160,7 +162,7 @@ class Mirror:
         with paths.atomic_folder(to) as temporary:
             self._get(self._path(stage, name, MANIFEST), temporary / MANIFEST, untrusted.JSON_BYTES)
             try:
-                files = checked_manifest(untrusted.read_json(temporary / MANIFEST))
+                files = checked_manifest(untrusted.read_json(temporary / MANIFEST), self._path(stage, name))
             except (ValueError, KeyError, TypeError) as error:
                 raise DataError(f"{self._path(stage, name, MANIFEST)} is damaged ({untrusted.reason(error)})") from error
             require_space(f"fetching {name}", sum(entry["bytes"] for entry in files.values()), folder)

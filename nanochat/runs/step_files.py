@@ -22,6 +22,7 @@ from nanochat.runs.metrics import STAGES
 from nanochat.untrusted import integer, regular_file, shown
 
 MANIFEST = "manifest.json"
+FORMAT = 1  # version of a step's files; a manifest without a number has the first one
 MODEL = "model.safetensors"
 META = "meta.json"
 HEADER_BYTES = 16 << 20  # limit for a safetensors file's header: names, types and shapes
@@ -31,8 +32,9 @@ ORIGIN_TEXT = 300  # characters of an imported model's name and licence
 COUNTS = ("step", "optimizer_steps", "skipped")
 
 
-def checked_manifest(value: Any) -> dict[str, dict[str, Any]]:
-    """The files of a manifest: plain name -> {bytes, sha256}."""
+def checked_manifest(value: Any, what: str) -> dict[str, dict[str, Any]]:
+    """The files of a manifest: plain name -> {bytes, sha256}. Raises NewerFormat for a step of a newer version."""
+    untrusted.require_format(untrusted.table(value, "the manifest").get("format", 1), FORMAT, what)
     files = untrusted.table(untrusted.table(value, "the manifest")["files"], "files")
     for name, entry in files.items():
         untrusted.file_name(name)

@@ -16,7 +16,7 @@ import numpy as np
 import rustbpe
 from nanochat import untrusted
 from nanochat.console import log
-from nanochat.errors import DataError, UsageError
+from nanochat.errors import DataError, NewerFormat, UsageError
 from nanochat.paths import atomic_folder, atomic_write, atomic_write_json
 from nanochat.tokenizer.conversation import PARTS, SPECIAL_TOKENS, Conversation, merge_system, validate_conversation
 from nanochat.tokenizer.formats import VOCABULARY_BYTES, parse_ranks, ranks_text
@@ -205,6 +205,8 @@ class Tokenizer:
             try:
                 if Tokenizer.load(folder).id == self.id:
                     return
+            except NewerFormat:
+                raise
             except DataError:
                 pass
             shutil.rmtree(folder)
@@ -225,8 +227,7 @@ class Tokenizer:
         hint = f"remove {folder} and run the same command again, which creates it"
         try:
             about = untrusted.table(untrusted.read_json(folder / ABOUT), ABOUT)
-            if about["format"] != FORMAT:
-                raise DataError(f"the tokenizer in {folder} has format {about['format']}; this version reads format {FORMAT}", hint)
+            untrusted.require_format(about["format"], FORMAT, f"the tokenizer in {folder}")
             tokenizer = cls._read(folder, about)
             if tokenizer._about() != about:
                 raise ValueError("its hash differs")
