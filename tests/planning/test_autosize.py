@@ -141,11 +141,8 @@ def test_the_pacer_writes_its_steps_into_the_record(
     steps = pacer.steps("base", 350, 1000)
     assert steps > 1000 and f"base: {steps:,} steps instead of 1,000" in capsys.readouterr().err and not pacer.due()
     written = runs.read_record(config.run)
-    assert (
-        written
-        and written.config == config.replace(num_iterations=steps, sft_iterations=round(steps / 10))
-        and written.shards == begun.shards
-    )
+    changed = {"num_iterations": steps, "sft_iterations": round(steps / 10)}
+    assert written and written.config == config.replace(**changed) and written.shards == begun.shards
     assert runs.current_steps(config)["base"] == steps
     assert written.paced == changed != begun.paced
     for done in range(351, 361):
