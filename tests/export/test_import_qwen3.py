@@ -16,7 +16,7 @@ from nanochat.export import check, gguf_file, importer, metadata, parity
 from nanochat.export.folder import write_folder
 from nanochat.generate.engine import Engine, prompt_ids
 from nanochat.runs.record import TrainedModel, open_model
-from nanochat.tokenizer.tokenizer import Tokenizer
+from nanochat.tokenizer.files import load_tokenizer
 from tests.export.random_model import TEXT
 
 transformers = pytest.importorskip("transformers")
@@ -159,7 +159,7 @@ def test_half_precision_and_a_model_without_a_template(base: Path, tmp_path: Pat
 def test_its_tokenizer_packs_rows(base: Path, tmp_path: Path) -> None:
     write_qwen3(tmp_path / "m", "single")
     tokenizer = open_model(importer.import_folder(tmp_path / "m")).tokenizer
-    assert Tokenizer.load(paths.tokenizer_dir(tokenizer.id)).id == tokenizer.id
+    assert load_tokenizer(paths.tokenizer_dir(tokenizer.id)).id == tokenizer.id
     documents = [text[: 40 + 17 * number] for number, text in enumerate(TEXT * 5)]
     rows, tokens, size = tokenizer.encoding.pack_rows([documents[:7], documents[7:]], 32, str(tmp_path / "rows.bin"), tokenizer.bos)
     ids = torch.frombuffer(bytearray((tmp_path / "rows.bin").read_bytes()), dtype=torch.int16)
