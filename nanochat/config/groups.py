@@ -107,6 +107,7 @@ class ModelConfig(Group):
     head_dim: int = field(128, "Width of one attention head")
     max_seq_len: int = field(2048, "Context length in tokens", metavar="TOKENS")
     window_pattern: str = field("L", "Attention window of each layer, repeated; L: full context, S: a quarter of it", metavar="LETTERS")
+    shape: str = field("", "Shape of an imported model as JSON, set by --from", metavar="JSON")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -267,7 +268,7 @@ class DeviceConfig(Group):
     )
     seed: int = field(42, "Seed of the initial weights and of the order of the data")
     deterministic: bool = field(False, "Losses equal digit for digit: float32, no compilation, deterministic algorithms")
-    threads: int = field(-1, "CPU threads per process", auto="all physical cores")
+    threads: int = field(-1, "CPU threads per process", auto="measured while training, at most the physical cores")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -266,20 +266,27 @@ def get(url: str, headers: dict[str, str] | None = None) -> Any:
     raise DataError(f"{url}: the server answered {status}", hint)
 
 
-def _token(url: str) -> Callable[[Any], Any] | None:
-    """A callable that adds HF_TOKEN to requests to the hub over TLS or loopback, or None. Mirrors never receive the token.
+def hub_token(url: str) -> str:
+    """HF_TOKEN for requests to the hub over TLS or loopback, "" for other addresses. Mirrors never receive the token.
 
-    A redirect to another host loses it (requests sees to that). Blanks at its ends are left out, such as a file's last newline.
-    Raises UsageError if a header cannot hold it.
+    Blanks at its ends are left out, such as a file's last newline. Raises UsageError if a header cannot hold it.
     """
     token, hub = os.environ.get("HF_TOKEN", "").strip(), urllib.parse.urlsplit(endpoint())
     private = hub.scheme == "https" or hub.hostname in ("localhost", "127.0.0.1", "::1")
-    if not token or not private or not url.startswith(endpoint() + "/"):
-        return None
+    if not token or not private or not f"{url}/".startswith(endpoint() + "/"):
+        return ""
     if not re.fullmatch(r"[!-~]+", token):
         raise UsageError(
             "HF_TOKEN is not a token, because it contains spaces, control characters or letters beyond ASCII", "copy it again from the hub"
         )
+    return token
+
+
+def _token(url: str) -> Callable[[Any], Any] | None:
+    """A callable that adds the hub's token to requests, or None. A redirect to another host loses it (requests sees to that)."""
+    token = hub_token(url)
+    if not token:
+        return None
 
     def add(request: Any) -> Any:
         request.headers["Authorization"] = f"Bearer {token}"

@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Iterator
 
 from nanochat import paths, untrusted
-from nanochat.config import RL_FIELDS, Config, differences
+from nanochat.config import Config
 from nanochat.console import log
 from nanochat.distributed.ranks import Ranks
 from nanochat.errors import DataError, NanochatError, PreflightError, UsageError
@@ -71,10 +71,7 @@ def fetch_source(asked: str, run: str, url: str) -> None:
 
 def _require_same_run(here: runs.Record, there: runs.Record, url: str) -> None:
     """Raise UsageError if the two differ in settings that decide the losses."""
-    may = {"data", "chat_data", "identity", *RL_FIELDS, *here.paced}
-    different = [name for name in differences(here.config, there.config) if name not in may]
-    different += [name for name in ("shards", "tokenizer", "conversations", "descent") if getattr(here, name) != getattr(there, name)]
-    if different:
+    if different := runs.differing(here, there):
         raise UsageError(
             f"the mirror {url} has another run {here.config.run!r} ({', '.join(different)} differ)",
             "choose a new name with --run NEW, or another --mirror",

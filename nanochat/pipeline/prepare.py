@@ -1,7 +1,6 @@
 """Preparation before the first step: plan, preflight checks, text and tokenizer, so that errors appear early."""
 
 import dataclasses
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,8 +14,10 @@ from nanochat.data.text_source import TextSource
 from nanochat.data.vocabulary import ensure_tokenizer
 from nanochat.doctor import checks as doctor
 from nanochat.errors import UsageError
+from nanochat.hardware import awake
 from nanochat.hardware.machine import this_machine
 from nanochat.pipeline.identity import BASE, RL, SFT, Identity, Request, identify
+from nanochat.pipeline.progress import run_clock, showing
 from nanochat.planning.autosize import decide
 from nanochat.planning.describe import brief
 from nanochat.planning.plan import Plan
@@ -51,7 +52,13 @@ def prepare(request: Request) -> Prepared | str:
     source = text_source(run.config)
     conversations = source.conversations.inspect() if run.config.sft_iterations else ""
     config, plan = _resolve(request, run, source.text_bytes())
-    problems = run.record.problems if run.record else ""
+    with showing(run_clock(config, request.stages, plan.tokens_per_second)):
+        return _prepare(request, run, source, conversations, config, plan)
+
+
+def _prepare(request: Request, run: Identity, source: TextSource, conversations: str, config: Config, plan: Plan) -> Prepared | str:
+    """The text, the tokenizer and the record of a resolved config's run; a message if it is finished."""
+    problems, folder = run.record.problems if run.record else "", paths.run_dir(config.run)
     if RL in request.stages:
         config, problems = _with_problems(config, source), source.problems_hash()
     dataset = source.open(config.shards) if config.num_iterations else None
@@ -78,7 +85,7 @@ def prepare_tokenizer(config: Config) -> Path:
 
 def _resolve(request: Request, run: Identity, text_bytes: int | None) -> tuple[Config, Plan]:
     """Resolve the config, print its plan and defaults, and run the preflight checks; returns (resolved config, plan)."""
-    hardware, spent = this_machine(run.config.device), time.monotonic() - request.began
+    hardware, spent = this_machine(run.config.device), awake.monotonic() - request.began
     resolved, plan = decide(run.config, hardware, text_bytes=text_bytes, spent=spent, begun=run.record is not None)
     for line in brief(plan).splitlines():
         log(line)

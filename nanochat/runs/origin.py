@@ -7,6 +7,7 @@ text or a length of pretraining is given (or --stage=base); else it begins with 
 """
 
 import contextlib
+import json
 import shutil
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -29,7 +30,7 @@ from nanochat.runs.record import Ancestor, Record, parse_record, plain_name, rea
 from nanochat.runs.step_files import MANIFEST
 
 ORIGIN = "from"  # the copy's directory
-SHAPE = ("architecture", "depth", "aspect_ratio", "head_dim", "vocab_size", "max_seq_len", "window_pattern")
+SHAPE = ("architecture", "depth", "aspect_ratio", "head_dim", "vocab_size", "max_seq_len", "window_pattern", "shape")
 TEXT = ("data", "dataset", "shards", "num_iterations", "target_param_data_ratio")  # options that request pretraining
 CONVERSATIONS = ("chat_data", "identity")
 BASE, SFT, RL = STAGES
@@ -121,11 +122,11 @@ def _here(source: Config) -> dict[str, Any]:
 
 
 def _shaped(config: Config, gpt: GPTConfig) -> Config:
-    """`config` with the shape of an imported model. Raises UsageError if no config has that shape."""
+    """`config` with the shape of an imported model."""
     shape = {
         "architecture": "portable" if gpt.architecture == "qwen3" else gpt.architecture,
         "depth": gpt.depth,
-        "aspect_ratio": gpt.dim // gpt.depth,
+        "aspect_ratio": max(gpt.dim // gpt.depth, 1),
         "head_dim": gpt.head_dim,
         "vocab_size": gpt.vocab_size,
         "max_seq_len": gpt.max_seq_len,
@@ -133,14 +134,17 @@ def _shaped(config: Config, gpt: GPTConfig) -> Config:
         "total_batch_size": -1,  # the profile's may not be a multiple of this context
     }
     shaped = config.replace(**shape)
-    if gpt_config(shaped) != gpt:
-        raise UsageError("a model of this shape can be used, but not trained", "use --from with a run that was trained here")
-    return shaped
+    if gpt_config(shaped) == gpt:
+        return shaped
+    context = min(config.max_seq_len, gpt.max_seq_len)  # a long one needs much memory, and may be shortened
+    return shaped.replace(shape=json.dumps(gpt.to_dict(), sort_keys=True), max_seq_len=context)
 
 
 def _require_shape(given: Mapping[str, Any], source: Config, gpt: GPTConfig, spec: CheckpointName) -> None:
     """Raise UsageError with the flag if the user's shape differs from the weights'."""
     for name in SHAPE:
+        if name == "max_seq_len" and source.shape and int(given.get(name, 0)) <= gpt.max_seq_len:
+            continue
         possible = {getattr(source, name), -1} | ({gpt.vocab_size} if name == "vocab_size" else set())
         if name in given and given[name] not in possible:
             raise UsageError(
@@ -234,7 +238,10 @@ def descent(config: Config, copy: Checkpoint) -> tuple[Ancestor, ...]:
     """The steps that the new run of `config` descends from, the oldest first."""
     spec, record = parse_source(config.from_run), read_record(parse_source(config.from_run).run)
     text = text_source(record.config).title if record and record.config.num_iterations else ""
-    own = Ancestor(spec.run, str(copy.meta["stage"]), copy.step, copy.digest, text, _licence(record) if text else "")
+    licence = _licence(record) if text else ""
+    if record is None and (imported := copy.meta.get("origin")):
+        text, licence = f"imported from {imported['name']}", str(imported["licence"])
+    own = Ancestor(spec.run, str(copy.meta["stage"]), copy.step, copy.digest, text, licence)
     return (*(record.descent if record else ()), own)
 
 

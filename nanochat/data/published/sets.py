@@ -114,6 +114,13 @@ def _index(folder: Path) -> dict[Path, dict[str, Any]]:
     return {folder / untrusted.file_name(name): untrusted.table(entry, name) for name, entry in files.items()}
 
 
+def downloaded_files(folder: Path) -> list[Path]:
+    """The files of the set in `folder` that were downloaded, by its index; [] where somebody put them there."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        return sorted(_index(folder))
+    return []
+
+
 def ensure_task(name: str) -> list[Path]:
     """The parquet files of a set, in data/tasks/<name>/: fetched, or used as somebody put them there. Raises DataError."""
     task, folder = task_of(name), task_folder(name)

@@ -10,7 +10,7 @@ from pathlib import Path
 from nanochat.console import Progress, log
 from nanochat.data.published.origins import Origin, origin, training_files
 from nanochat.data.shards import COLUMN, MANIFEST, Dataset, Shard, damage, inspect, link_shards, read_manifest, shard_name, write_manifest
-from nanochat.errors import DataError, UsageError
+from nanochat.errors import DataError, NewerFormat, UsageError
 from nanochat.hub import addresses as hub
 from nanochat.hub.addresses import NotListed, Remote, endpoint, list_files
 from nanochat.hub.download import fetch_all
@@ -83,6 +83,8 @@ def _on_disk(where: Origin, folder: Path, training: int) -> tuple[dict[str, Shar
             manifest = read_manifest(folder)
             listed = {shard.path.name: shard for shard in (*manifest.training, manifest.validation)}
             validation = manifest.validation.path.name
+        except NewerFormat:
+            raise
         except DataError as error:
             log(f"{error.message}, writing a new one")
     have, changed = {}, False
@@ -192,7 +194,7 @@ def _fetch_shards(where: Origin, folder: Path, listing: _Listing, names: list[st
         log(f"warning: no hash is published for {len(unhashed)} of them (such as {unhashed[0]}): only their sizes are checked")
 
     def done(path: Path, digest: str) -> None:
-        shard = inspect(path, digest, column=where.column)
+        shard = dataclasses.replace(inspect(path, digest, column=where.column), downloaded=True)
         if not where.column and shard.column != COLUMN:
             log(f"{path.name}: using the text in column {shard.column!r}")
         have[path.name] = shard
