@@ -157,13 +157,20 @@ def locked(path: Path, holder: str = "") -> Iterator[None]:
         yield
 
 
-def sweep() -> None:
-    """Remove unfinished files that are older than a day: no process is still writing them."""
+def stale() -> Iterator[Path]:
+    """Unfinished files and directories that are older than a day: no process is still writing them."""
     for place in (".", "data", "tokenizer", "tokens/*/*", "runs", "runs/*", "runs/*/*"):
         for path in base_dir().glob(f"{place}/{TEMPORARY}*"):
             with contextlib.suppress(OSError):
                 if time.time() - path.stat().st_mtime > STALE_SECONDS:
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+                    yield path
+
+
+def sweep() -> None:
+    """Remove unfinished files that are older than a day."""
+    for path in stale():
+        with contextlib.suppress(OSError):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def disk_error(error: OSError, doing: str, out: Path | None = None) -> NanochatError:

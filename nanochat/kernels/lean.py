@@ -49,16 +49,16 @@ class LeanOperations(Operations):
 class TracedLeanOperations(LeanOperations):
     """For torch.compile: the norms compute their gradients from their outputs too, in operations that only a compiler fuses."""
 
-    def rms_norm(self, x: Tensor) -> Tensor:
-        return _RMSNorm.apply(x)
+    def rms_norm(self, x: Tensor, eps: float | None = None) -> Tensor:
+        return _RMSNorm.apply(x, RMS_EPS if eps is None else eps)
 
     def rotary_norm(self, x: Tensor, cos: Tensor, sin: Tensor, gain: float) -> Tensor:
         return _RotaryNorm.apply(x, cos, sin, gain)
 
 
-def _normalized(x: Tensor) -> tuple[Tensor, Tensor]:
+def _normalized(x: Tensor, eps: float = RMS_EPS) -> tuple[Tensor, Tensor]:
     """x / sqrt(mean(x^2) + eps) over the last axis, and that factor of x: (..., D) -> (..., D), (..., 1)."""
-    scale = torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + RMS_EPS)
+    scale = torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + eps)
     return x * scale, scale
 
 
@@ -74,16 +74,16 @@ def _wide(x: Tensor) -> Tensor:
 
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        y, scale = _normalized(_wide(x))
+    def forward(ctx: Any, x: Tensor, eps: float) -> Tensor:
+        y, scale = _normalized(_wide(x), eps)
         y = y.to(x.dtype)
         ctx.save_for_backward(y, scale)
         return y
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         y, scale = ctx.saved_tensors
-        return _norm_gradient(_wide(y), scale, _wide(grads[0])).to(y.dtype)
+        return _norm_gradient(_wide(y), scale, _wide(grads[0])).to(y.dtype), None
 
 
 class _RotaryNorm(torch.autograd.Function):

@@ -47,9 +47,12 @@ class Operations:
         """x (..., in) times each float32 weight (out, in), cast to x's type -> (..., out) each."""
         return tuple(F.linear(x, weight.to(x.dtype)) for weight in weights)
 
-    def rms_norm(self, x: Tensor) -> Tensor:
-        """x / sqrt(mean(x^2) + eps) over the last axis, without learned gains (Zhang & Sennrich, 2019): (..., D) -> (..., D)."""
-        return F.rms_norm(x, (x.size(-1),))
+    def rms_norm(self, x: Tensor, eps: float | None = None) -> Tensor:
+        """x / sqrt(mean(x^2) + eps) over the last axis, without learned gains (Zhang & Sennrich, 2019): (..., D) -> (..., D).
+
+        Without `eps` the machine's precision.
+        """
+        return F.rms_norm(x, (x.size(-1),), eps=eps)
 
     def rotary_norm(self, x: Tensor, cos: Tensor, sin: Tensor, gain: float) -> Tensor:
         """`gain` times the norm of the rotated heads: x (B, T, H, K), cos and sin (T, K/2) or (B, T, K/2) float32 -> (B, T, H, K)."""

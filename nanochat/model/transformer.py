@@ -29,7 +29,8 @@ class Transformer(Layer):
         self.embed = nn.Embedding(config.padded_vocab, config.dim)
         self.blocks = nn.ModuleList(block(config, layer) for layer in range(config.depth))
         self.head = Linear(config.dim, config.padded_vocab)
-        cos, sin = rotary_table(config.max_seq_len, config.head_dim)
+        self.tie()
+        cos, sin = rotary_table(config.max_seq_len, config.head_dim, base=config.rope_base)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 
@@ -81,7 +82,13 @@ class Transformer(Layer):
 
     def init_buffers(self) -> None:
         """Fill the buffers, which are computed and not learned."""
-        self.cos, self.sin = rotary_table(self.config.max_seq_len, self.config.head_dim, self.embed.weight.device)
+        config = self.config
+        self.cos, self.sin = rotary_table(config.max_seq_len, config.head_dim, self.embed.weight.device, config.rope_base)
+
+    def tie(self) -> None:
+        """Make the head's weight the embedding's, if the config has them tied: one parameter, under the embedding's name."""
+        if self.config.tied:
+            self.head.weight = self.embed.weight
 
     def positions(self, ids: Tensor, cache: KVCache | None) -> tuple[Tensor, Tensor, Append | None]:
         """cos and sin for ids (B, T), as (T, K/2) or with a cache (B, T, K/2), and their positions in the cache."""

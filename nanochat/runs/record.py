@@ -27,6 +27,7 @@ from nanochat.runs.metrics import STAGES
 from nanochat.tokenizer.tokenizer import Tokenizer
 
 RECORD = "config.toml"
+FORMAT = 1  # version of the file; a file without a number has the first one
 RECORD_BYTES = 16 << 20  # size limit of the file, which names all shards
 TRIES = 10  # attempts to open a step while a training run prunes steps
 SFT = STAGES[1]
@@ -69,7 +70,7 @@ class Record:
     def write(self) -> None:
         """Write the run's config.toml without the mirror's credentials, which each call must be given."""
         frozen = {name: value for name, value in dataclasses.asdict(self).items() if name != "config"}
-        table = self.config.to_dict() | {"mirror": redact(self.config.mirror), "frozen": frozen}
+        table = self.config.to_dict() | {"mirror": redact(self.config.mirror), "format": FORMAT, "frozen": frozen}
         try:
             paths.atomic_write(paths.run_dir(self.config.run) / RECORD, tomli_w.dumps(table))
         except OSError as error:
@@ -158,9 +159,10 @@ def current_steps(config: Config) -> dict[str, int]:
 
 
 def parse_record(data: bytes, path: Path) -> Record:
-    """The record in a config.toml. Raises DataError with `path` if it is damaged."""
+    """The record in a config.toml. Raises DataError with `path` if it is damaged, NewerFormat if a newer version wrote it."""
     try:
         table = tomllib.loads(data.decode("utf-8"))
+        untrusted.require_format(table.get("format", 1), FORMAT, str(path))
         values = {key: convert(key, value) for key, value in table.items() if key in FIELDS}
         frozen = untrusted.table(table["frozen"], "frozen")
         tokenizer = untrusted.file_name(frozen["tokenizer"], "tokenizer")
@@ -212,6 +214,13 @@ def inherit(config: Config, record: Record, reinforced: bool = False) -> Config:
             "choose a new name with --run NEW, or use the run's options",
         )
     return merged
+
+
+def differing(here: Record, there: Record) -> list[str]:
+    """Names of the settings that decide the losses and differ between two records of one name: they are of different runs."""
+    may = {"data", "chat_data", "identity", *RL_FIELDS, *here.paced}
+    different = [name for name in differences(here.config, there.config) if name not in may]
+    return different + [name for name in ("shards", "tokenizer", "conversations", "descent") if getattr(here, name) != getattr(there, name)]
 
 
 def require_same(what: str, old: object, new: object, run: str) -> None:
