@@ -155,7 +155,10 @@ class Launcher:
         if launch and self._lives(launch):
             raise _under_way(launch.run, launch.process)
         for folder in sorted(paths.runs_dir().glob("[!.]*")):
-            holder = lock.in_use(folder)
+            try:
+                holder = lock.holder_of(folder)
+            except OSError:  # not readable: its heartbeat says whether it lives
+                holder = None
             heartbeat = None if (folder / lock.LOCK).exists() else read_heartbeat(folder)
             if holder or (heartbeat and heartbeat["alive"]):
                 raise _under_way(folder.name, holder)

@@ -17,6 +17,7 @@ from nanochat.chat.scheduler import Scheduler
 from nanochat.chat.training import newest_training
 from nanochat.console import log
 from nanochat.errors import DataError, NanochatError
+from nanochat.hardware.cpu import physical_cores
 from nanochat.runs.checkpoint import MANIFEST
 
 POLL_SECONDS = 2.0
@@ -73,6 +74,7 @@ class ModelWatcher:
 
     def _look(self) -> None:
         device = self.place()
+        self._share()
         for choice in self._choices(device):
             if choice == self._chosen:
                 return
@@ -127,6 +129,15 @@ class ModelWatcher:
                 log(f"{name} uses the GPU, so answers come from the CPU until it ends")
             return "cpu"
         return "cuda"
+
+    def _share(self) -> None:
+        """Answer with at most half of the cores while a training run uses the CPU, which then measures its own threads again."""
+        training = newest_training(self._runs)
+        shared = bool(training and training[1]["alive"] and training[1]["device"] == "cpu")
+        most = max(physical_cores() // 2, 1) if shared else None
+        if training and most and not self._scheduler.most_threads:
+            log(f"the run {training[0].name} trains on the CPU, so answers use at most half of its cores until it ends")
+        self._scheduler.most_threads = most
 
     def _run(self) -> None:
         said = ""

@@ -180,7 +180,16 @@ def export(
     to: Annotated[str, typer.Option("--to", metavar="hf|gguf", help="Format: a Hugging Face directory, or a GGUF file (portable models)")],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Directory to write, which must not exist yet")],
     run: Run = None,
+    outtype: Annotated[
+        str, typer.Option(metavar="f32|f16|q8_0", help="Type of a GGUF file's weights: 4, 2 or about 1 byte per weight")
+    ] = "f32",
     check: Annotated[bool, typer.Option("--check", help="Load what was written with its own library and compare")] = False,
+    push: Annotated[
+        str | None, typer.Option(metavar="hf:OWNER/NAME", help="Repository of the hub to upload the export to, with the token in HF_TOKEN")
+    ] = None,
+    mirror: Annotated[
+        str | None, typer.Option(metavar="URL", help="Directory of a file store to copy the export to, such as s3://bucket/folder")
+    ] = None,
 ) -> None:
     """Export a model for other programs.
 
@@ -188,26 +197,26 @@ def export(
     trains such a model, which needs about 8% more bits per byte.
     """
     require_choice("--to", to, ("hf", "gguf"))
-    from nanochat.export import check as parity
-    from nanochat.export import folder, gguf_file
-    from nanochat.runs import record as runs
+    from nanochat.export.export import ExportRequest, write_export
 
-    opened = runs.open_model(run)
-    if to == "hf":
-        folder.write_folder(opened, out)
-    else:
-        gguf_file.write_gguf(opened, out)
-    if check:
-        parity.check(opened, to, out)
-    show(str(out))
+    for address in write_export(ExportRequest(to, out, run, outtype, check, push or "", mirror or "")):
+        show(address)
 
 
 @app.command(name="import", rich_help_panel="Use")
 def import_(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Directory that `nanochat export --to hf` wrote")],
-    run: Annotated[str | None, typer.Option(metavar="NAME", help="Name of the new run; without it, the name that it had")] = None,
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Directory of `nanochat export --to hf`, or a Hugging Face directory of a Qwen3")
+    ],
+    run: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Name of the new run; without it, the name that it had, or the directory's")
+    ] = None,
 ) -> None:
-    """Import an exported model as a run."""
-    from nanochat.export.folder import import_folder
+    """Import a model as a run.
+
+    The run chats, is evaluated and exported, and `nanochat train --from` trains it further. The import checks the directory first and
+    refuses what it does not support: rope scaling, sliding windows, mixtures of experts, biases, quantized weights, other model types.
+    """
+    from nanochat.export.importer import import_folder
 
     show(str(import_folder(folder, run)))

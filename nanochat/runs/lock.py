@@ -1,6 +1,7 @@
 """A run's lock: flock, which the system frees when its holder dies, and a lease for volumes shared between machines.
 
 runs/<run>/lock    locked with flock and removed at the end; names its holder, who renews its modification time every RENEW seconds
+runs/<run>/stop    a request that the holder whose token it contains stops, from a process that cannot signal it
 
 A lock of a dead process on this machine is free. The processes of another machine or container are not visible from here, so their lock
 is free only when the file's time is EXPIRE seconds old, by the volume's clock.
@@ -11,6 +12,7 @@ import dataclasses
 import fcntl
 import json
 import os
+import signal
 import socket
 import threading
 import time
@@ -19,13 +21,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from nanochat import paths
+from nanochat import paths, untrusted
 from nanochat.console import log
 from nanochat.distributed.ranks import end_now
 from nanochat.distributed.workers import KEPT_OPEN
 from nanochat.errors import HungError, PreflightError
 
-LOCK = "lock"
+LOCK, STOP = "lock", "stop"
+TRAINING = "a training run"  # what the holder of a run in training does
 RENEW = 5.0  # seconds between renewals
 EXPIRE = 60.0  # seconds without a renewal after which an invisible holder's lock is free
 UNSIGNED = 5.0  # seconds after which a file without a holder's name is the remains of a crash
@@ -56,7 +59,7 @@ class Holder:
         """The holder that an open lock file names; None if it names none."""
         try:
             return Holder.parse(json.loads(os.pread(descriptor, 4096, 0)))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return None
 
     @staticmethod
@@ -80,6 +83,9 @@ class Holder:
 
     def __str__(self) -> str:
         return f"{self.doing}, process {self.pid} on {self.host}, since {self.since}"
+
+
+UNKNOWN = Holder(0, "this machine", "", "", "another process", "a moment ago", "")  # of a lock that names no holder
 
 
 def _place() -> str:
@@ -129,17 +135,23 @@ def hold(run: str, doing: str) -> Iterator[None]:
         _remove_empty(made)  # if the run wrote no files
 
 
-def in_use(folder: Path) -> Holder | None:
-    """The process that holds the lock of the run in `folder`, None if it is free. Takes no lock, so it disturbs nobody who does."""
+def holder_of(folder: Path) -> Holder | None:
+    """The process that holds the lock of the run in `folder` now, None if none does. Raises OSError if the file cannot be read."""
+    path = folder / LOCK
     try:
-        descriptor = os.open(folder / LOCK, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except OSError:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except (FileNotFoundError, NotADirectoryError):
         return None
     try:
         holder = Holder.read(descriptor)
+        if holder is None and _age(path) < UNSIGNED:
+            return UNKNOWN  # about to sign: the lock is not touched
+        free = _flock(descriptor)
+        return None if free and (not _current(path, descriptor) or _abandoned(holder, path)) else holder or UNKNOWN
+    except FileNotFoundError:  # released meanwhile
+        return None
     finally:
         os.close(descriptor)
-    return holder if holder and not _abandoned(holder, folder / LOCK) else None
 
 
 def _remove_empty(folders: list[Path]) -> None:
@@ -251,7 +263,8 @@ def _confirmed(descriptor: int, own: Holder) -> bool:
 
 
 def _renew(descriptor: int, run: str, own: Holder, over: threading.Event) -> None:
-    """Renew the lease until `over`; end this process if another has taken the run."""
+    """Renew the lease until `over`; end this process if another has taken the run, and signal it if it is asked to stop."""
+    request = paths.run_dir(run) / STOP
     while not over.wait(RENEW):
         holder = Holder.read(descriptor)
         if holder not in (own, None):
@@ -261,6 +274,10 @@ def _renew(descriptor: int, run: str, own: Holder, over: threading.Event) -> Non
             end_now(HungError.exit_code)
         with contextlib.suppress(OSError):
             os.utime(descriptor)
+        with contextlib.suppress(OSError, ValueError):
+            if untrusted.read_bytes(request, len(own.token)) == own.token.encode():
+                request.unlink()
+                os.kill(own.pid, signal.SIGTERM)
 
 
 def _leave(path: Path, descriptor: int, own: Holder) -> None:
