@@ -11,7 +11,6 @@ from typing import Any
 
 from nanochat.errors import UsageError
 
-
 IMAGE = "NANOCHAT_IMAGE_EXTRAS"  # set in the image: the packages that it was built with besides its own
 
 
