@@ -106,6 +106,13 @@ def integer(value: Any, what: str, low: int = 0, high: int = INTEGER_MOST) -> in
     return value
 
 
+def number(value: Any, what: str, low: float, high: float) -> float:
+    """Return `value` as float if it is a number from `low` to `high`."""
+    if type(value) not in (int, float) or not low <= value <= high:
+        raise ValueError(f"{what} is {shown(value)}, not a number from {low:g} to {high:g}")
+    return float(value)
+
+
 def require_format(value: Any, newest: int, what: str) -> None:
     """Check the number of a file's format, at most `newest`. Raises NewerFormat, with `what` for the file, if it is larger."""
     found = integer(value, "format", low=1)

@@ -1,6 +1,5 @@
 """A checkpoint becomes a model that can answer: weights, tokenizer, threads, and the slots of its KV cache."""
 
-import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import torch
 
 from nanochat.generate.batching import Batch
+from nanochat.hardware.cpu import physical_cores
 from nanochat.model.scaling import GPTConfig, count_parameters
 from nanochat.model.transformer import Transformer
 from nanochat.runs import record as runs
@@ -42,7 +42,7 @@ class LoadedModel:
         self.device = next(self.model.parameters()).device.type
         # The matrices of a small model are multiplied in less time than a second thread takes to wake up.
         small = sum(parameter.numel() for block in self.model.blocks for parameter in block.parameters()) < ONE_THREAD_PARAMETERS
-        self.threads = 1 if small else os.cpu_count() or 1
+        self.threads = 1 if small else physical_cores()
         self.reset()
 
     @property

@@ -77,6 +77,7 @@ class Scheduler:
 
     def __init__(self, metrics: ServerMetrics, queue: int = 64, publish: Callable[[Callable[[], None]], Any] = lambda work: work()):
         self.current: LoadedModel | None = None
+        self.most_threads: int | None = None  # while a training run shares the CPU
         self.publish = publish
         self._metrics, self._limit = metrics, queue
         self._waiting: deque[GenerationRequest] = deque()
@@ -141,8 +142,8 @@ class Scheduler:
             deltas = [self._echo(request) for request in self._echoing]
             self._echoing.clear()
             for loaded in dict.fromkeys(request.loaded for request in self._running.values()):
-                if loaded.threads != threads:
-                    threads = loaded.threads
+                if (wanted := min(loaded.threads, self.most_threads or loaded.threads)) != threads:
+                    threads = wanted
                     torch.set_num_threads(threads)
                 deltas += self._step(loaded)
             if deltas:

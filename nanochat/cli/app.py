@@ -18,11 +18,16 @@ from nanochat.cli.mistakes import usage_error
 from nanochat.cli.options import application
 from nanochat.console import QUIET, fail, log, show
 from nanochat.errors import CLOSED_PIPE, INTERRUPTED, NanochatError
+from nanochat.hardware import awake
 from nanochat.redaction import redact
 
 SHOWN = 2000  # characters of an unexpected error: a compiler's has sixty thousand
 STOPPED = "stopped; run the same command again"
 TRAINING = ("train", "quickstart", "plan")  # commands that take training steps: a plan measures some
+# How OpenMP's threads wait for each other, read when torch is imported. In training GCC's library spins for at most a fifth of a
+# millisecond, as long as the threads of an idle machine need to meet (docs/experiments/log.md), and then sleeps.
+POLICY = "OMP_WAIT_POLICY"
+WAITING = {POLICY: "PASSIVE", "GOMP_SPINCOUNT": "10000"}
 
 app = application("Train your own ChatGPT from nothing on the machine you have, then chat with it.", completion=True)
 for commands in (train.app, plan.app, model.app, dataset.app, disk.app):
@@ -82,12 +87,13 @@ def invoke(commands: typer.Typer, arguments: Sequence[str] | None = None, name: 
 
 def run_and_exit(command: Any, *arguments: Any, trains: bool = False) -> None:
     """Run a command and exit with its code, which is also left for the launcher. `trains`: whether it takes training steps."""
-    if "OMP_WAIT_POLICY" not in os.environ and not (trains and _threads_may_spin()):
-        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+    if not set(WAITING) & set(os.environ):
+        os.environ |= WAITING if trains else {POLICY: WAITING[POLICY]}
     keep_private()
     if temporary := os.environ.get("TMPDIR"):  # the image's is on the data volume, which may be new
         with contextlib.suppress(OSError):
             os.makedirs(temporary, exist_ok=True)
+    awake.watch()
     code = 1
     try:
         code = exit_code(command, *arguments)
@@ -134,15 +140,3 @@ def _for_user(error: Exception) -> NanochatError:
     if len(message) > SHOWN:
         message, shows = f"{message[:SHOWN]} ... ({len(message) - SHOWN:,} more characters)", "all of it, with the traceback"
     return NanochatError(message, f"report this internal error, please (NANOCHAT_DEBUG=1 shows {shows})")
-
-
-def _threads_may_spin() -> bool:
-    """Whether an OpenMP thread that waits for another may keep its core; to be decided before torch is imported.
-
-    On a quiet machine: small training steps then take two thirds of the time. Where others need the cores, several times as long.
-    """
-    if {"-h", "--help"} & set(sys.argv):
-        return False
-    from nanochat.hardware.cpu import has_idle_cores
-
-    return has_idle_cores()

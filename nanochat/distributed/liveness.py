@@ -90,7 +90,12 @@ class Liveness:
 
     def _watch(self) -> None:
         """End the process when a rank is lost or has failed. Makes no request to the store, which might block."""
+        looked = time.monotonic()
         while not self.over.wait(self.interval):
+            late, looked = time.monotonic() - looked - self.interval, time.monotonic()
+            if late > self.interval:  # this process was suspended, probably with the others: heartbeats were neither sent nor read
+                for rank in self.moved:
+                    self.moved[rank] += late
             silent = self._silent()
             code = self.failed()
             if not silent and not code:

@@ -25,6 +25,7 @@ from torch import Tensor
 from nanochat.distributed.liveness import LAST_WORD, START, Liveness
 from nanochat.distributed.workers import EXIT_CODES, GRACE, GRACE_SECONDS, LAUNCHER, Workers, left_codes, meeting
 from nanochat.errors import LAUNCHER_FINAL_CODES, HungError, PreflightError, UsageError
+from nanochat.hardware import awake
 
 T = TypeVar("T")
 
@@ -108,6 +109,27 @@ class Ranks:
 def single(device: torch.device | str = "cpu") -> Ranks:
     """The only rank of a run on `device`."""
     return Ranks(0, 0, 1, torch.device(device))
+
+
+class _Share(Ranks):
+    """The first of several ranks without the others: its share of the work and of the memory, and its own values for theirs."""
+
+    def all_reduce_mean(self, tensor: Tensor) -> Tensor:
+        return tensor
+
+    def all_reduce_sum(self, tensor: Tensor) -> Tensor:
+        return tensor
+
+    def reduce_scatter_mean(self, tensor: Tensor) -> Tensor:
+        return tensor[: len(tensor) // self.world_size].clone()
+
+    def all_gather(self, share: Tensor) -> Tensor:
+        return share.repeat(self.world_size, *[1] * (share.dim() - 1))
+
+
+def share_of(ranks: Ranks, world_size: int) -> Ranks:
+    """`ranks`, or the first of `world_size` ranks for a measurement on one device; its updates are not those of a training run."""
+    return ranks if world_size == 1 else _Share(0, 0, world_size, ranks.device)
 
 
 @contextlib.contextmanager
@@ -217,6 +239,7 @@ def launch(arguments: list[str], processes: int, restarts: int = 2) -> int:
     rendezvous fails.
     """
     together = nodes() > 1
+    awake.clock.unwatch()  # the workers log suspensions
     restarts = 0 if together else restarts
     for attempt in range(restarts + 1):
         with tempfile.TemporaryDirectory() as folder:

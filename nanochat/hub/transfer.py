@@ -21,6 +21,7 @@ from typing import Any
 
 from nanochat.console import Progress, log, quantity
 from nanochat.errors import DataError, UsageError
+from nanochat.hardware import awake
 from nanochat.hub import addresses as hub
 from nanochat.hub.addresses import Remote, TransientError, digest_of
 from nanochat.paths import disk_error, fsync_dir
@@ -226,7 +227,7 @@ class _Transfer:
 
     def _receive(self, response: Any) -> None:
         """Append the body to the part as it comes, up to the file's size. Raises TransientError if the connection breaks or stalls."""
-        part, since, came = self.part, time.monotonic(), 0
+        part, since, came = self.part, awake.monotonic(), 0
         with part.path.open("ab", buffering=0) as file:
             for block in _blocks(response):
                 if self.stop.is_set():
@@ -244,7 +245,7 @@ class _Transfer:
                     return
                 if (delay := self.meter.take(len(block))) > 0:
                     self.stop.wait(delay)
-                now = time.monotonic()
+                now = awake.monotonic()
                 if now - since > hub.TIMEOUT[1]:
                     if came < SLOWEST * (now - since):
                         raise TransientError("the download stalled")

@@ -6,12 +6,14 @@ Shapes: N rows of any kind, D width, B rows of tokens, T positions, H query head
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from nanochat.kernels.accumulation import add_product
 
 RMS_EPS = torch.finfo(torch.float32).eps
 Chunk = Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
@@ -26,17 +28,31 @@ class Operations:
         self.dtype = dtype
         self._compiled = compiled
 
+    @property
+    def table_dtype(self) -> torch.dtype:
+        """The type in which embedding tables are stored."""
+        return torch.float32
+
+    def start_gradients(self, weights: Iterable[Tensor]) -> None:
+        """Prepare the gradients of `weights` before a step's first micro-batch, if these operations add to them in place."""
+
+    def finish_gradients(self, weights: Iterable[Tensor]) -> None:
+        """Set `grad` of `weights` after a step's last micro-batch, if `start_gradients` prepared it."""
+
     def embed(self, ids: Tensor, table: Tensor) -> Tensor:
-        """Rows of a float32 table (V, D) in the activations' type: ids (...) int64 -> (..., D)."""
+        """Rows of a table (V, D) in the activations' type: ids (...) int64 -> (..., D)."""
         return F.embedding(ids, table).to(self.dtype)
 
     def linear(self, x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
         """x (..., in) times each float32 weight (out, in), cast to x's type -> (..., out) each."""
         return tuple(F.linear(x, weight.to(x.dtype)) for weight in weights)
 
-    def rms_norm(self, x: Tensor) -> Tensor:
-        """x / sqrt(mean(x^2) + eps) over the last axis, without learned gains (Zhang & Sennrich, 2019): (..., D) -> (..., D)."""
-        return F.rms_norm(x, (x.size(-1),))
+    def rms_norm(self, x: Tensor, eps: float | None = None) -> Tensor:
+        """x / sqrt(mean(x^2) + eps) over the last axis, without learned gains (Zhang & Sennrich, 2019): (..., D) -> (..., D).
+
+        Without `eps` the machine's precision.
+        """
+        return F.rms_norm(x, (x.size(-1),), eps=eps)
 
     def rotary_norm(self, x: Tensor, cos: Tensor, sin: Tensor, gain: float) -> Tensor:
         """`gain` times the norm of the rotated heads: x (B, T, H, K), cos and sin (T, K/2) or (B, T, K/2) float32 -> (B, T, H, K)."""
@@ -126,12 +142,7 @@ class _CrossEntropySum(torch.autograd.Function):
             nats, grad = chunk(part @ cast.T, targets[chosen], counts[chosen], cap)
             total += nats
             torch.mm(grad, cast, out=grad_hidden[chosen])
-            if hidden.dtype == torch.float32:
-                grad_weight.addmm_(grad.T, part)
-            elif hidden.is_cuda:  # bfloat16 in, float32 out, added in the matrix product's epilogue
-                torch.addmm(grad_weight, grad.T, part, out_dtype=torch.float32, out=grad_weight)
-            else:
-                grad_weight += grad.T @ part
+            add_product(grad_weight, grad, part)
         ctx.save_for_backward(grad_hidden, all_rows)
         return total
 

@@ -1,7 +1,6 @@
 """The end of a run: evaluation on CORE, chat tasks and held-out questions, sample answers, report, and the printed result."""
 
 import json
-import time
 from typing import Any
 
 from nanochat import paths
@@ -12,17 +11,20 @@ from nanochat.evaluation import evaluate as evaluation
 from nanochat.evaluation.heldout import answer, grade_items, print_scores, score_by_skill, write_items
 from nanochat.evaluation.results import SUMMARY, write_part
 from nanochat.generate.engine import Engine
+from nanochat.hardware import awake
 from nanochat.model import scaling
 from nanochat.report.collect import write_report
 from nanochat.runs import record as runs
 from nanochat.runs.metrics import read_metrics
 from nanochat.train.session import Session
+from nanochat.train.timeleft import FINISH
 
 SAMPLE_PROMPTS = ("What is 12 + 34?", "Who are you?", "你是誰？")
 
 
 def finish(session: Session, began: float) -> None:
     """Evaluate the finished model on all ranks; the main rank writes the report."""
+    session.clock.begin(FINISH)
     evaluation.evaluate_finished(session.config, session.ranks)
     if session.ranks.main:
         score_run(session, began)
@@ -53,7 +55,7 @@ def score_run(session: Session, began: float) -> None:
     if opened.chats:
         results["samples"] = [{"prompt": prompt, "answer": answer(engine, prompt)} for prompt in SAMPLE_PROMPTS]
     results["flops"] = float(per_token * trained_tokens + per_token / 3 * read_tokens)  # a forward pass is a third of a training step
-    results["seconds"] = round(time.monotonic() - began, 1)
+    results["seconds"] = round(awake.monotonic() - began, 1)
     write_part(folder, SUMMARY, results)
     write_report(folder)
 

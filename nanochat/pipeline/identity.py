@@ -21,7 +21,7 @@ BASE, SFT, RL = STAGES
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """One call of `train`: its config, the stages to train, and its start by time.monotonic()."""
+    """One call of `train`: its config, the stages to train, and its start by awake.monotonic()."""
 
     config: Config
     stages: tuple[str, ...]

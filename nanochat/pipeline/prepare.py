@@ -1,7 +1,6 @@
 """Preparation before the first step: plan, preflight checks, text and tokenizer, so that errors appear early."""
 
 import dataclasses
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,12 +9,15 @@ from nanochat.config import Config
 from nanochat.console import NORMAL, VERBOSE, log
 from nanochat.data.finetuning import require_learnable
 from nanochat.data.shards import Dataset
-from nanochat.data.source import TextSource, text_source
+from nanochat.data.source import text_source
+from nanochat.data.text_source import TextSource
 from nanochat.data.vocabulary import ensure_tokenizer
 from nanochat.doctor import checks as doctor
 from nanochat.errors import UsageError
+from nanochat.hardware import awake
 from nanochat.hardware.machine import this_machine
 from nanochat.pipeline.identity import BASE, RL, SFT, Identity, Request, identify
+from nanochat.pipeline.progress import run_clock, showing
 from nanochat.planning.autosize import decide
 from nanochat.planning.describe import brief
 from nanochat.planning.plan import Plan
@@ -29,8 +31,16 @@ from nanochat.tokenizer.tokenizer import Tokenizer
 DETAILS = ("dtype", "threads", "eval_tokens", "compile")  # fields whose automatic values are for VERBOSE alone
 
 
-def prepare(request: Request) -> Record | str:
-    """The record of the run, written if it is new. For a finished run a message, and its report is written again if damaged.
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A run that is ready for its first step: its record, and its text, whose conversations are read once for the whole call."""
+
+    record: Record
+    source: TextSource
+
+
+def prepare(request: Request) -> Prepared | str:
+    """The run, its record written if it is new. For a finished run a message, and its report is written again if damaged.
 
     Raises UsageError, PreflightError, DataError.
     """
@@ -42,7 +52,13 @@ def prepare(request: Request) -> Record | str:
     source = text_source(run.config)
     conversations = source.conversations.inspect() if run.config.sft_iterations else ""
     config, plan = _resolve(request, run, source.text_bytes())
-    problems = run.record.problems if run.record else ""
+    with showing(run_clock(config, request.stages, plan.tokens_per_second)):
+        return _prepare(request, run, source, conversations, config, plan)
+
+
+def _prepare(request: Request, run: Identity, source: TextSource, conversations: str, config: Config, plan: Plan) -> Prepared | str:
+    """The text, the tokenizer and the record of a resolved config's run; a message if it is finished."""
+    problems, folder = run.record.problems if run.record else "", paths.run_dir(config.run)
     if RL in request.stages:
         config, problems = _with_problems(config, source), source.problems_hash()
     dataset = source.open(config.shards) if config.num_iterations else None
@@ -54,8 +70,8 @@ def prepare(request: Request) -> Record | str:
         if run.finished:
             log("writing the report again, because it was missing or damaged")
             write_report(folder)
-        return run.finished or record
-    return _new(config, plan, dataset, conversations, problems)
+        return run.finished or Prepared(record, source)
+    return Prepared(_new(config, plan, dataset, conversations, problems), source)
 
 
 def prepare_tokenizer(config: Config) -> Path:
@@ -69,7 +85,7 @@ def prepare_tokenizer(config: Config) -> Path:
 
 def _resolve(request: Request, run: Identity, text_bytes: int | None) -> tuple[Config, Plan]:
     """Resolve the config, print its plan and defaults, and run the preflight checks; returns (resolved config, plan)."""
-    hardware, spent = this_machine(run.config.device), time.monotonic() - request.began
+    hardware, spent = this_machine(run.config.device), awake.monotonic() - request.began
     resolved, plan = decide(run.config, hardware, text_bytes=text_bytes, spent=spent, begun=run.record is not None)
     for line in brief(plan).splitlines():
         log(line)

@@ -4,8 +4,8 @@ identity.py finds the run, prepare.py prepares the first step, stages.py trains,
 """
 
 import contextlib
+import math
 import os
-import time
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -13,16 +13,20 @@ import torch
 from nanochat import console, paths
 from nanochat.config import Config
 from nanochat.console import log
+from nanochat.data.source import text_source
 from nanochat.distributed import memory, ranks
 from nanochat.errors import Preempted
+from nanochat.hardware import awake
 from nanochat.hardware.machine import this_machine
 from nanochat.pipeline import mirrored
 from nanochat.pipeline.finish import finish, show_result
 from nanochat.pipeline.identity import BASE, SFT, Request, forget_results, recorded
-from nanochat.pipeline.prepare import prepare
+from nanochat.pipeline.prepare import Prepared, prepare
+from nanochat.pipeline.progress import run_clock, showing
 from nanochat.pipeline.stages import train_stages
 from nanochat.planning.autosize import HoursPacer
 from nanochat.planning.plan import make_plan
+from nanochat.report.collect import PLAN
 from nanochat.runs import lock, trackers
 from nanochat.runs.heartbeat import heartbeat
 from nanochat.runs.metrics import Metrics, read_metrics
@@ -33,8 +37,10 @@ from nanochat.train import device
 from nanochat.train.deadline import Deadline
 from nanochat.train.session import Session
 from nanochat.train.signals import StopSignal
+from nanochat.train.threads import ThreadTuner
+from nanochat.train.timeleft import RunClock
 
-BEGAN = "NANOCHAT_BEGAN"  # start of the launcher's command, by time.monotonic(), which all processes share
+BEGAN = "NANOCHAT_BEGAN"  # start of the launcher's command, by time.monotonic(), which all processes share, without its suspensions
 
 
 def train(config: Config, stages: Sequence[str] = (BASE, SFT), relaunch: Sequence[str] = ()) -> int:
@@ -45,7 +51,7 @@ def train(config: Config, stages: Sequence[str] = (BASE, SFT), relaunch: Sequenc
     reached, DataError, NonFiniteError, OutOfMemoryError, Preempted.
     """
     with StopSignal().installed() as stop, Deadline.of(os.environ).kept(stop):
-        call = Call(Request(config, tuple(stages), time.monotonic()), stop)
+        call = Call(Request(config, tuple(stages), awake.monotonic()), stop)
         return call.in_worker() if ranks.launched() else call.in_launcher(list(relaunch))
 
 
@@ -71,14 +77,14 @@ class Call:
         if isinstance(prepared, str):
             log(prepared)
         elif processes > 1:
-            os.environ[BEGAN] = str(self.request.began)
+            os.environ[BEGAN] = str(self.request.began + awake.clock.suspended)
             code = ranks.launch(relaunch, processes)
             if code:
                 return code
             self.stop.trained = True
         else:
-            device.set_up(prepared.config)
-            with ranks.join(prepared.config.device) as here:
+            device.set_up(prepared.record.config)
+            with ranks.join(prepared.record.config.device) as here:
                 self._run(prepared, here)
         show_result(self.request.config)
         return 0
@@ -92,33 +98,46 @@ class Call:
         with ranks.join(request.config.device) as here, contextlib.ExitStack() as held:
             if here.main and not alone:
                 held.enter_context(lock.hold(request.config.run, lock.TRAINING))
-            prepared = recorded(request) if alone else here.main_first("prepared", lambda: prepare(request))
+            prepared = _recorded(request) if alone else here.main_first("prepared", lambda: prepare(request))
             if isinstance(prepared, str):
                 log(prepared)
                 return 0
-            device.set_up(prepared.config)
+            device.set_up(prepared.record.config)
             self._run(prepared, here)
         return 0
 
-    def _run(self, record: Record, here: ranks.Ranks) -> None:
+    def _run(self, prepared: Prepared, here: ranks.Ranks) -> None:
         """Train the incomplete stages, evaluate and report, with uploads to the mirror and metrics to the tracker."""
-        config = record.config
+        record, config = prepared.record, prepared.record.config
         try:
+            clock = run_clock(config, self.request.stages, _planned_rate(record) if here.main else 0.0)
             with (
-                heartbeat_for(record, here),
+                showing(clock),
+                heartbeat_for(record, here, clock),
                 mirrored.copying(config, here) as uploader,
                 trackers.following(config, here) as follow,
             ):
                 session = self._session(record, here, uploader, follow)
+                session.clock = clock
                 began = self._first_call(session)
                 if config.hours:
                     session.pacer = HoursPacer(record, began)
-                train_stages(session, self.request.stages)
+                if self._measures_threads(config, here):
+                    session.stepped = ThreadTuner(config.threads)
+                train_stages(session, self.request.stages, prepared.source)
                 finish(session, began)
         except Preempted:
             if self.stop.in_loop:  # all ranks stop after the same step, because the first exit stops the main rank during an upload
                 here.gather_objects(None)
             raise
+
+    def _measures_threads(self, config: Config, here: ranks.Ranks) -> bool:
+        """Whether the number of threads follows from measured steps: on a CPU, with one process and without a number of the user's.
+
+        A compiled step keeps the number that it was compiled for.
+        """
+        free = self.request.config.threads == -1 and not config.deterministic and config.compile != "on"
+        return free and config.device == "cpu" and here.world_size == 1 and config.threads > 1
 
     def _session(self, record: Record, here: ranks.Ranks, uploader: Uploader | None, follow: Callable[[Metrics], object]) -> Session:
         """All that the stages share, its memory capped."""
@@ -139,6 +158,12 @@ class Call:
         return began - earlier[-1]["elapsed_seconds"] if earlier else float(os.environ.get(BEGAN, began))
 
 
+def _recorded(request: Request) -> Prepared:
+    """The run as this worker's launcher has prepared it."""
+    record = recorded(request)
+    return Prepared(record, text_source(record.config))
+
+
 def _as_launched(request: Request) -> Request:
     """The request with this worker's number of processes and device."""
     config = request.config
@@ -147,12 +172,19 @@ def _as_launched(request: Request) -> Request:
     return Request(config.replace(nproc_per_node=int(os.environ["WORLD_SIZE"])), request.stages, request.began)
 
 
+def _planned_rate(record: Record) -> float:
+    """Training tokens per second of the plan that the run began with; 0 if it is unknown."""
+    rate = paths.read_json_object(paths.run_dir(record.config.run) / PLAN).get("tokens_per_second")
+    return rate if isinstance(rate, float) and 0 < rate < math.inf else 0.0
+
+
 @contextlib.contextmanager
-def heartbeat_for(record: Record, here: ranks.Ranks) -> Iterator[None]:
+def heartbeat_for(record: Record, here: ranks.Ranks, clock: RunClock) -> Iterator[None]:
     """Write the run's heartbeat during the block, on the main rank."""
     if not here.main:
         yield
         return
     config = record.config
-    with heartbeat(paths.run_dir(config.run), lambda: {"device": here.device.type, "steps": current_steps(config), "trial": config.trial}):
+    about = {"device": here.device.type, "trial": config.trial}
+    with heartbeat(paths.run_dir(config.run), lambda: about | {"steps": current_steps(config)} | clock.facts()):
         yield

@@ -11,9 +11,11 @@ import time
 from nanochat.config import Config
 from nanochat.console import duration, log
 from nanochat.errors import PreflightError
+from nanochat.hardware import awake
 from nanochat.hardware.machine import Hardware
 from nanochat.model import scaling
 from nanochat.planning.calibrate import Measured
+from nanochat.planning.memory import memory_bytes, reserved_bytes
 from nanochat.planning.plan import LOOP_SECONDS, Plan, make_plan, measured_steps, memory_shape, plan_here, seconds_left
 from nanochat.planning.rules import Resolved, apply_rules
 from nanochat.runs.record import Record, read_record
@@ -78,7 +80,7 @@ def decide(
 class HoursPacer:
     """The Pacer of a run with `--hours`: adjusts the number of pretraining steps to the measured step time.
 
-    `began` is the run's start by time.monotonic(), minus the training time of earlier calls. A new number of steps is written to the
+    `began` is the run's start by awake.monotonic(), minus the training time of earlier calls. A new number of steps is written to the
     run's record.
     """
 
@@ -89,7 +91,7 @@ class HoursPacer:
         """The total number of pretraining steps, of which `done` are trained, for the given step time."""
         record = read_record(self.record.config.run) or self.record
         config = record.config
-        left = 3600 * config.hours - (time.monotonic() - self.began)
+        left = 3600 * config.hours - (awake.monotonic() - self.began)
         steps = retimed(config, done, step_seconds, left)
         if steps != config.num_iterations:
             record.write_steps(steps)
@@ -151,5 +153,5 @@ def _at(config: Config, depth: int, seconds: float, hardware: Hardware, text_byt
 
 def _fits(config: Config, hardware: Hardware, text_bytes: int | None) -> bool:
     resolved = apply_rules(config.replace(num_iterations=LEAST_STEPS), text_bytes=text_bytes, hardware=hardware).config
-    needed = scaling.memory_bytes(scaling.gpt_config(resolved), config.device_batch_size, **memory_shape(resolved))
-    return needed["total"] <= hardware.usable
+    needed = memory_bytes(scaling.gpt_config(resolved), config.device_batch_size, **memory_shape(resolved))["total"]
+    return reserved_bytes(needed, resolved.device) <= hardware.usable

@@ -249,8 +249,7 @@ class Checkpoints:
             (folder / MANIFEST).unlink(missing_ok=True)  # it no longer speaks for what is being written
             files = dict([_write_tensors(folder, f"{OPTIMIZER}{ranks.rank:05d}.safetensors", optimizer.state_tensors())])
             if ranks.main:
-                weights = {name: weight.detach() for name, weight in model.named_parameters()}
-                files |= dict([_write_tensors(folder, MODEL, weights)])
+                files |= dict([_write_tensors(folder, MODEL, _weights(model))])
                 paths.atomic_write_json(folder / META, meta)
                 files[META] = _entry(folder / META)
             every = {name: entry for part in ranks.gather_objects(files) for name, entry in part.items()}
@@ -286,10 +285,16 @@ def import_checkpoint(stage: Path, model: Transformer, meta: dict[str, Any]) -> 
     """
     folder = step_dir(stage, meta["step"])
     folder.mkdir(parents=True)
-    files = dict([_write_tensors(folder, MODEL, {name: weight.detach() for name, weight in model.named_parameters()})])
+    files = dict([_write_tensors(folder, MODEL, _weights(model))])
     paths.atomic_write_json(folder / META, meta)
     files[META] = _entry(folder / META)
     paths.atomic_write_json(folder / MANIFEST, {"format": FORMAT, "files": files, "sha256": _seal(files)})
+
+
+def _weights(model: Transformer) -> dict[str, Tensor]:
+    """The weights by name, in float32; bfloat16 tables are cast on the CPU, because a GPU may lack the memory."""
+    weights = {name: weight.detach() for name, weight in model.named_parameters()}
+    return {name: weight if weight.dtype == torch.float32 else weight.cpu().float() for name, weight in weights.items()}
 
 
 def _entry(path: Path) -> dict[str, Any]:

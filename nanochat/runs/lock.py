@@ -19,6 +19,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from nanochat import paths, untrusted
 from nanochat.console import log
@@ -48,20 +49,27 @@ class Holder:
     token: str
 
     @staticmethod
-    def here(doing: str) -> "Holder":
-        """This process."""
-        since = time.strftime("%Y-%m-%d %H:%M:%S")
-        return Holder(os.getpid(), socket.gethostname(), _place(), _started(os.getpid()), doing, since, uuid.uuid4().hex)
+    def here(doing: str, pid: int | None = None) -> "Holder":
+        """This process, or another one on this machine."""
+        since, pid = time.strftime("%Y-%m-%d %H:%M:%S"), pid or os.getpid()
+        return Holder(pid, socket.gethostname(), _place(), _started(pid), doing, since, uuid.uuid4().hex)
 
     @staticmethod
     def read(descriptor: int) -> "Holder | None":
         """The holder that an open lock file names; None if it names none."""
         try:
-            found = json.loads(os.pread(descriptor, 4096, 0))
-            holder = Holder(**{field.name: found[field.name] for field in dataclasses.fields(Holder)})
-            return holder if all(isinstance(value, int if name == "pid" else str) for name, value in vars(holder).items()) else None
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return Holder.parse(json.loads(os.pread(descriptor, 4096, 0)))
+        except (OSError, ValueError, RecursionError):
             return None
+
+    @staticmethod
+    def parse(found: Any) -> "Holder | None":
+        """The holder of a JSON object; None if it is none."""
+        try:
+            holder = Holder(**{field.name: found[field.name] for field in dataclasses.fields(Holder)})
+        except (KeyError, TypeError):
+            return None
+        return holder if all(isinstance(value, int if name == "pid" else str) for name, value in vars(holder).items()) else None
 
     @property
     def visible(self) -> bool:
@@ -217,7 +225,7 @@ def _current(path: Path, descriptor: int) -> bool:
 
 
 def _abandoned(holder: Holder | None, path: Path) -> bool:
-    """Whether the holder that an unlocked file names has ended."""
+    """Whether the holder that a lock file names has ended."""
     if holder is None:
         return _age(path) > UNSIGNED
     return not holder.alive if holder.visible else _age(path) > EXPIRE

@@ -28,6 +28,7 @@ META = "meta.json"
 HEADER_BYTES = 16 << 20  # limit for a safetensors file's header: names, types and shapes
 ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 OPTIMIZER_BYTES = 8  # limit per parameter: AdamW's two moments in float32
+ORIGIN_TEXT = 300  # characters of an imported model's name and licence
 COUNTS = ("step", "optimizer_steps", "skipped")
 
 
@@ -62,6 +63,10 @@ def checked_meta(value: Any) -> dict[str, Any]:
             raise ValueError(f"{name} is {shown(meta[name])}, not true or false")
     if "turn" in meta and not (isinstance(meta["turn"], list) and all(_is_number(number) for number in meta["turn"])):
         raise ValueError(f"turn is {shown(meta['turn'])}, not a list of numbers")
+    if "origin" in meta:
+        origin = untrusted.table(meta["origin"], "origin")
+        for name in ("name", "licence"):
+            untrusted.text(origin[name], name, ORIGIN_TEXT)
     if "model" in meta:
         GPTConfig.from_dict(untrusted.table(meta["model"], "model"))
     return meta

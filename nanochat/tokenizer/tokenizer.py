@@ -32,6 +32,7 @@ QWEN2_PATTERN = (
 )
 
 SMALLEST_VOCABULARY = 256 + len(SPECIAL_TOKENS)
+ABOUT = "tokenizer.json"
 FORMAT = 1  # version of the files that `save` writes
 
 
@@ -99,13 +100,22 @@ class Tokenizer:
         """The id of <|bos|>."""
         return self.specials["<|bos|>"]
 
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """The ids that end an answer."""
+        return self.specials["<|assistant_end|>"], self.bos
+
     def special(self, name: str) -> int:
         """The id of a special token. Raises KeyError for other names."""
         return self.specials[name]
 
+    def bytes_of(self, id: int) -> bytes | None:
+        """The bytes of a token, None for a special token."""
+        return self.tokens[id] if id < len(self.tokens) else None
+
     def token_bytes(self) -> np.ndarray:
         """Length in bytes of each token, 0 for specials: int64 (V,); used for bits per byte."""
-        return np.array([len(token) for token in self.tokens] + [0] * len(SPECIAL_TOKENS), dtype=np.int64)
+        return np.array([len(self.bytes_of(id) or b"") for id in range(self.vocab_size)], dtype=np.int64)
 
     def encode(self, text: str) -> list[int]:
         """The ids of `text`, without special tokens. Raises ValueError for text that UTF-8 cannot encode (a lone surrogate)."""
@@ -121,7 +131,7 @@ class Tokenizer:
 
     def stream_decoder(self) -> StreamDecoder:
         """A decoder for a stream of ids."""
-        return StreamDecoder(self.tokens)
+        return StreamDecoder(self.bytes_of)
 
     # Conversations
 
@@ -201,8 +211,12 @@ class Tokenizer:
                 pass
             shutil.rmtree(folder)
         with atomic_folder(folder) as temporary:
-            atomic_write(temporary / "ranks.txt", ranks_text(self.tokens))
-            atomic_write_json(temporary / "tokenizer.json", self._about())
+            self._write(temporary)
+            atomic_write_json(temporary / ABOUT, self._about())
+
+    def _write(self, folder: Path) -> None:
+        """Write the files beside tokenizer.json."""
+        atomic_write(folder / "ranks.txt", ranks_text(self.tokens))
 
     def _about(self) -> dict[str, Any]:
         return {"format": FORMAT, "id": self.id, "vocab_size": self.vocab_size, "pattern": self.pattern, "special_tokens": self.specials}
@@ -212,10 +226,9 @@ class Tokenizer:
         """The tokenizer that `save` wrote. Raises DataError if it is missing, damaged or of another format."""
         hint = f"remove {folder} and run the same command again, which creates it"
         try:
-            about = untrusted.read_json(folder / "tokenizer.json")
-            tokens = parse_ranks(untrusted.read_bytes(folder / "ranks.txt", VOCABULARY_BYTES).decode("ascii"))
+            about = untrusted.table(untrusted.read_json(folder / ABOUT), ABOUT)
             untrusted.require_format(about["format"], FORMAT, f"the tokenizer in {folder}")
-            tokenizer = cls(tokens, about["pattern"])
+            tokenizer = cls._read(folder, about)
             if tokenizer._about() != about:
                 raise ValueError("its hash differs")
         except FileNotFoundError as error:
@@ -223,3 +236,12 @@ class Tokenizer:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"the tokenizer in {folder} is damaged: {untrusted.reason(error)}", hint) from error
         return tokenizer
+
+    @staticmethod
+    def _read(folder: Path, about: dict[str, Any]) -> "Tokenizer":
+        """The tokenizer of `folder`, of the kind that `about` names. Raises OSError, ValueError, KeyError, TypeError."""
+        if about.get("kind"):
+            from nanochat.tokenizer.foreign import read_foreign  # builds on this module
+
+            return read_foreign(folder, about)
+        return Tokenizer(parse_ranks(untrusted.read_bytes(folder / "ranks.txt", VOCABULARY_BYTES).decode("ascii")), about["pattern"])

@@ -19,6 +19,7 @@ def accumulate_gradients(batch: StepBatch, rows: int, model: Transformer, forwar
     """
     total = torch.zeros((), device=ranks.device)
     counted = max(batch.counted, 1)
+    model.operations.start_gradients(model.parameters())
     for first in range(0, len(batch.inputs), rows):
         targets = batch.targets[first : first + rows]
         if not (targets != IGNORE).any():
@@ -31,6 +32,7 @@ def accumulate_gradients(batch: StepBatch, rows: int, model: Transformer, forwar
         loss = cross_entropy_sum(model, hidden, _to_device(targets, ranks.device), weights) / counted
         total += loss.detach()
         (loss * ranks.world_size).backward()  # the optimizer takes the mean over the ranks
+    model.operations.finish_gradients(model.parameters())
     return torch.stack((total, _gradient_norm(model, ranks.device)))
 
 

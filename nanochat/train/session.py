@@ -29,6 +29,7 @@ from nanochat.train.batch import BatchSource
 from nanochat.train.schedule import Pacer, Schedule
 from nanochat.train.signals import StopSignal
 from nanochat.train.stage import Stage
+from nanochat.train.timeleft import RunClock
 from nanochat.train.trainer import Trainer
 
 SAMPLE_TOKENS = 32
@@ -50,6 +51,8 @@ class Session:
     follow: Callable[[Metrics], object] = lambda metrics: None  # called with each stage's metrics, on the main rank
     first_row: int = 0  # of the run's data, with which the first stage begins
     pacer: Pacer | None = None  # chooses the number of pretraining steps, if it may change
+    clock: RunClock = field(default_factory=RunClock)
+    stepped: Callable[[float, int], object] = lambda seconds, tokens: None  # called after each step of any stage
     gpt: GPTConfig = field(init=False)
 
     def __post_init__(self) -> None:
@@ -142,7 +145,9 @@ class Session:
             flops_per_token=flops_per_token(self.gpt),
             peak_flops=0.0 if fresh else device.peak_flops(self.ranks.device),
             planned_rate=0.0 if fresh else self.planned_rate,
+            clock=self.clock,
             meta=self.meta(name),
+            stepped=self.stepped,
             saved=self.uploader.enqueue if self.uploader else lambda folder: None,
         )
 

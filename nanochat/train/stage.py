@@ -7,6 +7,7 @@ from typing import Any
 
 from nanochat.train.batch import BatchSource
 from nanochat.train.schedule import Pacer, Schedule
+from nanochat.train.timeleft import RunClock
 
 
 @dataclass
@@ -30,8 +31,10 @@ class Stage:
     evaluate: Callable[[], dict[str, float] | None] | None = None  # fields for the step's line; None when out of memory
     sample: Callable[[int], None] | None = None
     pacer: Pacer | None = None  # may change the number of steps in the cooldown
+    clock: RunClock = field(default_factory=RunClock)  # the run's time left, shared by its stages
     meta: dict[str, Any] = field(default_factory=dict)  # metadata of every checkpoint
     saved: Callable[[Path], object] = lambda folder: None  # called with the directory of each saved step, on the main rank
+    stepped: Callable[[float, int], object] = lambda seconds, tokens: None  # called after each step, without the time of reading its rows
     heartbeat: Callable[[str], object] = lambda where: None  # called with the work that begins, for the watchdog
 
 

@@ -1,6 +1,7 @@
 """The training loop, shared by pretraining, fine-tuning and reinforcement learning, which differ in batch source and schedule."""
 
 import contextlib
+import gc
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from nanochat.console import log
 from nanochat.distributed.memory import Attempt, is_out_of_memory
 from nanochat.distributed.ranks import Ranks
 from nanochat.errors import NonFiniteError, OutOfMemoryError, Preempted
+from nanochat.hardware import awake
 from nanochat.model.optim import MuonAdamW
 from nanochat.model.transformer import Transformer
 from nanochat.runs.checkpoint import Checkpoints
@@ -23,6 +25,7 @@ from nanochat.train.schedule import REVIEWS
 from nanochat.train.signals import StopSignal
 from nanochat.train.stage import Stage, due
 from nanochat.train.steplog import StepLog, StepResult
+from nanochat.train.timeleft import EVALUATION, SAMPLE, SAVE
 
 _NAMES = {"bpb": "bits per byte"}  # names of an evaluation's results
 
@@ -59,14 +62,23 @@ class Trainer:
         Raises OutOfMemoryError if one row does not fit, NonFiniteError before the update with a NaN or Inf (the first
         `skip_bad_batches` of such steps are skipped instead), Preempted after a signal's checkpoint.
         """
-        stage = self.stage
         self.stop.in_loop = True
+        self.stage.clock.begin(self.stage.name, self.done, self.schedule.steps)
         if self._evaluation_missing() and self._evaluation_due():
             self.evaluate()
+        with _frozen_objects(collect=self.ranks.device.type == "cuda") as freeze:
+            self._loop(freeze)
+        self.stop.in_loop = False
+
+    def _loop(self, freeze: Callable[[], None]) -> None:
+        """Train the remaining steps, with all that each of them makes due."""
+        stage = self.stage
         while self.done < self.schedule.steps:
             self._review()
             result = self.step()
+            freeze()
             self.log.add(result, self.schedule.steps)
+            stage.stepped(result.seconds - result.read_seconds, result.batch.tokens)
             if result.stopping or result.saving or self._evaluation_due() or self._due(stage.save_every):
                 self.save()  # before the evaluation and the samples, so that their failure loses nothing
             if result.stopping:
@@ -76,20 +88,19 @@ class Trainer:
                 self.evaluate()
             if stage.sample and self._due(stage.sample_every):
                 self.sample()
-        self.stop.in_loop = False
 
     def step(self) -> StepResult:
         """Train one step: read its rows, accumulate their gradient, update the weights."""
-        began, step = time.monotonic(), self.done  # counted from 0
+        began, step = awake.monotonic(), self.done  # counted from 0
         self.done += 1
         self._heartbeat("reading the rows of")
         batch = self.stage.source.batch(step, self.ranks)
         lr = self.schedule.lr(step)
-        read_seconds = time.monotonic() - began
-        overdue = self.ranks.main and began - self.saved_at >= self.stage.save_seconds
+        read_seconds = awake.monotonic() - began
+        overdue = self.ranks.main and time.monotonic() - self.saved_at >= self.stage.save_seconds
         loss, norm, stopping, saving = self._gradients(batch, overdue)
         updated = self._update(step, batch, lr, loss, norm)
-        seconds = time.monotonic() - began
+        seconds = awake.monotonic() - began
         return StepResult(self.done, batch, loss, lr, updated, stopping, saving, self.rows, seconds, read_seconds)
 
     def save(self) -> None:
@@ -104,6 +115,7 @@ class Trainer:
         self.stop.trained = True
         if self.ranks.main:
             self.stage.saved(folder)
+        self.stage.clock.event(SAVE)
 
     def evaluate(self) -> None:
         """Evaluate the newest step, which is saved, and add the result to its line."""
@@ -116,6 +128,7 @@ class Trainer:
             self.metrics.amend(**found)
             if "bpb" in found:
                 self.store.evaluated(self.done, found["bpb"])
+        self.stage.clock.event(EVALUATION)
 
     def sample(self) -> None:
         """Print samples after the newest step."""
@@ -125,6 +138,7 @@ class Trainer:
             self.stage.sample(self.done)
         if attempt.failed:
             log("warning: sample skipped, out of memory")
+        self.stage.clock.event(SAMPLE)
 
     def _due(self, every: int) -> bool:
         return due(self.done, every, self.schedule.steps)
@@ -216,6 +230,29 @@ def _halved(rows: int, batch: StepBatch, where: str) -> int:
         f"which keeps the losses (start with --device_batch_size={rows // 2} to avoid this)"
     )
     return rows // 2
+
+
+@contextlib.contextmanager
+def _frozen_objects(*, collect: bool) -> Iterator[Callable[[], None]]:
+    """A function whose first call takes all objects that are alive out of Python's garbage collection, until the end of the block.
+
+    After the first step these are the model, the optimizer and what torch.compile made: a collection that walks through them stops the
+    step for 0.2 s, and they live as long as the stage. `collect` garbage first, which may keep a GPU's memory.
+    """
+    frozen = False
+
+    def freeze() -> None:
+        nonlocal frozen
+        if not frozen:
+            frozen = True
+            if collect:
+                gc.collect()
+            gc.freeze()
+
+    try:
+        yield freeze
+    finally:
+        gc.unfreeze()
 
 
 @contextlib.contextmanager

@@ -222,6 +222,26 @@ def test_the_chat_leaves_the_gpu_to_a_training(tmp_path: Path, capsys: pytest.Ca
     assert capsys.readouterr().err.count("the run a uses the GPU") == 1
 
 
+def test_the_chat_shares_the_cpu_with_a_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nanochat.chat.models.physical_cores", lambda: 8)
+    scheduler, limits = Scheduler(ServerMetrics()), []
+    watcher = ModelWatcher(scheduler, list, lambda *_: loaded_model(), tmp_path)
+    for run, device in (("a", "cuda"), ("b", "cpu")):
+        (tmp_path / run).mkdir()
+        with heartbeat(tmp_path / run, lambda device=device: {"device": device, "steps": {}, "trial": False}):  # type: ignore[misc]
+            while not (tmp_path / run / HEARTBEAT).exists():
+                time.sleep(0.01)
+            for _ in range(2):
+                watcher.look()
+                limits.append(scheduler.most_threads)
+        watcher.look()
+        limits.append(scheduler.most_threads)
+    assert limits == [None, None, None, 4, 4, None]
+    assert capsys.readouterr().err.count("the run b trains on the CPU") == 1
+
+
 def test_a_model_that_converses_is_not_replaced_unasked(tmp_path: Path) -> None:
     """Not by a base model, nor by another run's; a newer one of its run takes over, and a base model gives way to any."""
     found: list[Path] = []

@@ -6,7 +6,8 @@ from typer.testing import CliRunner
 from nanochat.cli.app import app
 from nanochat.cloud.workload import plain_environment, workload
 from nanochat.config import Config
-from nanochat.data.source import TextSource, text_source
+from nanochat.data.source import text_source
+from nanochat.data.text_source import TextSource
 from nanochat.errors import UsageError
 
 

@@ -58,6 +58,16 @@ def test_a_rank_that_was_never_heard_of_has_longer(store: dist.Store, capfd: pyt
     assert "no heartbeat from rank 1 for 2 s" in capfd.readouterr().err
 
 
+def test_ranks_that_were_suspended_together_are_not_lost(store: dist.Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A laptop's whole run is stopped for ten minutes: each rank's own clock jumps, as the others' heartbeats are missing."""
+    ended, jump, clock = Ended(), 0.0, time.monotonic
+    monkeypatch.setattr(liveness.time, "monotonic", lambda: clock() + jump)
+    with rank(store, 0, ended), rank(store, 1, ended):
+        time.sleep(LOST)
+        jump = 600.0
+        assert not ended.came.wait(3 * LOST)
+
+
 def test_a_rank_that_failed_gives_its_code(store: dist.Store) -> None:
     ended = Ended()
     with rank(store, 0, ended) as first:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from nanochat import paths
 from nanochat.data.rows import RowCache
 from nanochat.data.shards import open_dataset, verify, write_dataset
-from nanochat.export import folder
+from nanochat.export import folder, importer
 from nanochat.hub.archive import extract_zip
 from nanochat.pipeline.mirrored import fetch
 from nanochat.runs import checkpoint
@@ -35,7 +35,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setenv("NANOCHAT_BASE_DIR", str(place / "base"))
         opened = random_model("nanochat", 2)
         folder.write_folder(opened, place / "export")
-        folder.import_folder(place / "export", "tiny")
+        importer.import_folder(place / "export", "tiny")
         (place / "base" / "runs" / "tiny" / "metrics.jsonl").write_text('{"stage": "sft", "step": 7}\n')
         (place / "base" / "runs" / "tiny" / "config.toml").write_text(RECORD)
         Mirror(f"file://{place / 'mirror'}", "tiny").push(place / "base" / "runs" / "tiny" / "sft" / "step_000007", keep=1)
@@ -61,7 +61,7 @@ def test_an_imported_folder(good: Path, tmp_path_factory: pytest.TempPathFactory
         rng, received = random.Random(seed), made.fresh()
         shutil.rmtree(made.place / "base", ignore_errors=True)
         change_file(received / rng.choice(names), rng, made.outside)
-        if made.run(lambda: folder.import_folder(received)):
+        if made.run(lambda: importer.import_folder(received)):
             assert not paths.runs_dir().exists() or list(paths.runs_dir().iterdir()) == []  # whole or not at all
 
     try_one()

@@ -1,49 +1,87 @@
-"""This machine's CPU: its cores, and whether they are idle."""
+"""This machine's CPU: its cores, and what other programs leave of them."""
 
-from collections.abc import Iterator
+import os
+import time
 from pathlib import Path
 
 import pytest
 
 from nanochat.hardware import cpu
+from nanochat.hardware.cpu import FreeProcessors
 
-TICKS = "cpu  {busy} 0 0 {idle} 0 0 0 0 0 0\ncpu0 1 2 3 4\n"
-
-
-@pytest.mark.parametrize(
-    ("busy", "idle"), [([0], True), ([3], True), ([8, 8, 8, 8, 8], False), ([20] * 5, False), ([20, 9, 0], True)], ids=str
-)
-def test_idle_cores(busy: list[int], idle: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of 20 ticks of two processors, as many as others took, span after span; this process has both."""
-    stat, totals = tmp_path / "stat", [100, 1000]
-    stat.write_text(TICKS.format(busy=totals[0], idle=totals[1]))
-    spans: Iterator[int] = iter(busy)
-
-    def sleep(_: float) -> None:
-        taken = next(spans)
-        totals[:] = totals[0] + taken, totals[1] + 20 - taken
-        stat.write_text(TICKS.format(busy=totals[0], idle=totals[1]))
-
-    monkeypatch.setattr(cpu, "STAT", str(stat))
-    monkeypatch.setattr(cpu.time, "sleep", sleep)
-    monkeypatch.setattr(cpu, "physical_cores", lambda: 2)
-    monkeypatch.setattr(cpu.os, "cpu_count", lambda: 2)
-    assert cpu.has_idle_cores() is idle and next(spans, None) is None
+LINE = "cpu{number} {user} {nice} 0 {idle} 0 0 0 {steal} 0 0\n"
 
 
-@pytest.mark.parametrize("text", [None, "", "cpu 1 2\n", "cpu  5 0 0 5 0 0 0 0\n"], ids=["no file", "empty", "short", "no time goes by"])
-def test_where_nothing_tells(text: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+class Stat:
+    """A /proc/stat of processors 0 to 3, of which this process may use 0 and 1, and its own CPU time."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch):
+        self.path, self.own, self.now, self.niceness = folder / "stat", 0.0, 100.0, 0
+        self.ticks = {number: dict.fromkeys(("user", "nice", "idle", "steal"), 0) for number in range(4)}
+        monkeypatch.setattr(cpu, "STAT", str(self.path))
+        monkeypatch.setattr(cpu.os, "sched_getaffinity", lambda _: {0, 1})
+        monkeypatch.setattr(cpu.os, "times", lambda: os.times_result((self.own, 0.0, 0.0, 0.0, 0.0)))
+        monkeypatch.setattr(cpu.os, "nice", lambda _: self.niceness)
+        monkeypatch.setattr(cpu.time, "monotonic", lambda: self.now)
+        self.passes(1.0)
+
+    def passes(self, seconds: float, own: float = 0.0, **taken: tuple[int, int]) -> None:
+        """Time passes, of which this process took `own` seconds, included in what was `taken` of processors 0 and 1, in ticks."""
+        self.now, self.own = self.now + seconds, self.own + own
+        for number, ticks in self.ticks.items():
+            for name, both in taken.items():
+                ticks[name] += both[number] if number < 2 else round(100 * seconds)
+            ticks["idle"] += round(100 * seconds) - sum(both[number] for both in taken.values()) if number < 2 else 0
+        self.path.write_text("cpu 1 2 3 4\n" + "".join(LINE.format(number=number, **ticks) for number, ticks in self.ticks.items()))
+
+
+@pytest.fixture
+def stat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stat:
+    return Stat(tmp_path, monkeypatch)
+
+
+def test_processors_that_others_leave(stat: Stat) -> None:
+    free = FreeProcessors()
+    assert free() is None  # no time has passed
+    stat.passes(2.0, own=2.0, user=(200, 0))
+    assert free() == pytest.approx(2.0)  # idle, or this process's own
+    stat.passes(2.0, own=2.0, user=(200, 200))
+    assert free() == pytest.approx(1.0)
+    stat.passes(0.5, user=(50, 50))
+    assert free() == pytest.approx(1.0)  # too short to say anything new
+    stat.passes(2.0, user=(200, 200), steal=(0, 0))
+    assert free() == pytest.approx(0.0)
+    stat.passes(2.0, own=2.0, user=(200, 0), steal=(0, 100))
+    assert free() == pytest.approx(1.5)  # the host of a virtual machine took half a processor
+
+
+def test_programs_of_low_priority_leave_the_processors_to_others_but_not_to_their_like(stat: Stat) -> None:
+    free = FreeProcessors()
+    stat.passes(2.0, own=0.0, nice=(200, 0))
+    assert free() == pytest.approx(2.0)
+    stat.niceness = 10
+    free = FreeProcessors()
+    stat.passes(2.0, own=1.0, nice=(200, 0))
+    assert free() == pytest.approx(1.5)
+
+
+@pytest.mark.parametrize("text", [None, "", "cpu0 1 2\n", "cpux 1 2 3 4 5 6 7 8\n\n"], ids=["no file", "empty", "short", "odd"])
+def test_where_nothing_tells(text: str | None, stat: Stat) -> None:
+    stat.path.unlink()
     if text is not None:
-        (tmp_path / "stat").write_text(text)
-    monkeypatch.setattr(cpu, "STAT", str(tmp_path / "stat"))
-    assert not cpu.has_idle_cores(0.0)
+        stat.path.write_text(text)
+    free = FreeProcessors()
+    stat.now += 5
+    assert free() is None
 
 
 @pytest.mark.skipif(not Path(cpu.STAT).exists(), reason="only Linux tells")
-def test_this_machines_ticks_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With fewer than no cores of its own, a process has idle ones wherever the ticks can be read."""
-    monkeypatch.setattr(cpu, "physical_cores", lambda: -1)
-    assert cpu.has_idle_cores(0.05)
+def test_this_machine_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "WINDOW", 0.1)
+    free = FreeProcessors()
+    time.sleep(0.2)
+    value = free()
+    assert value is not None and 0 <= value <= len(os.sched_getaffinity(0)) + 0.5
 
 
 def test_this_machines_cores_and_speed() -> None:

@@ -10,7 +10,10 @@ import pytest
 
 from nanochat.cli.options import run_config
 from nanochat.errors import DataError, UsageError
-from nanochat.export.folder import import_folder, licence_of, model_card, write_folder
+from nanochat.export.card import folder_card
+from nanochat.export.folder import write_folder
+from nanochat.export.importer import import_folder
+from nanochat.export.metadata import licence_of
 from nanochat.pipeline import train as run
 from nanochat.runs import record as runs
 from tests.tiny import call, config, flags, losses, start, wait_for
@@ -51,8 +54,8 @@ def test_another_fine_tuning_is_a_straight_runs(base: Path, source: Path, files:
     assert losses(base, "other") == of_stage(base, "straight", "sft")
     assert hashes(source) == before
     opened = runs.open_model("other")
-    assert opened.chats and opened.checkpoint.step == 4 and licence_of("other") == licence_of("src") != "unknown"
-    assert licence_of("src") in model_card(opened, licence_of("other"))
+    assert opened.chats and opened.checkpoint.step == 4 and licence_of(opened) == licence_of(runs.open_model("src")) != "unknown"
+    assert licence_of(opened) in folder_card(opened)
 
     shutil.rmtree(source)
     assert train("--from=src", "--chat-data", str(files["new"]), "--run=other") == 0  # finished

@@ -1,5 +1,6 @@
 """The training loop: what a step computes, and what it does when something goes wrong."""
 
+import gc
 import json
 import math
 from collections.abc import Callable
@@ -99,6 +100,22 @@ def scatter(model: Transformer) -> None:
 def test_due() -> None:
     assert [step for step in range(1, 11) if due(step, 4, 10)] == [4, 8, 10]
     assert [step for step in range(1, 11) if due(step, -1, 10)] == [10]
+
+
+def test_the_garbage_collector_leaves_the_model_alone_while_it_trains(tmp_path: Path) -> None:
+    """Frozen from the second step on, and not after the stage, whatever ends it."""
+    frozen = []
+
+    class Watched(Rows):
+        def batch(self, step: int, ranks: Ranks) -> StepBatch:
+            frozen.append(gc.get_freeze_count() > 1000)
+            if step == 3:
+                raise RuntimeError("no more rows")
+            return super().batch(step, ranks)
+
+    with pytest.raises(RuntimeError, match="no more rows"):
+        Run(tmp_path, source=Watched()).go()
+    assert frozen == [False, True, True, True] and gc.get_freeze_count() == 0
 
 
 # ---- steps ----------------------------------------------------------------------------------------------------

@@ -70,7 +70,7 @@ function dataOf({ stage: at, steps, stages, measure, curve, validation = [] }) {
   return { stages: own.length ? own : [{ stage: at, steps }], [measure]: of("value"), bpb, speed: of("tokens_per_second"), lr: of("lr") };
 }
 
-function figuresOf({ step, steps, measure, value, bpb, tokens, tokens_per_second: speed, stage_seconds_left: left, elapsed_seconds: elapsed, alive }) {
+function figuresOf({ step, steps, measure, value, bpb, tokens, tokens_per_second: speed, stage_seconds_left: left, elapsed_seconds: elapsed, cpu_others: others, alive }) {
   return [
     [t("step"), number(step), el("small", {}, t("of", number(steps)))],
     [t(measure), known(value) ? number(value, 3) : "–"],
@@ -78,7 +78,7 @@ function figuresOf({ step, steps, measure, value, bpb, tokens, tokens_per_second
     [t("speed"), known(speed) ? number(speed) : "–"],
     ...(known(tokens) ? [[t("tokens"), compact(tokens)]] : []),
     ...(known(elapsed) ? [[t("elapsed"), duration(elapsed)]] : []),
-    ...(alive ? [[t("left"), known(left) ? duration(left) : "–"]] : []),
+    ...(alive ? [[t("left"), known(left) ? duration(left) : "–", ...(known(others) ? [el("small", {}, t("cpu_others", inPercent(others)))] : [])]] : []),
   ];
 }
 
