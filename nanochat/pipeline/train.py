@@ -121,7 +121,7 @@ class Call:
                 session.clock = clock
                 began = self._first_call(session)
                 if config.hours:
-                    session.pacer = HoursPacer(record, began)
+                    session.pacer = HoursPacer(record, began, clock)
                 if self._measures_threads(config, here):
                     session.stepped = ThreadTuner(config.threads)
                 train_stages(session, self.request.stages, prepared.source)
