@@ -250,4 +250,7 @@ def test_a_directory_whose_name_is_no_runs_name_needs_one(base: Path, tmp_path: 
         importer.import_folder(tmp_path / ".Qwen3")
     assert "--run NAME" in caught.value.hint
     assert importer.import_folder(tmp_path / ".Qwen3", "mine") == "mine"
+    with pytest.raises(UsageError, match="out of range"):
+        importer.import_folder(tmp_path / ".Qwen3", "short", 1000)
+    assert open_model(importer.import_folder(tmp_path / ".Qwen3", "short", 100)).model.config.max_seq_len == 100
     assert foreign_tokenizer().get_vocab_size() > 256
