@@ -111,7 +111,7 @@ def _read_own(folder: Path) -> Received:
     if about["format"] != FORMAT or tokenizer.id != meta["tokenizer"] or tokenizer.vocab_size != gpt.vocab_size:
         raise ValueError("its tokenizer or its format does not match")
     text = untrusted.text(about.get("licence", "unknown"), "licence", ORIGIN_TEXT)
-    origin = {"name": f"an export of the run {checked_run(about['run'])}", "licence": text}
+    origin = {"name": f"an export of the run {checked_run(about['run'])}", "licence": text if text.isprintable() else "unknown"}
     return Received(about["run"], meta | {"origin": origin}, tokenizer, gpt, Weights(folder))
 
 
@@ -130,7 +130,7 @@ def _read_qwen3(folder: Path, run: str | None, context: int) -> Received:
         except ValueError as error:
             raise UsageError(f"the directory's name is no run's name: {error}", "name the run with --run NAME") from error
     tokenizer, chats = read_tokenizer(folder, config)
-    origin = {"name": untrusted.encodable(name)[:ORIGIN_TEXT], "licence": licence(folder)}
+    origin = {"name": name[:ORIGIN_TEXT] if name.isprintable() else "a directory", "licence": licence(folder)}
     stage = "sft" if chats else "base"
     meta = {"stage": stage, "step": 0, "trial": False, "model": gpt.to_dict(), "tokenizer": tokenizer.id, "origin": origin}
     return Received(name, meta, tokenizer, gpt, weights)

@@ -121,6 +121,12 @@ def test_it_answers_and_comes_back_from_an_export(imported: Pair, tmp_path: Path
     write_folder(ours, tmp_path / "out")
     check.check(ours, "hf", tmp_path / "out")
     assert "license: apache-2.0" in (tmp_path / "out" / "README.md").read_text()
+    theirs, text = transformers.AutoTokenizer.from_pretrained(tmp_path / "out"), "a <|im_end|> 你是誰？"
+    assert (
+        theirs.apply_chat_template([{"role": "user", "content": "é"}], return_dict=False)
+        == ours.tokenizer.render([{"role": "user", "content": "é"}])[0]
+    )
+    assert theirs.decode(ours.tokenizer.encode(text)) == text
     monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path / "base"))
     for marker in (True, False):  # as our own export, and as anybody's directory
         if not marker:
