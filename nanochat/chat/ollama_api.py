@@ -150,7 +150,7 @@ def _message(loaded: LoadedModel, text: str) -> dict[str, Any]:
 
 
 def _end(prepared: PreparedRequest, delta: Delta, began: float) -> dict[str, Any]:
-    """What ends an answer: why, and how many tokens it took; times in nanoseconds."""
+    """The end of an answer: its reason and token counts; times in nanoseconds."""
     total = int((time.monotonic() - began) * 1e9)
     counts = {"prompt_eval_count": prepared.prompt_tokens, "eval_count": delta.completion_tokens}
     times = {"total_duration": total, "load_duration": 0, "prompt_eval_duration": 0, "eval_duration": total}
