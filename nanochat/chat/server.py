@@ -63,7 +63,6 @@ class Services:
     runs: Path | None = None  # the directory of the runs
     library: ModelLibrary | None = None
     launcher: Launcher | None = None  # if runs may be started here
-    planner: launch_api.Planner = field(default_factory=launch_api.Planner)
     readers: runs_api.Readers = field(default_factory=runs_api.Readers)
     page_files: dict[str, bytes] = field(default_factory=_page_files)
     _reading: "asyncio.Task[dict[str, Any]] | None" = None

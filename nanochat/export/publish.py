@@ -81,7 +81,7 @@ class ExportMirror:
         self._mirror, self._out = Mirror(url, out.name), out
         self.address = f"{self._mirror.url.rstrip('/')}/{out.name}"
         taken = False
-        with contextlib.suppress(Exception):  # if it cannot be reached now, `send` says so when the export is written
+        with contextlib.suppress(Exception):  # if it cannot be reached, `send` raises the error once the export is written
             taken = self._mirror.has_other_folder()
         if taken:
             raise self._taken()

@@ -5,12 +5,13 @@ import functools
 import math
 import os
 import re
+import sys
 import time
-from collections.abc import Container
+from collections.abc import Container, Iterator
 
 import numpy as np
 
-from nanochat.hardware import procfs
+from nanochat.hardware import cgroups, procfs
 
 DEFAULT_FLOPS = 15e9  # FLOP/s of training on two slow cores (measured: 17e9); a fast pair reaches 130e9
 STAT = "/proc/stat"  # busy and idle ticks of all processors
@@ -44,9 +45,19 @@ def physical_cores() -> int:
         ids = {key.strip(): value.strip() for key, value in fields.items()}
         if "core id" in ids:
             cores.add((ids.get("physical id", "0"), ids["core id"]))
-    limit, _, period = procfs.read("/sys/fs/cgroup/cpu.max").partition(" ")
-    quota = math.ceil(int(limit) / int(period)) if limit.isdigit() and period.strip().isdigit() else allowed
-    return max(min(allowed, len(cores) or allowed, quota), 1)
+    return max(min(allowed, len(cores) or allowed, *_quotas()), 1)
+
+
+def _quotas() -> Iterator[int]:
+    """Processors, rounded up, that each limit of this process's control groups allows; at least one number."""
+    yield sys.maxsize
+    for folder in cgroups.folders("cpu"):
+        limit, _, period = procfs.read(f"{folder}/cpu.max").strip().partition(" ")
+        old_limit, old_period = cgroups.number(f"{folder}/cpu.cfs_quota_us"), cgroups.number(f"{folder}/cpu.cfs_period_us")
+        if limit.isdigit() and period.isdigit() and int(period):
+            yield math.ceil(int(limit) / int(period))
+        if old_limit and old_period:
+            yield math.ceil(old_limit / old_period)
 
 
 class FreeProcessors:

@@ -32,7 +32,7 @@ from nanochat.runs.heartbeat import heartbeat
 from nanochat.runs.metrics import Metrics, read_metrics
 from nanochat.runs.mirror import Uploader
 from nanochat.runs.record import Record, current_steps, open_text
-from nanochat.tokenizer.tokenizer import Tokenizer
+from nanochat.tokenizer.files import load_tokenizer
 from nanochat.train import device
 from nanochat.train.deadline import Deadline
 from nanochat.train.session import Session
@@ -121,7 +121,7 @@ class Call:
                 session.clock = clock
                 began = self._first_call(session)
                 if config.hours:
-                    session.pacer = HoursPacer(record, began)
+                    session.pacer = HoursPacer(record, began, clock)
                 if self._measures_threads(config, here):
                     session.stepped = ThreadTuner(config.threads)
                 train_stages(session, self.request.stages, prepared.source)
@@ -145,7 +145,7 @@ class Call:
         text = open_text(record) if config.num_iterations else None
         memory.cap(here.device)
         rate = make_plan(config, this_machine(config.device)).tokens_per_second if here.main else 0.0
-        tokenizer = Tokenizer.load(paths.tokenizer_dir(record.tokenizer))
+        tokenizer = load_tokenizer(paths.tokenizer_dir(record.tokenizer))
         return Session(config, text, tokenizer, paths.run_dir(config.run), here, self.stop, rate, uploader, follow, record.first_row)
 
     def _first_call(self, session: Session) -> float:

@@ -1,27 +1,27 @@
-"""The time left of a run's stage and of the whole run, from the newest steps, with the reason when the pace changes.
+"""The time left of a run's stage and of the whole run, from the newest steps, with the reason when the step time changes.
 
-Everything that a run still has to do is counted in training tokens: steps, evaluations, samples and the evaluation at the end. The pace,
-in seconds per token, comes from the newest steps. The cost of evaluations and samples is measured in tokens too, so that it follows the
-pace.
+Everything that a run still has to do is counted in training tokens: steps, evaluations, samples and the evaluation at the end. The seconds
+per token come from the newest steps. The cost of evaluations and samples is measured in tokens too, so that it follows the step time.
 """
 
 import math
 import statistics
-import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from nanochat.config import Config
 from nanochat.console import duration
+from nanochat.hardware import awake
 from nanochat.hardware.load import OtherLoad
 
-LONG, SHORT = 180.0, 16.0  # seconds of steps that the pace is the mean of, and that a change is seen in, in both their halves
+LONG, SHORT = 180.0, 16.0  # seconds of steps for the mean, and for a change, which both halves must show
 LEAST = 4  # steps of such a half
-FEW = 3  # steps of a stage from which its own pace counts
+SETTLED = 20  # steps after which a plan may be changed by them
+FEW = 3  # steps from which the measured step time is used instead of the plan's
 CHANGED = 1.3  # ratio of the two means from which the older steps say nothing about those to come
 ERRORS = 5.0  # standard errors of the shorter mean that the difference must have: the steps of a busy CPU differ much
-TOLD = 1.6  # ratio of the pace to the one that was told last, from which a change is told again
+TOLD = 1.6  # ratio to the step time of the last message, from which a new one is due
 TELL_SECONDS = 15.0  # for which it must last before
 MOST = 4000  # steps kept
 UPDATE_SECONDS = 0.25
@@ -30,8 +30,8 @@ EVALUATION, SAMPLE, SAVE = "evaluation", "sample", "save"
 PREPARE, FINISH = "prepare", "evaluation"  # the parts of a run before and after its stages
 
 
-class Pace:
-    """Seconds of a step to come: a mean of the newest steps, without those before the last change of pace.
+class StepTime:
+    """Seconds of a step to come: a mean of the newest steps, without those before the last change.
 
     The mean counts the longest step as the second longest, because a single pause (a suspended machine, a full disk) says nothing about
     the steps to come, while repeated pauses do: on a busy CPU a few steps take most of the time, which a median would not see.
@@ -141,7 +141,7 @@ def stage_works(config: Config) -> list[StageWork]:
 class RunClock:
     """The time left of a run and of its present stage, for every line and page that shows it.
 
-    rate: planned training tokens per second, used before the first steps; 0 if unknown.
+    tokens_per_second: planned, of training, for the time before the first steps; 0 if unknown.
     end_tokens, end_seconds: the work after the last stage, as training tokens and as a fixed time.
     processes: of this run on this machine.
     """
@@ -149,7 +149,7 @@ class RunClock:
     def __init__(
         self,
         works: Sequence[StageWork] = (),
-        rate: float = 0.0,
+        tokens_per_second: float = 0.0,
         end_tokens: float = 0.0,
         end_seconds: float = 0.0,
         processes: int = 1,
@@ -157,11 +157,11 @@ class RunClock:
         self.works, self.end_tokens, self.end_seconds = {work.name: work for work in works}, end_tokens, end_seconds
         self.load = OtherLoad(processes)
         self.part = PREPARE
-        self.token_seconds = self.told = 1 / rate if rate else 0.0
-        self.planned = rate > 0  # whether `told` is the plan's
-        self.pace, self.step_tokens = Pace(), 0.0  # of the stage that it began with
+        self.token_seconds = self.told = 1 / tokens_per_second if tokens_per_second else 0.0
+        self.planned = tokens_per_second > 0  # whether `told` is the plan's
+        self.step_time, self.step_tokens = StepTime(), 0.0  # of the stage that it began with
         self.printed_at = -float("inf")  # when the last plain step line was printed, in any stage
-        self.marked = self.updated = self.same_at = time.monotonic()  # the last one: when the pace was as told
+        self.marked = self.updated = self.same_at = awake.monotonic()  # the last one: when the step time was as in the last message
         self.left = self._left()
 
     @property
@@ -174,25 +174,50 @@ class RunClock:
         """The present part among all: 2/4."""
         return f"{self.parts.index(self.part) + 1}/{len(self.parts)}"
 
+    @property
+    def settled(self) -> bool:
+        """Whether the present estimate comes from enough steps to change the run's plan by it."""
+        return len(self.step_time.steps) >= SETTLED
+
+    @property
+    def step_seconds(self) -> float:
+        """The expected seconds of a step of the present stage."""
+        return self.token_seconds * self._work.step_tokens
+
+    @property
+    def newest_seconds(self) -> float:
+        """The median seconds of the newest steps, which follows a change at once and does not know rare long steps."""
+        return statistics.median(list(self.step_time.steps)[-2 * LEAST :])
+
+    @property
+    def ending(self) -> bool:
+        """Whether the present stage ends after the next step."""
+        return self._work.steps - self._work.done <= 2
+
+    def replan(self, stage: str, steps: int) -> None:
+        """Give a stage to come another number of steps."""
+        if stage in self.works:
+            self.works[stage].steps = steps
+
     def begin(self, stage: str, done: int = 0, steps: int = 0) -> None:
         """Begin a stage after `done` of its `steps`, or FINISH."""
-        self.pace.first = True
+        self.step_time.first = True
         if stage != FINISH:
             work = self.works.setdefault(stage, StageWork(stage, steps, 1.0, {}, {}))
             work.done, work.steps, work.at = done, steps, {}
             if work.step_tokens != self.step_tokens:
-                self.pace = Pace()
+                self.step_time = StepTime()
             self.step_tokens = work.step_tokens
         for name in self.parts[1 : self.parts.index(stage)]:
             self.works[name].end()
-        self.part, self.marked = stage, time.monotonic()
+        self.part, self.marked = stage, awake.monotonic()
         self._update()
 
     def step(self, done: int, steps: int) -> None:
         """Count the time since the last mark as that of a step, the stage's number `done` of `steps`."""
         work, seconds = self._work, self._mark()
         work.done, work.steps = done, steps
-        self.pace.add(seconds)
+        self.step_time.add(seconds)
         if self.marked - self.updated >= UPDATE_SECONDS:
             self._update()
 
@@ -205,11 +230,11 @@ class RunClock:
         work.at[kind] = work.done
 
     def change(self) -> str:
-        """A message if the pace differs from what was told last, with the reason; "" if there is nothing new. Call after each step."""
-        now = time.monotonic()
+        """A message if the step time differs from the last message's, with the reason; "" if there is nothing new. Call after each step."""
+        now = awake.monotonic()
         busy = self.load.sample()
         ratio = self.token_seconds / self.told if self.told else 1.0
-        if len(self.pace.steps) < LEAST or 1 / TOLD < ratio < TOLD:
+        if len(self.step_time.steps) < LEAST or 1 / TOLD < ratio < TOLD:
             self.same_at = now
         if now - self.same_at < TELL_SECONDS:
             return ""
@@ -238,12 +263,12 @@ class RunClock:
 
     def _mark(self) -> float:
         """The seconds since the last mark, which is now."""
-        before, self.marked = self.marked, time.monotonic()
+        before, self.marked = self.marked, awake.monotonic()
         return self.marked - before
 
     def _update(self) -> None:
-        self.updated = time.monotonic()
-        if self.part != FINISH and (seconds := self.pace.seconds()) and (len(self.pace.steps) >= FEW or not self.token_seconds):
+        self.updated = awake.monotonic()
+        if self.part != FINISH and (seconds := self.step_time.seconds()) and (len(self.step_time.steps) >= FEW or not self.token_seconds):
             if self._work.guessed and self.token_seconds:  # its steps are of its own kind
                 self._work.step_tokens = seconds / self.token_seconds
             else:
@@ -251,10 +276,10 @@ class RunClock:
         self.left = self._left()
 
     def _left(self) -> TimeLeft:
-        """The estimate by the present pace."""
+        """The estimate by the present step time."""
         end = self.end_tokens * self.token_seconds + self.end_seconds
         if self.part == FINISH:
-            left = max(end - (time.monotonic() - self.marked), 0.0)
+            left = max(end - (awake.monotonic() - self.marked), 0.0)
             return TimeLeft(left, left)
         stages = {name: work.tokens_left() * self.token_seconds for name, work in self.works.items()}  # 0 of one that has ended
         return TimeLeft(stages.get(self.part, 0.0), sum(stages.values()) + end)

@@ -94,7 +94,7 @@ def train(folder: Path) -> None:
     """A run of two stages with evaluations, samples and an end, of a model that trains in milliseconds."""
     every: dict[str, Any] = {EVALUATION: 3, SAMPLE: 2, SAVE: 3}
     works = [StageWork(name, 6, 64.0, every, dict.fromkeys(every, 10.0)) for name in ("base", "sft")]
-    clock = RunClock(works, rate=64 / 100, end_tokens=64)  # a step of 100 s, by its plan
+    clock = RunClock(works, tokens_per_second=64 / 100, end_tokens=64)  # a step of 100 s, by its plan
     for work in works:
         run = Run(folder / work.name, clock=clock, eval_every=3, sample_every=2, evaluate=lambda: {"bpb": 1.5}, sample=sample)
         run.stage.name = work.name

@@ -1,4 +1,4 @@
-"""The time left of a stage and of a run: true at every tenth, at any pace, and a change is told once, with its reason."""
+"""The time left of a stage and of a run: true at every tenth, at any step time, and a change is told once, with its reason."""
 
 import itertools
 import random
@@ -9,7 +9,7 @@ import pytest
 from nanochat.config import build_config
 from nanochat.hardware.load import Busy
 from nanochat.train import timeleft
-from nanochat.train.timeleft import EVALUATION, FINISH, SAMPLE, SAVE, Pace, RunClock, stage_works
+from nanochat.train.timeleft import EVALUATION, FINISH, SAMPLE, SAVE, RunClock, StepTime, stage_works
 
 
 class Clock:
@@ -17,7 +17,7 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch):
         self.now = 1000.0
-        monkeypatch.setattr(timeleft.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(timeleft.awake, "monotonic", lambda: self.now)
 
 
 @pytest.fixture
@@ -25,28 +25,28 @@ def time(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return Clock(monkeypatch)
 
 
-def pace_of(*steps: float) -> float:
-    pace, found = Pace(), 0.0
+def step_time_of(*steps: float) -> float:
+    newest, found = StepTime(), 0.0
     for step in steps:
-        pace.add(step)
-        found = pace.seconds() or 0.0
+        newest.add(step)
+        found = newest.seconds() or 0.0
     return found
 
 
 def test_one_long_step_says_nothing_and_repeated_ones_do() -> None:
-    assert Pace().seconds() is None
-    assert pace_of(40.0) == 40.0 and pace_of(40.0, 0.1) == 0.1  # the first one compiles
+    assert StepTime().seconds() is None
+    assert step_time_of(40.0) == 40.0 and step_time_of(40.0, 0.1) == 0.1  # the first one compiles
     suspended = [0.1] * 100 + [600.0] + [0.1] * 50
-    assert pace_of(*suspended) == pytest.approx(0.1, rel=0.01)
+    assert step_time_of(*suspended) == pytest.approx(0.1, rel=0.01)
     busy = ([0.1] * 19 + [5.0]) * 10  # a median would say 0.1
-    assert pace_of(*busy) == pytest.approx(6.9 / 20, rel=0.15)
+    assert step_time_of(*busy) == pytest.approx(6.9 / 20, rel=0.15)
 
 
-def test_a_change_of_pace_is_seen_within_seconds() -> None:
+def test_a_change_is_seen_within_seconds() -> None:
     quiet = [0.1] * 1200
-    assert pace_of(*quiet, *[0.3] * 70) == pytest.approx(0.3, rel=0.1)
-    assert pace_of(*quiet, *[0.3] * 100, *[0.1] * 250) == pytest.approx(0.1, rel=0.1)
-    assert 0.1 < pace_of(*quiet, *[0.11] * 100) < 0.11  # a small one moves the mean
+    assert step_time_of(*quiet, *[0.3] * 70) == pytest.approx(0.3, rel=0.1)
+    assert step_time_of(*quiet, *[0.3] * 100, *[0.1] * 250) == pytest.approx(0.1, rel=0.1)
+    assert 0.1 < step_time_of(*quiet, *[0.11] * 100) < 0.11  # a small one moves the mean
 
 
 def run(
@@ -134,7 +134,7 @@ def test_work_within_a_stage_is_added(time: Clock) -> None:
 
 
 def test_reinforcement_learning_is_measured(time: Clock) -> None:
-    """Its steps are a guess until the first ones, and do not change the pace of the rest."""
+    """Its steps are a guess until the first ones, and do not change the estimate of the rest."""
     config = build_config("cpu", overrides={"eval_tokens": 16384, "rl_iterations": 50})
     clock = RunClock(stage_works(config), 1024 / 0.07)
     clock.begin("rl", 0, 50)
