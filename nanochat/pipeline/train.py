@@ -24,7 +24,7 @@ from nanochat.pipeline.stages import train_stages
 from nanochat.planning.autosize import HoursPacer
 from nanochat.planning.plan import make_plan
 from nanochat.runs import lock, trackers
-from nanochat.runs.heartbeat import heartbeat
+from nanochat.runs.heartbeat import heartbeat, why_killed
 from nanochat.runs.metrics import Metrics, read_metrics
 from nanochat.runs.mirror import Uploader
 from nanochat.runs.record import Record, current_steps, open_text
@@ -166,5 +166,7 @@ def heartbeat_for(record: Record, here: ranks.Ranks) -> Iterator[None]:
         yield
         return
     config = record.config
+    if not ranks.has_launcher() and (why := why_killed(paths.run_dir(config.run))):
+        log(why)
     with heartbeat(paths.run_dir(config.run), lambda: {"device": here.device.type, "steps": current_steps(config), "trial": config.trial}):
         yield
