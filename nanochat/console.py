@@ -1,14 +1,16 @@
 """Messages and progress on stderr, results on stdout."""
 
+import contextlib
 import json
 import os
 import shlex
 import shutil
 import sys
+import threading
 import time
 import traceback
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from types import TracebackType
@@ -24,12 +26,15 @@ _PRINTABLE = dict.fromkeys(_STEERING, "") | dict.fromkeys(_SURROGATES, "\ufffd")
 _ESCAPED = {code: f"\\u{code:04x}" for code in (*_STEERING, *_SURROGATES)}
 
 BOLD = "1"  # SGR code
-_CLEAR = "\r\x1b[K"  # clears the line
+LEAST_BAR, MOST_BAR = 6, 24  # columns of a bar inside its brackets
 
 QUIET, NORMAL, VERBOSE = range(3)  # messages on stderr: warnings, errors and results, then progress too, then details for experts too
 
 _muted = False
-_shows_bar = False  # the terminal's last line is a progress bar, without a newline
+_forms: tuple[Sequence[str], float, int] = ((), 0.0, 0)  # arguments of the `live` line that the terminal shows, none if its lines are ()
+_drawn = ""  # that line, without a newline
+_drawing = threading.RLock()
+_place: Callable[[float], tuple[str, str]] | None = None  # see `within`
 _level = NORMAL
 
 
@@ -79,11 +84,12 @@ def log(message: str = "", code: str = "", level: int = NORMAL) -> None:
 
     Control characters and credentials are removed, and commands in backticks get the form that runs here.
     """
-    global _shows_bar
     if not _muted and (level <= _level or message.startswith(("warning:", "error:", "hint:"))):
         line = printable(" ".join(redact(runnable(message)).splitlines()))
-        bar, _shows_bar = _CLEAR if _shows_bar else "", False
-        print(bar + (style(line, code) if code else line), file=sys.stderr, flush=True)
+        with _drawing:
+            print(_erased() + (style(line, code) if code else line), file=sys.stderr, flush=True)
+            if _forms[0]:
+                _draw()
 
 
 def confirm(question: str) -> bool:
@@ -108,6 +114,7 @@ def show(text: str = "", end: str = "\n", code: str = "") -> None:
     """
     encoding = sys.stdout.encoding or "utf-8"
     plain = printable(text).encode(encoding, "replace").decode(encoding)
+    end_live()
     styled = code and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     print(f"\x1b[{code}m{plain}\x1b[0m" if styled else plain, end=end, flush=True)
 
@@ -124,6 +131,7 @@ def fail(error: NanochatError) -> int:
     if os.environ.get("NANOCHAT_DEBUG") == "1":
         sys.excepthook = _show_traceback
         raise error
+    end_live()
     message = " ".join(error.message.split())  # one line, although a library's message may have several
     log(message if isinstance(error, Preempted) else f"error: {message}", level=QUIET)
     if error.hint:
@@ -157,6 +165,11 @@ def duration(seconds: float) -> str:
     return f"{whole // 86400} d {whole % 86400 // 3600} h"
 
 
+def short_duration(seconds: float) -> str:
+    """`duration` without spaces, for narrow terminals: 42s, 3m05s, 2h10m, 3d4h."""
+    return duration(seconds).replace("min", "m").replace(" ", "")
+
+
 def quantity(value: float) -> str:
     """`value` with a decimal suffix: 950, 1.5K, 12.3M, 4.0B."""
     for limit, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
@@ -165,28 +178,67 @@ def quantity(value: float) -> str:
     return f"{value:.0f}"
 
 
-def live(lines: Sequence[str]) -> bool:
+def live(lines: Sequence[str], part: float = 0.0, barred: int = 0) -> bool:
     """Show the first of `lines` that fits, the longest first, as the terminal's last line, in place of the one before.
 
-    Messages come above it. Returns False, and shows nothing, if stderr is no terminal or progress is not wanted.
+    A bar of `part` (0 to 1) is put before it where there is space; the first `barred` lines fit only with one. Messages come above the
+    line, until `end_live`. Returns False, and shows nothing, if stderr is no terminal or progress is not wanted.
     """
+    global _forms
     if _muted or _level < NORMAL or not sys.stderr.isatty():
         return False
-    _draw(_first_fitting(lines, terminal_width() - 1))
+    with _drawing:
+        _forms = (lines, part, barred)
+        _draw()
     return True
 
 
-def _first_fitting(lines: Sequence[str], width: int) -> str:
-    """The first of `lines`, printable, that takes at most `width` columns; else the last one, cut."""
+def end_live() -> None:
+    """Remove the live line, if there is one."""
+    global _forms
+    with _drawing:
+        _forms = ((), 0.0, 0)
+        if erased := _erased():
+            print(erased, end="", file=sys.stderr, flush=True)
+
+
+def _draw() -> None:
+    """Draw the live line for the terminal's present width."""
+    global _drawn
+    lines, part, barred = _forms
+    width = terminal_width() - 1  # a terminal may wrap after its last column
     plain = [printable(line) for line in lines]
-    return next((line for line in plain if columns(line) <= width), fitted(plain[-1], width))
+    spaces = [width - (LEAST_BAR + 3) * (number < barred) for number in range(len(plain))]
+    line = next((line for line, space in zip(plain, spaces, strict=True) if columns(line) <= space), fitted(plain[-1], width))
+    length = min(MOST_BAR, width - columns(line) - 3)
+    erased = _erased()
+    _drawn = f"{bar(part, length)} {line}" if barred and length >= LEAST_BAR else line
+    print(erased + _drawn if erased else f"\r\x1b[K{_drawn}", end="", file=sys.stderr, flush=True)
 
 
-def _draw(line: str) -> None:
-    """Show `line` as the terminal's last line, without a newline."""
-    global _shows_bar
-    print(f"{_CLEAR}{line}", end="", file=sys.stderr, flush=True)
-    _shows_bar = True
+def _erased() -> str:
+    """The sequence that erases the live line, with the rows onto which a terminal that became narrower has wrapped it; "" without one."""
+    global _drawn
+    if not _drawn:
+        return ""
+    above = (columns(_drawn) - 1) // terminal_width()
+    _drawn = ""
+    return f"\r\x1b[{above}A\x1b[J" if above else "\r\x1b[K"
+
+
+@contextlib.contextmanager
+def within(place: Callable[[float], tuple[str, str]]) -> Iterator[None]:
+    """Show all progress of the block as a part of a longer run.
+
+    `place` is called with the seconds left of some work (0: unknown), and returns the run's present stage, "2/4", and the time left of the
+    whole run.
+    """
+    global _place
+    before, _place = _place, place
+    try:
+        yield
+    finally:
+        _place = before
 
 
 def bar(part: float, length: int) -> str:
@@ -245,27 +297,21 @@ class Progress:
     def _show(self, now: float) -> None:
         rate = self.done / max(now - self.began, 1e-9)
         done = f"{self.what}: {quantity(self.done)}" + (f"/{quantity(self.total)}" if self.total else "")
-        left = f", {duration(max(self.total - self.done, 0) / rate)} left" if self.total and rate else ""
+        seconds = max(self.total - self.done, 0) / rate if self.total and rate else 0.0
+        left = f", {duration(seconds)} left" if self.total and rate else ""
+        stage, run = _place(seconds) if _place else ("", "")
+        run = f", run {run}" if run else ""
         whole = f"{done} {self.unit}, {quantity(rate)}/s{left}"
         if not self.terminal:
-            log(whole)
+            log(f"{whole}{run}")
             return
-        width = terminal_width() - 1  # a terminal may wrap after its last column
-        line = _first_fitting((whole, f"{done}{left}", done), width)
-        _draw(f"{self._bar(width - columns(line))}{line}")
-
-    def _bar(self, width: int) -> str:
-        """The bar and a space in at most `width` columns; "" if it would be too short, or the total is unknown."""
-        length = min(24, width - 3)
-        if not self.total or length < 6:
-            return ""
-        return f"{bar(self.done / self.total, length)} "
+        before = f"{stage} " if stage else ""
+        forms = (f"{before}{whole}{run}", f"{before}{done}{left}{run}", f"{before}{done}{left}", f"{before}{done}", done)
+        live(forms, self.done / self.total if self.total else 0.0, barred=1 if self.total else 0)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        global _shows_bar
-        if self.terminal and _shows_bar:
-            _shows_bar = False
-            print(_CLEAR, end="", file=sys.stderr, flush=True)
+        if self.terminal:
+            end_live()
         if kind is None:
             seconds = time.monotonic() - self.began
             log(f"{self.what}: {quantity(self.done)} {self.unit} in {duration(seconds)}", level=NORMAL if seconds >= 1 else VERBOSE)

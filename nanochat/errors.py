@@ -37,6 +37,16 @@ class DataError(NanochatError):
     exit_code = 4
 
 
+class NewerFormat(DataError):
+    """A file in a format that a newer version of this program writes. It is not damaged, so nothing replaces or skips it."""
+
+    def __init__(self, what: str, found: int, known: int):
+        super().__init__(
+            f"{what} was written by a newer version: it has format {found}, and this version reads formats up to {known}",
+            "update NanoChat Appliance to the version that wrote it, then run the same command again",
+        )
+
+
 class NonFiniteError(NanochatError):
     """The loss or a gradient is NaN or Inf. Raised before the weights are updated with it, so the last checkpoint is good."""
 

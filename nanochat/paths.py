@@ -25,9 +25,14 @@ _REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST,
 
 
 def base_dir() -> Path:
-    """The data directory: NANOCHAT_BASE_DIR, else ~/.cache/nanochat."""
+    """The data directory: NANOCHAT_BASE_DIR, else ~/.cache/nanochat. Raises PreflightError for a user without a home directory."""
     chosen = os.environ.get("NANOCHAT_BASE_DIR")
-    return Path(chosen).expanduser().absolute() if chosen else Path.home() / ".cache" / "nanochat"
+    try:
+        return Path(chosen).expanduser().absolute() if chosen else Path.home() / ".cache" / "nanochat"
+    except RuntimeError as error:
+        raise PreflightError(
+            "this user has no home directory, so there is no place for data", "set NANOCHAT_BASE_DIR to a directory that you can write to"
+        ) from error
 
 
 def dataset_dir(name: str) -> Path:
@@ -157,13 +162,20 @@ def locked(path: Path, holder: str = "") -> Iterator[None]:
         yield
 
 
-def sweep() -> None:
-    """Remove unfinished files that are older than a day: no process is still writing them."""
+def stale() -> Iterator[Path]:
+    """Unfinished files and directories that are older than a day: no process is still writing them."""
     for place in (".", "data", "tokenizer", "tokens/*/*", "runs", "runs/*", "runs/*/*"):
         for path in base_dir().glob(f"{place}/{TEMPORARY}*"):
             with contextlib.suppress(OSError):
                 if time.time() - path.stat().st_mtime > STALE_SECONDS:
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+                    yield path
+
+
+def sweep() -> None:
+    """Remove unfinished files that are older than a day."""
+    for path in stale():
+        with contextlib.suppress(OSError):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def disk_error(error: OSError, doing: str, out: Path | None = None) -> NanochatError:

@@ -1,6 +1,7 @@
 """Bounded, checked reading of untrusted files, from a received directory or a mirror.
 
-Every function raises ValueError with the reason, or OSError if a file cannot be read; the caller adds which file it was.
+Every function raises ValueError with the reason, or OSError if a file cannot be read; the caller adds which file it was. Only
+`require_format` raises an error for the user.
 """
 
 import json
@@ -8,6 +9,8 @@ import re
 import stat
 from pathlib import Path
 from typing import Any
+
+from nanochat.errors import NewerFormat
 
 JSON_BYTES = 16 << 20  # size limit of a JSON file, unless the caller allows more
 JSON_VALUES = 20_000_000  # limit of values in one JSON text: each takes some 60 bytes as a Python object
@@ -101,6 +104,20 @@ def integer(value: Any, what: str, low: int = 0, high: int = INTEGER_MOST) -> in
     if type(value) is not int or not low <= value <= high:
         raise ValueError(f"{what} is {shown(value)}, not an integer from {low} to {high}")
     return value
+
+
+def number(value: Any, what: str, low: float, high: float) -> float:
+    """Return `value` as float if it is a number from `low` to `high`."""
+    if type(value) not in (int, float) or not low <= value <= high:
+        raise ValueError(f"{what} is {shown(value)}, not a number from {low:g} to {high:g}")
+    return float(value)
+
+
+def require_format(value: Any, newest: int, what: str) -> None:
+    """Check the number of a file's format, at most `newest`. Raises NewerFormat, with `what` for the file, if it is larger."""
+    found = integer(value, "format", low=1)
+    if found > newest:
+        raise NewerFormat(what, found, newest)
 
 
 def encodable(text: str) -> str:

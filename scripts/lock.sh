@@ -10,7 +10,7 @@ cp pyproject.toml .venv/pyproject.before-lock
 trap 'cp .venv/pyproject.before-lock pyproject.toml' ERR
 sed -i "/^$mark/,\$d" pyproject.toml # otherwise the old versions would be kept
 compile() {
-    "$uv" pip compile pyproject.toml --quiet --group dev "$@" --universal --python-version 3.11 --fork-strategy fewest --generate-hashes \
+    "$uv" pip compile pyproject.toml --quiet --group run --group dev "$@" --universal --python-version 3.11 --fork-strategy fewest --generate-hashes \
         --no-emit-package nanochat-rustbpe --custom-compile-command "make lock" --output-file requirements.lock
 }
 compile --all-extras --upgrade # first with all extras, so that each of them is compatible with the locked versions

@@ -47,6 +47,15 @@ def value(words: Sequence[str], flag: str) -> str:
     return ""
 
 
+def without(words: Sequence[str], *flags: str) -> list[str]:
+    """`words` without these flags and their values, written `--flag value` or `--flag=value`."""
+    kept: list[str] = []
+    for before, word in zip(["", *words], words, strict=False):
+        if before not in flags and word.partition("=")[0] not in flags:
+            kept.append(word)
+    return kept
+
+
 def train(words: list[str]) -> tuple[str, list[list[str]]]:
     """`train` or `quickstart`, with its arguments."""
     profile = value(words, "--profile")
@@ -54,7 +63,7 @@ def train(words: list[str]) -> tuple[str, list[list[str]]]:
         fewer = REINFORCED if value(words, "--stage") == "rl" else STEPS
         return f"done from {source} with fewer steps", [[*words, *fewer]]
     if words[0] == "train" and profile not in ("", "auto", "cpu"):  # what a card would do: its plan, and the same small, without the card
-        plan = ["plan", *(word for word in words[1:] if not word.startswith("--stage="))]
+        plan = ["plan", *without(words[1:], "--stage")]
         few = DOWNLOADED if "--trial" not in words else ()
         reinforced = REINFORCED if value(words, "--stage") == "rl" or value(words, "--rl_iterations") else ()
         return "planned, then done in miniature on the CPU", [plan, [*words, *MINIATURE, *few, *reinforced]]

@@ -29,7 +29,7 @@ class Begun:
         assert straight.returncode == 0, straight.stderr
         self.losses = tiny.losses(self.base, "straight")
         process = tiny.start(self.base, "entrypoint.py", *self.flags("tiny"))
-        tiny.wait_for(process, "base step 3/")
+        tiny.wait_for(process, "base step 1/")
         process.terminate()
         _, err = process.communicate(timeout=60)
         assert process.returncode == 75, err

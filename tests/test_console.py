@@ -101,8 +101,9 @@ def test_a_bar_never_wraps(what: str, width: int, capfd: pytest.CaptureFixture[s
         log("a message above the bar")
     frames = capfd.readouterr().err.split("\r\x1b[K")
     shown = [frame for frame in frames if "\n" not in frame]
-    assert len(shown) > 20 and max(map(columns, shown)) <= max(width - 1, 0)
-    assert frames[-2:] == [*frames[-2:-1], f"a message above the bar\n{what}: 120.0M documents in 5 h 29 min\n"]
+    assert len(shown) >= 20 and max(map(columns, shown)) <= max(width - 1, 0)
+    assert frames[-1].endswith(f"{what}: 120.0M documents in 5 h 29 min\n")
+    assert width == 1 or frames[-3:-1] == ["a message above the bar\n", frames[-4]]  # and the same bar again below it
     if width == 120:
         assert shown[-1].startswith("[#######################.] ") and "6.1K/s, 9 min" in shown[-1]
     if width == 40:

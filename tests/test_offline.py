@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from nanochat.data.published.origins import KNOWN
 from nanochat.data.published.sets import SET_BYTES, TEST_BYTES
-from nanochat.data.published.shards import KNOWN
 from nanochat.data.shards import shard_name
 from tests.evaluation.bundle import chat_rows, write_bundle
 from tests.fake_hub import Hub, parquet

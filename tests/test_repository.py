@@ -38,7 +38,7 @@ def files() -> list[str]:
 
 def test_tests_mirror_the_package(files: list[str]) -> None:
     folders = {str(Path(name).parent.relative_to("tests")) for name in files if name.startswith("tests/") and name.endswith(".py")}
-    assert [folder for folder in folders - {"containers", "crate"} if not (ROOT / "nanochat" / folder).is_dir()] == []
+    assert [folder for folder in folders - {"containers", "crate", "nullgpu"} if not (ROOT / "nanochat" / folder).is_dir()] == []
 
 
 def plain(document: str) -> str:
@@ -221,15 +221,21 @@ def test_help_is_fast_and_leaves_torch_alone() -> None:
 
 
 def test_the_image_installs_what_runs(tmp_path: Path) -> None:
-    """scripts/image_layers.py deals out the lock: the project's dependencies and what they need, once each, with their hashes."""
-    subprocess.run([sys.executable, str(ROOT / "scripts/image_layers.py"), str(tmp_path)], cwd=ROOT, check=True)
+    """scripts/lock_parts.py deals out the lock: the dependencies of the project and its group `run`, once each, with their hashes."""
+    subprocess.run([sys.executable, str(ROOT / "scripts/lock_parts.py"), str(tmp_path)], cwd=ROOT, check=True)
     layers = {path.stem: path.read_text(encoding="utf-8") for path in tmp_path.iterdir()}
-    assert set(layers) == {"uv", "build", "cuda", "torch", "others"}
+    assert set(layers) == {"run", "dev", "uv", "build", "cuda", "torch", "others"}
     assert all(block in read("requirements.lock") for text in layers.values() for block in re.split(r"^(?=[a-z0-9])", text, flags=re.M))
     names = {layer: re.findall(r"^([a-z0-9-]+)==", text, re.M) for layer, text in layers.items()}
     runs = names["cuda"] + names["torch"] + names["others"]
-    asked = {re.split("[>=]", need)[0] for need in tomllib.loads(read("pyproject.toml"))["project"]["dependencies"]} - {"nanochat-rustbpe"}
+    project = tomllib.loads(read("pyproject.toml"))
+    needs = [*project["project"]["dependencies"], *project["dependency-groups"]["run"]]
+    asked = {re.split("[>=]", need)[0] for need in needs} - {"nanochat-rustbpe"}
     assert len(runs) == len(set(runs)) and asked <= set(runs)
     assert {"pydantic-core", "nvidia-cublas", "triton", "sympy"} <= set(runs)
-    assert not {"pytest", "ruff", "mypy", "openai", "httpx", "hypothesis", "maturin", "uv"} & set(runs)
+    tools = {"pytest", "ruff", "mypy", "openai", "hypothesis", "playwright", "schemathesis"}
+    assert not tools & set(runs) and tools <= set(names["dev"])
+    assert set(names["run"]) == {*runs, *names["build"], "uv"}  # `make install` has what the image has, and the builders
+    assert not set(names["run"]) & set(names["dev"])
+    assert {*names["run"], *names["dev"]} == {requirement.partition("==")[0] for requirement in locked()}
     assert names["uv"] == ["uv"] and {"maturin", "hatchling", "pluggy"} <= set(names["build"])

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from nanochat.export import folder
+from nanochat.export import folder, importer
 from nanochat.runs.record import open_model
 from tests.export.random_model import random_model
 from tests.tiny import MODEL, call
@@ -37,7 +37,7 @@ MOST_WRITES = 60
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The data directory of a finished run."""
     base = tmp_path_factory.mktemp("finished") / "base"
-    done = call(base, *TRAIN, timeout=120)
+    done = call(base, *TRAIN, timeout=600)
     assert done.returncode == 0, done.stderr
     return base
 
@@ -87,17 +87,17 @@ def require_whole(base: Path, finished: Path) -> None:
 def require_finished(base: Path, finished: Path, command: list[str]) -> None:
     """`command` ends well and leaves all of the end; the questions are asked again only where their answers were not kept."""
     kept = has_summary(base)
-    done = call(base, *command, timeout=120)
+    done = call(base, *command, timeout=600)
     assert done.returncode == 0, done.stderr
     assert ("evaluating the trained model" in done.stderr) == (not kept and command == TRAIN), done.stderr
     require_whole(base, finished)
-    again = call(base, *TRAIN, timeout=120)
+    again = call(base, *TRAIN, timeout=600)
     assert again.returncode == 0 and "is finished" in again.stderr and "writing the report again" not in again.stderr, again.stderr
 
 
 def kill_at(base: Path, number: int, command: list[str]) -> int:
     """Run `command`, killed at its write of that number; its exit code."""
-    return call(base, "tests/fault_at.py", f"kill:{number}", *command[1:], timeout=120).returncode
+    return call(base, "tests/fault_at.py", f"kill:{number}", *command[1:], timeout=600).returncode
 
 
 # ---- a file that is missing or damaged ------------------------------------------------------------------------------
@@ -197,7 +197,7 @@ def test_an_import_killed_at_each_write(copied: Callable[..., Path], tmp_path: P
 def full_disk(copied: Callable[..., Path], finished: Path, disk: Path, room: int) -> int:
     """The end of the run with `room` bytes left from its first write on, then with more: the first exit code."""
     base = copied("evaluation.json", "heldout.jsonl", *REPORTS, to=disk)
-    ended = call(base, "tests/fault_at.py", f"room:{room}", *TRAIN[1:], timeout=120)
+    ended = call(base, "tests/fault_at.py", f"room:{room}", *TRAIN[1:], timeout=600)
     assert ended.returncode in (0, 3), ended.stderr
     if ended.returncode:
         assert "error: the disk is full while" in ended.stderr and "Traceback" not in ended.stderr
@@ -211,7 +211,7 @@ def fill_at(base: Path, number: int, command: list[str]) -> tuple[int, bool]:
 
     Where it fails, it says that the disk is full, or is refused before it begins. The disk has room again afterwards.
     """
-    done = call(base, "tests/fault_at.py", f"full:{number}", *command[1:], timeout=120)
+    done = call(base, "tests/fault_at.py", f"full:{number}", *command[1:], timeout=600)
     (base / "filler").unlink(missing_ok=True)
     assert done.returncode in (0, 3) and "Traceback" not in done.stderr, done.stderr
     if done.returncode:
@@ -266,7 +266,7 @@ def test_an_export_on_a_disk_that_is_full_after_each_write(
     if to == "gguf":
         monkeypatch.setenv("NANOCHAT_BASE_DIR", str(base))
         folder.write_folder(random_model("qwen3", 1), tmp_path / "portable")
-        run = folder.import_folder(tmp_path / "portable", "portable")
+        run = importer.import_folder(tmp_path / "portable", "portable")
     for number in range(MOST_WRITES):
         out = small_disk / f"export-{number}"
         command = ["entrypoint.py", "export", f"--to={to}", f"--run={run}", f"--out={out}"]

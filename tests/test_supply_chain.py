@@ -40,6 +40,7 @@ def test_what_github_runs_is_what_ci_runs() -> None:
     text = (ROOT / ".ci/run").read_text(encoding="utf-8")
     for target in ("make lint", "make test", "make test-browser", "NANOCHAT_CONTAINER_TESTS=required make test-containers"):
         assert re.search(rf"^{target}\b", text, re.M), target
+    assert text.index("export NANOCHAT_NULLGPU_TESTS=required\n") < text.index("\nmake test\n")
     assert subprocess.run(["bash", "-n", ".ci/run"], cwd=ROOT, check=False).returncode == 0
 
 

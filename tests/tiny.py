@@ -82,7 +82,7 @@ def start(base: Path, *arguments: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(command, cwd=ROOT, env=environment(base), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
-def call(base: Path, *arguments: str, timeout: float = 60) -> "subprocess.CompletedProcess[str]":
+def call(base: Path, *arguments: str, timeout: float = 300) -> "subprocess.CompletedProcess[str]":
     """`start`, and wait for its end."""
     command = [sys.executable, *arguments]
     return subprocess.run(command, cwd=ROOT, env=environment(base), text=True, capture_output=True, timeout=timeout)

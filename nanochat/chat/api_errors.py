@@ -10,6 +10,7 @@ STATUSES = {
     403: "Host or origin not allowed",
     404: "No such model or path",
     408: "The body came too slowly",
+    409: "Not possible now: another training run is under way, or none",
     413: "The body is too large",
     429: "Too many requests; Retry-After says when",
     503: "No model yet, or the engine failed",

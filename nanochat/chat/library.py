@@ -56,6 +56,10 @@ class ModelLibrary:
         finally:
             self._waiting -= 1
 
+    def forget(self) -> None:
+        """Forget all models: the next request loads its own again, where there is memory for it then."""
+        self._loaded.clear()
+
     def _make_room(self) -> None:
         """Forget the models that were not asked for the longest; answers that are on their way keep theirs."""
         while len(self._loaded) >= KEPT:

@@ -11,6 +11,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from nanochat import paths
 from nanochat.chat.connections import Acceptor, ConnectionTable, Seldom
 from nanochat.chat.headers import address_of, within
+from nanochat.chat.launch import Launcher
 from nanochat.chat.library import ModelLibrary
 from nanochat.chat.metrics import ServerMetrics
 from nanochat.chat.middleware import PROBES_ONLY, Limits
@@ -27,13 +28,19 @@ PROBE_SECONDS = 2.0  # for the headers on a connection that was accepted for a p
 
 
 def http_server(
-    scheduler: Scheduler, metrics: ServerMetrics, limits: Limits, host: str, port: int, library: ModelLibrary | None = None
+    scheduler: Scheduler,
+    metrics: ServerMetrics,
+    limits: Limits,
+    host: str,
+    port: int,
+    library: ModelLibrary | None = None,
+    launcher: Launcher | None = None,
 ) -> "Server":
     """The application in uvicorn, with bounds on headers, connections and time."""
     proxies = limits.trusted_proxies
     table = ConnectionTable(limits.connections_per_client, limits.connections, lambda peer: within(address_of(peer), proxies))
     config = uvicorn.Config(
-        create_app(scheduler, metrics, limits, TrainingView(paths.runs_dir()), paths.runs_dir(), library),
+        create_app(scheduler, metrics, limits, TrainingView(paths.runs_dir()), paths.runs_dir(), library, launcher),
         host=host,
         port=port,
         loop="asyncio",  # connections.py accepts in its stead
@@ -52,7 +59,7 @@ def http_server(
     logging.getLogger("uvicorn.error").addFilter(_seldom)
     for name in ("uvicorn", "asyncio"):
         logging.getLogger(name).handlers = [ConsoleHandler()]
-    return Server(config, scheduler, table)
+    return Server(config, scheduler, table, launcher)
 
 
 class ConsoleHandler(logging.Handler):
@@ -75,9 +82,9 @@ def _seldom(record: logging.LogRecord) -> bool:
 class Server(uvicorn.Server):
     """uvicorn with a time limit for draining, announced to clients, and exit code 0 after a signal."""
 
-    def __init__(self, config: uvicorn.Config, scheduler: Scheduler, table: ConnectionTable):
+    def __init__(self, config: uvicorn.Config, scheduler: Scheduler, table: ConnectionTable, launcher: Launcher | None = None):
         super().__init__(config)
-        self._scheduler, self.table = scheduler, table
+        self._scheduler, self.table, self._launcher = scheduler, table, launcher
 
     def handle_exit(self, sig: int, frame: Any) -> None:
         """Stop listening; running answers get their time, the second Ctrl-C ends them."""
@@ -86,6 +93,8 @@ class Server(uvicorn.Server):
         self._captured_signals.clear()
         if first:
             log(f"stopping: running answers have {DRAIN_SECONDS} s (Ctrl-C again ends them)")
+            if self._launcher:
+                self._launcher.server_stops()
 
     async def startup(self, sockets: Any = None) -> None:
         """Listen, and say where."""

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from nanochat.chat.loading import LoadedModel
 from nanochat.chat.scheduler import Scheduler
 from nanochat.chat.training import newest_training
@@ -34,7 +36,8 @@ class ModelWatcher:
     """Looks every two seconds for a newer checkpoint, and whether a training run has taken or left the GPU.
 
     `find` returns the directories of checkpoints that may answer, the best first (DataError if there is none), `load` opens one on a
-    device. A checkpoint that cannot be loaded is refused once, with the reason, and the next one is tried: the model before it stays.
+    device. `reserved` tells whether a run that is about to train needs the GPU. A checkpoint that cannot be loaded is refused once, with
+    the reason, and the next one is tried: the model before it stays.
     """
 
     def __init__(
@@ -44,7 +47,9 @@ class ModelWatcher:
         load: Callable[[Path, str], LoadedModel],
         runs: Path,
         device: str = "cpu",
+        reserved: Callable[[], bool] = lambda: False,
     ):
+        self._reserved, self._looking = reserved, threading.Lock()
         self._scheduler, self._find, self._load, self._runs, self._device = scheduler, find, load, runs, device
         self._chosen: Choice | None = None
         self._refused: set[Choice] = set()
@@ -63,7 +68,11 @@ class ModelWatcher:
         self._thread.join(timeout=30)
 
     def look(self) -> None:
-        """Take over the checkpoint that should answer now, unless it already does."""
+        """Take over the checkpoint that should answer now, unless it already does. From any thread."""
+        with self._looking:
+            self._look()
+
+    def _look(self) -> None:
         device = self.place()
         self._share()
         for choice in self._choices(device):
@@ -100,8 +109,11 @@ class ModelWatcher:
             self._refused.add(choice)
             log(f"warning: {choice.checkpoint} is refused: {error}")
             return False
+        moved = choice.device == "cpu" and self._chosen is not None and self._chosen.device == "cuda"
         self._chosen = choice
         self._scheduler.serve(loaded)
+        if moved:
+            torch.cuda.empty_cache()  # the run plans with what is free
         log(f"serving run {loaded.name}, {loaded.stage} step {loaded.step}, on the {'GPU' if loaded.device == 'cuda' else 'CPU'}")
         return True
 
@@ -110,9 +122,11 @@ class ModelWatcher:
         if self._device != "cuda":
             return self._device
         training = newest_training(self._runs)
-        if training and training[1]["alive"] and training[1]["device"] == "cuda":
+        trains = training is not None and training[1]["alive"] and training[1]["device"] == "cuda"
+        if trains or self._reserved():
             if self._chosen is None or self._chosen.device == "cuda":
-                log(f"the run {training[0].name} uses the GPU, so answers come from the CPU until it ends")
+                name = f"the run {training[0].name}" if training and trains else "the run that begins"
+                log(f"{name} uses the GPU, so answers come from the CPU until it ends")
             return "cpu"
         return "cuda"
 

@@ -123,8 +123,8 @@ def prepare_completion(request: CompletionRequest, loaded: LoadedModel) -> Prepa
         ids = tokenizer.encode(one) if isinstance(one, str) else list(one)
         own = ids[:1] != [tokenizer.bos]  # the BOS is this server's, unless the client has put it there
         ids = [tokenizer.bos, *ids] if own else ids
-        if not all(0 <= id < len(tokenizer.tokens) for id in ids[1:]):
-            message = f"the ids of a prompt are from 0 to {len(tokenizer.tokens) - 1}: special tokens are not for clients"
+        if not all(0 <= id < tokenizer.vocab_size and tokenizer.bytes_of(id) is not None for id in ids[1:]):
+            message = f"the ids of a prompt are from 0 to {tokenizer.vocab_size - 1} without special tokens, which are not for clients"
             raise ApiError(400, message, "invalid_value", "prompt")
         if len(ids) + min(max_tokens, 1) > loaded.context:
             message = f"the prompt is {len(ids):,} tokens long, and this model's context is {loaded.context:,}"

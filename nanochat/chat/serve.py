@@ -14,6 +14,7 @@ from nanochat import paths
 from nanochat.chat.api_key import read_key
 from nanochat.chat.connections import raise_file_limit
 from nanochat.chat.headers import allowed_host, trusted_proxy
+from nanochat.chat.launch import Launcher
 from nanochat.chat.library import ModelLibrary
 from nanochat.chat.listener import http_server
 from nanochat.chat.loading import MAX_SLOTS, load_model
@@ -40,14 +41,20 @@ class ServeOptions:
     device: str = "auto"
     slots: int = 0  # 0: as many as the memory planned for the cache holds, up to 64
     queue: int = 64
+    allow_training: bool = False  # the page may start training runs
 
 
 def serve(options: ServeOptions) -> int:
-    """Answer until SIGTERM or Ctrl-C. Raises UsageError where anyone on the network could ask without a key."""
+    """Answer until SIGTERM or Ctrl-C. Raises UsageError where anyone on the network could ask, or start a run, without a key."""
     key = read_key(options.api_key_file)
     hosts = [allowed_host(value, source) for value, source in _given(options.allowed_hosts, "--allow-host", "NANOCHAT_ALLOWED_HOSTS")]
     given = _given(options.trusted_proxies, "--trust-proxy", "NANOCHAT_TRUSTED_PROXIES")
     proxies = [trusted_proxy(value, source) for value, source in given]
+    if options.allow_training and not key and (not _loopback(options.host) or hosts or proxies):
+        raise UsageError(
+            "--allow-training lets other machines start training runs here, and no key is set",
+            "set NANOCHAT_API_KEY or --api-key-file, or leave out --allow-training",
+        )
     if not _loopback(options.host) and not key and not options.insecure_no_key:
         raise UsageError(
             f"--host {options.host} lets other machines ask, and no key is set",
@@ -57,16 +64,23 @@ def serve(options: ServeOptions) -> int:
     metrics = ServerMetrics()
     scheduler = Scheduler(metrics, options.queue)
     device = "cuda" if options.device != "cpu" and this_machine(options.device).cuda else "cpu"
+
+    def make_space() -> None:
+        library.forget()
+        watcher.look()
+
+    launcher = Launcher(make_space) if options.allow_training else None
     watcher = ModelWatcher(
         scheduler,
         lambda: runs.finished_steps(options.run or runs.newest_run()),
         lambda folder, place: load_model(folder, place, options.slots),
         paths.runs_dir(),
         device,
+        lambda: launcher is not None and launcher.needs_gpu,
     )
     limits = Limits(key, tuple(hosts), in_all=options.queue + MAX_SLOTS, trusted_proxies=tuple(proxies))
     library = ModelLibrary(lambda folder: load_model(folder, watcher.place(), options.slots), paths.runs_dir(), options.run)
-    server = http_server(scheduler, metrics, limits, options.host, options.port, library)
+    server = http_server(scheduler, metrics, limits, options.host, options.port, library, launcher)
     sockets = bind(options.host, options.port)  # before the model is loaded: a busy port is known at once
     try:
         watcher.start()
@@ -75,6 +89,8 @@ def serve(options: ServeOptions) -> int:
         raise _cannot_listen(options.host, options.port, "the port is in use") from error
     finally:
         watcher.stop()
+        if launcher:
+            launcher.server_stopped()
         for one in sockets:
             one.close()
     return 0

@@ -24,10 +24,11 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
-from nanochat.chat import responses_api, runs_api
+from nanochat.chat import launch_api, responses_api, runs_api
 from nanochat.chat.api_errors import RESPONSES, ApiError, shown
 from nanochat.chat.complaints import complaint
 from nanochat.chat.delivery import EventStream, Submission, whole
+from nanochat.chat.launch import Launcher
 from nanochat.chat.library import ModelLibrary
 from nanochat.chat.loading import LoadedModel
 from nanochat.chat.metrics import ServerMetrics
@@ -54,13 +55,14 @@ def _page_files() -> dict[str, bytes]:
 
 @dataclass
 class Services:
-    """State of the routes. `look` returns {training, last, suggestions} for the page."""
+    """State of the routes. `look` returns {training, last, suggestions, launch} for the page."""
 
     scheduler: Scheduler
     metrics: ServerMetrics
     look: Callable[[], dict[str, Any]]
     runs: Path | None = None  # the directory of the runs
     library: ModelLibrary | None = None
+    launcher: Launcher | None = None  # if runs may be started here
     readers: runs_api.Readers = field(default_factory=runs_api.Readers)
     page_files: dict[str, bytes] = field(default_factory=_page_files)
     _reading: "asyncio.Task[dict[str, Any]] | None" = None
@@ -180,7 +182,7 @@ async def training_view(request: Request) -> dict[str, Any]:
     about = {"run": current.name} | {name: getattr(current, name) for name in SHOWN} if current else None
     if about:
         about["suggestions"] = found["suggestions"]
-    return {"model": about, "training": found["training"], "last": found["last"], "hint": f"{command()} quickstart"}
+    return {"model": about, **{name: found[name] for name in ("training", "last", "launch")}, "hint": f"{command()} quickstart"}
 
 
 @pages.get("/", include_in_schema=False)
@@ -203,22 +205,27 @@ def create_app(
     training: Callable[[], dict[str, Any] | None] = lambda: None,
     runs: Path | None = None,
     library: ModelLibrary | None = None,
+    launcher: Launcher | None = None,
 ) -> SecurityMiddleware:
     """The ASGI application around a scheduler. `training` returns the run in training as the page shows it, None if there is none.
 
     `runs` is the directory of the runs; None: nothing is shown of them. `library` has the other checkpoints that may be asked for.
+    `launcher` starts training runs; None: nobody may.
     """
 
     def look() -> dict[str, Any]:
         current = scheduler.current
         tries = suggestions(runs / current.name) if runs and current else []
-        return {"training": training(), "last": last_trained(runs) if runs else None, "suggestions": tries}
+        last = last_trained(runs) if runs else None
+        return {"training": training(), "last": last, "suggestions": tries, "launch": launcher.state() if launcher else None}
 
     app = FastAPI(title="NanoChat Appliance", docs_url=None, redoc_url=None, lifespan=_lifespan)
-    app.state.services = Services(scheduler, metrics, look, runs, library)
+    app.state.services = Services(scheduler, metrics, look, runs, library, launcher)
     app.include_router(openai)
     app.include_router(pages)
     app.include_router(runs_api.router)
+    if launcher:
+        app.include_router(launch_api.router)
     for kind in (ApiError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, _answer_error)
 

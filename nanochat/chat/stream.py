@@ -34,7 +34,7 @@ def token_log_prob(tokenizer: Tokenizer, token: int, found: LogProbs | None) -> 
     """A token's id and log probabilities as a client reads them: special tokens have no text."""
 
     def text(id: int) -> bytes:
-        return tokenizer.tokens[id] if id < len(tokenizer.tokens) else b""
+        return tokenizer.bytes_of(id) or b""
 
     if found is None:
         return TokenLogProb(text(token), None, None)
@@ -59,14 +59,14 @@ class AnswerStream:
 
     def push(self, token: Token) -> list[Piece]:
         """The text that `token` adds. After a stop string, or the end of the sequence, `finish` is set and nothing more may be pushed."""
-        special = self._tokenizer.special
+        special = self._tokenizer.specials.get
         pieces: list[Piece] = self._text(self._answer.push(token.id))
         if self._expression is not None and (not token.forced or token.id == special("<|output_end|>")):
             pieces += [*self._release(), Call(self._expression, self._last("python_output") if token.forced else None)]
             self._expression = None
         if token.id == special("<|python_end|>"):
             self._expression = self._last("python")
-        visible = token.id < len(self._tokenizer.tokens) and not token.forced
+        visible = self._tokenizer.bytes_of(token.id) is not None and not token.forced
         if token.log_probs is not None and (visible or self._echoed):
             self.log_probs.append(token_log_prob(self._tokenizer, token.id, token.log_probs))
         if token.sequence.done and self.finish is None:

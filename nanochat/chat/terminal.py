@@ -208,7 +208,7 @@ class _Talk:
             for step in steps:
                 for emitted in step:
                     count += 1
-                    ended = emitted.token in (self.tokenizer.bos, self.tokenizer.special("<|assistant_end|>"))
+                    ended = emitted.token in self.tokenizer.ends
                     text = answer.push(emitted.token)
                     calls = self._show_call(answer, calls)
                     show(text, end="")

@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from nanochat.hardware.load import NOTICED
 from nanochat.runs.heartbeat import HEARTBEAT, read_heartbeat
 from nanochat.runs.listing import checkpoints
 from nanochat.runs.metrics import SAMPLES, STAGES
@@ -32,6 +33,7 @@ KEPT = (
     "step_seconds",
     "elapsed_seconds",
 )  # of a line of metrics
+ESTIMATES = ("seconds_left", "stage_seconds_left")  # of the heartbeat
 RATE_STEPS = 20  # last steps for tokens per second and remaining time
 
 Line = dict[str, Any]
@@ -89,6 +91,10 @@ class TrainingView:
             later = sum(count for name, count in planned.items() if STAGES.index(name) > STAGES.index(stage))
             stage_left = round(max(steps - last["step"], 0) * each)
             left = stage_left + round(later * each)
+        if heartbeat["alive"] and all(_is_number(heartbeat.get(name)) for name in ESTIMATES):  # the run's own, with all that it will do
+            left, stage_left = (max(round(heartbeat[name]), 0) for name in ESTIMATES)
+        others = heartbeat.get("cpu_others")
+        busy = heartbeat["alive"] and others is not None and _is_number(others) and others >= NOTICED
         measure = "reward" if stage == "rl" else "loss"  # its loss only says which way it goes
         lines = [line for line in self._lines if (line["stage"] == "rl") == (stage == "rl") and line[measure] is not None]
         every = -(-len(lines) // CURVE_POINTS) or 1
@@ -106,11 +112,13 @@ class TrainingView:
             "tokens_per_second": sorted(rates)[len(rates) // 2] if rates else None,
             "seconds_left": left,
             "stage_seconds_left": stage_left,
+            "cpu_others": others if busy else None,
             "elapsed_seconds": last.get("elapsed_seconds"),
             "tokens": last.get("tokens"),
             "stages": [{"stage": name, "steps": count} for name, count in planned.items()],
             "alive": heartbeat["alive"],
             "trial": heartbeat["trial"],
+            "device": encodable(heartbeat["device"]),
             "checkpoint": next(iter(checkpoints(folder)), None),
             "curve": [
                 {"stage": line["stage"], "step": line["step"], "value": line[measure]}

@@ -18,7 +18,10 @@ Limit = Annotated[str | None, typer.Option(metavar="RATE", help="Most bytes per 
 Verify = Annotated[bool, typer.Option("--verify", help="Hash every file again afterwards")]
 
 DatasetName = Annotated[
-    str | None, typer.Option(metavar="NAME", help="climbmix, fineweb-edu, hf:OWNER/NAME or hf:OWNER/NAME:COLUMN; without it, climbmix")
+    str | None,
+    typer.Option(
+        metavar="NAME", help="climbmix, fineweb-edu, zh-tw, hf:OWNER/NAME[/SUBSET][:COLUMN], or shares of several; without it, climbmix"
+    ),
 ]
 
 app = Commands()
@@ -89,10 +92,17 @@ def dataset(
 
 def have_shards(dataset: str, asked: int | None, check: bool = False) -> "Dataset":
     """The dataset with `asked` training shards (see `shards_wanted`), missing ones downloaded. With `check`, every file is hashed."""
+    from nanochat.data.published.mixtures import ensure_mixture
+    from nanochat.data.published.origins import is_mixture, mixture
     from nanochat.data.published.shards import ensure_shards
     from nanochat.data.shards import verify
 
-    found = ensure_shards(dataset, shards_wanted(dataset, asked))
+    if is_mixture(dataset):
+        if asked == -1:
+            raise UsageError("-n -1 (all shards) is not possible for a mixture", "give a number of shards, as in -n 16")
+        found = ensure_mixture(mixture(dataset), DEFAULT if asked is None else asked)
+    else:
+        found = ensure_shards(dataset, shards_wanted(dataset, asked))
     if check:
         verify(found)
     return found
@@ -100,7 +110,7 @@ def have_shards(dataset: str, asked: int | None, check: bool = False) -> "Datase
 
 def shards_wanted(dataset: str, asked: int | None) -> int:
     """Number of training shards to have: `asked` (-1: all), else as many as the manifest lists, else DEFAULT. Raises UsageError."""
-    from nanochat.data.published.shards import KNOWN, origin
+    from nanochat.data.published.origins import KNOWN, origin
     from nanochat.data.shards import MANIFEST, read_manifest
     from nanochat.paths import dataset_dir
 

@@ -199,7 +199,7 @@ def config_sections(profile: str, trial: bool = False) -> list[Section]:
     values = {name: declared.default for name, declared in FIELDS.items()} | (load_profile(profile, trial) if profile else {})
     found = []
     for title, group in GROUPS.items():
-        names = [name for name in group.__annotations__ if name not in ("profile", "trial")]
+        names = [name for name in group.__annotations__ if name not in ("profile", "trial", "shape")]  # nobody types a shape
         found.append(Section(f"{title} options", [_field_entry(name, values[name]) for name in names]))
     whose = f"the profile {profile}{', trial' if trial else ''}" if profile else "no profile"
     more = "`nanochat train --profile NAME --help` shows those of another."

@@ -89,6 +89,9 @@ def serve(
     insecure_no_key: Annotated[
         bool, typer.Option("--insecure-no-key", "--insecure_no_key", help="No key, although other machines can connect")
     ] = False,
+    allow_training: Annotated[
+        bool, typer.Option("--allow-training", "--allow_training", help="Start, stop and resume training runs on the page")
+    ] = False,
     device: Device = "auto",
     slots: Annotated[int, typer.Option(metavar="N", help="Answers generated at once; 0: as many as the memory allows")] = 0,
     queue: Annotated[int, typer.Option(metavar="N", help="Requests that may wait; further ones are refused with HTTP 429")] = 64,
@@ -101,7 +104,8 @@ def serve(
     from nanochat.chat.serve import serve as answer
 
     hosts, proxies = tuple(allow_host or ()), tuple(trust_proxy or ())
-    raise typer.Exit(answer(ServeOptions(host, port, run, api_key_file, hosts, proxies, insecure_no_key, device, slots, queue)))
+    options = ServeOptions(host, port, run, api_key_file, hosts, proxies, insecure_no_key, device, slots, queue, allow_training)
+    raise typer.Exit(answer(options))
 
 
 @app.command(name="eval", rich_help_panel="Inspect")
@@ -176,7 +180,16 @@ def export(
     to: Annotated[str, typer.Option("--to", metavar="hf|gguf", help="Format: a Hugging Face directory, or a GGUF file (portable models)")],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Directory to write, which must not exist yet")],
     run: Run = None,
+    outtype: Annotated[
+        str, typer.Option(metavar="f32|f16|q8_0", help="Type of a GGUF file's weights: 4, 2 or about 1 byte per weight")
+    ] = "f32",
     check: Annotated[bool, typer.Option("--check", help="Load what was written with its own library and compare")] = False,
+    push: Annotated[
+        str | None, typer.Option(metavar="hf:OWNER/NAME", help="Repository of the hub to upload the export to, with the token in HF_TOKEN")
+    ] = None,
+    mirror: Annotated[
+        str | None, typer.Option(metavar="URL", help="Directory of a file store to copy the export to, such as s3://bucket/folder")
+    ] = None,
 ) -> None:
     """Export a model for other programs.
 
@@ -184,26 +197,26 @@ def export(
     trains such a model, which needs about 8% more bits per byte.
     """
     require_choice("--to", to, ("hf", "gguf"))
-    from nanochat.export import check as parity
-    from nanochat.export import folder, gguf_file
-    from nanochat.runs import record as runs
+    from nanochat.export.export import ExportRequest, write_export
 
-    opened = runs.open_model(run)
-    if to == "hf":
-        folder.write_folder(opened, out)
-    else:
-        gguf_file.write_gguf(opened, out)
-    if check:
-        parity.check(opened, to, out)
-    show(str(out))
+    for address in write_export(ExportRequest(to, out, run, outtype, check, push or "", mirror or "")):
+        show(address)
 
 
 @app.command(name="import", rich_help_panel="Use")
 def import_(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Directory that `nanochat export --to hf` wrote")],
-    run: Annotated[str | None, typer.Option(metavar="NAME", help="Name of the new run; without it, the name that it had")] = None,
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Directory of `nanochat export --to hf`, or a Hugging Face directory of a Qwen3")
+    ],
+    run: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Name of the new run; without it, the name that it had, or the directory's")
+    ] = None,
 ) -> None:
-    """Import an exported model as a run."""
-    from nanochat.export.folder import import_folder
+    """Import a model as a run.
+
+    The run chats, is evaluated and exported, and `nanochat train --from` trains it further. The import checks the directory first and
+    refuses what it does not support: rope scaling, sliding windows, mixtures of experts, biases, quantized weights, other model types.
+    """
+    from nanochat.export.importer import import_folder
 
     show(str(import_folder(folder, run)))

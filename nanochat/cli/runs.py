@@ -1,6 +1,7 @@
-"""Commands about runs on disk: list them, show one, remove some."""
+"""Commands about runs on disk: list them, show one, stop one, remove some, move one to another machine."""
 
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -12,13 +13,15 @@ from nanochat.console import confirm, duration, fitted, log, quantity, show, sho
 HEADINGS = ("run", "stage", "step", "bpb", "score", "parameters", "tokens", "date", "size")
 
 app = Commands(
-    cls=Group, help="List, show and remove runs.\n\nWithout a command: a table of all runs, the newest first.", no_args_is_help=False
+    cls=Group,
+    help="List, show, stop, move and remove runs.\n\nWithout a command: a table of all runs, the newest first.",
+    no_args_is_help=False,
 )
 
 
 @app.callback(invoke_without_command=True)
 def runs(context: typer.Context, as_json: AsJson = False) -> None:
-    """List, show and remove runs."""
+    """List, show, stop, move and remove runs."""
     if context.invoked_subcommand:
         return
     from nanochat.runs.listing import list_runs
@@ -57,11 +60,12 @@ def _row(run: Any) -> tuple[str, ...]:
         cell(run["parameters"], quantity),
         cell(run["tokens"], quantity),
         cell(run["date"], lambda value: value[:16].replace("T", " ")),
-        _size(run["size_bytes"]),
+        size_text(run["size_bytes"]),
     )
 
 
-def _size(count: int) -> str:
+def size_text(count: int) -> str:
+    """A size on disk in MB or GB."""
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
@@ -109,9 +113,75 @@ def remove(
     sizes = [known[name]["size_bytes"] for name in names if name in known]
     if not yes:
         require_terminal("pass --yes")
-        if sizes and not confirm(f"Remove {', '.join(names)} ({_size(sum(sizes))})?"):
+        if sizes and not confirm(f"Remove {', '.join(names)} ({size_text(sum(sizes))})?"):
             log("nothing was removed")
             raise typer.Exit(0)
     for name in names:
         freed = remove_run(name)
-        log(f"removed {name}: {_size(freed)} are free again")
+        log(f"removed {name}: {size_text(freed)} are free again")
+
+
+@app.command(name="stop")
+def stop(
+    name: Annotated[str, typer.Argument(metavar="RUN", help="Name of the run")],
+    wait: Annotated[float, typer.Option(min=1, metavar="SECONDS", help="Seconds to wait for its checkpoint")] = 180,
+) -> None:
+    """Stop a training run from another terminal.
+
+    The run finishes its step, saves a checkpoint and exits with code 75. The same train command resumes it. Works across containers and
+    machines that share the data directory.
+    """
+    from nanochat.runs.stop import stop_run
+
+    stopped = stop_run(name, wait)
+    if stopped is None:
+        log(f"no process is training {name}")
+        return
+    if not stopped.step:
+        log(f"stopped {name}: it had no checkpoint to save yet")
+        return
+    what = "saved" if stopped.saved else "its newest checkpoint is"
+    log(f"stopped {name}: {what} {stopped.stage} step {stopped.step}; the same train command resumes it")
+
+
+@app.command(name="pack")
+def pack_run(
+    name: Annotated[str, typer.Argument(metavar="RUN", help="Name of the run")],
+    out: Annotated[Path | None, typer.Argument(metavar="FILE", help="Archive to write, - for stdout; without it, RUN.tar")] = None,
+) -> None:
+    """Pack a run into one file for another machine.
+
+    The archive has the run's checkpoints and record, its tokenizer and, if the run was trained on your own text, that text. Other text is
+    generated or downloaded again there.
+    """
+    from nanochat.runs.archive import pack
+
+    file = out or Path(f"{name}.tar")
+    packed = pack(name, None if str(file) == "-" else file)
+    text = ", with your text" if packed.has_text else ""
+    log(f"packed {name} into {file}: {packed.describe()}{text}, {size_text(packed.bytes)}")
+    for path in packed.files_elsewhere:
+        log(f"warning: {path} is not in the archive: copy it to the same path there")
+    if str(file) != "-":
+        log(f"on the other machine: `nanochat runs unpack {file.name}`")
+
+
+@app.command(name="unpack")
+def unpack_run(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Archive that `runs pack` wrote")],
+    replace: Annotated[bool, typer.Option("--replace", help="Replace the run here if the archive continues it")] = False,
+) -> None:
+    """Unpack a run from another machine.
+
+    Checks every hash first. The run then resumes with its train command, with the same losses on the same kind of machine.
+    """
+    from nanochat.report.origin import command
+    from nanochat.runs.archive import unpack
+
+    packed = unpack(file, replace)
+    log(f"unpacked the run {packed.run}: {packed.describe()}")
+    for path in packed.files_elsewhere:
+        log(f"warning: {path} was not in the archive: copy it to the same path here")
+    if packed.record and (resume := command(packed.record.config.to_dict())):
+        log(f"resume it with `{resume}`")
+    log(f"chat with it: `nanochat chat --run {packed.run}`")

@@ -71,10 +71,16 @@ class RunConfig(Group):
 class DataConfig(Group):
     """Texts and conversations for training."""
 
-    dataset: str = field("climbmix", "Pretraining text: embedded, climbmix, fineweb-edu or hf:OWNER/NAME", metavar="NAME")
+    dataset: str = field(
+        "climbmix",
+        "Pretraining text: embedded, climbmix, fineweb-edu, zh-tw, hf:OWNER/NAME[/SUBSET], or shares of several",
+        metavar="NAME",
+    )
     data: str = field("", "Your own text instead: a file or directory, or PATH:COLUMN", metavar="PATH")
     encoding: str = field("", "Encoding of text files in --data, as in cp1252; without it, detected", metavar="NAME")
-    chat_data: str = field("", "Your own conversations: a file or directory, or hf:OWNER/NAME", metavar="PATH")
+    chat_data: str = field(
+        "", "Your own conversations: a file or directory, hf:OWNER/NAME, zh-tw, or shares of several sets", metavar="PATH"
+    )
     identity: str = field("", "TOML file with the model's name, maker, languages and traits", metavar="FILE")
     shards: int = field(-1, "Training shards", auto="as many as the training tokens need")
 
@@ -101,6 +107,7 @@ class ModelConfig(Group):
     head_dim: int = field(128, "Width of one attention head")
     max_seq_len: int = field(2048, "Context length in tokens", metavar="TOKENS")
     window_pattern: str = field("L", "Attention window of each layer, repeated; L: full context, S: a quarter of it", metavar="LETTERS")
+    shape: str = field("", "Shape of an imported model as JSON, set by --from", metavar="JSON")
 
     def __post_init__(self) -> None:
         super().__post_init__()

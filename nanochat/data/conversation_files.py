@@ -5,9 +5,9 @@ import tempfile
 from abc import abstractmethod
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 from nanochat.console import log, printable
 from nanochat.data.conversation_formats import is_message, understand
@@ -80,20 +80,27 @@ class Conversations(ConversationSequence):
             yield f"left out of the conversations: {count:,} {reason}, first in {self.left_at[reason]}"
 
 
+def _text(message: dict[str, Any]) -> str:
+    content = message["content"]
+    return content if isinstance(content, str) else "".join(part["text"] for part in content)
+
+
 def _example(conversation: Conversation) -> str:
     """A conversation for people to read, on one line."""
     said = []
     for message in conversation[:3]:
-        content = message["content"]
-        text = " ".join((content if isinstance(content, str) else "".join(part["text"] for part in content)).split())
+        text = " ".join(_text(message).split())
         said.append(f"{message['role']}: {text[:EXAMPLE]}{'...' if len(text) > EXAMPLE else ''}")
     return printable(" | ".join(said))
 
 
-def read_conversations(path: Path, files: Sequence[Path] = (), strict: bool = True) -> Conversations:
+def read_conversations(
+    path: Path, files: Sequence[Path] = (), strict: bool = True, unwanted: Callable[[str], bool] | None = None
+) -> Conversations:
     """The conversations of a file or folder of jsonl, JSON, CSV, parquet or Arrow (or of `files` alone), in every known form.
 
-    A row that is no conversation raises DataError with file and line; where not `strict` (a set of others) it is left out and counted.
+    A row that is no conversation raises DataError with file and line; where not `strict` (a set of others) it is left out and counted,
+    as is a conversation whose text is `unwanted` (in Simplified Chinese).
     Raises DataError if none is left.
     """
     path = path.expanduser()
@@ -108,6 +115,9 @@ def read_conversations(path: Path, files: Sequence[Path] = (), strict: bool = Tr
                 if strict:
                     raise DataError(f"{where}: {error}", _HINT) from error
                 found.left[f"rows that are no conversation ({error})" if len(found.left) < 20 else "other rows that are none"] += 1
+                conversation = []
+            if conversation and unwanted and unwanted("\n".join(map(_text, conversation))):
+                found.left["conversations in Simplified Chinese"] += 1
                 conversation = []
             for reason in found.left.keys() - before.keys():
                 found.left_at[reason] = where

@@ -12,8 +12,10 @@ import numpy as np
 
 from nanochat.data.conversation_files import Conversations, ConversationSequence, read_conversations
 from nanochat.data.embedded import identity
+from nanochat.data.published.mixtures import REPEATS
+from nanochat.data.published.origins import Part, is_hub_name
 from nanochat.data.published.sets import TASKS, ensure_identity, ensure_task
-from nanochat.data.published.shards import is_hub_name
+from nanochat.data.text.chinese import is_simplified
 from nanochat.errors import DataError, UsageError
 from nanochat.readers.parquet_pages import read_table
 from nanochat.tokenizer.conversation import Conversation, conversation_fault
@@ -123,11 +125,14 @@ class Rows(ConversationSequence):
 
 
 class Mixture(ConversationSequence):
-    """Sets, each some number of times over, in one order that the seed decides."""
+    """So many conversations of each of several sets, in one order that the seed decides.
+
+    A set that has more of them is drawn from evenly, one that has fewer begins again.
+    """
 
     def __init__(self, parts: Sequence[tuple[Sequence[Conversation], int]], seed: int):
-        self.sets = [rows for rows, times in parts for _ in range(times)]
-        self.starts = np.cumsum([0, *map(len, self.sets)])
+        self.parts = parts
+        self.starts = np.cumsum([0, *(count for _, count in parts)])
         self.order = np.random.default_rng(seed).permutation(int(self.starts[-1]))
 
     def __len__(self) -> int:
@@ -137,32 +142,49 @@ class Mixture(ConversationSequence):
         """The conversation at `index`."""
         place = int(self.order[index])
         which = int(np.searchsorted(self.starts, place, side="right")) - 1
-        return self.sets[which][place - int(self.starts[which])]
+        (rows, count), within = self.parts[which], place - int(self.starts[which])
+        return rows[within * len(rows) // count if count < len(rows) else within % len(rows)]
 
 
 def with_identity(others: Sequence[Conversation], path: Path, seed: int) -> Mixture:
     """`others` and the conversations about the identity that a TOML file describes, as often as the published ones. Raises DataError."""
-    return Mixture([(others, 1), (identity.conversations(identity.read_identity(path)), MIXTURE["identity"])], seed)
+    own = identity.conversations(identity.read_identity(path))
+    return Mixture([(others, len(others)), (own, MIXTURE["identity"] * len(own))], seed)
 
 
-def conversations(name: str) -> Sequence[Conversation]:
-    """One set: a name of TASKS, identity or hf:OWNER/NAME. Downloads what is missing. Raises UsageError for another name, DataError."""
+def conversations(name: str, traditional: bool = False) -> Sequence[Conversation]:
+    """One set: a name of TASKS, identity or hf:OWNER/NAME. Downloads what is missing. Raises UsageError for another name, DataError.
+
+    traditional: without those of a set of the hub that are in Simplified Chinese.
+    """
     if name == "identity":
         return read_conversations(ensure_identity())
     if is_hub_name(name):
-        return public_set(name)
+        return public_set(name, traditional)
     if name not in TASKS:
         raise UsageError(f"no set {name!r} for fine-tuning", f"use one of: identity, {', '.join(TASKS)}")
     return Rows(ensure_task(name), _CONVERT[name])
 
 
-def public_set(name: str) -> Conversations:
+def public_set(name: str, traditional: bool = False) -> Conversations:
     """The conversations of hf:OWNER/NAME in every known form; other records are counted. Downloads what is missing. Raises DataError."""
     files = ensure_task(name)
-    return read_conversations(files[0].parent, files, strict=False)
+    return read_conversations(files[0].parent, files, strict=False, unwanted=is_simplified if traditional else None)
 
 
 def mixture(names: Mapping[str, int] | Sequence[str] = MIXTURE, seed: int = 42) -> Mixture:
     """The sets `names`, each as often as `names` or MIXTURE says, shuffled by `seed`. Raises UsageError, DataError."""
     times = names if isinstance(names, Mapping) else {name: MIXTURE.get(name, 1) for name in names}
-    return Mixture([(conversations(name), count) for name, count in times.items()], seed)
+    sets = {name: conversations(name) for name in times}
+    return Mixture([(rows, times[name] * len(rows)) for name, rows in sets.items()], seed)
+
+
+def blend(parts: Sequence[Part], seed: int, traditional: bool = False) -> Mixture:
+    """Published sets by share, shuffled by `seed`: so many that the largest is used up, but none is read more than REPEATS times.
+
+    traditional: without conversations in Simplified Chinese. Raises UsageError, DataError.
+    """
+    sets = {part: conversations(part.name, traditional) for part in parts}
+    whole = [len(rows) / part.share for part, rows in sets.items()]
+    size = min(max(whole), REPEATS * min(whole))
+    return Mixture([(rows, max(round(size * part.share), 1)) for part, rows in sets.items()], seed)

@@ -15,7 +15,7 @@ from nanochat.data import conversations
 from nanochat.data.conversation_files import Conversations, read_conversations
 from nanochat.data.embedded import corpus, identity
 from nanochat.data.published import sets
-from nanochat.data.published.shards import is_hub_name
+from nanochat.data.published.origins import Part, is_hub_name, is_mixture, mixture
 from nanochat.data.shards import sha256
 from nanochat.data.text.summary import conversations_line
 from nanochat.errors import DataError
@@ -23,6 +23,7 @@ from nanochat.tokenizer.conversation import Conversation
 from nanochat.tokenizer.tokenizer import Tokenizer
 
 CHECKED = 2000  # conversations that are encoded before a run begins
+DOWNLOAD = "the conversations of {}"  # description of a set's download
 LISTED = 8  # files whose hashes a run's record has one by one
 
 
@@ -42,7 +43,11 @@ class ConversationSource:
 
     def missing(self) -> dict[str, int]:
         """Missing downloads as description -> approximate bytes. No network."""
-        return {f"the conversations of {name}": sets.set_bytes(name) for name in self.sets if not sets.has_set(name)}
+        return {DOWNLOAD.format(name): sets.set_bytes(name) for name in self.sets if not sets.has_set(name)}
+
+    def parts(self) -> list[tuple[Part, str, str, str]]:
+        """The published sets by share: (name and share, kind, licence, description of its download); [] if they have no shares."""
+        return []
 
     def fetch(self, check: bool = False) -> None:
         """Download what is missing; with `check` every file of a set is hashed again. Raises DataError."""
@@ -136,6 +141,43 @@ class PublicMixture(ConversationSource):
             raise DataError(error.message, f"{error.hint}; or pretrain alone: --stage=base") from error
 
 
+class PublicBlend(ConversationSource):
+    """Published sets by share: --chat-data zh-tw, --chat-data hf:A@0.6,hf:B@0.4, or those of --dataset zh-tw."""
+
+    empty = False
+
+    def __init__(self, config: Config):
+        super().__init__(config)
+        self.chosen = bool(config.chat_data)
+        self.mixture = mixture(config.chat_data or config.dataset)
+        self.shares = self.mixture.conversations or self.mixture.texts  # a mixture without a name is what its option says
+        self.sets = [part.name for part in self.shares] if config.sft_iterations else []
+        self.said: set[str] = set()  # the sets that the log describes already
+
+    def parts(self) -> list[tuple[Part, str, str, str]]:
+        shares = self.shares if self.sets else ()
+        return [(part, "conversations", sets.task_of(part.name).licence, DOWNLOAD.format(part.name)) for part in shares]
+
+    def _chosen(self) -> list[Path]:
+        """The files of the user's choice; those that belong to a text are not."""
+        if not self.chosen:
+            return []
+        self._read()
+        return [path for name in self.sets for path in sets.task_files(name)]
+
+    def _read(self) -> Sequence[Conversation]:
+        """Read each time: a gigabyte is not kept while the run pretrains."""
+        found = conversations.blend(self.shares, self.seed, self.mixture.traditional)
+        for part, (rows, count) in zip(self.shares, found.parts, strict=True):
+            if part.name not in self.said:
+                repeated = ", some of them more than once" if count > len(rows) else ""
+                log(f"conversations: {part.share:.0%} from {part.name}, {count:,} of its {len(rows):,}{repeated}")
+                for line in rows.lines() if isinstance(rows, Conversations) else ():
+                    log(line)
+                self.said.add(part.name)
+        return found
+
+
 class EmbeddedConversations(ConversationSource):
     """The embedded corpus's, without those about its own identity where the user has another."""
 
@@ -176,4 +218,6 @@ def conversation_source(config: Config, default: type[ConversationSource]) -> Co
     """The conversations that `config` asks for, `default` (the text's own) where the user has named none."""
     if not config.chat_data:
         return default(config)
+    if is_mixture(config.chat_data):
+        return PublicBlend(config)
     return PublicSet(config) if is_hub_name(config.chat_data) else UserFile(config)

@@ -39,6 +39,7 @@ class Shard:
     documents: int
     text_bytes: int = 0
     column: str = COLUMN
+    downloaded: bool = False  # by this program; False where somebody put it there, and in older manifests
 
     @property
     def content(self) -> str:
@@ -75,10 +76,10 @@ def shard_name(index: int) -> str:
 
 def mend(name: str, folder: Path) -> str:
     """The hint for a dataset that is incomplete or broken: what restores it. `name` may be its folder's name too."""
-    if name.startswith("user-") or name == "embedded":
+    if name.startswith(("user-", "mixture-")) or name == "embedded":
         return f"remove the directory {folder} and run the same command, which creates it again"
-    if name.startswith("hf--"):
-        name = "hf:" + name.removeprefix("hf--").replace("--", "/", 1).replace("--", ":", 1)
+    if name.startswith("hf--"):  # see `Origin.folder`
+        name = "hf:" + name.removeprefix("hf--").replace("--", "/", 1).replace("--", ":", 1).replace("+", "/", 1)
     return f"run `nanochat download --dataset {name}` to download what is missing"
 
 
@@ -110,8 +111,7 @@ def read_manifest(folder: Path) -> Dataset:
     path = folder / MANIFEST
     try:
         found = untrusted.table(untrusted.read_json(path, MANIFEST_BYTES), "the manifest")
-        if found["format"] != FORMAT:
-            raise ValueError(f"format {untrusted.shown(found['format'])} instead of {FORMAT}")
+        untrusted.require_format(found["format"], FORMAT, str(path))
         return Dataset(
             name=untrusted.text(found["name"], "name"),
             folder=folder,
@@ -132,7 +132,8 @@ def _shard(folder: Path, entry: dict[str, Any]) -> Shard:
     size, documents = (untrusted.integer(entry[key], f"{key} of {name}") for key in ("bytes", "documents"))
     digest = untrusted.sha256(entry["sha256"], f"the hash of {name}")  # names files, too: of the rows that are packed from it
     text_bytes = untrusted.integer(entry.get("text_bytes", 0), f"text_bytes of {name}")
-    return Shard(folder / name, size, digest, documents, text_bytes, untrusted.text(entry.get("column", COLUMN), f"column of {name}"))
+    column, downloaded = untrusted.text(entry.get("column", COLUMN), f"column of {name}"), entry.get("downloaded") is True
+    return Shard(folder / name, size, digest, documents, text_bytes, column, downloaded)
 
 
 def open_dataset(folder: Path) -> Dataset:

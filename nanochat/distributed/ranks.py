@@ -112,6 +112,27 @@ def single(device: torch.device | str = "cpu") -> Ranks:
     return Ranks(0, 0, 1, torch.device(device))
 
 
+class _Share(Ranks):
+    """The first of several ranks without the others: its share of the work and of the memory, and its own values for theirs."""
+
+    def all_reduce_mean(self, tensor: Tensor) -> Tensor:
+        return tensor
+
+    def all_reduce_sum(self, tensor: Tensor) -> Tensor:
+        return tensor
+
+    def reduce_scatter_mean(self, tensor: Tensor) -> Tensor:
+        return tensor[: len(tensor) // self.world_size].clone()
+
+    def all_gather(self, share: Tensor) -> Tensor:
+        return share.repeat(self.world_size, *[1] * (share.dim() - 1))
+
+
+def share_of(ranks: Ranks, world_size: int) -> Ranks:
+    """`ranks`, or the first of `world_size` ranks for a measurement on one device; its updates are not those of a training run."""
+    return ranks if world_size == 1 else _Share(0, 0, world_size, ranks.device)
+
+
 @contextlib.contextmanager
 def join(device: str) -> Iterator[Ranks]:
     """Join the process group of the environment (RANK, WORLD_SIZE, LOCAL_RANK) if there is one, and leave it at the end.

@@ -28,13 +28,17 @@ def bits_per_byte(
     """Loss in nats divided by ln 2 and by the bytes of the targets that are text, so that vocabularies can be compared.
 
     inputs and targets (n, T), without counting targets of IGNORE; token_bytes (V,), 0 for special tokens. `forward` is the model's,
-    compiled or not. Each rank takes its share of the rows in micro-batches of `device_batch_size`, or smaller when out of memory. None,
-    on all ranks, if one row does not fit into memory.
+    compiled or not. Each rank takes its share of the rows in micro-batches of `device_batch_size`, or smaller when out of memory; if
+    compiled, the last one is padded, because a second shape would be compiled for a minute. None, on all ranks, if one row does not fit
+    into memory.
     """
     size = torch.from_numpy(token_bytes).to(ranks.device)
     totals = torch.zeros(3, dtype=torch.float64, device=ranks.device)
     own = slice(ranks.rank, None, ranks.world_size)
     inputs, targets = inputs[own], targets[own]
+    if forward is not model:
+        padding = (0, -len(inputs) % device_batch_size), (0, 0)
+        inputs, targets = np.pad(inputs, padding), np.pad(targets.astype(np.int64), padding, constant_values=IGNORE)
 
     def add(rows: Sequence[int]) -> Sequence[int]:
         ids, wanted = (torch.from_numpy(part[rows].astype(np.int64)).to(ranks.device) for part in (inputs, targets))

@@ -7,22 +7,14 @@ import torch
 from torch import Tensor
 
 from nanochat.console import log
-from nanochat.data.embedded.corpus import heldout
 from nanochat.errors import NanochatError
-from nanochat.export.folder import hf_weights, is_plain_qwen3
-from nanochat.export.gguf_file import GGUF
-from nanochat.generate.engine import prompt_ids
+from nanochat.export.check_gguf import check_gguf
+from nanochat.export.parity import INTERNAL_ERROR, NEW_TOKENS, PROMPTS, greedy, prompts
+from nanochat.export.weights import is_plain_qwen3
 from nanochat.hardware.extras import needed
-from nanochat.model.attention import KVCache
-from nanochat.model.decode import decoder_for
-from nanochat.model.transformer import Transformer
 from nanochat.runs.record import TrainedModel
-from nanochat.tokenizer.tokenizer import Tokenizer
 
-PROMPTS = 16  # number of compared prompts
-NEW_TOKENS = 32
 TOLERANCE = 1e-4  # largest difference of logits in float32
-INTERNAL_ERROR = "report it, because this is an internal error"
 
 
 def check(opened: TrainedModel, to: str, out: Path) -> None:
@@ -33,28 +25,7 @@ def check(opened: TrainedModel, to: str, out: Path) -> None:
     if to == "hf":
         _check_folder(opened, out)
     else:
-        _check_gguf(opened, out)
-
-
-def prompts(tokenizer: Tokenizer, context: int, count: int) -> list[list[int]]:
-    """Held-out questions as ids, without those that fill the context."""
-    found = [ids for item in heldout() if len(ids := prompt_ids(tokenizer, item.prompt)) + NEW_TOKENS <= context]
-    return found[:: max(len(found) // count, 1)][:count] or [[tokenizer.bos]]
-
-
-@torch.inference_mode()
-def greedy(model: Transformer, rows: list[list[int]], count: int) -> list[list[int]]:
-    """The next `count` greedy tokens of each of `rows` (of equal length), decoded with the cache; no token ends a row."""
-    length = len(rows[0])
-    cache = KVCache(model.config, len(rows), length + count, next(model.parameters()).device, model.compute_dtype)
-    decode = decoder_for(model)
-    assert decode is not None
-    logits = model.logits(model(torch.tensor(rows, device=cache.lengths.device), cache=cache)[:, -1])
-    new: list[list[int]] = []
-    for held in range(length, length + count):
-        new.append(logits.argmax(-1).tolist())
-        logits = decode(new[-1], [held] * len(rows), cache)
-    return [list(row) for row in zip(*new, strict=True)]
+        check_gguf(opened, out)
 
 
 def load_folder(folder: Path, own_code: bool) -> Any:
@@ -85,16 +56,3 @@ def _check_folder(opened: TrainedModel, out: Path) -> None:
 def _difference(ours: Tensor, theirs: Tensor) -> float:
     """The largest difference of two tensors' values."""
     return float((ours - theirs).abs().max())
-
-
-def _check_gguf(opened: TrainedModel, out: Path) -> None:
-    """Compare the tensors of a GGUF file with the run's, bit for bit."""
-    gguf = needed("gguf", "gguf", "--check of a GGUF file")
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN3, opened.model.config.depth)
-    written = {tensor.name: tensor.data for tensor in gguf.GGUFReader(out / GGUF).tensors}
-    weights = hf_weights(opened.model)
-    for name, weight in weights.items():
-        found = written.get(names.get_name(name, try_suffixes=(".weight",)))
-        if found is None or not torch.equal(torch.from_numpy(found.copy()).view(weight.shape), weight.cpu()):
-            raise NanochatError(f"{name} in {out / GGUF} differs from the run's", INTERNAL_ERROR)
-    log(f"checked: {len(weights)} tensors of {out / GGUF} equal the run's, bit for bit")

@@ -1,8 +1,10 @@
 """A tokenizer in an exported directory: its two files, and the chat template."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
+from nanochat import paths
 from nanochat.errors import DataError
 from nanochat.tokenizer.conversation import SPECIAL_TOKENS
 from nanochat.tokenizer.formats import huggingface, read_huggingface
@@ -25,6 +27,13 @@ def read_tokenizer(path: Path) -> Tokenizer:
     if tokenizer.specials != specials:
         raise DataError(f"the special tokens of {path} are not {', '.join(SPECIAL_TOKENS)}", "export the run again")
     return tokenizer
+
+
+def write_tokenizer(folder: Path, tokenizer: Tokenizer, context: int) -> None:
+    """Write the tokenizer's files into the directory of an export."""
+    paths.atomic_write_json(folder / "tokenizer.json", tokenizer_json(tokenizer))
+    paths.atomic_write_json(folder / "tokenizer_config.json", tokenizer_config(context))
+    shutil.copyfile(TEMPLATE, folder / TEMPLATE.name)
 
 
 def tokenizer_config(context: int) -> dict[str, Any]:

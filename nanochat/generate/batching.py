@@ -18,6 +18,7 @@ from nanochat.model.transformer import Transformer
 from nanochat.tokenizer.tokenizer import Tokenizer
 
 PROMPT_TOKENS = 512  # prompt tokens of one step, padding included; bounds the delay of running answers
+CALCULATOR = ("<|python_start|>", "<|python_end|>", "<|output_start|>", "<|output_end|>")  # an imported model's tokenizer has none
 SHORTEST_PREFIX = 16  # a shorter common prefix does not decide the slot
 
 
@@ -43,8 +44,9 @@ class SequenceState:
         self.index = index
         self.top = top  # number of most likely tokens to return log probabilities of, beside the token's own; None: of no token
         self.last = -1  # the newest token, not yet fed to the model
-        self.ended = False  # by assistant_end or bos
+        self.ended = False  # by a token that ends an answer
         self._tokenizer = tokenizer
+        self._python_start, self._python_end, *self._output = (tokenizer.specials.get(name, -1) for name in CALCULATOR)
         self._left = max_new_tokens  # remaining tokens
         self._forced: deque[int] = deque()
         self._expression: list[int] | None = None  # the ids since python_start
@@ -56,21 +58,20 @@ class SequenceState:
 
     def advance(self, sampled: int) -> tuple[int, bool]:
         """(next token, whether it was forced): the next forced token if there is one, else `sampled`."""
-        special = self._tokenizer.special
         forced = bool(self._forced)
         token = self._forced.popleft() if forced else sampled
-        if token == special("<|python_start|>"):
+        if token == self._python_start:
             self._expression = []
-        elif token == special("<|python_end|>") and self._expression is not None:
+        elif token == self._python_end and self._expression is not None:
             result = calculate(self._tokenizer.decode(self._expression))
             if result is not None:
-                self._forced.extend((special("<|output_start|>"), *self._tokenizer.encode(result), special("<|output_end|>")))
+                self._forced.extend((self._output[0], *self._tokenizer.encode(result), self._output[1]))
             self._expression = None
         elif self._expression is not None:
             self._expression.append(token)
         self._left -= 1
         self.last = token
-        self.ended = token in (special("<|assistant_end|>"), special("<|bos|>"))
+        self.ended = token in self._tokenizer.ends
         return token, forced
 
 

@@ -118,7 +118,7 @@ class Answer:
     def __init__(self, tokenizer: Tokenizer):
         self.parts: list[dict[str, Any]] = []  # {"type": text|python|python_output, "text": str}, as in a Message
         self._decoder = tokenizer.stream_decoder()
-        self._kinds = {tokenizer.special(name): kind for name, kind in _OPENS.items()}
+        self._kinds = {tokenizer.specials[name]: kind for name, kind in _OPENS.items() if name in tokenizer.specials}
         self._kind = "text"
 
     @property

@@ -91,14 +91,39 @@ def list_files(repo: str, recursive: bool = True) -> list[Remote]:
 
 def licence(repo: str) -> str:
     """The licence that a dataset's card names, for people to read; UNKNOWN_LICENCE where it names none."""
+    named = _card(repo).get("license")
+    text = ", ".join(map(str, named)) if isinstance(named, list) else named
+    return text if isinstance(text, str) and text.isprintable() and 0 < len(text) < 200 else UNKNOWN_LICENCE
+
+
+def subsets(repo: str) -> dict[str, list[str]]:
+    """The subsets that a dataset's card lists: name -> patterns of its files' paths, those of its train split where it has one.
+
+    The card is as https://huggingface.co/docs/hub/datasets-manual-configuration describes it. {} where it lists none.
+    """
+    found: dict[str, list[str]] = {}
+    listed = _card(repo).get("configs")
+    for entry in listed if isinstance(listed, list) else []:
+        if not isinstance(entry, dict) or not isinstance(entry.get("config_name"), str):
+            continue
+        files = entry.get("data_files")
+        splits = files if isinstance(files, list) else [files]
+        train = [split for split in splits if isinstance(split, dict) and split.get("split") == "train"]
+        paths = [split.get("path") if isinstance(split, dict) else split for split in train or splits]
+        flat = [path for one in paths for path in (one if isinstance(one, list) else [one])]
+        if patterns := [path for path in flat if isinstance(path, str)]:
+            found[entry["config_name"]] = patterns
+    return found
+
+
+def _card(repo: str) -> dict[str, Any]:
+    """The metadata of a dataset's card; {} where the hub gives none."""
     try:
         card = _first_that_answers(f"/api/datasets/{repo}", lambda url, attempts: retry(url, lambda: _json(url), attempts))
     except DataError:
-        return UNKNOWN_LICENCE
+        return {}
     data = card.get("cardData") if isinstance(card, dict) else None
-    named = data.get("license") if isinstance(data, dict) else None
-    text = ", ".join(map(str, named)) if isinstance(named, list) else named
-    return text if isinstance(text, str) and text.isprintable() and 0 < len(text) < 200 else UNKNOWN_LICENCE
+    return data if isinstance(data, dict) else {}
 
 
 def _first_that_answers(query: str, ask: Callable[[str, int], Result]) -> Result:
@@ -241,20 +266,27 @@ def get(url: str, headers: dict[str, str] | None = None) -> Any:
     raise DataError(f"{url}: the server answered {status}", hint)
 
 
-def _token(url: str) -> Callable[[Any], Any] | None:
-    """A callable that adds HF_TOKEN to requests to the hub over TLS or loopback, or None. Mirrors never receive the token.
+def hub_token(url: str) -> str:
+    """HF_TOKEN for requests to the hub over TLS or loopback, "" for other addresses. Mirrors never receive the token.
 
-    A redirect to another host loses it (requests sees to that). Blanks at its ends are left out, such as a file's last newline.
-    Raises UsageError if a header cannot hold it.
+    Blanks at its ends are left out, such as a file's last newline. Raises UsageError if a header cannot hold it.
     """
     token, hub = os.environ.get("HF_TOKEN", "").strip(), urllib.parse.urlsplit(endpoint())
     private = hub.scheme == "https" or hub.hostname in ("localhost", "127.0.0.1", "::1")
-    if not token or not private or not url.startswith(endpoint() + "/"):
-        return None
+    if not token or not private or not f"{url}/".startswith(endpoint() + "/"):
+        return ""
     if not re.fullmatch(r"[!-~]+", token):
         raise UsageError(
             "HF_TOKEN is not a token, because it contains spaces, control characters or letters beyond ASCII", "copy it again from the hub"
         )
+    return token
+
+
+def _token(url: str) -> Callable[[Any], Any] | None:
+    """A callable that adds the hub's token to requests, or None. A redirect to another host loses it (requests sees to that)."""
+    token = hub_token(url)
+    if not token:
+        return None
 
     def add(request: Any) -> Any:
         request.headers["Authorization"] = f"Bearer {token}"

@@ -1,13 +1,15 @@
-"""Unpacks a zip archive that came from elsewhere: nothing is written outside of the folder, and no more than was agreed."""
+"""Reads archives that came from elsewhere: nothing is written outside of the folder, and no more than was agreed."""
 
 import contextlib
 import shutil
 import stat
 import struct
+import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from nanochat import untrusted
 from nanochat.errors import DataError
@@ -98,7 +100,48 @@ def _targets(found: zipfile.ZipFile, prefix: str) -> dict[str, zipfile.ZipInfo]:
             continue
         name = entry.filename.removeprefix(f"{prefix}/")
         require_plain(entry)
-        if name in targets or not name.isprintable() or any(part in ("", ".", "..") or len(part) > 200 for part in name.split("/")):
-            raise ValueError(f"{untrusted.shown(entry.filename)} has an unsafe name")
-        targets[name] = entry
+        if name in targets:
+            raise ValueError(f"{untrusted.shown(entry.filename)} comes twice")
+        targets[safe_name(name)] = entry
     return targets
+
+
+def safe_name(name: str) -> str:
+    """Return the name of an archive's file, which may have several parts. Raises ValueError if it leads elsewhere."""
+    if not name.isprintable() or "\\" in name or any(part in ("", ".", "..") or len(part) > 200 for part in name.split("/")):
+        raise ValueError(f"{untrusted.shown(name)} has an unsafe name")
+    return name
+
+
+def tar_files(file: IO[bytes]) -> Iterator[tuple[str, int]]:
+    """(name, bytes) of each file in an open tar archive, whose content is then to be read from `file`, up to its end.
+
+    Only headers of regular files with names of at most 100 bytes are accepted, as `tar_header` writes them: others, for links, long
+    names and sparse files, may ask for any amount of memory. Raises ValueError.
+    """
+    count = 0
+    while (block := file.read(tarfile.BLOCKSIZE)).strip(b"\0"):
+        try:
+            entry = tarfile.TarInfo.frombuf(block, "utf-8", "strict")
+        except (tarfile.TarError, ValueError) as error:
+            raise ValueError(f"its file number {count + 1} has a damaged header") from error
+        if entry.type != tarfile.REGTYPE or entry.size < 0:
+            raise ValueError(f"{untrusted.shown(entry.name)} is a link, a device or a directory")
+        count += 1
+        if count > FILES:
+            raise ValueError(f"it holds more than {FILES:,} files")
+        begin = file.tell()
+        yield safe_name(entry.name), entry.size
+        file.seek(begin + -(-entry.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE)
+    if len(block) < tarfile.BLOCKSIZE:
+        raise ValueError("its end is missing")
+
+
+def tar_header(name: str, size: int) -> bytes:
+    """The header of a file in a tar archive, which any tar program reads. Its content and zeros to a multiple of 512 bytes follow."""
+    entry = tarfile.TarInfo(safe_name(name))
+    entry.size, entry.mode = size, 0o644
+    block = entry.tobuf(tarfile.GNU_FORMAT)
+    if len(block) != tarfile.BLOCKSIZE:
+        raise ValueError(f"{untrusted.shown(name)} is too long a name")
+    return block

@@ -34,8 +34,8 @@ class FusedOperations(Operations):
     def linear(self, x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
         return _Linear.apply(self.library, x, *weights)
 
-    def rms_norm(self, x: Tensor) -> Tensor:
-        return _RMSNorm.apply(self.library, x)
+    def rms_norm(self, x: Tensor, eps: float | None = None) -> Tensor:
+        return _RMSNorm.apply(self.library, x, RMS_EPS if eps is None else eps)
 
     def rotary_norm(self, x: Tensor, cos: Tensor, sin: Tensor, gain: float) -> Tensor:
         if cos.dim() == 3:  # each row has its own positions, as with a cache
@@ -57,7 +57,7 @@ class FusedOperations(Operations):
         return _Attention.apply(self.library, q, k, v)
 
     def cross_entropy_sum(
-        self, hidden: Tensor, weight: Tensor, targets: Tensor, counts: Tensor, *, vocab: int, cap: float, rows: int
+        self, hidden: Tensor, weight: Tensor, targets: Tensor, counts: Tensor, *, vocab: int, cap: float, rows: int, scale: float = 1.0
     ) -> Tensor:
         """Cross-entropy, as `Operations.cross_entropy_sum`. Raises IndexError for a counted target outside of the vocabulary."""
         return _CrossEntropySum.apply(self.library, hidden, weight, targets, counts, vocab, cap, rows)
@@ -147,20 +147,20 @@ class _Embed(torch.autograd.Function):
 
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, library: Library, x: Tensor) -> Tensor:
+    def forward(ctx: Any, library: Library, x: Tensor, eps: float) -> Tensor:
         ctx.library = library
         x = x.contiguous()
         y, scale = torch.empty_like(x), torch.empty(x.shape[:-1])
-        library.call("rms_norm", scale.numel(), x.size(-1), RMS_EPS, x, y, scale)
+        library.call("rms_norm", scale.numel(), x.size(-1), eps, x, y, scale)
         ctx.save_for_backward(y, scale)
         return y
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, None]:
         y, scale = ctx.saved_tensors
         out = torch.empty_like(y)
         ctx.library.call("rms_norm_backward", scale.numel(), y.size(-1), y, scale, grads[0].contiguous(), out)
-        return None, out
+        return None, out, None
 
 
 class _RotaryNorm(torch.autograd.Function):

@@ -1,9 +1,10 @@
-"""Choice of a model's operations: a CPU's fused ones if they are loaded for the type of its activations, else torch's."""
+"""Choice of a model's operations: a CPU's fused ones if they are loaded for the type of its activations, a GPU's lean ones, torch's."""
 
 import torch
 
 from nanochat.kernels import products
 from nanochat.kernels.fused import FusedOperations
+from nanochat.kernels.lean import LeanOperations, TracedLeanOperations
 from nanochat.kernels.library import Library
 from nanochat.kernels.operations import Operations
 
@@ -26,12 +27,14 @@ def forget() -> None:
     products.forget()
 
 
-def operations_for(device: torch.device, dtype: torch.dtype, *, compiled: bool = False) -> Operations:
+def operations_for(device: torch.device, dtype: torch.dtype, *, compiled: bool = False, traced: bool = False) -> Operations:
     """The fastest operations available for activations of `dtype` on `device`.
 
-    `compiled` compiles the loss of torch's operations. The fused operations are compiled already, and torch.compile cannot trace them:
-    a model that it compiles needs `Operations`.
+    `traced` asks for operations that torch.compile can trace, which the fused ones are not. `compiled` compiles torch's loss, which is
+    outside of a traced forward pass.
     """
-    if device.type == "cpu" and dtype in _fused:
+    if device.type == "cuda":
+        return (TracedLeanOperations if traced else LeanOperations)(dtype, compiled=compiled)
+    if device.type == "cpu" and dtype in _fused and not traced:
         return _fused[dtype]
     return Operations(dtype, compiled=compiled)

@@ -21,6 +21,7 @@ def allocate_model(config: GPTConfig, device: torch.device | str = "cpu") -> Tra
     """A float32 model on `device` with uninitialised weights, allocated once."""
     model = describe_model(config)
     model.to_empty(device=device)
+    model.tie()  # to_empty makes each module's weight anew
     model.init_buffers()
     model.use(torch.float32)
     return model

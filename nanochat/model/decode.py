@@ -77,7 +77,7 @@ class Decoder:
         step = _Step(ids, lengths, cache, self._cos, self._sin)
         x = self._hidden(self._embed[step.tokens].to(self._dtype), step)
         cache.lengths += 1
-        return softcapped(torch.mm(_norm(x), self._head).float(), self._softcap)
+        return softcapped(torch.mm(_norm(x, eps=self._config.norm_eps), self._head).float(), self._softcap)
 
     def _hidden(self, x: Tensor, step: _Step) -> Tensor:
         """Hidden states before the last norm, from the tokens' embeddings: (B, D) -> (B, D)."""
@@ -190,11 +190,12 @@ class Qwen3Decoder(Decoder):
         )
 
     def _hidden(self, x: Tensor, step: _Step) -> Tensor:
+        eps = self._config.norm_eps
         for index, layer in enumerate(self._layers):
-            qk, v = self._split(torch.mm(_norm(x), layer.qkv))
-            qk = step.rotate(_norm(qk) * layer.gains)
+            qk, v = self._split(torch.mm(_norm(x, eps=eps), layer.qkv))
+            qk = step.rotate(_norm(qk, eps=eps) * layer.gains)
             x = torch.addmm(x, step.attend(index, qk, v, layer.window), layer.o)
-            gate, up = torch.mm(_norm(x), layer.gate_up).chunk(2, -1)
+            gate, up = torch.mm(_norm(x, eps=eps), layer.gate_up).chunk(2, -1)
             x = torch.addmm(x, F.silu(gate) * up, layer.down)
         return x
 
@@ -208,10 +209,10 @@ def decoder_for(model: Transformer) -> Decoder | None:
     return None
 
 
-def _norm(x: Tensor, gain: float = 1.0) -> Tensor:
-    """RMSNorm over the last axis, times `gain`."""
+def _norm(x: Tensor, gain: float = 1.0, eps: float = RMS_EPS) -> Tensor:
+    """RMSNorm over the last axis, times `gain`. An imported model's larger `eps` matters; the default is below any rounding."""
     width = x.size(-1)
-    if x.device.type == "cuda":
-        return F.rms_norm(x, (width,), None, RMS_EPS) * gain
+    if x.device.type == "cuda" or eps != RMS_EPS:
+        return F.rms_norm(x, (width,), None, eps) * gain
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True).add_(TINY)  # faster: torch's rms_norm is seven operations on a CPU
     return x.div(length).mul_(gain * width**0.5)

@@ -104,6 +104,10 @@ class GPT(Transformer):
         assert isinstance(weight, Tensor)
         return weight
 
+    def tables(self) -> list[Tensor]:
+        """The tables of token and value embeddings."""
+        return [self.embed.weight, *self.value_embeds.parameters()]
+
     def _smear(self, x: Tensor, cache: KVCache | None, counts: Tensor | None) -> Tensor:
         """Add the previous position's embedding through a learned gate: x (B, T, D) -> (B, T, D)."""
         before = x.new_zeros(x.size(0), 1, x.size(2)) if cache is None else cache.previous[:, None].to(x.dtype)

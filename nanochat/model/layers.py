@@ -4,8 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from nanochat.kernels.operations import Operations
-
-ROPE_BASE = 100_000.0
+from nanochat.model.scaling import NORM_EPS, ROPE_BASE
 
 
 class Layer(nn.Module):
@@ -25,19 +24,20 @@ class Linear(nn.Linear, Layer):
 
 
 class RMSNorm(Layer):
-    """RMSNorm with a learned gain for each channel."""
+    """RMSNorm with a learned gain for each channel; `eps` is added to the mean of the squares."""
 
-    def __init__(self, width: int):
+    def __init__(self, width: int, eps: float = NORM_EPS):
         super().__init__()
+        self.eps = None if eps == NORM_EPS else eps
         self.gain = nn.Parameter(torch.empty(width))
 
     def forward(self, x: Tensor) -> Tensor:  # (..., width) -> (..., width)
-        return self.operations.rms_norm(x) * self.gain.to(x.dtype)
+        return self.operations.rms_norm(x, self.eps) * self.gain.to(x.dtype)
 
 
-def rotary_table(length: int, head_dim: int, device: torch.device | str | None = None) -> tuple[Tensor, Tensor]:
+def rotary_table(length: int, head_dim: int, device: torch.device | str | None = None, base: float = ROPE_BASE) -> tuple[Tensor, Tensor]:
     """cos and sin of the rotary angles (Su et al., 2021), each (length, head_dim / 2), float32."""
-    frequencies = ROPE_BASE ** (-torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim)
+    frequencies = base ** (-torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim)
     angles = torch.arange(length, device=device, dtype=torch.float32)[:, None] * frequencies
     return angles.cos(), angles.sin()
 

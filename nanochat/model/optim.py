@@ -5,6 +5,7 @@ the matrices of each shape, and a slice of rows of each large table. The updated
 interface for these exchanges.
 """
 
+import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
@@ -27,6 +28,7 @@ POLAR_EXPRESS = (
 )
 NORMUON_BETA2 = 0.9
 ADAM_EPS = 1e-10
+ROUNDED_ELEMENTS = 2**21  # of a bfloat16 table, cast at once: 8 MB for each of some five float32 tensors
 SCALAR_EPS = 1e-8  # a new model's scalars have gradients that are only rounding errors (1e-10); Adam would make full steps of them
 
 
@@ -120,6 +122,14 @@ def muon_update(
     weights.add_(update, alpha=-lr * max(1.0, weights.size(-2) / weights.size(-1)) ** 0.5)
 
 
+def round_stochastically(values: Tensor, generator: torch.Generator) -> Tensor:
+    """`values` (float32, overwritten) with bfloat16's digits: one of the two nearest such numbers, each as likely as the other is far."""
+    bits = values.view(torch.int32)
+    bits += torch.empty_like(bits).random_(0, 2**16, generator=generator)
+    bits &= -(2**16)
+    return values
+
+
 class _MatrixGroup:
     """Matrices of one shape under Muon; this rank owns `names[first:first + len(momentum)]`."""
 
@@ -159,7 +169,11 @@ class _MatrixGroup:
 
 
 class _TensorGroup:
-    """One tensor under AdamW. Each rank owns a slice of rows of a large table, and all of any other tensor."""
+    """One tensor under AdamW. Each rank owns a slice of rows of a large table, and all of any other tensor.
+
+    The moments have the weight's type, and the arithmetic is float32: of a bfloat16 table a few rows at a time are cast, updated, and
+    rounded stochastically, so that updates smaller than bfloat16's digits add up (Zamirai et al., 2020, arXiv 2010.06192).
+    """
 
     def __init__(self, name: str, weight: Tensor, ranks: Communicator, lr: float, betas: tuple[float, float], weight_decay: float):
         self.name, self.weight, self.ranks = name, weight, ranks
@@ -178,13 +192,21 @@ class _TensorGroup:
         elif self.ranks.world_size > 1:
             grad = self.ranks.all_reduce_mean(grad)
         own = self.weight[self.own]
+        if own.dtype == torch.float32:
+            self._adamw(own, grad, self.mean, self.square, step, factor)
+        else:
+            self._rounded_adamw(own, grad, step, factor)
+        if self.sliced:
+            self.weight.copy_(self.ranks.all_gather(own.contiguous()))
+
+    def _adamw(self, weight: Tensor, grad: Tensor, mean: Tensor, square: Tensor, step: int, factor: float) -> None:
         adamw(  # Loshchilov & Hutter, 2019; fused: one pass over weight, gradient and state
-            [own],
+            [weight],
             [grad],
-            [self.mean],
-            [self.square],
+            [mean],
+            [square],
             [],
-            [own.new_full((), step - 1.0)],  # filled on the device: a copy from the host would synchronise
+            [weight.new_full((), step - 1.0)],  # filled on the device: a copy from the host would synchronise
             fused=True,
             amsgrad=False,
             beta1=self.betas[0],
@@ -194,8 +216,18 @@ class _TensorGroup:
             eps=self.eps,
             maximize=False,
         )
-        if self.sliced:
-            self.weight.copy_(self.ranks.all_gather(own.contiguous()))
+
+    def _rounded_adamw(self, own: Tensor, grad: Tensor, step: int, factor: float) -> None:
+        """AdamW's step for a bfloat16 table. The rounding depends on the step, the table and its first row, so that resume is exact."""
+        seed = int.from_bytes(hashlib.blake2b(f"{self.name}|{self.first}|{step}".encode(), digest_size=6).digest(), "big")
+        generator = torch.Generator(own.device).manual_seed(seed)
+        rows = max(ROUNDED_ELEMENTS // own.size(1), 1)
+        stored = (own, self.mean, self.square)
+        for parts in zip(*(tensor.split(rows) for tensor in (*stored, grad)), strict=True):
+            weight, mean, square = (part.float() for part in parts[:3])
+            self._adamw(weight, parts[3], mean, square, step, factor)
+            for part, value in zip(parts, (weight, mean, square), strict=False):
+                part.copy_(round_stochastically(value, generator))
 
     def state(self) -> Iterable[tuple[str, str, int, Tensor]]:
         if self.sliced or self.ranks.rank == 0:
@@ -205,7 +237,7 @@ class _TensorGroup:
 
 def _gradient(weight: Tensor) -> Tensor:
     """The gradient, or zeros for a weight without one, because every rank takes part in the exchange."""
-    return weight.grad if weight.grad is not None else torch.zeros_like(weight)
+    return weight.grad if weight.grad is not None else torch.zeros_like(weight, dtype=torch.float32)
 
 
 class MuonAdamW:

@@ -22,8 +22,8 @@ class Qwen3Attention(Attention):
 
     def __init__(self, config: GPTConfig, layer: int):
         super().__init__(config, layer)
-        self.q_norm = RMSNorm(config.head_dim)
-        self.k_norm = RMSNorm(config.head_dim)
+        self.q_norm = RMSNorm(config.head_dim, config.norm_eps)
+        self.k_norm = RMSNorm(config.head_dim, config.norm_eps)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, append: Append | None) -> Tensor:
         """x (B, T, D), cos and sin of the positions -> (B, T, D)."""
@@ -52,7 +52,7 @@ class Qwen3Block(Layer):
         super().__init__()
         self.attn = Qwen3Attention(config, layer)
         self.mlp = SwiGLU(config)
-        self.attn_norm, self.mlp_norm = RMSNorm(config.dim), RMSNorm(config.dim)
+        self.attn_norm, self.mlp_norm = RMSNorm(config.dim, config.norm_eps), RMSNorm(config.dim, config.norm_eps)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, append: Append | None) -> Tensor:
         """x (B, T, D) -> (B, T, D)."""
@@ -65,7 +65,7 @@ class Qwen3(Transformer):
 
     def __init__(self, config: GPTConfig):
         super().__init__(config, Qwen3Block)
-        self.norm = RMSNorm(config.dim)
+        self.norm = RMSNorm(config.dim, config.norm_eps)
 
     def forward(self, ids: Tensor, cache: KVCache | None = None, counts: Tensor | None = None) -> Tensor:
         """Hidden states before the head; see `Transformer.forward`."""

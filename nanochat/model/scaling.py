@@ -5,14 +5,18 @@ the batch rule is from arXiv 2505.13738, the weight decay rule from arXiv 2405.1
 """
 
 import dataclasses
+import json
 import math
 from collections.abc import Mapping
 from typing import Any
 
 from nanochat import untrusted
 from nanochat.config import ModelConfig
+from nanochat.errors import UsageError
 
 SOFTCAP = 15.0  # of nanochat's logits
+ROPE_BASE = 100_000.0  # of the rotary embedding
+NORM_EPS = 2.0**-23  # of the norms: float32's machine epsilon
 
 # The parts of each architecture, as a checkpoint's JSON names them. qwen3: norms with gains (before the rotation, none after the
 # embedding) and SwiGLU, exactly as Qwen3, so that other inference engines run it unchanged.
@@ -46,7 +50,17 @@ REFERENCE_DIM = 768
 MINIMUM_STEPS = 500  # the automatic batch size leaves at least so many steps; d4's 528 are the fewest of the measured table
 
 # Limits for a checkpoint's JSON, far above any model that can be trained, so that a hostile one cannot make us allocate more.
-LARGEST = {"depth": 1024, "dim": 2**16, "n_head": 2**12, "n_kv_head": 2**12, "head_dim": 2**13, "vocab_size": 2**22, "max_seq_len": 2**20}
+LARGEST = {
+    "depth": 1024,
+    "dim": 2**16,
+    "n_head": 2**12,
+    "n_kv_head": 2**12,
+    "head_dim": 2**13,
+    "mlp_width": 2**18,
+    "vocab_size": 2**22,
+    "max_seq_len": 2**20,
+}
+NUMBERS = {"rope_base": (1.0, 1e12), "norm_eps": (1e-12, 0.1)}  # least and most
 LARGEST_TABLE = 2**25  # max_seq_len x head_dim: the table of the rotary embedding, which no weight's shape bounds
 
 
@@ -63,9 +77,16 @@ class GPTConfig:
     max_seq_len: int
     window_pattern: str = "L"
     architecture: str = "nanochat"  # a key of ARCHITECTURES
+    # Only an imported Qwen3 differs in these, and in dim, which need not be n_head x head_dim.
+    mlp_width: int = 0  # inside the MLP; 0: chosen from the model's width
+    rope_base: float = ROPE_BASE
+    norm_eps: float = NORM_EPS
+    tied: bool = False  # the head is the embedding
 
     def __post_init__(self) -> None:
-        assert self.dim == self.n_head * self.head_dim, (self.dim, self.n_head, self.head_dim)
+        if self.architecture != "qwen3":
+            assert self.dim == self.n_head * self.head_dim, (self.dim, self.n_head, self.head_dim)
+            assert all(getattr(self, name) == default for name, default in _OPTIONAL.items()), self
         assert self.n_head % self.n_kv_head == 0, (self.n_head, self.n_kv_head)
         assert self.architecture in ARCHITECTURES, self.architecture
         assert self.window_pattern
@@ -79,7 +100,12 @@ class GPTConfig:
     @property
     def mlp_dim(self) -> int:
         """Width inside the MLP, chosen so that SwiGLU's three matrices have about as many parameters as the other's two."""
-        return round_up(8 * self.dim // 3, 64) if self.architecture == "qwen3" else 4 * self.dim
+        return self.mlp_width or round_up(8 * self.dim // 3, 64) if self.architecture == "qwen3" else 4 * self.dim
+
+    @property
+    def q_dim(self) -> int:
+        """Width of the queries."""
+        return self.n_head * self.head_dim
 
     @property
     def kv_dim(self) -> int:
@@ -96,8 +122,8 @@ class GPTConfig:
         return self.architecture == "nanochat" and (self.depth - 1 - layer) % 2 == 0
 
     def to_dict(self) -> dict[str, Any]:
-        """The shape and the architecture's parts, for a checkpoint's JSON."""
-        shape = dataclasses.asdict(self)
+        """The shape and the architecture's parts, for a checkpoint's JSON; what only imported models have, where it is not the default."""
+        shape = {name: value for name, value in dataclasses.asdict(self).items() if name not in _OPTIONAL or value != _OPTIONAL[name]}
         parts = ARCHITECTURES[shape.pop("architecture")]
         return shape | parts
 
@@ -110,6 +136,10 @@ class GPTConfig:
         shape = dict(values)
         for name in LARGEST.keys() & shape.keys():
             untrusted.integer(shape[name], name, 1, LARGEST[name])
+        for name in ("rope_base", "norm_eps"):
+            shape[name] = untrusted.number(shape.get(name, _OPTIONAL[name]), name, *NUMBERS[name])
+        if type(shape.get("tied", False)) is not bool:
+            raise ValueError(f"tied is {untrusted.shown(shape['tied'])}, not true or false")
         untrusted.text(shape.get("window_pattern", "L"), "window_pattern", LARGEST["depth"])
         parts = {name: shape.pop(name, default) for name, default in ARCHITECTURES["nanochat"].items()}
         for architecture, known in ARCHITECTURES.items():
@@ -124,6 +154,9 @@ class GPTConfig:
         raise ValueError(f"unknown architecture {untrusted.shown(parts, 300)}")
 
 
+_OPTIONAL = {name: GPTConfig.__dataclass_fields__[name].default for name in ("mlp_width", "rope_base", "norm_eps", "tied")}
+
+
 def round_up(value: int, multiple: int) -> int:
     """The smallest multiple of `multiple` that is at least `value`."""
     return -(-value // multiple) * multiple
@@ -132,6 +165,11 @@ def round_up(value: int, multiple: int) -> int:
 def gpt_config(config: ModelConfig) -> GPTConfig:
     """The shape for `config`, whose vocab_size must be resolved (not -1). A portable model attends to its whole context."""
     assert config.vocab_size > 0, "vocab_size must be resolved first (planning/rules.py)"
+    if config.shape:  # of an imported model, whose context may be shortened
+        try:
+            return dataclasses.replace(GPTConfig.from_dict(json.loads(config.shape)), max_seq_len=config.max_seq_len)
+        except (ValueError, KeyError, TypeError) as error:
+            raise UsageError(f"the shape {untrusted.shown(config.shape)} is not a model's", "use --from, which sets it") from error
     dim = round_up(config.aspect_ratio * config.depth, config.head_dim)
     portable = config.architecture == "portable"  # the flag's value for a Qwen3
     return GPTConfig(
@@ -156,12 +194,12 @@ def count_parameters(gpt: GPTConfig) -> dict[str, int]:
     qwen3 = gpt.architecture == "qwen3"
     tables = sum(gpt.has_value_embedding(layer) for layer in range(gpt.depth))
     mlp = (3 if qwen3 else 2) * gpt.dim * gpt.mlp_dim
-    block = 2 * gpt.dim * gpt.dim + 2 * gpt.dim * gpt.kv_dim + mlp  # q and o, k and v, the MLP's
+    block = 2 * gpt.dim * gpt.q_dim + 2 * gpt.dim * gpt.kv_dim + mlp  # q and o, k and v, the MLP's
     gains = (2 * gpt.dim + 2 * gpt.head_dim) * gpt.depth + gpt.dim
     residual = 2 * gpt.depth + SMEAR_GATE_CHANNELS + 1 + 1  # two per layer, the smear's gate and factor, the backout's
     parts = {
         "embedding": gpt.padded_vocab * gpt.dim,
-        "head": gpt.padded_vocab * gpt.dim,
+        "head": 0 if gpt.tied else gpt.padded_vocab * gpt.dim,
         "value_embeddings": tables * gpt.padded_vocab * gpt.kv_dim,
         "matrices": gpt.depth * block + tables * VALUE_GATE_CHANNELS * gpt.n_kv_head,
         "scalars": gains if qwen3 else residual,
@@ -172,7 +210,7 @@ def count_parameters(gpt: GPTConfig) -> dict[str, int]:
 def scaling_parameters(gpt: GPTConfig) -> int:
     """The parameters that decide the number of training tokens: the matrices and the head."""
     parts = count_parameters(gpt)
-    return parts["matrices"] + parts["head"]
+    return parts["matrices"] + (parts["head"] or parts["embedding"])
 
 
 def flops_per_token(gpt: GPTConfig) -> int:
@@ -241,76 +279,12 @@ def width_lr_scale(dim: int) -> float:
     return (dim / REFERENCE_DIM) ** -0.5
 
 
-# ---- memory ---------------------------------------------------------------------------------------------------
+# ---- the loss's chunks ------------------------------------------------------------------------------------------
 
-# Bytes kept for the backward pass per token x dim in bf16 (twice as much in fp32): of each layer, more of a layer with a window
-# (its keys and values are stored twice), and of the model as a whole. On a CPU with fused operations: measured at 34 settings,
-# within 11% (docs/experiments/log.md); a layer keeps 32, the rest is fragmentation of the C library's heap. Compiled: 37.5 is a
-# published figure, within 15%.
-ACTIVATION_BYTES = {"cpu": (56.0, 10.0, 54.0), "eager": (36.0, 41.0, 62.0), "compiled": (37.5, 32.0, 0.0)}
-# Temporary bytes of Muon's step per matrix parameter, by the bytes of a number.
-STEP_BYTES = {"cpu": {2: 26, 4: 24}, "cuda": {2: 8, 4: 28}}
-BF16_CPU_BYTES = 48_000_000  # fixed workspace of a CPU's library for bfloat16 products
 # Logits of a chunk of the loss: on a CPU they fit in its cache; the fused operation reads them only once.
 LOSS_CHUNK = {"cpu": 2 * 2**20, "cpu, fused": 8 * 2**20, "cuda": 16 * 2**20}
 LOSS_PARTS = 16  # most chunks on a GPU, which smaller ones would not keep busy
 LOSS_ROWS = 256  # least tokens of a chunk
-LOSS_BYTES = {"plain": (12, 8), "compiled": (6, 4)}  # per logit and per parameter of the head; compiled: bfloat16, on a GPU
-SAMPLE_SLOTS = 8  # batch size of samples and evaluations
-
-
-def memory_bytes(
-    gpt: GPTConfig,
-    rows: int,
-    *,
-    processes: int = 1,
-    bf16: bool = True,
-    compiled: bool = True,
-    budget: float = 1.0,
-    device: str = "cuda",
-) -> dict[str, int]:
-    """Bytes of training on one device with a micro-batch of `rows` sequences of max_seq_len tokens, by part, and their `total`.
-
-    weights: fp32, and with `bf16` the bfloat16 copies, kept until the backward pass.
-    optimizer: 4 bytes per matrix parameter (Muon's momentum), 8 per other parameter (AdamW's two moments), divided by `processes`.
-    activations: kept for the backward pass, or the optimizer step's temporaries if these are more than activations and
-    logits together, because the two are never in memory at the same time; a step compiled for a GPU keeps the fraction `budget` and
-    recomputes the rest.
-    logits: the chunked loss.
-    cache: keys and values of the samples.
-    """
-    parts = count_parameters(gpt)
-    matrices, rest = parts["matrices"], parts["total"] - parts["matrices"]
-    number = 2 if bf16 else 4
-    tokens = rows * gpt.max_seq_len
-    cpu = device == "cpu"
-    layer, windowed, model = ACTIVATION_BYTES["cpu" if cpu else "compiled" if compiled else "eager"]
-    windows = sum(gpt.window(index) < gpt.max_seq_len for index in range(gpt.depth))
-    kept = (layer * gpt.depth + windowed * windows + model) * number / 2 * tokens * gpt.dim
-    if compiled and not cpu:
-        kept *= budget
-    if cpu and bf16:
-        kept += BF16_CPU_BYTES
-    stepping = STEP_BYTES[device][number] * matrices // processes
-    if processes > 1:  # buffers of the gathered weights
-        stepping += 4 * matrices
-    rows_at_once = min(tokens, loss_rows(tokens, gpt.padded_vocab, device, fused=cpu))
-    if cpu:  # gradients overwrite the logits; with several chunks the head's gradient exists in float32 as well
-        per_logit, per_weight = number, number + (4 if rows_at_once < tokens else 0)
-    else:
-        per_logit, per_weight = LOSS_BYTES["compiled" if compiled and bf16 else "plain"]
-    chunk = rows_at_once * gpt.padded_vocab
-    logits = per_logit * chunk + per_weight * parts["head"]
-    bytes_of = {
-        "weights": 4 * parts["total"] + (2 * (matrices + parts["head"]) if bf16 else 0),
-        "gradients": 4 * parts["total"],
-        "optimizer": (4 * matrices + 8 * rest) // processes,
-        "activations": max(int(kept), stepping - logits),
-        "logits": logits,
-        "cache": cache_bytes(gpt, SAMPLE_SLOTS, gpt.max_seq_len, bf16=bf16),
-    }
-    training = bytes_of["gradients"] + bytes_of["activations"] + bytes_of["logits"]
-    return bytes_of | {"total": bytes_of["weights"] + bytes_of["optimizer"] + max(training, bytes_of["cache"])}
 
 
 def loss_rows(tokens: int, vocab: int, device: str, fused: bool = False) -> int:
@@ -318,23 +292,3 @@ def loss_rows(tokens: int, vocab: int, device: str, fused: bool = False) -> int:
     if device == "cuda":
         return max(LOSS_ROWS, LOSS_CHUNK[device] // vocab, tokens // LOSS_PARTS)
     return max(LOSS_ROWS, LOSS_CHUNK["cpu, fused" if fused else "cpu"] // vocab)
-
-
-def cache_bytes(gpt: GPTConfig, slots: int, length: int, *, bf16: bool = True) -> int:
-    """Bytes of the keys and values of `slots` conversations of `length` tokens."""
-    return slots * 2 * gpt.depth * gpt.kv_dim * length * (2 if bf16 else 4)
-
-
-def max_rows(gpt: GPTConfig, usable: int, **shape: Any) -> int:
-    """The largest micro-batch, in rows, that fits into `usable` bytes; 0 if one row does not. `shape`: see `memory_bytes`."""
-
-    def fits(rows: int) -> bool:
-        return memory_bytes(gpt, rows, **shape)["total"] <= usable
-
-    low, high = 0, 1  # low fits or is 0; high does not fit after the loop
-    while fits(high):
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low

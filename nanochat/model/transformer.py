@@ -8,7 +8,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from nanochat.kernels.operations import Operations
 from nanochat.kernels.selection import operations_for
 from nanochat.model.attention import Append, KVCache
 from nanochat.model.layers import Layer, Linear, rotary_table
@@ -18,7 +17,8 @@ from nanochat.model.scaling import GPTConfig
 class Transformer(Layer):
     """A language model: nanochat's architecture (gpt.py) or Qwen3's (qwen3.py), built by nanochat/model/build.py.
 
-    Weights are float32, cast at use to the activations' type. Ranks, files and printing are the callers' business.
+    Weights are float32, cast at use to the activations' type; embedding tables may be bfloat16 on a GPU. Gradients are float32. Ranks,
+    files and printing are the callers' business.
     """
 
     softcap = 0.0  # of the logits; 0 for none
@@ -29,7 +29,8 @@ class Transformer(Layer):
         self.embed = nn.Embedding(config.padded_vocab, config.dim)
         self.blocks = nn.ModuleList(block(config, layer) for layer in range(config.depth))
         self.head = Linear(config.dim, config.padded_vocab)
-        cos, sin = rotary_table(config.max_seq_len, config.head_dim)
+        self.tie()
+        cos, sin = rotary_table(config.max_seq_len, config.head_dim, base=config.rope_base)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 
@@ -59,21 +60,35 @@ class Transformer(Layer):
         """The type of the activations."""
         return self.operations.dtype
 
+    def tables(self) -> list[Tensor]:
+        """The embedding tables, each (V, ...)."""
+        return [self.embed.weight]
+
     def use(self, dtype: torch.dtype, *, compiled: bool = False) -> None:
         """Compute with activations of `dtype` from now on, by the fastest operations that are loaded for it.
 
-        With `compiled` the operations are torch's, because torch.compile must trace the whole forward pass; head and loss are outside.
+        With `compiled` torch.compile traces the whole forward pass; head and loss are outside.
         """
-        outside = operations_for(self.embed.weight.device, dtype, compiled=compiled)
-        inside = Operations(dtype) if compiled else outside
+        device = self.embed.weight.device
+        outside = operations_for(device, dtype, compiled=compiled)
+        inside = operations_for(device, dtype, traced=True) if compiled else outside
         for part in self.modules():
             if isinstance(part, Layer):
                 part.operations = inside
         self.head.operations = outside
+        for table in self.tables():
+            table.data = table.data.to(outside.table_dtype)
+            table.grad_dtype = torch.float32
 
     def init_buffers(self) -> None:
         """Fill the buffers, which are computed and not learned."""
-        self.cos, self.sin = rotary_table(self.config.max_seq_len, self.config.head_dim, self.embed.weight.device)
+        config = self.config
+        self.cos, self.sin = rotary_table(config.max_seq_len, config.head_dim, self.embed.weight.device, config.rope_base)
+
+    def tie(self) -> None:
+        """Make the head's weight the embedding's, if the config has them tied: one parameter, under the embedding's name."""
+        if self.config.tied:
+            self.head.weight = self.embed.weight
 
     def positions(self, ids: Tensor, cache: KVCache | None) -> tuple[Tensor, Tensor, Append | None]:
         """cos and sin for ids (B, T), as (T, K/2) or with a cache (B, T, K/2), and their positions in the cache."""

@@ -17,12 +17,14 @@ from nanochat.report.collect import write_report
 from nanochat.runs import record as runs
 from nanochat.runs.metrics import read_metrics
 from nanochat.train.session import Session
+from nanochat.train.timeleft import FINISH
 
 SAMPLE_PROMPTS = ("What is 12 + 34?", "Who are you?", "你是誰？")
 
 
 def finish(session: Session, began: float) -> None:
     """Evaluate the finished model on all ranks; the main rank writes the report."""
+    session.clock.begin(FINISH)
     evaluation.evaluate_finished(session.config, session.ranks)
     if session.ranks.main:
         score_run(session, began)

@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Iterator
 
 from nanochat import paths, untrusted
-from nanochat.config import RL_FIELDS, Config, differences
+from nanochat.config import Config
 from nanochat.console import log
 from nanochat.distributed.ranks import Ranks
 from nanochat.errors import DataError, NanochatError, PreflightError, UsageError
@@ -12,6 +12,7 @@ from nanochat.runs import record as runs
 from nanochat.runs.checkpoint import Checkpoints
 from nanochat.runs.metrics import STAGES
 from nanochat.runs.mirror import RECORD, Mirror, Uploader
+from nanochat.runs.origin import parse_source
 
 
 def fetch(url: str, run: str) -> bool:
@@ -56,12 +57,21 @@ def fetch(url: str, run: str) -> bool:
     return bool(came)
 
 
+def fetch_source(asked: str, run: str, url: str) -> None:
+    """Fetch the run that `--from ASKED` names from the mirror at `url`, if this machine has neither it nor `run`, which begins from it.
+
+    Raises UsageError for another form of `asked`, PreflightError if the mirror cannot be reached, DataError.
+    """
+    name = parse_source(asked).run
+    if url and not runs.has_checkpoints(name) and not runs.read_record(run):
+        with paths.locked(paths.runs_dir() / f".{name}.lock", f"another command that fetches {name}"):
+            if not runs.has_checkpoints(name):
+                fetch(url, name)
+
+
 def _require_same_run(here: runs.Record, there: runs.Record, url: str) -> None:
     """Raise UsageError if the two differ in settings that decide the losses."""
-    may = {"data", "chat_data", "identity", *RL_FIELDS, *here.paced}
-    different = [name for name in differences(here.config, there.config) if name not in may]
-    different += [name for name in ("shards", "tokenizer", "conversations", "descent") if getattr(here, name) != getattr(there, name)]
-    if different:
+    if different := runs.differing(here, there):
         raise UsageError(
             f"the mirror {url} has another run {here.config.run!r} ({', '.join(different)} differ)",
             "choose a new name with --run NEW, or another --mirror",

@@ -9,13 +9,15 @@ from nanochat.config import Config
 from nanochat.console import NORMAL, VERBOSE, log
 from nanochat.data.finetuning import require_learnable
 from nanochat.data.shards import Dataset
-from nanochat.data.source import TextSource, text_source
+from nanochat.data.source import text_source
+from nanochat.data.text_source import TextSource
 from nanochat.data.vocabulary import ensure_tokenizer
 from nanochat.doctor import checks as doctor
 from nanochat.errors import UsageError
 from nanochat.hardware import awake
 from nanochat.hardware.machine import this_machine
 from nanochat.pipeline.identity import BASE, RL, SFT, Identity, Request, identify
+from nanochat.pipeline.progress import run_clock, showing
 from nanochat.planning.autosize import decide
 from nanochat.planning.describe import brief
 from nanochat.planning.plan import Plan
@@ -24,13 +26,22 @@ from nanochat.report.collect import PLAN, has_report, write_report
 from nanochat.runs import trackers
 from nanochat.runs.origin import copy_origin, descent, find, first_row, parse_source
 from nanochat.runs.record import Record, read_record, require_same
+from nanochat.tokenizer.files import load_tokenizer
 from nanochat.tokenizer.tokenizer import Tokenizer
 
 DETAILS = ("dtype", "threads", "eval_tokens", "compile")  # fields whose automatic values are for VERBOSE alone
 
 
-def prepare(request: Request) -> Record | str:
-    """The record of the run, written if it is new. For a finished run a message, and its report is written again if damaged.
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A run that is ready for its first step: its record, and its text, whose conversations are read once for the whole call."""
+
+    record: Record
+    source: TextSource
+
+
+def prepare(request: Request) -> Prepared | str:
+    """The run, its record written if it is new. For a finished run a message, and its report is written again if damaged.
 
     Raises UsageError, PreflightError, DataError.
     """
@@ -42,7 +53,13 @@ def prepare(request: Request) -> Record | str:
     source = text_source(run.config)
     conversations = source.conversations.inspect() if run.config.sft_iterations else ""
     config, plan = _resolve(request, run, source.text_bytes())
-    problems = run.record.problems if run.record else ""
+    with showing(run_clock(config, request.stages, plan.tokens_per_second)):
+        return _prepare(request, run, source, conversations, config, plan)
+
+
+def _prepare(request: Request, run: Identity, source: TextSource, conversations: str, config: Config, plan: Plan) -> Prepared | str:
+    """The text, the tokenizer and the record of a resolved config's run; a message if it is finished."""
+    problems, folder = run.record.problems if run.record else "", paths.run_dir(config.run)
     if RL in request.stages:
         config, problems = _with_problems(config, source), source.problems_hash()
     dataset = source.open(config.shards) if config.num_iterations else None
@@ -54,8 +71,8 @@ def prepare(request: Request) -> Record | str:
         if run.finished:
             log("writing the report again, because it was missing or damaged")
             write_report(folder)
-        return run.finished or record
-    return _new(config, plan, dataset, conversations, problems)
+        return run.finished or Prepared(record, source)
+    return Prepared(_new(config, plan, dataset, conversations, problems), source)
 
 
 def prepare_tokenizer(config: Config) -> Path:
@@ -156,7 +173,7 @@ def _tokenizer(config: Config, dataset: Dataset | None, record: Record | None) -
     """The run's tokenizer: its source run's, else its text's, trained if it does not exist."""
     if config.from_run:
         known = record.tokenizer if record else str(find(parse_source(config.from_run)).meta["tokenizer"])
-        return Tokenizer.load(paths.tokenizer_dir(known))
+        return load_tokenizer(paths.tokenizer_dir(known))
     assert dataset is not None, "a run that begins with nothing pretrains"
     return ensure_tokenizer(dataset, config.vocab_size, config.architecture)
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from nanochat.config import Config
-from nanochat.data.source import TextSource, text_source
+from nanochat.data.text_source import TextSource
 from nanochat.errors import DataError, UsageError
 from nanochat.pipeline.identity import BASE, RL, SFT
 from nanochat.runs.checkpoint import Checkpoint
@@ -15,12 +15,12 @@ from nanochat.train.reinforce import reinforce
 from nanochat.train.session import Session
 
 
-def train_stages(session: Session, stages: Sequence[str]) -> None:
-    """Train the incomplete ones of `stages`.
+def train_stages(session: Session, stages: Sequence[str], source: TextSource) -> None:
+    """Train the incomplete ones of `stages`; `source` has the conversations and problems.
 
     Raises UsageError if the previous stage is missing or the checkpoints are of another model, and the trainer's errors.
     """
-    source, config = text_source(session.config), session.config
+    config = session.config
     origin = _fitting(session, own_copy(config.run))
     base = _newest(session, BASE)
     session.stop.trained = base is not None or origin is not None
@@ -82,7 +82,9 @@ def _newest(session: Session, stage: str) -> Checkpoint | None:
 
 def _fitting(session: Session, checkpoint: Checkpoint | None) -> Checkpoint | None:
     """The checkpoint. Raises UsageError if it is another model's than the run trains."""
-    if checkpoint and (checkpoint.meta["model"], checkpoint.meta["tokenizer"]) != (session.gpt.to_dict(), session.tokenizer.id):
+    own = session.gpt.to_dict()
+    shortened = {"max_seq_len": own["max_seq_len"]} if session.config.shape else {}  # an imported model's context may be
+    if checkpoint and (checkpoint.meta["model"] | shortened, checkpoint.meta["tokenizer"]) != (own, session.tokenizer.id):
         raise UsageError(
             f"{checkpoint.folder} is the checkpoint of another model than the run {session.config.run!r} trains",
             "move that directory away, or choose a new name with --run NEW",

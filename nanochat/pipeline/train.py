@@ -4,6 +4,7 @@ identity.py finds the run, prepare.py prepares the first step, stages.py trains,
 """
 
 import contextlib
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 
@@ -12,6 +13,7 @@ import torch
 from nanochat import console, paths
 from nanochat.config import Config
 from nanochat.console import log
+from nanochat.data.source import text_source
 from nanochat.distributed import memory, ranks
 from nanochat.errors import Preempted
 from nanochat.hardware import awake
@@ -19,23 +21,25 @@ from nanochat.hardware.machine import this_machine
 from nanochat.pipeline import mirrored
 from nanochat.pipeline.finish import finish, show_result
 from nanochat.pipeline.identity import BASE, SFT, Request, forget_results, recorded
-from nanochat.pipeline.prepare import prepare
+from nanochat.pipeline.prepare import Prepared, prepare
+from nanochat.pipeline.progress import run_clock, showing
 from nanochat.pipeline.stages import train_stages
 from nanochat.planning.autosize import HoursPacer
 from nanochat.planning.plan import make_plan
+from nanochat.report.collect import PLAN
 from nanochat.runs import lock, trackers
 from nanochat.runs.heartbeat import heartbeat, why_killed
 from nanochat.runs.metrics import Metrics, read_metrics
 from nanochat.runs.mirror import Uploader
 from nanochat.runs.record import Record, current_steps, open_text
-from nanochat.tokenizer.tokenizer import Tokenizer
+from nanochat.tokenizer.files import load_tokenizer
 from nanochat.train import device
 from nanochat.train.deadline import Deadline
 from nanochat.train.session import Session
 from nanochat.train.signals import StopSignal
 from nanochat.train.threads import ThreadTuner
+from nanochat.train.timeleft import RunClock
 
-TRAINING = "a training run"  # description of this process in another process's message about the lock
 BEGAN = "NANOCHAT_BEGAN"  # start of the launcher's command, by time.monotonic(), which all processes share, without its suspensions
 
 
@@ -64,7 +68,7 @@ class Call:
         processes = self.request.config.nproc_per_node
         if ranks.nodes() > 1:  # the main rank prepares the run for all nodes
             return ranks.launch(relaunch, processes)
-        with lock.hold(self.request.config.run, TRAINING):
+        with lock.hold(self.request.config.run, lock.TRAINING):
             return self._train_locked(relaunch, processes)
 
     def _train_locked(self, relaunch: list[str], processes: int) -> int:
@@ -79,8 +83,8 @@ class Call:
                 return code
             self.stop.trained = True
         else:
-            device.set_up(prepared.config)
-            with ranks.join(prepared.config.device) as here:
+            device.set_up(prepared.record.config)
+            with ranks.join(prepared.record.config.device) as here:
                 self._run(prepared, here)
         show_result(self.request.config)
         return 0
@@ -93,31 +97,34 @@ class Call:
         alone = ranks.has_launcher() and ranks.nodes() == 1  # then the launcher has prepared the run, and has its lock
         with ranks.join(request.config.device) as here, contextlib.ExitStack() as held:
             if here.main and not alone:
-                held.enter_context(lock.hold(request.config.run, TRAINING))
-            prepared = recorded(request) if alone else here.main_first("prepared", lambda: prepare(request))
+                held.enter_context(lock.hold(request.config.run, lock.TRAINING))
+            prepared = _recorded(request) if alone else here.main_first("prepared", lambda: prepare(request))
             if isinstance(prepared, str):
                 log(prepared)
                 return 0
-            device.set_up(prepared.config)
+            device.set_up(prepared.record.config)
             self._run(prepared, here)
         return 0
 
-    def _run(self, record: Record, here: ranks.Ranks) -> None:
+    def _run(self, prepared: Prepared, here: ranks.Ranks) -> None:
         """Train the incomplete stages, evaluate and report, with uploads to the mirror and metrics to the tracker."""
-        config = record.config
+        record, config = prepared.record, prepared.record.config
         try:
+            clock = run_clock(config, self.request.stages, _planned_rate(record) if here.main else 0.0)
             with (
-                heartbeat_for(record, here),
+                showing(clock),
+                heartbeat_for(record, here, clock),
                 mirrored.copying(config, here) as uploader,
                 trackers.following(config, here) as follow,
             ):
                 session = self._session(record, here, uploader, follow)
+                session.clock = clock
                 began = self._first_call(session)
                 if config.hours:
-                    session.pacer = HoursPacer(record, began)
+                    session.pacer = HoursPacer(record, began, clock)
                 if self._measures_threads(config, here):
                     session.stepped = ThreadTuner(config.threads)
-                train_stages(session, self.request.stages)
+                train_stages(session, self.request.stages, prepared.source)
                 finish(session, began)
         except Preempted:
             if self.stop.in_loop:  # all ranks stop after the same step, because the first exit stops the main rank during an upload
@@ -138,7 +145,7 @@ class Call:
         text = open_text(record) if config.num_iterations else None
         memory.cap(here.device)
         rate = make_plan(config, this_machine(config.device)).tokens_per_second if here.main else 0.0
-        tokenizer = Tokenizer.load(paths.tokenizer_dir(record.tokenizer))
+        tokenizer = load_tokenizer(paths.tokenizer_dir(record.tokenizer))
         return Session(config, text, tokenizer, paths.run_dir(config.run), here, self.stop, rate, uploader, follow, record.first_row)
 
     def _first_call(self, session: Session) -> float:
@@ -151,6 +158,12 @@ class Call:
         return began - earlier[-1]["elapsed_seconds"] if earlier else float(os.environ.get(BEGAN, began))
 
 
+def _recorded(request: Request) -> Prepared:
+    """The run as this worker's launcher has prepared it."""
+    record = recorded(request)
+    return Prepared(record, text_source(record.config))
+
+
 def _as_launched(request: Request) -> Request:
     """The request with this worker's number of processes and device."""
     config = request.config
@@ -159,8 +172,14 @@ def _as_launched(request: Request) -> Request:
     return Request(config.replace(nproc_per_node=int(os.environ["WORLD_SIZE"])), request.stages, request.began)
 
 
+def _planned_rate(record: Record) -> float:
+    """Training tokens per second of the plan that the run began with; 0 if it is unknown."""
+    rate = paths.read_json_object(paths.run_dir(record.config.run) / PLAN).get("tokens_per_second")
+    return rate if isinstance(rate, float) and 0 < rate < math.inf else 0.0
+
+
 @contextlib.contextmanager
-def heartbeat_for(record: Record, here: ranks.Ranks) -> Iterator[None]:
+def heartbeat_for(record: Record, here: ranks.Ranks, clock: RunClock) -> Iterator[None]:
     """Write the run's heartbeat during the block, on the main rank."""
     if not here.main:
         yield
@@ -168,5 +187,6 @@ def heartbeat_for(record: Record, here: ranks.Ranks) -> Iterator[None]:
     config = record.config
     if not ranks.has_launcher() and (why := why_killed(paths.run_dir(config.run))):
         log(why)
-    with heartbeat(paths.run_dir(config.run), lambda: {"device": here.device.type, "steps": current_steps(config), "trial": config.trial}):
+    about = {"device": here.device.type, "trial": config.trial}
+    with heartbeat(paths.run_dir(config.run), lambda: about | {"steps": current_steps(config)} | clock.facts()):
         yield

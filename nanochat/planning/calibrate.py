@@ -20,16 +20,19 @@ from typing import Any
 from nanochat import paths
 from nanochat.config import Config
 from nanochat.console import log
+from nanochat.hardware.load import OtherLoad
 
 FILE = "calibration.json"  # in the data directory's cache/
-FORMAT = 5  # increased when a step becomes faster or smaller, so that older measurements are not used
+FORMAT = 6  # increased when a step becomes faster or smaller, so that older measurements are not used
 SECONDS = 4.0  # approximate duration of the measurement, without the start of the process
 MAX_STEPS, MIN_STEPS = 24, 2
-TIMEOUT = 180.0  # seconds of the process
+TIMEOUT, COMPILE_TIMEOUT = 180.0, 900.0  # seconds of the process; a first compilation takes 194 s for 16 layers on two cores
+FAILURE_SECONDS = 86400.0  # for which a failed measurement is not tried again
+OTHERS_CHANGED, OTHERS_SECONDS = 0.3, 0.3  # change of the share of the CPU from which an older measurement says little
 # The config's fields that decide time and memory.
 FIELDS = (
     *("architecture", "depth", "aspect_ratio", "head_dim", "max_seq_len", "window_pattern", "vocab_size"),
-    *("device_batch_size", "device", "dtype", "compile", "activation_memory_budget", "deterministic", "threads"),
+    *("device_batch_size", "device", "dtype", "compile", "activation_memory_budget", "deterministic", "threads", "nproc_per_node"),
 )
 
 
@@ -40,25 +43,37 @@ class Measured:
     micro_seconds: float
     optimizer_seconds: float
     memory_bytes: int
+    others: float = 0.0  # share of the CPU that other programs used meanwhile
 
 
 def measure(config: Config) -> Measured | None:
     """Measure a resolved config's steps on this machine; None if that fails (out of memory, or a step takes too long)."""
+    load = OtherLoad(every=0)
     with contextlib.suppress(TypeError):
-        return Measured(**_run_process(config.to_dict()))
+        found = Measured(**_run_process(config.to_dict(), COMPILE_TIMEOUT if config.compile == "on" else TIMEOUT))
+        return dataclasses.replace(found, others=round(load.sample().others, 2))
     return None
 
 
 def calibrated(config: Config, machine: str, fresh: bool = False) -> Measured | None:
-    """`measure`, cached for each model shape on `machine` (a name); `fresh` ignores the cache."""
+    """`measure`, cached for each model shape on `machine` (a name); `fresh` ignores the cache.
+
+    A CPU's measurement is repeated if other programs use much more or less of it now. A failure is cached too, for FAILURE_SECONDS: it
+    may have been another program's, and the next command should not wait for it again.
+    """
     key = json.dumps([FORMAT, machine, *(getattr(config, name) for name in FIELDS)])
-    if not fresh:
-        with contextlib.suppress(TypeError):
-            return Measured(**_read_cache().get(key, {}))
+    cached = {} if fresh else _read_cache().get(key, {})
+    with contextlib.suppress(TypeError):
+        known = Measured(**cached)
+        if config.device != "cpu" or abs(known.others - others_now()) < OTHERS_CHANGED:
+            return known
+    failed = cached.get("failed")
+    if isinstance(failed, int | float) and 0 <= time.time() - failed < FAILURE_SECONDS:
+        log("skipped: measuring a few steps, which failed here within the last day; the plan uses estimates")
+        return None
     log(f"measuring a few steps of depth {config.depth} on this machine")
     found = measure(config)
-    if found:
-        _remember(key, dataclasses.asdict(found))
+    _remember(key, dataclasses.asdict(found) if found else {"failed": time.time()})
     return found
 
 
@@ -68,17 +83,24 @@ def product_gain(machine: str, kind: str) -> float:
     key = json.dumps([FORMAT, machine, kind])
     found = _read_cache().get(key, {})
     if "gain" not in found:
-        found = _run_process({"products": kind})
+        found = _run_process({"products": kind}, TIMEOUT)
         if "gain" in found:
             _remember(key, found)
     return float(found.get("gain", 1.0))
 
 
-def _run_process(request: dict[str, Any]) -> dict[str, Any]:
-    """The result of the process below for `request`; {} if it fails."""
+def others_now() -> float:
+    """The share of the CPU that other programs use now, over OTHERS_SECONDS."""
+    load = OtherLoad(every=0)
+    time.sleep(OTHERS_SECONDS)
+    return load.sample().others
+
+
+def _run_process(request: dict[str, Any], timeout: float) -> dict[str, Any]:
+    """The result of the process below for `request`; {} if it fails, or takes more than `timeout` seconds."""
     command = [sys.executable, "-m", "nanochat.planning.calibrate"]
     try:
-        done = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True, timeout=TIMEOUT, check=True)
+        done = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True, timeout=timeout, check=True)
         return _parse_object(done.stdout)
     except (OSError, subprocess.SubprocessError, ValueError):
         return {}
@@ -149,10 +171,13 @@ def time_training(config: Config) -> Measured:
 
 
 def _time_steps(config: Config, seconds: float) -> tuple[float, float]:
-    """Train on random ids; returns the median seconds of a micro-step and of the optimizer."""
+    """Train on random ids; returns the median seconds of a micro-step and of the optimizer.
+
+    On one of several devices the optimizer has that one's share of the state and of the work, without the exchange.
+    """
     import torch
 
-    from nanochat.distributed.ranks import single
+    from nanochat.distributed.ranks import share_of, single
     from nanochat.model.loss import cross_entropy_sum
     from nanochat.model.optim import LearningRates, MuonAdamW
     from nanochat.model.scaling import gpt_config
@@ -161,7 +186,7 @@ def _time_steps(config: Config, seconds: float) -> tuple[float, float]:
     here = single(config.device)
     shape = (config.device_batch_size, config.max_seq_len)
     model = device.new_model(gpt_config(config), here.device, config)
-    optimizer = MuonAdamW(model, LearningRates(*([1e-4] * 5)), shape[0] * shape[1], here)
+    optimizer = MuonAdamW(model, LearningRates(*([1e-4] * 5)), shape[0] * shape[1], share_of(here, config.nproc_per_node))
     forward = device.forward_of(model, config)
 
     def now() -> float:
@@ -175,12 +200,14 @@ def _time_steps(config: Config, seconds: float) -> tuple[float, float]:
     while len(step) < MAX_STEPS and (len(step) < MIN_STEPS or now() - began < seconds):
         if len(step) == 1:
             began = now()  # the first step compiles, which may take longer than the whole measurement
+        model.operations.start_gradients(model.parameters())
         for _ in range(2):  # the second one adds to existing gradients
             start = now()
             ids = torch.randint(0, config.vocab_size, shape, device=here.device)
             cross_entropy_sum(model, forward(ids), ids).backward()
             micro.append(now() - start)
         start = now()
+        model.operations.finish_gradients(model.parameters())
         optimizer.step(lr=0.0, beta=0.9, weight_decay=0.0)
         optimizer.zero_grad()
         step.append(now() - start)

@@ -1,5 +1,7 @@
 """A plan as text: in full for the `plan` command, in three lines for `train`."""
 
+from typing import Any
+
 from nanochat.console import duration, quantity
 from nanochat.planning.plan import Plan
 
@@ -33,7 +35,18 @@ def describe(plan: Plan) -> str:
         rows["plan"] += " (not in this machine)"
     if plan.cost is not None:
         rows["cost"] = f"about ${plan.cost:.2f} if the GPUs are rented (prices change)"
-    return "\n".join(f"{name:<10}{text}" for name, text in rows.items())
+    if plan.data_parts:
+        rows["data"] = f"{config['dataset']}, a mixture of"
+    lines = [f"{name:<10}{text}" for name, text in rows.items()]
+    at = next(index for index, line in enumerate(lines) if line.startswith("data")) + 1
+    return "\n".join([*lines[:at], *(f"{'':<10}{_part(part)}" for part in plan.data_parts), *lines[at:]])
+
+
+def _part(part: dict[str, Any]) -> str:
+    """A part of a mixture: share, name, licence and download."""
+    size = part["download_bytes"]
+    size_left = f"{_size(size)} to download" if size else "nothing to download"
+    return f"{part['share']:.0%} of the {part['kind']}: {part['name']}, {part['licence']}, {size_left}"
 
 
 def brief(plan: Plan) -> str:

@@ -9,10 +9,12 @@ from typing import Any
 from nanochat.config import Config, DeviceConfig
 from nanochat.data.source import text_source
 from nanochat.hardware.cpu import DEFAULT_FLOPS, measure_flops
+from nanochat.hardware.load import NOTICED
 from nanochat.hardware.machine import Hardware
 from nanochat.model import scaling
 from nanochat.planning.calibrate import Measured, calibrated
 from nanochat.planning.hardware import choose_hardware
+from nanochat.planning.memory import max_rows, memory_bytes, reserved_bytes
 from nanochat.planning.rules import COMPILE_CPU_START, COMPILE_GPU_START, apply_rules
 from nanochat.redaction import redact
 
@@ -43,10 +45,11 @@ class Plan:
     max_device_batch_size: int  # the largest that fits and divides the step into equal micro-batches; 0 if none does
     seconds: float  # of pretraining, fine-tuning and evaluation, downloads not counted
     disk_bytes: int  # at most, without files that exist already
-    disk_parts: dict[str, int]  # download, rows, checkpoints, cache
+    disk_parts: dict[str, int]  # download, mixture, rows, checkpoints, cache
     download_bytes: int  # still to download
     cost: float | None  # dollars of rent; None if nothing is rented
     data_licence: str
+    data_parts: list[dict[str, Any]]  # of a mixture: kind (text or conversations), name, share, licence, download_bytes
     cards: int
     card_here: bool
     flops: float  # of pretraining
@@ -55,6 +58,7 @@ class Plan:
     sft_steps: int
     rules: list[str]
     config: dict[str, Any]
+    cpu_others: float = 0.0  # share of the CPU that other programs used while the steps were measured
 
     def to_dict(self) -> dict[str, Any]:
         """The plan for JSON, without the mirror's credentials."""
@@ -78,7 +82,7 @@ def measured_steps(config: Config, estimate: Plan) -> Measured | None:
 
 
 def memory_shape(config: DeviceConfig) -> dict[str, Any]:
-    """Arguments of `scaling.memory_bytes` and `max_rows` from a resolved config."""
+    """Arguments of `memory_bytes` and `max_rows` from a resolved config."""
     return {
         "processes": config.nproc_per_node,
         "bf16": config.dtype == "bfloat16",
@@ -86,6 +90,13 @@ def memory_shape(config: DeviceConfig) -> dict[str, Any]:
         "compiled": config.compile == "on",
         "budget": config.activation_memory_budget,
     }
+
+
+def largest_batch(config: Config, usable: int) -> int:
+    """The largest micro-batch of a resolved config that fits into `usable` bytes of one device and divides its share of a step; else 0."""
+    rows = max_rows(scaling.gpt_config(config), usable, **memory_shape(config))
+    share = config.total_batch_size // config.max_seq_len // config.nproc_per_node  # rows per step and process
+    return max((n for n in range(1, min(rows, share) + 1) if share % n == 0), default=0)
 
 
 def make_plan(config: Config, hardware: Hardware | None = None, *, text_bytes: int | None = None, measured: Measured | None = None) -> Plan:
@@ -100,47 +111,55 @@ def make_plan(config: Config, hardware: Hardware | None = None, *, text_bytes: i
     if not cuda and hardware.flops == DEFAULT_FLOPS:
         hardware = dataclasses.replace(hardware, flops=measure_flops())
     gpt = scaling.gpt_config(config)
-    shape = memory_shape(config)
-    memory = scaling.memory_bytes(gpt, config.device_batch_size, **shape)
+    memory = memory_bytes(gpt, config.device_batch_size, **memory_shape(config))
     if not cuda:  # processes on a CPU share its memory
         memory = {part: size * processes for part, size in memory.items()}
     usable = hardware.usable
-    rows = scaling.max_rows(gpt, usable if cuda else usable // processes, **shape)
-    share = config.total_batch_size // config.max_seq_len // processes  # rows per step and process
-
     tokens = config.total_batch_size * config.num_iterations
     per_token = scaling.flops_per_token(gpt)
     compiled = config.compile == "on"
     rate = _tokens_per_second(config, hardware, per_token, measured)
-    seconds = seconds_left(config, rate) + _text_seconds(config, text_bytes)
+    seconds = _run_seconds(config, rate) + _text_seconds(config, text_bytes)
     if compiled:
         seconds += COMPILE_GPU_START if cuda else COMPILE_CPU_START / hardware.flops
-    download = sum(text_source(config).missing().values())
-    disk = {"download": download} | _made_bytes(config, gpt, tokens)
+    source = text_source(config)
+    download, mixed = sum(source.missing().values()), source.made_bytes()
+    disk = {"download": download} | ({"mixture": mixed} if mixed else {}) | _made_bytes(config, gpt, tokens)
     return Plan(
         profile=config.profile,
         card=hardware.name,
         parameters=scaling.count_parameters(gpt)["total"],
         tokens=tokens,
         steps=config.num_iterations,
-        fits=memory["total"] <= usable and (processes <= hardware.count or not cuda),
+        fits=reserved_bytes(memory["total"], config.device) <= usable and (processes <= hardware.count or not cuda),
         memory_bytes=memory | {"usable": usable},
-        max_device_batch_size=max((n for n in range(1, min(rows, share) + 1) if share % n == 0), default=0),
+        max_device_batch_size=largest_batch(config, usable if cuda else usable // processes),
         seconds=round(seconds, 1),
         disk_bytes=sum(disk.values()),
         disk_parts=disk,
         download_bytes=download,
         cost=round(hardware.dollars * processes * seconds / 3600, 2) if hardware.dollars else None,
-        data_licence=text_source(config).licence,
+        data_licence=source.licence,
+        data_parts=source.parts(),
         cards=processes if cuda else 0,
         card_here=hardware.here,
         flops=float(tokens * per_token),
         tokens_per_second=round(rate, 1),
         sft_steps=config.sft_iterations,
-        basis="steps measured here" if measured else hardware.source or "a guess",
+        basis=_basis(measured, hardware),
+        cpu_others=measured.others if measured else 0.0,
         rules=resolved.rules,
         config=config.to_dict(),
     )
+
+
+def _basis(measured: Measured | None, hardware: Hardware) -> str:
+    """Source of the plan's time, with what it assumes about other programs."""
+    if not measured:
+        return hardware.source or "a guess"
+    if hardware.cuda or measured.others < NOTICED:
+        return "steps measured here"
+    return f"steps measured here while other programs used {measured.others:.0%} of the CPU"
 
 
 def _tokens_per_second(config: Config, hardware: Hardware, per_token: int, measured: Measured | None) -> float:
@@ -156,15 +175,16 @@ def _tokens_per_second(config: Config, hardware: Hardware, per_token: int, measu
     return 1 / max(per_token / speed, LAUNCH_SECONDS * scaling.gpt_config(config).depth / group)
 
 
-def seconds_left(config: Config, rate: float, done: int = 0) -> float:
-    """Remaining seconds of a run at `rate` tokens per second after `done` pretraining steps.
+def _run_seconds(config: Config, rate: float) -> float:
+    """Seconds of a run at `rate` tokens per second: both stages, evaluations (a third of a training token each), start and end."""
+    evaluations = 1 + (config.num_iterations // config.eval_every if config.eval_every > 0 else 0)
+    tokens = config.total_batch_size * (config.num_iterations + config.sft_iterations) + evaluations * config.eval_tokens / 3
+    return START_SECONDS + (tokens + end_work(config)[0]) / rate
 
-    Includes both stages, evaluations (a third of a training token each), the final evaluation and save, and start-up if `done` is 0.
-    """
-    evaluations = 1 + (config.num_iterations // config.eval_every - done // config.eval_every if config.eval_every > 0 else 0)
-    tokens = config.total_batch_size * (config.num_iterations - done + config.sft_iterations) + evaluations * config.eval_tokens / 3
-    asked = HELD_OUT_TOKENS if text_source(config).has_heldout and config.sft_iterations else 0
-    return (END_SECONDS if done else START_SECONDS) + (tokens + asked) / rate
+
+def end_work(config: Config) -> tuple[float, float]:
+    """The work after the last stage: the held-out questions, in training tokens that take as long, and seconds of the report."""
+    return (HELD_OUT_TOKENS if text_source(config).has_heldout and config.sft_iterations else 0), END_SECONDS
 
 
 def _text_seconds(config: Config, text_bytes: int | None) -> float:

@@ -11,6 +11,7 @@ from typing import Any
 from nanochat.config import Config, DeviceConfig
 from nanochat.console import duration, quantity
 from nanochat.data.source import own_files, text_source
+from nanochat.data.text_source import SHARD_TOKENS
 from nanochat.hardware import toolchain
 from nanochat.hardware.cpu import physical_cores
 from nanochat.hardware.machine import Hardware, this_machine
@@ -19,7 +20,6 @@ from nanochat.planning.calibrate import product_gain
 
 DEFAULT_VOCAB = 32768
 VOCAB_LIMITS = (512, 32768)
-SHARD_TOKENS = 31_000_000  # tokens per published shard: published runs take 5 shards for d4's tokens, 43 for d12's
 MINIMUM_ITERATIONS = 100  # least steps, even for a very small text
 CPU_BUDGET = 1.2e13  # FLOPs: 13 minutes on two slow cores, one or two on fast ones
 EVALUATION_SHARE = 0.03  # of pretraining's FLOPs, for all evaluations
@@ -48,9 +48,9 @@ def vocab_rule(text_bytes: int) -> int:
     return min(max(2 ** round(math.log2(max(math.sqrt(text_bytes) / 5, 1))), low), high)
 
 
-def shards_rule(tokens: float) -> int:
+def shards_rule(tokens: float, shard_tokens: int = SHARD_TOKENS) -> int:
     """Number of training shards for `tokens` training tokens."""
-    return max(math.ceil(tokens / SHARD_TOKENS), 1)
+    return max(math.ceil(tokens / shard_tokens), 1)
 
 
 def normal(config: Config) -> Config:
@@ -138,8 +138,8 @@ class _Rules:
     def choose_data(self) -> None:
         """Number of shards, and tokens of an evaluation."""
         if self._open("shards") and self.source.most_shards is not None:
-            shards = shards_rule(self.config.total_batch_size * self.config.num_iterations)
-            self._set("shards", min(shards, self.source.most_shards), f"one per {quantity(SHARD_TOKENS)} tokens")
+            shards = shards_rule(self.config.total_batch_size * self.config.num_iterations, self.source.shard_tokens)
+            self._set("shards", min(shards, self.source.most_shards), f"one per {quantity(self.source.shard_tokens)} tokens")
         if self._open("eval_tokens"):
             self._set("eval_tokens", _eval_tokens(self.config), "about 3% of the run for all evaluations")
 

@@ -24,9 +24,10 @@ from nanochat.redaction import redact
 from nanochat.report import origin
 from nanochat.report.html import page
 from nanochat.report.markdown import markdown
+from nanochat.report.planned import compare_with_plan, why
 from nanochat.runs.metrics import EVALUATED, SAMPLES, STAGES, read_metrics
 from nanochat.runs.record import parse_record
-from nanochat.runs.report_schema import REPORT, AncestorReport, Comparison, Curve, Report, StageReport, StepSample
+from nanochat.runs.report_schema import REPORT, AncestorReport, Curve, Report, StageReport, StepSample
 
 SAMPLED = 12  # samples by step in the report
 PLAN = "plan.json"  # in the run's directory: the plan before the first step
@@ -94,7 +95,8 @@ def collect(run_dir: Path) -> Report:
         "stages": {stage: _stage(own) for stage, own in by_stage.items()},
         "curve": {stage: _curve(own) for stage, own in by_stage.items() if EVALUATED[stage] == "bpb"},
         "tasks": results,
-        "plan": _plan(run_dir, lines, summary),
+        "plan": (plan := compare_with_plan(read_json_object(run_dir / PLAN), lines, summary)),
+        "why": why(plan),
         "samples": summary.get("samples", []),
         "samples_by_step": _samples_by_step(run_dir / SAMPLES),
         "descent": _descent(run_dir / "config.toml"),
@@ -102,21 +104,6 @@ def collect(run_dir: Path) -> Report:
         "machine": _machine(str(config.get("device", "auto"))),
         "config": config,
     }
-
-
-def _plan(run_dir: Path, lines: Sequence[dict[str, Any]], summary: dict[str, Any]) -> dict[str, Comparison]:
-    """Planned and measured figures; {} if there is no plan."""
-    planned = read_json_object(run_dir / PLAN)
-    speeds = [line["tokens_per_second"] for line in lines if line["stage"] == "base" and "tokens_per_second" in line]
-    trained = [line["tokens"] for line in lines if line["stage"] == "base" and "tokens" in line]
-    came: dict[str, Any] = {
-        "seconds": summary.get("seconds"),
-        "tokens": trained[-1] if trained else None,
-        "tokens_per_second": statistics.median(speeds) if speeds else None,
-        "memory_bytes": max((line["peak_memory_bytes"] for line in lines if "peak_memory_bytes" in line), default=None),
-    }
-    flat = planned | {"memory_bytes": (planned.get("memory_bytes") or {}).get("total")}
-    return {name: {"planned": flat.get(name), "came": value} for name, value in came.items()} if planned else {}
 
 
 def _samples_by_step(path: Path) -> list[StepSample]:

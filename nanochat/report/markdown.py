@@ -97,7 +97,7 @@ def training_tables(report: Report) -> list[Table]:
         headings = ["stage", "steps", "first loss", "last loss", "bits per byte", "tokens/s", "peak memory"]
         tables.append(Table("Training", headings, _stage_rows(report)))
     if report["plan"]:
-        tables.append(Table("Plan and result", ["", "planned", "measured", "ratio"], _plan_rows(report)))
+        tables.append(Table("Plan and result", ["", "planned", "measured", "ratio"], _plan_rows(report), report["why"]))
     return tables
 
 
@@ -142,6 +142,7 @@ def _plan_rows(report: Report) -> list[list[str]]:
         "tokens": ("pretraining tokens", quantity),
         "tokens_per_second": ("tokens/s", quantity),
         "memory_bytes": (memory, lambda size: f"{size / 1e9:.2f} GB"),
+        "cpu_others": ("CPU used by other programs", lambda share: f"{share:.0%}"),
     }
     rows = []
     for name, both in report["plan"].items():

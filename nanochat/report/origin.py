@@ -35,14 +35,16 @@ def command(config: dict[str, Any]) -> str:
         values = {name: convert(name, config[name]) for name in FIELDS if name in config}
         plain = build_config(profile, trial)
         if values.get("from_run"):  # its shape is the source's, and without pretraining its text too
-            skipped = [*SHAPE, *(() if values["num_iterations"] else TEXT)]
+            shortened = values.get("shape")  # an imported model's context may be
+            shape = [name for name in SHAPE if name != "max_seq_len" or not shortened]
+            skipped = [*shape, *(() if values["num_iterations"] else TEXT)]
             values = {name: value for name, value in values.items() if name not in skipped}
         given = {name: value for name, value in values.items() if name not in NOT_FLAGS and value != getattr(plain, name)}
         if run != plain.run:
             given["run"] = run
         for name in [name for name in given if name != "run"]:
             fewer = {other: value for other, value in given.items() if other != name}
-            if all(getattr(resolve(build_config(profile, trial, fewer)), field) == value for field, value in values.items()):
+            if _follow(values, profile, trial, fewer):
                 given = fewer  # the value follows from the others, or is chosen automatically
     except (KeyError, NanochatError, AssertionError, TypeError, ValueError):
         return ""
@@ -51,6 +53,15 @@ def command(config: dict[str, Any]) -> str:
         words = ["quickstart"]
         del given["run"]
     return shlex.join(["nanochat", *words, *(f"--{flag_name(name)}={value}" for name, value in given.items() if value != "")])
+
+
+def _follow(values: dict[str, Any], profile: str, trial: bool, given: dict[str, Any]) -> bool:
+    """Whether all `values` follow from those `given` and the profile's. Not if these are impossible without the others."""
+    try:
+        resolved = resolve(build_config(profile, trial, given))
+    except NanochatError:
+        return False
+    return all(getattr(resolved, field) == value for field, value in values.items())
 
 
 def revision(run_dir: Path) -> str:

@@ -27,13 +27,14 @@ from torch import Tensor
 from nanochat import paths, untrusted
 from nanochat.console import log
 from nanochat.distributed.ranks import Ranks
-from nanochat.errors import DataError, UsageError
+from nanochat.errors import DataError, NewerFormat, UsageError
 from nanochat.model.build import allocate_model
 from nanochat.model.optim import MuonAdamW
 from nanochat.model.scaling import GPTConfig
 from nanochat.model.transformer import Transformer
 from nanochat.runs.names import step_dir
 from nanochat.runs.step_files import (
+    FORMAT,
     MANIFEST,
     META,
     MODEL,
@@ -127,10 +128,10 @@ class Checkpoint:
 
 
 def verify(folder: Path) -> Checkpoint:
-    """The checkpoint in `folder`, with all hashes checked. Raises DataError with the reason."""
+    """The checkpoint in `folder`, with all hashes checked. Raises DataError with the reason, NewerFormat for a newer version's."""
     try:
         manifest = untrusted.read_json(folder / MANIFEST)
-        files = checked_manifest(manifest)
+        files = checked_manifest(manifest, str(folder))
         if _seal(files) != manifest["sha256"]:
             raise DataError(f"{folder / MANIFEST} is damaged")
         for name, entry in files.items():
@@ -204,13 +205,15 @@ class Checkpoints:
         return sorted((path for path in found if (path / MANIFEST).exists()), key=lambda path: int(path.name[5:]))
 
     def newest(self) -> Checkpoint | None:
-        """The newest verified step, or None; damaged ones are skipped with a warning."""
+        """The newest verified step, or None; damaged ones are skipped with a warning. Raises NewerFormat."""
         tried: set[Path] = set()
         while untried := [folder for folder in reversed(self.steps()) if folder not in tried]:
             for folder in untried:
                 tried.add(folder)
                 try:
                     return verify(folder)
+                except NewerFormat:  # it is not damaged: training from an older step would remove it
+                    raise
                 except DataError as error:
                     if not (folder / MANIFEST).exists():  # pruned by a training run, which has saved newer steps
                         break
@@ -246,14 +249,13 @@ class Checkpoints:
             (folder / MANIFEST).unlink(missing_ok=True)  # it no longer speaks for what is being written
             files = dict([_write_tensors(folder, f"{OPTIMIZER}{ranks.rank:05d}.safetensors", optimizer.state_tensors())])
             if ranks.main:
-                weights = {name: weight.detach() for name, weight in model.named_parameters()}
-                files |= dict([_write_tensors(folder, MODEL, weights)])
+                files |= dict([_write_tensors(folder, MODEL, _weights(model))])
                 paths.atomic_write_json(folder / META, meta)
                 files[META] = _entry(folder / META)
             every = {name: entry for part in ranks.gather_objects(files) for name, entry in part.items()}
             if ranks.main:
                 paths.fsync_dir(self.folder)
-                paths.atomic_write_json(folder / MANIFEST, {"files": every, "sha256": _seal(every)})
+                paths.atomic_write_json(folder / MANIFEST, {"format": FORMAT, "files": every, "sha256": _seal(every)})
             ranks.gather_objects(None)  # no rank leaves before the step exists, because the first to exit stops the others
         except OSError as error:
             if ranks.world_size == 1:
@@ -283,10 +285,16 @@ def import_checkpoint(stage: Path, model: Transformer, meta: dict[str, Any]) -> 
     """
     folder = step_dir(stage, meta["step"])
     folder.mkdir(parents=True)
-    files = dict([_write_tensors(folder, MODEL, {name: weight.detach() for name, weight in model.named_parameters()})])
+    files = dict([_write_tensors(folder, MODEL, _weights(model))])
     paths.atomic_write_json(folder / META, meta)
     files[META] = _entry(folder / META)
-    paths.atomic_write_json(folder / MANIFEST, {"files": files, "sha256": _seal(files)})
+    paths.atomic_write_json(folder / MANIFEST, {"format": FORMAT, "files": files, "sha256": _seal(files)})
+
+
+def _weights(model: Transformer) -> dict[str, Tensor]:
+    """The weights by name, in float32; bfloat16 tables are cast on the CPU, because a GPU may lack the memory."""
+    weights = {name: weight.detach() for name, weight in model.named_parameters()}
+    return {name: weight if weight.dtype == torch.float32 else weight.cpu().float() for name, weight in weights.items()}
 
 
 def _entry(path: Path) -> dict[str, Any]:

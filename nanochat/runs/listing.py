@@ -99,6 +99,11 @@ def summary(folder: Path) -> RunSummary | None:
     }
 
 
+def is_finished(folder: Path) -> bool:
+    """Whether the run in `folder` has the report of its end."""
+    return bool(_read(folder / REPORT, _report).get("finished"))
+
+
 def checkpoints(folder: Path) -> list[Step]:
     """The finished checkpoints of the run in `folder`, the last stage's newest first, not verified."""
     found: list[Step] = []

@@ -1,6 +1,7 @@
 """A run's lock: flock, which the system frees when its holder dies, and a lease for volumes shared between machines.
 
 runs/<run>/lock    locked with flock and removed at the end; names its holder, who renews its modification time every RENEW seconds
+runs/<run>/stop    a request that the holder whose token it contains stops, from a process that cannot signal it
 
 A lock of a dead process on this machine is free. The processes of another machine or container are not visible from here, so their lock
 is free only when the file's time is EXPIRE seconds old, by the volume's clock.
@@ -11,20 +12,23 @@ import dataclasses
 import fcntl
 import json
 import os
+import signal
 import socket
 import threading
 import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from nanochat import paths
+from nanochat import paths, untrusted
 from nanochat.console import log
 from nanochat.distributed.ranks import end_now
 from nanochat.distributed.workers import KEPT_OPEN
 from nanochat.errors import HungError, PreflightError
 
-LOCK = "lock"
+LOCK, STOP = "lock", "stop"
+TRAINING = "a training run"  # what the holder of a run in training does
 RENEW = 5.0  # seconds between renewals
 EXPIRE = 60.0  # seconds without a renewal after which an invisible holder's lock is free
 UNSIGNED = 5.0  # seconds after which a file without a holder's name is the remains of a crash
@@ -45,20 +49,27 @@ class Holder:
     token: str
 
     @staticmethod
-    def here(doing: str) -> "Holder":
-        """This process."""
-        since = time.strftime("%Y-%m-%d %H:%M:%S")
-        return Holder(os.getpid(), socket.gethostname(), _place(), _started(os.getpid()), doing, since, uuid.uuid4().hex)
+    def here(doing: str, pid: int | None = None) -> "Holder":
+        """This process, or another one on this machine."""
+        since, pid = time.strftime("%Y-%m-%d %H:%M:%S"), pid or os.getpid()
+        return Holder(pid, socket.gethostname(), _place(), _started(pid), doing, since, uuid.uuid4().hex)
 
     @staticmethod
     def read(descriptor: int) -> "Holder | None":
         """The holder that an open lock file names; None if it names none."""
         try:
-            found = json.loads(os.pread(descriptor, 4096, 0))
-            holder = Holder(**{field.name: found[field.name] for field in dataclasses.fields(Holder)})
-            return holder if all(isinstance(value, int if name == "pid" else str) for name, value in vars(holder).items()) else None
-        except (OSError, ValueError, KeyError, TypeError):
+            return Holder.parse(json.loads(os.pread(descriptor, 4096, 0)))
+        except (OSError, ValueError, RecursionError):
             return None
+
+    @staticmethod
+    def parse(found: Any) -> "Holder | None":
+        """The holder of a JSON object; None if it is none."""
+        try:
+            holder = Holder(**{field.name: found[field.name] for field in dataclasses.fields(Holder)})
+        except (KeyError, TypeError):
+            return None
+        return holder if all(isinstance(value, int if name == "pid" else str) for name, value in vars(holder).items()) else None
 
     @property
     def visible(self) -> bool:
@@ -72,6 +83,9 @@ class Holder:
 
     def __str__(self) -> str:
         return f"{self.doing}, process {self.pid} on {self.host}, since {self.since}"
+
+
+UNKNOWN = Holder(0, "this machine", "", "", "another process", "a moment ago", "")  # of a lock that names no holder
 
 
 def _place() -> str:
@@ -119,6 +133,25 @@ def hold(run: str, doing: str) -> Iterator[None]:
         os.environ.pop(KEPT_OPEN) if before is None else os.environ.update({KEPT_OPEN: before})
         _leave(folder / LOCK, descriptor, own)
         _remove_empty(made)  # if the run wrote no files
+
+
+def holder_of(folder: Path) -> Holder | None:
+    """The process that holds the lock of the run in `folder` now, None if none does. Raises OSError if the file cannot be read."""
+    path = folder / LOCK
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    try:
+        holder = Holder.read(descriptor)
+        if holder is None and _age(path) < UNSIGNED:
+            return UNKNOWN  # about to sign: the lock is not touched
+        free = _flock(descriptor)
+        return None if free and (not _current(path, descriptor) or _abandoned(holder, path)) else holder or UNKNOWN
+    except FileNotFoundError:  # released meanwhile
+        return None
+    finally:
+        os.close(descriptor)
 
 
 def _remove_empty(folders: list[Path]) -> None:
@@ -192,7 +225,7 @@ def _current(path: Path, descriptor: int) -> bool:
 
 
 def _abandoned(holder: Holder | None, path: Path) -> bool:
-    """Whether the holder that an unlocked file names has ended."""
+    """Whether the holder that a lock file names has ended."""
     if holder is None:
         return _age(path) > UNSIGNED
     return not holder.alive if holder.visible else _age(path) > EXPIRE
@@ -230,7 +263,8 @@ def _confirmed(descriptor: int, own: Holder) -> bool:
 
 
 def _renew(descriptor: int, run: str, own: Holder, over: threading.Event) -> None:
-    """Renew the lease until `over`; end this process if another has taken the run."""
+    """Renew the lease until `over`; end this process if another has taken the run, and signal it if it is asked to stop."""
+    request = paths.run_dir(run) / STOP
     while not over.wait(RENEW):
         holder = Holder.read(descriptor)
         if holder not in (own, None):
@@ -240,6 +274,10 @@ def _renew(descriptor: int, run: str, own: Holder, over: threading.Event) -> Non
             end_now(HungError.exit_code)
         with contextlib.suppress(OSError):
             os.utime(descriptor)
+        with contextlib.suppress(OSError, ValueError):
+            if untrusted.read_bytes(request, len(own.token)) == own.token.encode():
+                request.unlink()
+                os.kill(own.pid, signal.SIGTERM)
 
 
 def _leave(path: Path, descriptor: int, own: Holder) -> None:

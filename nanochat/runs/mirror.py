@@ -20,7 +20,7 @@ import fsspec
 
 from nanochat import paths, untrusted
 from nanochat.console import log
-from nanochat.errors import DataError, UsageError
+from nanochat.errors import DataError, NewerFormat, UsageError
 from nanochat.hardware.extras import install_hint
 from nanochat.hub.download import require_space
 from nanochat.redaction import redact
@@ -37,6 +37,7 @@ RETRY_SECONDS = 60.0  # between two attempts to reach a mirror
 METRICS_BYTES = 4 << 30  # size limit of metrics.jsonl, which has some 200 bytes per step
 TOKENIZER_FILES = 10  # limit of files in a tokenizer's directory
 METRICS, RECORD, TOKENIZER = "metrics.jsonl", "config.toml", "tokenizer"
+UNFINISHED = "UNFINISHED"  # file in the copy of an export, removed when the copy is complete
 
 
 class Mirror:
@@ -114,6 +115,22 @@ class Mirror:
             self.fs.rm_file(self._path(step.parent.name, name, MANIFEST))  # first, because without it the step does not exist
             self.fs.rm(self._path(step.parent.name, name), recursive=True)
 
+    def has_other_folder(self) -> bool:
+        """Whether files are there that are not an unfinished copy of `put_folder`."""
+        try:
+            found = self.fs.ls(self.root, detail=False)
+        except FileNotFoundError:
+            return False
+        return bool(found) and not self.fs.exists(self._path(UNFINISHED))
+
+    def put_folder(self, folder: Path) -> None:
+        """Upload the files of an exported directory; a file UNFINISHED is there until all of them are."""
+        self.fs.makedirs(self.root, exist_ok=True)
+        self.fs.pipe_file(self._path(UNFINISHED), b"this copy is not complete\n")
+        for path in sorted(folder.iterdir()):
+            self._put(path, path.name)
+        self.fs.rm_file(self._path(UNFINISHED))
+
     def _put(self, path: Path, *parts: str) -> None:
         to, data = self._path(*parts), path.stat().st_size
         self.fs.makedirs(posixpath.dirname(to), exist_ok=True)
@@ -130,6 +147,8 @@ class Mirror:
             for name in reversed([name for name in self.steps(stage) if int(name[5:]) > here]):
                 try:
                     self._fetch_step(folder, stage, name)
+                except NewerFormat:
+                    raise
                 except DataError as error:
                     log(f"warning: on the mirror, {error.message}; falling back to the step before it")
                     continue
@@ -143,7 +162,7 @@ class Mirror:
         with paths.atomic_folder(to) as temporary:
             self._get(self._path(stage, name, MANIFEST), temporary / MANIFEST, untrusted.JSON_BYTES)
             try:
-                files = checked_manifest(untrusted.read_json(temporary / MANIFEST))
+                files = checked_manifest(untrusted.read_json(temporary / MANIFEST), self._path(stage, name))
             except (ValueError, KeyError, TypeError) as error:
                 raise DataError(f"{self._path(stage, name, MANIFEST)} is damaged ({untrusted.reason(error)})") from error
             require_space(f"fetching {name}", sum(entry["bytes"] for entry in files.values()), folder)

@@ -7,6 +7,7 @@ text or a length of pretraining is given (or --stage=base); else it begins with 
 """
 
 import contextlib
+import json
 import shutil
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -29,7 +30,7 @@ from nanochat.runs.record import Ancestor, Record, parse_record, plain_name, rea
 from nanochat.runs.step_files import MANIFEST
 
 ORIGIN = "from"  # the copy's directory
-SHAPE = ("architecture", "depth", "aspect_ratio", "head_dim", "vocab_size", "max_seq_len", "window_pattern")
+SHAPE = ("architecture", "depth", "aspect_ratio", "head_dim", "vocab_size", "max_seq_len", "window_pattern", "shape")
 TEXT = ("data", "dataset", "shards", "num_iterations", "target_param_data_ratio")  # options that request pretraining
 CONVERSATIONS = ("chat_data", "identity")
 BASE, SFT, RL = STAGES
@@ -60,8 +61,9 @@ def config_from(asked: str, overrides: Mapping[str, Any], stage: str, machine: M
     if run == spec.run:
         raise UsageError(f"the run {run!r} cannot begin from itself", "give the new run another name with --run NEW")
     given = {name: value for name, value in overrides.items() if name != "from_run"} | {"run": run}
-    if (began := _began(run, str(given.get("mirror", "")))) and began.from_run and spec.matches(parse_source(began.from_run)):
-        return began.replace(**_per_call() | given)
+    known = record_of(run, str(given.get("mirror", "")))
+    if known and known.config.from_run and spec.matches(parse_source(known.config.from_run)):
+        return known.config.replace(**_per_call() | given)
     checkpoint = find(spec, SFT if stage == RL else BASE)
     if stage == RL and checkpoint.meta["stage"] == BASE:
         raise UsageError(
@@ -72,20 +74,38 @@ def config_from(asked: str, overrides: Mapping[str, Any], stage: str, machine: M
     source = record.config if record else _shaped(profile(), gpt)
     _require_shape(given, source, gpt, spec)
     exact = CheckpointName(spec.run, str(checkpoint.meta["stage"]), checkpoint.step)
-    values = source.to_dict() | _per_call() | _here(source) | dict(machine) | {"from_run": str(exact), "hours": 0.0, "rl_iterations": -1}
-    values |= _stages(source, record is None, given, stage)
+    return _following(source, exact, given, _here(source) | dict(machine), _stages(source, record is None, given, stage))
+
+
+def config_elsewhere(asked: str, overrides: Mapping[str, Any], source: Config, machine: Mapping[str, Any]) -> Config:
+    """The config of `config_from` on another machine, which alone has the checkpoint, for a plan; `source` is the source run's config.
+
+    Raises UsageError.
+    """
+    spec = parse_source(asked)
+    run = str(overrides.get("run", f"{spec.run}-2"))
+    given = {name: value for name, value in overrides.items() if name != "from_run"} | {"run": run}
+    _require_shape(given, source, gpt_config(source), spec)
+    return _following(source, spec, given, machine, _stages(source, False, given, "all"))
+
+
+def _following(
+    source: Config, name: CheckpointName, given: Mapping[str, Any], machine: Mapping[str, Any], stages: Mapping[str, Any]
+) -> Config:
+    """The config that follows from the source's, the machine's, the stages' and, above all, the user's values. Raises UsageError."""
     if given.get("hours"):
         raise UsageError("--hours chooses the size of a model, which --from sets", "use --num_iterations=N instead of --hours")
-    return Config(**values | given)
+    own = {"from_run": str(name), "hours": 0.0, "rl_iterations": -1}
+    return Config(**source.to_dict() | _per_call() | dict(machine) | own | dict(stages) | dict(given))
 
 
-def _began(run: str, mirror: str) -> Config | None:
-    """The config with which the run began, here or on its mirror; None if it is new."""
+def record_of(run: str, mirror: str) -> Record | None:
+    """The record of a run, here or on its mirror ("": none); None if neither has it, or the mirror cannot be reached."""
     if (record := read_record(run)) or not mirror:
-        return record.config if record else None
+        return record
     with contextlib.suppress(Exception):  # each kind of mirror raises its own exceptions; the pipeline reports them
         if (data := Mirror(mirror, run).read(RECORD)) is not None:
-            return parse_record(data, paths.run_dir(run) / RECORD).config
+            return parse_record(data, paths.run_dir(run) / RECORD)
     return None
 
 
@@ -102,11 +122,11 @@ def _here(source: Config) -> dict[str, Any]:
 
 
 def _shaped(config: Config, gpt: GPTConfig) -> Config:
-    """`config` with the shape of an imported model. Raises UsageError if no config has that shape."""
+    """`config` with the shape of an imported model."""
     shape = {
         "architecture": "portable" if gpt.architecture == "qwen3" else gpt.architecture,
         "depth": gpt.depth,
-        "aspect_ratio": gpt.dim // gpt.depth,
+        "aspect_ratio": max(gpt.dim // gpt.depth, 1),
         "head_dim": gpt.head_dim,
         "vocab_size": gpt.vocab_size,
         "max_seq_len": gpt.max_seq_len,
@@ -114,14 +134,17 @@ def _shaped(config: Config, gpt: GPTConfig) -> Config:
         "total_batch_size": -1,  # the profile's may not be a multiple of this context
     }
     shaped = config.replace(**shape)
-    if gpt_config(shaped) != gpt:
-        raise UsageError("a model of this shape can be used, but not trained", "use --from with a run that was trained here")
-    return shaped
+    if gpt_config(shaped) == gpt:
+        return shaped
+    context = min(config.max_seq_len, gpt.max_seq_len)  # a long one needs much memory, and may be shortened
+    return shaped.replace(shape=json.dumps(gpt.to_dict(), sort_keys=True), max_seq_len=context)
 
 
 def _require_shape(given: Mapping[str, Any], source: Config, gpt: GPTConfig, spec: CheckpointName) -> None:
     """Raise UsageError with the flag if the user's shape differs from the weights'."""
     for name in SHAPE:
+        if name == "max_seq_len" and source.shape and int(given.get(name, 0)) <= gpt.max_seq_len:
+            continue
         possible = {getattr(source, name), -1} | ({gpt.vocab_size} if name == "vocab_size" else set())
         if name in given and given[name] not in possible:
             raise UsageError(
@@ -215,7 +238,10 @@ def descent(config: Config, copy: Checkpoint) -> tuple[Ancestor, ...]:
     """The steps that the new run of `config` descends from, the oldest first."""
     spec, record = parse_source(config.from_run), read_record(parse_source(config.from_run).run)
     text = text_source(record.config).title if record and record.config.num_iterations else ""
-    own = Ancestor(spec.run, str(copy.meta["stage"]), copy.step, copy.digest, text, _licence(record) if text else "")
+    licence = _licence(record) if text else ""
+    if record is None and (imported := copy.meta.get("origin")):
+        text, licence = f"imported from {imported['name']}", str(imported["licence"])
+    own = Ancestor(spec.run, str(copy.meta["stage"]), copy.step, copy.digest, text, licence)
     return (*(record.descent if record else ()), own)
 
 

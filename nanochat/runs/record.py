@@ -16,7 +16,7 @@ import tomli_w
 import torch
 
 from nanochat import paths, untrusted
-from nanochat.config import FIELDS, RL_FIELDS, Config, convert, differences
+from nanochat.config import FIELDS, RL_FIELDS, STEP_FIELDS, Config, convert, differences
 from nanochat.console import log
 from nanochat.data.shards import Dataset, mend, open_dataset
 from nanochat.errors import DataError, UsageError, did_you_mean
@@ -24,13 +24,16 @@ from nanochat.model.transformer import Transformer
 from nanochat.redaction import redact
 from nanochat.runs.checkpoint import Checkpoint, Checkpoints, held
 from nanochat.runs.metrics import STAGES
+from nanochat.tokenizer.files import load_tokenizer
 from nanochat.tokenizer.tokenizer import Tokenizer
 
 RECORD = "config.toml"
+FORMAT = 1  # version of the file; a file without a number has the first one
 RECORD_BYTES = 16 << 20  # size limit of the file, which names all shards
 TRIES = 10  # attempts to open a step while a training run prunes steps
 SFT = STAGES[1]
 CONVERSATION_FIELDS = ("chat_data", "identity")
+PACED = (STEP_FIELDS["base"], STEP_FIELDS[SFT])
 ANSWERING = STAGES[::-1]  # order in which a stage's model is chosen to answer: the last one first
 
 
@@ -69,7 +72,7 @@ class Record:
     def write(self) -> None:
         """Write the run's config.toml without the mirror's credentials, which each call must be given."""
         frozen = {name: value for name, value in dataclasses.asdict(self).items() if name != "config"}
-        table = self.config.to_dict() | {"mirror": redact(self.config.mirror), "frozen": frozen}
+        table = self.config.to_dict() | {"mirror": redact(self.config.mirror), "format": FORMAT, "frozen": frozen}
         try:
             paths.atomic_write(paths.run_dir(self.config.run) / RECORD, tomli_w.dumps(table))
         except OSError as error:
@@ -77,12 +80,12 @@ class Record:
 
     @property
     def paced(self) -> dict[str, int]:
-        """Settings that change during training, by its step time: the number of pretraining steps with `--hours`."""
-        return {"num_iterations": self.config.num_iterations} if self.config.hours else {}
+        """Settings that change during training, by its step time: the numbers of steps with `--hours`."""
+        return {name: getattr(self.config, name) for name in PACED} if self.config.hours else {}
 
-    def write_steps(self, steps: int) -> None:
-        """Write the record with another number of pretraining steps."""
-        dataclasses.replace(self, config=self.config.replace(num_iterations=steps)).write()
+    def write_steps(self, steps: dict[str, int]) -> None:
+        """Write the record with other numbers of steps, by the config's field."""
+        dataclasses.replace(self, config=self.config.replace(**steps)).write()
 
     def with_conversations(self, config: Config, conversations: str) -> "Record":
         """The record with other conversations, whose hash is `conversations`, written. They may change until fine-tuning has a checkpoint.
@@ -158,9 +161,10 @@ def current_steps(config: Config) -> dict[str, int]:
 
 
 def parse_record(data: bytes, path: Path) -> Record:
-    """The record in a config.toml. Raises DataError with `path` if it is damaged."""
+    """The record in a config.toml. Raises DataError with `path` if it is damaged, NewerFormat if a newer version wrote it."""
     try:
         table = tomllib.loads(data.decode("utf-8"))
+        untrusted.require_format(table.get("format", 1), FORMAT, str(path))
         values = {key: convert(key, value) for key, value in table.items() if key in FIELDS}
         frozen = untrusted.table(table["frozen"], "frozen")
         tokenizer = untrusted.file_name(frozen["tokenizer"], "tokenizer")
@@ -212,6 +216,13 @@ def inherit(config: Config, record: Record, reinforced: bool = False) -> Config:
             "choose a new name with --run NEW, or use the run's options",
         )
     return merged
+
+
+def differing(here: Record, there: Record) -> list[str]:
+    """Names of the settings that decide the losses and differ between two records of one name: they are of different runs."""
+    may = {"data", "chat_data", "identity", *RL_FIELDS, *here.paced}
+    different = [name for name in differences(here.config, there.config) if name not in may]
+    return different + [name for name in ("shards", "tokenizer", "conversations", "descent") if getattr(here, name) != getattr(there, name)]
 
 
 def require_same(what: str, old: object, new: object, run: str) -> None:
@@ -315,7 +326,7 @@ def open_checkpoint(run: str, checkpoint: Checkpoint, device: str = "cpu") -> Tr
     if missing := {"model", "tokenizer", "stage"} - meta.keys():
         raise DataError(f"the metadata of {checkpoint.folder} lacks {', '.join(sorted(missing))}", "start a new run with --run NEW")
     with held(checkpoint.folder, checkpoint.digest):
-        tokenizer = Tokenizer.load(paths.tokenizer_dir(meta["tokenizer"]))
+        tokenizer = load_tokenizer(paths.tokenizer_dir(meta["tokenizer"]))
         if (tokenizer.id, tokenizer.vocab_size) != (meta["tokenizer"], meta["model"]["vocab_size"]):
             raise DataError(f"{checkpoint.folder} was not trained with its tokenizer {tokenizer.id}", "start a new run with --run NEW")
         model = checkpoint.read_model(device)

@@ -81,7 +81,8 @@ class Report(TypedDict):
     stages: dict[str, StageReport]
     curve: dict[str, Curve]  # by stage; without reinforcement learning, whose loss has no meaning
     tasks: dict[str, Any]  # parts bpb, core and chat of the run's results (evaluation/results.py)
-    plan: dict[str, Comparison]  # seconds, tokens (of pretraining), tokens_per_second, memory_bytes; {} if there is no plan
+    plan: dict[str, Comparison]  # seconds, tokens (of pretraining), tokens_per_second, memory_bytes, cpu_others; {} if there is no plan
+    why: str  # the run took longer or shorter than planned; "" if it did not, or the reason is not known
     samples: list[Sample]
     samples_by_step: list[StepSample]  # the last ones, oldest first
     descent: list[AncestorReport]  # the oldest first; empty for a run that began with random weights

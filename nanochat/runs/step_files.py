@@ -22,16 +22,19 @@ from nanochat.runs.metrics import STAGES
 from nanochat.untrusted import integer, regular_file, shown
 
 MANIFEST = "manifest.json"
+FORMAT = 1  # version of a step's files; a manifest without a number has the first one
 MODEL = "model.safetensors"
 META = "meta.json"
 HEADER_BYTES = 16 << 20  # limit for a safetensors file's header: names, types and shapes
 ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 OPTIMIZER_BYTES = 8  # limit per parameter: AdamW's two moments in float32
+ORIGIN_TEXT = 300  # characters of an imported model's name and licence
 COUNTS = ("step", "optimizer_steps", "skipped")
 
 
-def checked_manifest(value: Any) -> dict[str, dict[str, Any]]:
-    """The files of a manifest: plain name -> {bytes, sha256}."""
+def checked_manifest(value: Any, what: str) -> dict[str, dict[str, Any]]:
+    """The files of a manifest: plain name -> {bytes, sha256}. Raises NewerFormat for a step of a newer version."""
+    untrusted.require_format(untrusted.table(value, "the manifest").get("format", 1), FORMAT, what)
     files = untrusted.table(untrusted.table(value, "the manifest")["files"], "files")
     for name, entry in files.items():
         untrusted.file_name(name)
@@ -60,6 +63,10 @@ def checked_meta(value: Any) -> dict[str, Any]:
             raise ValueError(f"{name} is {shown(meta[name])}, not true or false")
     if "turn" in meta and not (isinstance(meta["turn"], list) and all(_is_number(number) for number in meta["turn"])):
         raise ValueError(f"turn is {shown(meta['turn'])}, not a list of numbers")
+    if "origin" in meta:
+        origin = untrusted.table(meta["origin"], "origin")
+        for name in ("name", "licence"):
+            untrusted.text(origin[name], name, ORIGIN_TEXT)
     if "model" in meta:
         GPTConfig.from_dict(untrusted.table(meta["model"], "model"))
     return meta

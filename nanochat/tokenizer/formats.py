@@ -58,6 +58,11 @@ def _byte_characters() -> list[str]:
 _CHARACTERS = _byte_characters()
 
 
+def byte_values() -> dict[str, int]:
+    """The byte that each of the printable characters stands for."""
+    return {character: byte for byte, character in enumerate(_CHARACTERS)}
+
+
 def written(token: bytes) -> str:
     """A token's bytes as printable characters."""
     return "".join(_CHARACTERS[byte] for byte in token)
@@ -106,7 +111,7 @@ def huggingface(tokens: Sequence[bytes], pattern: str, specials: Mapping[str, in
     }
 
 
-def _pattern(pre_tokenizer: Any) -> str:
+def split_pattern(pre_tokenizer: Any) -> str:
     """The split pattern of a byte-level pre-tokenizer. Raises ValueError for any other."""
     steps = pre_tokenizer["pretokenizers"] if pre_tokenizer["type"] == "Sequence" else [pre_tokenizer]
     *splits, byte_level = steps
@@ -137,7 +142,7 @@ def read_huggingface(path: Path) -> tuple[list[bytes], str, dict[str, int]]:
             untrusted.text(added["content"], "a special token"): untrusted.integer(added["id"], "its id")
             for added in content.get("added_tokens") or []
         }
-        bytes_of = {character: byte for byte, character in enumerate(_CHARACTERS)}
+        bytes_of = byte_values()
         ids = {word: untrusted.integer(id, "an id") for word, id in model["vocab"].items() if word not in specials}
         if sorted(ids.values()) != list(range(len(ids))):
             raise ValueError(f"its {len(ids)} tokens do not have the ids 0 to {len(ids) - 1}")
@@ -145,7 +150,7 @@ def read_huggingface(path: Path) -> tuple[list[bytes], str, dict[str, int]]:
         if made != sorted(made) or len(set(made)) != len(ids) - 256:
             raise ValueError("its merges are not in the order of its tokens")
         tokens = [bytes(bytes_of[character] for character in word) for word in sorted(ids, key=lambda word: ids[word])]
-        return tokens, _pattern(content["pre_tokenizer"]), specials
+        return tokens, split_pattern(content["pre_tokenizer"]), specials
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise DataError(
             f"cannot use {path}: {untrusted.reason(error)}", "choose a byte-level BPE whose tokens are in the order of its merges"

@@ -1,7 +1,7 @@
 """Decoding of a stream of ids."""
 
 import codecs
-from collections.abc import Sequence
+from collections.abc import Callable
 
 
 class StreamDecoder:
@@ -10,15 +10,15 @@ class StreamDecoder:
     Bytes that may become a code point are held back; those that cannot are U+FFFD.
     """
 
-    def __init__(self, tokens: Sequence[bytes]):
-        self._tokens = tokens
+    def __init__(self, bytes_of: Callable[[int], bytes | None]):
+        """`bytes_of` returns a token's bytes, None for a special token."""
+        self._bytes_of = bytes_of
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token: int) -> str:
         """The text that this id completes."""
-        if token >= len(self._tokens):  # a special token ends an incomplete code point
-            return self.flush()
-        return self._decoder.decode(self._tokens[token])
+        data = self._bytes_of(token)
+        return self.flush() if data is None else self._decoder.decode(data)  # a special token ends an incomplete code point
 
     def flush(self) -> str:
         """The rest, with U+FFFD for an incomplete code point."""

@@ -16,7 +16,7 @@ import numpy as np
 import rustbpe
 from nanochat import untrusted
 from nanochat.console import log
-from nanochat.errors import DataError, UsageError
+from nanochat.errors import DataError, NewerFormat, UsageError
 from nanochat.paths import atomic_folder, atomic_write, atomic_write_json
 from nanochat.tokenizer.conversation import PARTS, SPECIAL_TOKENS, Conversation, merge_system, validate_conversation
 from nanochat.tokenizer.formats import VOCABULARY_BYTES, parse_ranks, ranks_text
@@ -32,7 +32,9 @@ QWEN2_PATTERN = (
 )
 
 SMALLEST_VOCABULARY = 256 + len(SPECIAL_TOKENS)
-FORMAT = 1  # version of the files that `save` writes
+ABOUT = "tokenizer.json"
+FORMAT = 1  # version of the files that `save` writes; an imported model's tokenizer has the next one
+NEWEST_FORMAT = 2
 
 
 class Tokenizer:
@@ -99,13 +101,22 @@ class Tokenizer:
         """The id of <|bos|>."""
         return self.specials["<|bos|>"]
 
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """The ids that end an answer."""
+        return self.specials["<|assistant_end|>"], self.bos
+
     def special(self, name: str) -> int:
         """The id of a special token. Raises KeyError for other names."""
         return self.specials[name]
 
+    def bytes_of(self, id: int) -> bytes | None:
+        """The bytes of a token, None for a special token."""
+        return self.tokens[id] if id < len(self.tokens) else None
+
     def token_bytes(self) -> np.ndarray:
         """Length in bytes of each token, 0 for specials: int64 (V,); used for bits per byte."""
-        return np.array([len(token) for token in self.tokens] + [0] * len(SPECIAL_TOKENS), dtype=np.int64)
+        return np.array([len(self.bytes_of(id) or b"") for id in range(self.vocab_size)], dtype=np.int64)
 
     def encode(self, text: str) -> list[int]:
         """The ids of `text`, without special tokens. Raises ValueError for text that UTF-8 cannot encode (a lone surrogate)."""
@@ -121,7 +132,7 @@ class Tokenizer:
 
     def stream_decoder(self) -> StreamDecoder:
         """A decoder for a stream of ids."""
-        return StreamDecoder(self.tokens)
+        return StreamDecoder(self.bytes_of)
 
     # Conversations
 
@@ -193,14 +204,20 @@ class Tokenizer:
         """
         if folder.exists():
             try:
-                if Tokenizer.load(folder).id == self.id:
+                if self.load(folder).id == self.id:
                     return
+            except NewerFormat:
+                raise
             except DataError:
                 pass
             shutil.rmtree(folder)
         with atomic_folder(folder) as temporary:
-            atomic_write(temporary / "ranks.txt", ranks_text(self.tokens))
-            atomic_write_json(temporary / "tokenizer.json", self._about())
+            self._write(temporary)
+            atomic_write_json(temporary / ABOUT, self._about())
+
+    def _write(self, folder: Path) -> None:
+        """Write the files beside tokenizer.json."""
+        atomic_write(folder / "ranks.txt", ranks_text(self.tokens))
 
     def _about(self) -> dict[str, Any]:
         return {"format": FORMAT, "id": self.id, "vocab_size": self.vocab_size, "pattern": self.pattern, "special_tokens": self.specials}
@@ -210,11 +227,9 @@ class Tokenizer:
         """The tokenizer that `save` wrote. Raises DataError if it is missing, damaged or of another format."""
         hint = f"remove {folder} and run the same command again, which creates it"
         try:
-            about = untrusted.read_json(folder / "tokenizer.json")
-            tokens = parse_ranks(untrusted.read_bytes(folder / "ranks.txt", VOCABULARY_BYTES).decode("ascii"))
-            if about["format"] != FORMAT:
-                raise DataError(f"the tokenizer in {folder} has format {about['format']}; this version reads format {FORMAT}", hint)
-            tokenizer = cls(tokens, about["pattern"])
+            about = untrusted.table(untrusted.read_json(folder / ABOUT), ABOUT)
+            untrusted.require_format(about["format"], NEWEST_FORMAT, f"the tokenizer in {folder}")
+            tokenizer = cls._read(folder, about)
             if tokenizer._about() != about:
                 raise ValueError("its hash differs")
         except FileNotFoundError as error:
@@ -222,3 +237,8 @@ class Tokenizer:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"the tokenizer in {folder} is damaged: {untrusted.reason(error)}", hint) from error
         return tokenizer
+
+    @classmethod
+    def _read(cls, folder: Path, about: dict[str, Any]) -> "Tokenizer":
+        """The tokenizer of `folder`, whose tokenizer.json is `about`. Raises OSError, ValueError, KeyError, TypeError."""
+        return cls(parse_ranks(untrusted.read_bytes(folder / "ranks.txt", VOCABULARY_BYTES).decode("ascii")), about["pattern"])

@@ -12,6 +12,7 @@ from torch import Tensor
 from nanochat import paths
 from nanochat.config import DeviceConfig
 from nanochat.console import log
+from nanochat.distributed import memory
 from nanochat.hardware.gpu_specs import find_spec
 from nanochat.kernels import build as kernels
 from nanochat.kernels.private import private_folder, why_not_private
@@ -24,13 +25,15 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # mallopt(3)
 
 
 def set_up(config: DeviceConfig) -> None:
-    """Set threads, determinism, the compile cache and a CPU's fused operations for this process, before the first tensor."""
+    """Set threads, determinism, the compile cache, a GPU's allocator and a CPU's operations for this process, before the first tensor."""
     # The optimizer's moments of embedding rows that are unused for a thousand steps become denormal, which an Intel core computes with at
     # a fiftieth of its speed. Set before other threads start, because they inherit it.
     torch.set_flush_denormal(True)
     torch.set_num_threads(max(config.threads, 1))
     if config.device == "cpu":
         _keep_freed_memory()
+    else:
+        memory.expand_segments()
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)

@@ -11,20 +11,19 @@ from typing import Any
 
 import torch
 
-from nanochat.console import NORMAL, VERBOSE, bar, duration, live, log, quantity
+from nanochat.console import NORMAL, VERBOSE, duration, live, log, quantity, short_duration
 from nanochat.distributed.ranks import Ranks
 from nanochat.distributed.watchdog import slow
 from nanochat.runs.metrics import Metrics
 from nanochat.train.batch import StepBatch
 from nanochat.train.stage import Stage
 
-LOG_SECONDS = 10.0  # between two step lines, so that fast steps do not flood a log
+LOG_SECONDS = 10.0  # between two step lines, of any stage, so that fast steps do not flood a log
 LIVE_SECONDS = 0.25  # between two states of a terminal's live line
+BARRED = 2  # forms of the live line that have a bar, the longest ones
 LEVELS = "▁▂▃▄▅▆▇█"  # of the small loss curve
-CURVE = 16  # its columns
-FIRST_LINES = 3
+CURVE, SHORT_CURVE = 16, 8  # its columns
 SETTLED = 10  # steps at the start that may be slow
-RECENT = 100  # steps whose time predicts the remaining time
 
 
 @dataclass(frozen=True)
@@ -55,10 +54,11 @@ class StepLog:
         last = metrics.last if metrics else {}
         self.stage, self.ranks, self.metrics, self.start = stage, ranks, metrics, start
         self.elapsed, self.tokens = float(last.get("elapsed_seconds", 0.0)), int(last.get("tokens", 0))  # over all stages and processes
-        self.began_at = self.printed_at = time.monotonic()
+        self.clock = stage.clock
         self.seconds: list[float] = []  # of each step of this process
-        self.losses: list[float] = []  # of this call
-        self.shown_at = self.live_at = 0.0  # when the terminal's live line was shown
+        self.values: list[float] = []  # losses or rewards of this call
+        self.live = False  # whether there is a terminal with a live line
+        self.shown_at = 0.0  # when it was shown
         self.fastest = 0.0  # tokens per second of the fastest step
         self.waited = 0.0  # fraction of the fastest step spent reading rows
 
@@ -71,21 +71,22 @@ class StepLog:
         if not self.metrics:
             return
         now = time.monotonic()
+        self.clock.step(result.done, steps)
+        changed = self.clock.change()
         self.metrics.write(self._entry(result))
-        self.losses.append(result.loss)
-        if now - self.shown_at >= LIVE_SECONDS and result.done < steps and live(self._live_lines(result, steps, now)):
-            self.shown_at = self.live_at = now
-        if result.done - self.start <= FIRST_LINES or now - self.printed_at >= LOG_SECONDS or result.done == steps:
-            self.printed_at = now
-            log(self._line(result, steps, now), level=VERBOSE if self.live_at and result.done < steps else NORMAL)
+        self.values.append(_measure(result)[1])
+        if now - self.shown_at >= LIVE_SECONDS:
+            self.shown_at, self.live = now, live(self._live_lines(result, steps), result.done / max(steps, 1), BARRED)
+        last = result.done == steps
+        if last or now - self.clock.printed_at >= LOG_SECONDS:
+            self.clock.printed_at = now
+            log(self._line(result, steps), level=VERBOSE if self.live else NORMAL)
+        if last and self.live:  # the live line itself does not stay
+            log(f"{self.stage.name} step {result.done}/{steps} | {_measure(result)[0]} {_measure(result)[1]:.4f}")
+        if changed:
+            log(f"{self.stage.name} step {result.done}/{steps}: {changed}")
         if result.done - self.start == SETTLED and (alarm := self._alarm(result)):
             log(alarm)
-
-    def step_seconds(self, newest: int) -> float | None:
-        """Mean seconds of the last max(newest, SETTLED) steps, without the first SETTLED; None if there are too few."""
-        if len(self.seconds) <= 2 * SETTLED:
-            return None
-        return statistics.mean(self.seconds[SETTLED:][-max(newest, SETTLED) :])
 
     def _entry(self, result: StepResult) -> dict[str, Any]:
         """The step's line of metrics.jsonl."""
@@ -103,45 +104,50 @@ class StepLog:
             entry["mfu"] = round(stage.flops_per_token * rate / (stage.peak_flops * self.ranks.world_size), 4)
         if not result.updated:
             entry["skipped"] = True
+        if others := round(self.clock.load.busy.others, 2):
+            entry["cpu_others"] = others
         return entry | {"peak_memory_bytes": _peak_memory(self.ranks.device)}
 
-    def _left(self, result: StepResult, steps: int, now: float) -> str:
-        """The remaining time of the stage.
-
-        The estimate uses the newest steps, because the first step compiles or packs rows, and a process may be suspended during any.
-        """
-        whole = (now - self.began_at) / sum(self.seconds)  # evaluations and checkpoints included
-        return duration((steps - result.done) * statistics.median(self.seconds[-RECENT:]) * whole)
-
-    def _live_lines(self, result: StepResult, steps: int, now: float) -> list[str]:
-        """The live line of a terminal, in shorter and shorter forms."""
-        step = f"{self.stage.name} {result.done}/{steps}"
-        left, speed = f"{self._left(result, steps, now)} left", f"{quantity(result.tokens_per_second)} tokens/s"
-        loss, curve = f"loss {result.loss:.3f}", small_curve(self.losses)
-        part = result.done / max(steps, 1)
+    def _live_lines(self, result: StepResult, steps: int) -> list[str]:
+        """The live line of a terminal, in shorter and shorter forms: for 120, 80 and 40 columns, and less."""
+        name, place, left = self.stage.name, self.clock.place, self.clock.left
+        step, percent = f"{name} {result.done}/{steps}", f"{result.done / max(steps, 1):.0%}"
+        (what, value), rate = _measure(result), quantity(result.tokens_per_second)
+        short = f"{short_duration(left.stage)} left, run {short_duration(left.run)}"
+        full = f"{duration(left.stage)} left, run {duration(left.run)}"
+        curve = small_curve(self.values)
         return [
-            f"{bar(part, 24)} {step} | {loss} {curve} | {speed} | {left}",
-            f"{bar(part, 12)} {step} | {loss} | {speed} | {left}",
-            f"{step} | {loss} | {left}",
-            f"{step} | {loss}",
-            step,
+            f"stage {place.replace('/', ' of ')}: {step} | {what} {value:.3f} {curve} | {rate} tokens/s | {full}",
+            f"{place} {step} | {value:.3f} {small_curve(self.values, SHORT_CURVE)} | {rate}/s | {short}",
+            f"{place} {step} | {what} {value:.3f} | {short}",
+            f"{place} {name} {percent} {value:.3f} {short.replace(' left', '')}",
+            f"{place} {percent} {short.replace(' left', '')}",
+            f"{place} {short_duration(left.run)}",
+            place,
         ]
 
-    def _line(self, result: StepResult, steps: int, now: float) -> str:
-        """The step's line on the terminal, with the remaining time."""
-        left = self._left(result, steps, now)
+    def _line(self, result: StepResult, steps: int) -> str:
+        """The step's plain line, with the time left of the stage and of the run."""
+        left = self.clock.left
         facts = "".join(f" | {name} {value:.3f}" for name, value in result.batch.facts.items())
         speed = f"dt {result.seconds * 1000:.0f} ms | {quantity(result.tokens_per_second)} tokens/s"
-        return f"{self.stage.name} step {result.done}/{steps} | loss {result.loss:.4f}{facts} | {speed} | {left} left"
+        step = f"stage {self.clock.place} | {self.stage.name} step {result.done}/{steps} | loss {result.loss:.4f}{facts}"
+        return f"{step} | {speed} | {duration(left.stage)} left, run {duration(left.run)}"
 
     def _alarm(self, result: StepResult) -> str | None:
         return slow(self.ranks.device, self.fastest, self.stage.planned_rate, result.batch.tokens, self.waited, result.rows)
 
 
-def small_curve(losses: Sequence[float]) -> str:
-    """The losses as CURVE blocks of different height: each the mean of an equal share of the steps."""
-    finite = [loss for loss in losses if math.isfinite(loss)]
-    count = min(CURVE, len(finite))
+def _measure(result: StepResult) -> tuple[str, float]:
+    """The name and value that a stage is judged by: the reward of reinforcement learning, else the loss."""
+    reward = result.batch.facts.get("reward")
+    return ("loss", result.loss) if reward is None else ("reward", reward)
+
+
+def small_curve(values: Sequence[float], width: int = CURVE) -> str:
+    """The values as `width` blocks of different height: each the mean of an equal share of the steps."""
+    finite = [value for value in values if math.isfinite(value)]
+    count = min(width, len(finite))
     if count < 2:
         return ""
     edges = [index * len(finite) // count for index in range(count + 1)]

@@ -27,6 +27,26 @@ def line(stage: str, step: int, **more: Any) -> str:
     return json.dumps(entry | more) + "\n"
 
 
+def test_a_runs_own_estimate_is_shown(tmp_path: Path) -> None:
+    """The run knows its evaluations and how busy the CPU is; an odd or missing value falls back to the lines."""
+    view, folder = TrainingView(tmp_path), tmp_path / "mine"
+    folder.mkdir()
+    (folder / "metrics.jsonl").write_text(line("base", 1) + line("base", 2))
+    for left, others, shown in (
+        (99.6, 0.62, (100, 40, 0.62)),
+        (99.6, 0.05, (100, 40, None)),
+        (-3, None, (0, 40, None)),
+        ("nan", "much", (24, 16, None)),
+        (float("nan"), True, (24, 16, None)),
+    ):
+        about = {"device": "cpu", "steps": {"base": 10, "sft": 4}, "seconds_left": left, "stage_seconds_left": 40.2, "cpu_others": others}
+        with heartbeat(folder, lambda about=about: about):  # type: ignore[misc]
+            while not (folder / HEARTBEAT).exists():
+                time.sleep(0.01)
+            state = view() or {}
+        assert (state["seconds_left"], state["stage_seconds_left"], state["cpu_others"]) == shown
+
+
 def test_the_training_view_follows_a_run(tmp_path: Path) -> None:
     view, run = TrainingView(tmp_path), tmp_path / "mine"
     assert view() is None
@@ -36,7 +56,7 @@ def test_the_training_view_follows_a_run(tmp_path: Path) -> None:
             time.sleep(0.01)
         assert view() == {"run": "mine", "stage": "base", "step": 0, "steps": 10, "measure": "loss", "value": None, "bpb": None} | {
             "tokens_per_second": None, "seconds_left": None, "alive": True, "trial": True, "checkpoint": None, "curve": [], "samples": [],
-            "stage_seconds_left": None, "elapsed_seconds": None, "tokens": None, "validation": [],
+            "stage_seconds_left": None, "elapsed_seconds": None, "tokens": None, "validation": [], "cpu_others": None,
             "stages": [{"stage": "base", "steps": 10}, {"stage": "sft", "steps": 4}],
         }  # fmt: skip
         metrics = run / "metrics.jsonl"

@@ -246,7 +246,7 @@ def test_stopped_and_killed_runs_go_on_with_the_same_losses(base: Path, text: Pa
     """SIGTERM, then SIGKILL, then to the end, against a run that was left alone."""
     options: dict[str, Any] = {"num_iterations": 40, "save_every": 10, "run": "stopped"}
     process = start(base, "entrypoint.py", *flags(text, **options))
-    wait_for(process, "base step 2/40")
+    wait_for(process, "base step 1/40")
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 75 and "which is saved" in err and "run the same command again" in err and "error:" not in err

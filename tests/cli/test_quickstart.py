@@ -113,11 +113,12 @@ def test_a_training_shows_one_live_line(tmp_path: Path, width: int) -> None:
     options = flags(text, "live", num_iterations=400)
     code, shown = at_a_terminal(tmp_path / "base", options, [], width)
     frames = [frame for frame in shown.split("\r\x1b[K")[1:] if "\n" not in frame]
-    live = [frame for frame in frames if re.search(r"base \d+/400", frame)]
+    live = [frame for frame in frames if re.search(r"2(/| of )3:? base (\d+/400|\d+%)", frame)]
     assert code == 0 and live and max(map(columns, frames)) < width
     assert not re.search(r"base step (?!400)\d\d+/400", shown) and "base step 400/400" in shown
     if width == 120:
-        assert re.match(r"\[#*\.*\] base \d+/400 \| loss \d\.\d{3} [▁-█]* \| .* tokens/s \| .* left$", live[-1]), live[-1]
+        form = r"\[#*\.*\] stage 2 of 3: base \d+/400 \| loss \d\.\d{3} [▁-█]* \| .* tokens/s \| .* left, run .*\d s$"
+        assert re.match(form, live[-1]), live[-1]
     plain = call(tmp_path / "plain", "entrypoint.py", *options, timeout=120)
     assert plain.returncode == 0 and "\r" not in plain.stderr and len(re.findall("base step", plain.stderr)) < 12
 

@@ -11,8 +11,8 @@ import pytest
 from nanochat import untrusted
 from nanochat.config import TEXT_RULES, build_config
 from nanochat.data.conversations import conversations
+from nanochat.data.published.origins import KNOWN
 from nanochat.data.published.sets import SET_BYTES, TESTS, fetch_tasks, missing_tasks
-from nanochat.data.published.shards import KNOWN
 from nanochat.data.shards import shard_name
 from nanochat.data.source import own_files, text_source
 from nanochat.errors import DataError, PreflightError

@@ -51,6 +51,21 @@ def test_bits_per_byte_equal_a_slow_reference(device_batch_size: int, model: Tra
     assert found == pytest.approx(slow_bits_per_byte(model, inputs, targets), rel=1e-5)
 
 
+@pytest.mark.parametrize("device_batch_size", [3, 100])
+def test_a_compiled_model_sees_one_shape(device_batch_size: int, model: Transformer) -> None:
+    """The last, smaller micro-batch is padded, and the padding counts for nothing."""
+    inputs, targets = rows()
+    shapes = []
+
+    def forward(ids: torch.Tensor) -> torch.Tensor:
+        shapes.append(len(ids))
+        return model(ids)
+
+    found = bits_per_byte(model, forward, inputs, targets, TOKEN_BYTES, device_batch_size, single())
+    assert found == pytest.approx(slow_bits_per_byte(model, inputs, targets), rel=1e-5)
+    assert set(shapes) == {device_batch_size}
+
+
 def test_ignored_targets_do_not_count(model: Transformer) -> None:
     inputs, targets = (part.copy() for part in rows("<i4"))
     targets[:, ::3] = IGNORE
@@ -84,7 +99,7 @@ def test_out_of_memory_halves_the_evaluations_batch(model: Transformer, capsys: 
 
     found = bits_per_byte(model, forward, inputs, targets, TOKEN_BYTES, 5, single())
     assert found == pytest.approx(slow_bits_per_byte(model, inputs, targets), rel=1e-5)
-    assert calls == [5, 2, 2, 2, 1, 1, 1]
+    assert calls == [5, 2, 2, 2, 1, 1, 1, 1, 1, 1]  # ten rows: as the forward pass may be compiled, three more fill the second batch
     assert "continuing with batch size 2" in capsys.readouterr().err
 
 

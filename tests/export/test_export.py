@@ -10,8 +10,8 @@ import yaml
 
 from nanochat import paths
 from nanochat.data.embedded import corpus
-from nanochat.errors import DataError, UsageError
-from nanochat.export import check, folder, gguf_file
+from nanochat.errors import DataError, NanochatError, UsageError
+from nanochat.export import check, folder, gguf_file, importer, parity
 from nanochat.runs.record import TrainedModel, open_model
 from nanochat.tokenizer.conversation import Conversation
 from tests.export.random_model import random_model
@@ -100,7 +100,7 @@ def test_greedy_generation_with_a_cache(exported: Exported) -> None:
         ids = torch.tensor(rows)  # without a mask, transformers takes what equals the padding for padding
         options = {"max_new_tokens": 200, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
         made = theirs.generate(ids, attention_mask=torch.ones_like(ids), **options)
-        assert made[:, length:].tolist() == check.greedy(ours.model, rows, 200)
+        assert made[:, length:].tolist() == parity.greedy(ours.model, rows, 200)
 
 
 @pytest.mark.long
@@ -113,7 +113,7 @@ def test_a_padded_batch_and_beams_go_on_as_one_row_does(exported: Exported) -> N
     mask = torch.tensor([[0] * (150 - len(row)) + [1] * len(row) for row in rows])
     options = {"max_new_tokens": 20, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
     made = theirs.generate(ids, attention_mask=mask, **options)[:, 150:].tolist()
-    assert made == [check.greedy(ours.model, [row], 20)[0] for row in rows]
+    assert made == [parity.greedy(ours.model, [row], 20)[0] for row in rows]
     beams = [theirs.generate(torch.tensor([rows[1]]), num_beams=3, use_cache=use, **options).tolist() for use in (True, False)]
     assert beams[0] == beams[1]
 
@@ -141,7 +141,7 @@ def test_transformers_pipeline(exported: Exported) -> None:
     pipeline = transformers.pipeline("text-generation", model=str(out), trust_remote_code=True)
     answer = pipeline([{"role": "user", "content": "你是誰？"}], max_new_tokens=8, do_sample=False)[0]["generated_text"][-1]
     ids, _ = ours.tokenizer.render_prompt([{"role": "user", "content": "你是誰？"}], 500)
-    new = check.greedy(ours.model, [ids], 8)[0]
+    new = parity.greedy(ours.model, [ids], 8)[0]
     stop = next((i for i, id in enumerate(new) if id in (ours.tokenizer.bos, ours.tokenizer.special("<|assistant_end|>"))), 8)
     expected = ours.tokenizer.decode([id for id in new[:stop] if id < ours.tokenizer.bos])
     assert answer == {"role": "assistant", "content": expected}
@@ -149,16 +149,16 @@ def test_transformers_pipeline(exported: Exported) -> None:
 
 def test_a_folder_comes_back_as_a_run(exported: Exported, base: Path) -> None:
     ours, out, _, _ = exported
-    assert folder.import_folder(out, "back") == "back"
+    assert importer.import_folder(out, "back") == "back"
     again = open_model("back")
     assert (again.tokenizer.id, again.model.config, again.checkpoint.step) == (ours.tokenizer.id, ours.model.config, 7)
     ids = torch.tensor([[1, 2, 3, 5, 8]])
     with torch.inference_mode():
         assert torch.equal(again.model.logits(again.model(ids)), ours.model.logits(ours.model(ids)))
     with pytest.raises(UsageError, match="exists"):
-        folder.import_folder(out, "back")
+        importer.import_folder(out, "back")
     with pytest.raises(UsageError, match="not a directory name"):
-        folder.import_folder(out, "../back")
+        importer.import_folder(out, "../back")
     assert list(paths.runs_dir().iterdir()) == [paths.run_dir("back")]
 
 
@@ -169,11 +169,11 @@ def test_damage_is_refused(base: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="exists"):
         folder.write_folder(ours, out)
     with pytest.raises(DataError, match="is not an export"):
-        folder.import_folder(tmp_path / "nothing")
+        importer.import_folder(tmp_path / "nothing")
     weights = out / folder.WEIGHTS
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(DataError, match="is not an export"):
-        folder.import_folder(out)
+        importer.import_folder(out)
 
 
 def test_check_proves_parity_and_finds_a_difference(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -202,6 +202,35 @@ def test_gguf_holds_the_model_and_its_vocabulary(base: Path, tmp_path: Path, cap
     assert "stop <|assistant_end|>" in (out / "Modelfile").read_text()
 
 
+@pytest.mark.parametrize("outtype", ["f16", "q8_0"])
+def test_a_quantized_gguf_answers_as_the_run(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], outtype: str) -> None:
+    gguf = pytest.importorskip("gguf")
+    ours, out = random_model("qwen3", 2), tmp_path / "gguf"
+    gguf_file.write_gguf(ours, out, outtype)
+    check.check(ours, "gguf", out)
+    assert "greedy answers equal" in capsys.readouterr().err
+    reader = gguf.GGUFReader(out / gguf_file.GGUF)
+    kinds = {tensor.name: tensor.tensor_type.name for tensor in reader.tensors}
+    assert {kind for name, kind in kinds.items() if "norm" in name} == {"F32"}
+    assert {kind for name, kind in kinds.items() if "norm" not in name} == {outtype.upper()}
+    assert reader.fields["general.file_type"].contents() == gguf.LlamaFileType[gguf_file.OUTTYPES[outtype]]
+    assert outtype in (out / "README.md").read_text()
+    with torch.no_grad():
+        ours.model.blocks[1].attn.o.weight.mul_(3)
+    with pytest.raises(NanochatError, match="perplexity"):
+        check.check(ours, "gguf", out)
+
+
+def test_what_float16_cannot_hold_is_not_written(base: Path, tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
+    ours = random_model("qwen3", 1)
+    with torch.no_grad():
+        ours.model.blocks[0].mlp.down.weight[0, 0] = 1e6
+    with pytest.raises(UsageError, match="float16"):
+        gguf_file.write_gguf(ours, tmp_path / "out", "f16")
+    assert not (tmp_path / "out").exists()
+
+
 def test_gguf_of_another_model_is_refused(base: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="GGUF does not support this model") as caught:
         gguf_file.write_gguf(random_model("nanochat", 1), tmp_path / "out")
@@ -217,7 +246,7 @@ def test_the_card_names_the_licence_of_the_text(base: Path, tmp_path: Path) -> N
     Record(build_config("cpu", overrides={"run": "tiny"}), data.folder.name, ("x",), "t").write()
     folder.write_folder(random_model("nanochat", 1), tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
-    assert 'license_name: "MIT"' in card and "embedded" in card
+    assert "license: mit" in card and "licence of that text | MIT" in card
 
 
 def test_the_card_tells_language_datasets_scores_samples_and_limits(base: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from nanochat import paths
 from nanochat.errors import DataError, PreflightError, UsageError
-from nanochat.export import folder, gguf_file
+from nanochat.export import folder, gguf_file, importer
 from nanochat.runs import checkpoint
 from nanochat.runs import record as runs
 from tests import tiny
@@ -29,7 +29,7 @@ def exported(base: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def run(exported: Path) -> Path:
     """The folder of an imported run."""
-    return paths.run_dir(folder.import_folder(exported, "tiny"))
+    return paths.run_dir(importer.import_folder(exported, "tiny"))
 
 
 def on_a_small_disk(place: Path, command: list[str], size: str) -> "subprocess.CompletedProcess[str]":
@@ -112,7 +112,7 @@ def test_a_folder_that_appears_meanwhile_is_nobodys(exported: Path, tmp_path: Pa
 
     def take() -> None:
         try:
-            results.append(folder.import_folder(exported, "both"))
+            results.append(importer.import_folder(exported, "both"))
         except UsageError as error:
             results.append(error)
 
@@ -138,7 +138,7 @@ def test_links_out_of_a_received_folder_are_refused(exported: Path, tmp_path: Pa
         (exported / name).rename(kept)
         (exported / name).symlink_to(kept)
         with pytest.raises(DataError, match="link that leads outside"):
-            folder.import_folder(exported)
+            importer.import_folder(exported)
         (exported / name).unlink()
         kept.rename(exported / name)
 
@@ -151,7 +151,7 @@ def test_no_part_of_a_path_is_taken_from_a_received_folder(change: dict, exporte
     about["meta"] |= change
     (exported / folder.ABOUT).write_text(json.dumps(about))
     with pytest.raises(DataError, match=f"{next(iter(change))} is"):
-        folder.import_folder(exported)
+        importer.import_folder(exported)
     assert not paths.runs_dir().exists()
 
 
@@ -164,7 +164,7 @@ def test_a_shape_that_the_file_does_not_hold_is_never_built(change: dict, export
     (exported / folder.ABOUT).write_text(json.dumps(about))
     monkeypatch.setattr(folder, "allocate_model", lambda gpt: pytest.fail("it was built"))
     with pytest.raises(DataError, match="is not an export"):
-        folder.import_folder(exported)
+        importer.import_folder(exported)
 
 
 # A training run of that name goes on meanwhile

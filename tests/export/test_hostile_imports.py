@@ -1,5 +1,6 @@
 """200 mutated folders, steps, mirrors, manifests and archives: one clear error each, nothing outside touched, little time and memory."""
 
+import contextlib
 import json
 import random
 import shutil
@@ -12,7 +13,8 @@ from hypothesis import strategies as st
 from nanochat import paths
 from nanochat.data.rows import RowCache
 from nanochat.data.shards import open_dataset, verify, write_dataset
-from nanochat.export import folder
+from nanochat.errors import DataError
+from nanochat.export import folder, importer
 from nanochat.hub.archive import extract_zip
 from nanochat.pipeline.mirrored import fetch
 from nanochat.runs import checkpoint
@@ -35,7 +37,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setenv("NANOCHAT_BASE_DIR", str(place / "base"))
         opened = random_model("nanochat", 2)
         folder.write_folder(opened, place / "export")
-        folder.import_folder(place / "export", "tiny")
+        importer.import_folder(place / "export", "tiny")
         (place / "base" / "runs" / "tiny" / "metrics.jsonl").write_text('{"stage": "sft", "step": 7}\n')
         (place / "base" / "runs" / "tiny" / "config.toml").write_text(RECORD)
         Mirror(f"file://{place / 'mirror'}", "tiny").push(place / "base" / "runs" / "tiny" / "sft" / "step_000007", keep=1)
@@ -61,7 +63,7 @@ def test_an_imported_folder(good: Path, tmp_path_factory: pytest.TempPathFactory
         rng, received = random.Random(seed), made.fresh()
         shutil.rmtree(made.place / "base", ignore_errors=True)
         change_file(received / rng.choice(names), rng, made.outside)
-        if made.run(lambda: folder.import_folder(received)):
+        if made.run(lambda: importer.import_folder(received)):
             assert not paths.runs_dir().exists() or list(paths.runs_dir().iterdir()) == []  # whole or not at all
 
     try_one()
@@ -182,3 +184,31 @@ def test_a_bundle(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.
 
     try_one()
     assert made.refused and made.taken
+
+
+def test_a_foreign_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("transformers")
+    from tests.export.foreign_model import write_qwen3
+
+    place = tmp_path_factory.mktemp("foreign") / "good"
+    write_qwen3(place, "grouped", shards=True)
+    made = attack(tmp_path_factory, monkeypatch, place)
+    shard = sorted(path.name for path in place.glob("model-*.safetensors"))[0]
+    names = ["config.json", "config.json", "tokenizer.json", "model.safetensors.index.json", "tokenizer_config.json"]
+    names += ["generation_config.json", "chat_template.jinja", "README.md", shard]
+
+    @MANY
+    @given(SEEDS)
+    def try_one(seed: int) -> None:
+        rng, received = random.Random(seed), made.fresh()
+        shutil.rmtree(made.place / "base", ignore_errors=True)
+        change_file(received / rng.choice(names), rng, made.outside)
+        if made.run(lambda: importer.import_folder(received, "mine")):
+            assert not paths.runs_dir().exists() or list(paths.runs_dir().iterdir()) == []  # whole or not at all
+        elif made.taken:
+            opened = open_model("mine")  # what was taken can be used
+            with contextlib.suppress(DataError):  # a changed template may refuse a conversation
+                opened.tokenizer.render_prompt([{"role": "user", "content": "hi"}], 100)
+
+    try_one()
+    assert made.refused > 80 and made.taken

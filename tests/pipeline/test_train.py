@@ -18,7 +18,7 @@ from nanochat.errors import DataError, Preempted, PreflightError, UsageError
 from nanochat.evaluation.results import read_results
 from nanochat.pipeline import train as run
 from nanochat.pipeline.identity import Request
-from nanochat.pipeline.prepare import prepare, prepare_tokenizer
+from nanochat.pipeline.prepare import Prepared, prepare, prepare_tokenizer
 from nanochat.runs import record as runs
 from nanochat.runs.checkpoint import Checkpoints
 from nanochat.tokenizer.tokenizer import Tokenizer
@@ -150,7 +150,7 @@ def test_what_is_left_to_the_rule_stays_as_it_was(base: Path, text: Path, monkey
     monkeypatch.setattr("nanochat.planning.rules.CPU_BUDGET", 1e6)
     monkeypatch.setattr("nanochat.model.scaling.MAXIMUM_EPOCHS", 1)
     prepared = prepare(Request(by_rule, ("base",), time.monotonic()))
-    assert isinstance(prepared, runs.Record) and prepared.config == record.config
+    assert isinstance(prepared, Prepared) and prepared.record.config == record.config
 
 
 def test_metrics_have_one_line_a_step(base: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from nanochat.kernels import build as kernels
 from nanochat.model import scaling
 from nanochat.planning import calibrate
 from nanochat.planning.calibrate import Measured, calibrated, measure, product_gain
+from nanochat.planning.memory import memory_bytes
 from nanochat.planning.plan import make_plan
 from nanochat.planning.rules import resolve
 
@@ -48,7 +49,7 @@ def compared(shape: tuple[int, int, int, int, int], monkeypatch: pytest.MonkeyPa
     values = config(*shape)
     found = measure(values)
     assert found is not None
-    planned = scaling.memory_bytes(scaling.gpt_config(values), values.device_batch_size, bf16=False, compiled=False, device="cpu")["total"]
+    planned = memory_bytes(scaling.gpt_config(values), values.device_batch_size, bf16=False, compiled=False, device="cpu")["total"]
     print(f"{shape}: measured {found.memory_bytes / 1e6:.0f} MB, planned {planned / 1e6:.0f} MB, {planned / found.memory_bytes:.3f}")
     return planned / found.memory_bytes
 
@@ -72,6 +73,7 @@ def test_it_is_measured_once(base: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         return Measured(0.5, 0.1, 1000)
 
     monkeypatch.setattr(calibrate, "measure", measure_)
+    monkeypatch.setattr(calibrate, "others_now", lambda: 0.1)
     values = config(*SHAPES[0])
     assert calibrated(values, "this machine") == calibrated(values.replace(num_iterations=99), "this machine") == Measured(0.5, 0.1, 1000)
     assert len(asked) == 1
@@ -83,6 +85,21 @@ def test_it_is_measured_once(base: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert len(json.loads(path.read_text())) == 3
     path.write_text("nonsense")
     assert calibrated(values, "this machine") == Measured(0.5, 0.1, 1000)
+
+
+def test_it_is_measured_again_beside_other_programs(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plan is of the machine as it is now, and names what it assumes."""
+    shares, others = [0.0, 0.6, 0.1], 0.0
+    monkeypatch.setattr(calibrate, "measure", lambda values: Measured(0.5, 0.1, 1000, shares.pop(0)))
+    monkeypatch.setattr(calibrate, "others_now", lambda: others)
+    values = config(*SHAPES[0])
+    assert [calibrated(values, "here") for _ in range(2)] == [Measured(0.5, 0.1, 1000, 0.0)] * 2
+    others = 0.62
+    assert [calibrated(values, "here") for _ in range(2)] == [Measured(0.5, 0.1, 1000, 0.6)] * 2
+    plan = make_plan(values, CPU, measured=calibrated(values, "here"))
+    assert plan.basis == "steps measured here while other programs used 60% of the CPU" and plan.cpu_others == 0.6
+    others = 0.0
+    assert calibrated(values, "here") == Measured(0.5, 0.1, 1000, 0.1) and not shares
 
 
 def test_a_plan_from_measured_steps(base: Path) -> None:
@@ -108,6 +125,29 @@ def test_what_a_kind_of_products_gains(base: Path, monkeypatch: pytest.MonkeyPat
     product_gain.cache_clear()
 
 
-def test_what_cannot_be_measured(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_measured(base: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A failure is remembered for a day, so that the next command does not wait for it again."""
     monkeypatch.setattr(calibrate, "TIMEOUT", 0.01)
-    assert calibrated(config(*SHAPES[0]), "this machine") is None
+    values = config(*SHAPES[0])
+    assert calibrated(values, "this machine") is None
+    assert "measuring a few steps" in capsys.readouterr().err
+    asked: list[Config] = []
+
+    def measure_(values: Config) -> Measured:
+        asked.append(values)
+        return Measured(0.5, 0.1, 1000)
+
+    monkeypatch.setattr(calibrate, "measure", measure_)
+    assert calibrated(values, "this machine") is None and not asked
+    assert "skipped: measuring a few steps, which failed here within the last day" in capsys.readouterr().err
+    now = calibrate.time.time()
+    monkeypatch.setattr(calibrate.time, "time", lambda: now + 2 * 86400)
+    assert calibrated(values, "this machine") == Measured(0.5, 0.1, 1000)
+
+
+def test_a_first_compilation_has_more_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = []
+    monkeypatch.setattr(calibrate, "_run_process", lambda request, timeout: given.append(timeout) or {})
+    for compiled in ("off", "on"):
+        assert measure(config(*SHAPES[0]).replace(compile=compiled)) is None
+    assert given == [calibrate.TIMEOUT, calibrate.COMPILE_TIMEOUT] and given[1] > 4 * 194

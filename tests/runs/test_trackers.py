@@ -201,7 +201,7 @@ def test_tensorboards_event_files_after_a_kill(base: Path, tmp_path: Path) -> No
     options = {"num_iterations": 200, "sft_iterations": 5, "chat_data": tiny.chats(tmp_path / "chats.jsonl"), "save_every": 20}
     command = ["entrypoint.py", *tiny.flags(tiny.sentences(tmp_path / "text.txt"), **options, eval_every=50, log_to="tensorboard")]
     process = tiny.start(base, *command)
-    tiny.wait_for(process, "base step 3/")
+    tiny.wait_for(process, "base step 1/")
     folder = base / "runs" / "tiny" / "tensorboard"
     while not any(path.stat().st_size > 1000 for path in folder.glob("events*")):
         assert process.poll() is None
@@ -209,7 +209,7 @@ def test_tensorboards_event_files_after_a_kill(base: Path, tmp_path: Path) -> No
     process.kill()
     process.communicate()
     killed = len(tiny.losses(base))
-    assert 3 <= killed < 200, "it ended before it could be killed"
+    assert 1 <= killed < 200, "it ended before it could be killed"
     done = tiny.call(base, *command, timeout=300)
     assert done.returncode == 0 and f"tensorboard --logdir {base / 'runs'}" in done.stderr, done.stderr
     lines = [json.loads(line) for line in (base / "runs" / "tiny" / "metrics.jsonl").read_text().splitlines()]

@@ -11,7 +11,7 @@ from typing import Any
 from nanochat import untrusted
 from nanochat.console import VERBOSE, log
 from nanochat.data.conversation_files import read_conversations
-from nanochat.data.published.shards import origin
+from nanochat.data.published.origins import catalogue, is_hub_name, origin, training_files
 from nanochat.errors import DataError
 from nanochat.hub import addresses as hub
 from nanochat.hub.addresses import Remote, list_files
@@ -53,16 +53,17 @@ TEST_BYTES = {"arc-easy-test": 350_000, "arc-challenge-test": 210_000, "mmlu-tes
 
 
 def task_of(name: str) -> Task:
-    """The set `name`: one of TASKS or TESTS, or hf:OWNER/NAME, a public set of conversations (its parquet files, column `messages`)."""
+    """The set `name`: one of TASKS or TESTS, or hf:OWNER/NAME[/SUBSET], a public set of conversations (its parquet files)."""
     known = TASKS | TESTS
     if name in known:
         return known[name]
-    return Task(origin(name).repo, "")
+    where = origin(name)
+    return Task(where.repo, "", SEE_CARD if where.licence == hub.UNKNOWN_LICENCE else where.licence)
 
 
 def task_folder(name: str) -> Path:
     """The directory of a set's files."""
-    return dataset_dir("tasks") / name.replace(":", "--").replace("/", "--")
+    return dataset_dir("tasks") / (origin(name).folder if is_hub_name(name) else name)
 
 
 def identity_path() -> Path:
@@ -113,6 +114,13 @@ def _index(folder: Path) -> dict[Path, dict[str, Any]]:
     return {folder / untrusted.file_name(name): untrusted.table(entry, name) for name, entry in files.items()}
 
 
+def downloaded_files(folder: Path) -> list[Path]:
+    """The files of the set in `folder` that were downloaded, by its index; [] where somebody put them there."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        return sorted(_index(folder))
+    return []
+
+
 def ensure_task(name: str) -> list[Path]:
     """The parquet files of a set, in data/tasks/<name>/: fetched, or used as somebody put them there. Raises DataError."""
     task, folder = task_of(name), task_folder(name)
@@ -133,11 +141,9 @@ def ensure_task(name: str) -> list[Path]:
 
 def _fetch_task(name: str, task: Task, folder: Path) -> None:
     def listed() -> dict[str, Remote]:
-        prefix = task.prefix.replace("/", "__")
-        found = [remote for remote in list_files(task.repo) if remote.name.startswith(prefix) and remote.name.endswith(".parquet")]
-        if not task.prefix:  # a set that marks its parts is not to be learned with its test part
-            found = [remote for remote in found if "train" in remote.name] or found
-        return {remote.name: remote for remote in found}
+        files, prefix = list_files(task.repo), task.prefix.replace("/", "__")
+        named = [remote for remote in files if remote.name.startswith(prefix) and remote.name.endswith(".parquet")]
+        return {remote.name: remote for remote in (named if prefix else training_files(origin(name), files))}
 
     files = listed()
     known = hub.licence(task.repo) if task.licence == SEE_CARD else task.licence
@@ -169,7 +175,8 @@ def verify_task(name: str) -> None:
 
 def set_bytes(name: str) -> int:
     """About how many bytes a set for fine-tuning has."""
-    return SET_BYTES.get(name, OTHER_SET_BYTES)
+    known = catalogue()["sets"].get(name, {})
+    return SET_BYTES.get(name) or known.get("file_bytes", OTHER_SET_BYTES) * known.get("files", 1)
 
 
 def has_set(name: str) -> bool:

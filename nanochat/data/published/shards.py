@@ -5,52 +5,16 @@ Existing shards, downloaded or placed by hand, are not downloaded again. transfe
 
 import contextlib
 import dataclasses
-import re
 from pathlib import Path
 
 from nanochat.console import Progress, log
+from nanochat.data.published.origins import Origin, origin, training_files
 from nanochat.data.shards import COLUMN, MANIFEST, Dataset, Shard, damage, inspect, link_shards, read_manifest, shard_name, write_manifest
-from nanochat.errors import DataError, UsageError
+from nanochat.errors import DataError, NewerFormat, UsageError
 from nanochat.hub import addresses as hub
 from nanochat.hub.addresses import NotListed, Remote, endpoint, list_files
 from nanochat.hub.download import fetch_all
 from nanochat.paths import base_dir, dataset_dir, disk_error, locked
-
-NON_COMMERCIAL = "CC BY-NC 4.0 (not for commercial use)"
-
-
-@dataclasses.dataclass(frozen=True)
-class Origin:
-    """Where a dataset comes from. `last` is the index of its validation shard where its files are shard_00000.parquet and so on."""
-
-    name: str
-    repo: str
-    folder: str  # under data/
-    licence: str
-    last: int | None = None
-    upstream: str = ""  # the folder of the data directory where karpathy/nanochat keeps the same shards
-    column: str = ""  # that holds the text; "": found
-
-
-KNOWN = {
-    "climbmix": Origin("climbmix", "karpathy/climbmix-400b-shuffle", "climbmix", NON_COMMERCIAL, 6542, "base_data_climbmix"),
-    "fineweb-edu": Origin("fineweb-edu", "karpathy/fineweb-edu-100b-shuffle", "fineweb-edu", "ODC-By 1.0", 1822, "base_data"),
-}
-
-
-def is_hub_name(name: str) -> bool:
-    """Whether `name` is hf:OWNER/NAME, a repository of the hub, not a path or a known dataset."""
-    return name.startswith("hf:")
-
-
-def origin(dataset: str) -> Origin:
-    """The origin of climbmix, fineweb-edu, hf:OWNER/NAME or hf:OWNER/NAME:COLUMN. Raises UsageError for another name."""
-    if dataset in KNOWN:
-        return KNOWN[dataset]
-    if found := re.fullmatch(r"hf:([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?::([\w.-]+))?", dataset):
-        repo, column = found[1], found[2] or ""
-        return Origin(dataset, repo, dataset.replace(":", "--").replace("/", "--"), hub.UNKNOWN_LICENCE, column=column)
-    raise UsageError(f"cannot download a dataset {dataset!r}", f"use one of: {', '.join(KNOWN)}, hf:OWNER/NAME, hf:OWNER/NAME:COLUMN")
 
 
 def have_shards(dataset: str) -> list[str]:
@@ -66,28 +30,31 @@ def have_shards(dataset: str) -> list[str]:
 # --- shards
 
 
-def ensure_shards(dataset: str, training: int) -> Dataset:
+def ensure_shards(dataset: str, training: int, or_all: bool = False) -> Dataset:
     """`dataset` with its first `training` training shards and its validation shard, downloaded if missing.
 
-    Needs no network if enough shards exist; shards placed by hand are adopted. Raises UsageError for an unknown
-    dataset or more shards than there are, DataError where the download fails for good, PreflightError for the disk.
+    Needs no network if enough shards exist; shards placed by hand are adopted. With `or_all` a dataset that has fewer shards is
+    returned with all of them. Raises UsageError for an unknown dataset or more shards than there are, DataError where the download fails
+    for good, PreflightError for the disk.
     """
     if training < 1:
         raise UsageError(f"{training} training shards cannot be used", "ask for at least one")
     where = origin(dataset)
     if where.last is not None and training > where.last:
+        if or_all:
+            return ensure_shards(dataset, where.last)
         raise UsageError(f"{dataset} has {where.last} training shards, not {training}", f"ask for {where.last} at most")
     folder = dataset_dir(where.folder)
     have, validation = _on_disk(where, folder, training)
     if validation not in have or len(have) <= training:
         with locked(folder / ".lock", f"another download of {dataset}"):
             have, validation = _on_disk(where, folder, training)  # the other may have brought it all
-            validation = _complete(where, folder, training, have, validation)
+            validation = _complete(where, folder, training, have, validation, or_all)
     assert validation is not None
     return _manifest_of(where, folder, have, validation).first(training)
 
 
-def _complete(where: Origin, folder: Path, training: int, have: dict[str, Shard], validation: str | None) -> str:
+def _complete(where: Origin, folder: Path, training: int, have: dict[str, Shard], validation: str | None, or_all: bool) -> str:
     """Fetch what is missing into `have`; returns the validation shard's name."""
     listing = _Listing(where)
     try:
@@ -95,7 +62,7 @@ def _complete(where: Origin, folder: Path, training: int, have: dict[str, Shard]
         missing = [name for name in (validation,) if name not in have]
         lacking = training - sum(name != validation for name in have)
         if lacking > 0:
-            missing += listing.next_training(lacking, {*have, validation})
+            missing += listing.next_training(lacking, {*have, validation}, or_all)
         if missing:
             _fetch_shards(where, folder, listing, missing, have, validation)
         return validation
@@ -116,6 +83,8 @@ def _on_disk(where: Origin, folder: Path, training: int) -> tuple[dict[str, Shar
             manifest = read_manifest(folder)
             listed = {shard.path.name: shard for shard in (*manifest.training, manifest.validation)}
             validation = manifest.validation.path.name
+        except NewerFormat:
+            raise
         except DataError as error:
             log(f"{error.message}, writing a new one")
     have, changed = {}, False
@@ -154,7 +123,7 @@ def _manifest_of(where: Origin, folder: Path, have: dict[str, Shard], validation
     licence = where.licence
     with contextlib.suppress(DataError):
         licence = read_manifest(folder).licence if licence == hub.UNKNOWN_LICENCE else licence
-    dataset = Dataset(where.name, folder, f"{where.repo} (Hugging Face)", licence, training, have[validation])
+    dataset = Dataset(where.name, folder, f"{where.title} (Hugging Face)", licence, training, have[validation])
     with contextlib.suppress(DataError):
         if read_manifest(folder) == dataset:
             return dataset
@@ -177,9 +146,8 @@ class _Listing:
         if self._files is None:
             try:
                 found = list_files(self.where.repo, recursive=self.where.last is None)
-                names = {remote.name: remote for remote in sorted(found, key=lambda found: found.name) if remote.name.endswith(".parquet")}
-                # A set that marks its parts is not to be trained on its test part.
-                self._files = {name: remote for name, remote in names.items() if "train" in name} or names
+                chosen = training_files(self.where, found)
+                self._files = {remote.name: remote for remote in sorted(chosen, key=lambda found: found.name)}
             except NotListed as error:
                 if self.where.last is None:
                     raise
@@ -191,17 +159,17 @@ class _Listing:
         names = list(self.files())
         if len(names) < 2:
             raise DataError(
-                f"{self.where.repo} holds {len(names)} parquet file(s): one to train on and one for validation are needed",
+                f"{self.where.title} holds {len(names)} parquet file(s): one to train on and one for validation are needed",
                 "choose another dataset, or download that file and give it as --data",
             )
         log(f"{self.where.name}: {names[-1]}, the last file, is kept for validation, not for training")
         return names[-1]
 
-    def next_training(self, count: int, taken: set[str]) -> list[str]:
-        """The first `count` names that are not `taken`. Raises UsageError if there are not so many."""
+    def next_training(self, count: int, taken: set[str], or_all: bool = False) -> list[str]:
+        """The first `count` names that are not `taken`. Raises UsageError if there are not so many, unless `or_all`."""
         names = list(self.files()) if self.where.last is None else [shard_name(index) for index in range(self.where.last)]
         free = [name for name in names if name not in taken]
-        if len(free) < count:
+        if len(free) < count and not or_all:
             most = len(set(names) | taken) - 1
             raise UsageError(f"{self.where.name} has {most} training shards", f"ask for {most} at most")
         return free[:count]
@@ -226,7 +194,7 @@ def _fetch_shards(where: Origin, folder: Path, listing: _Listing, names: list[st
         log(f"warning: no hash is published for {len(unhashed)} of them (such as {unhashed[0]}): only their sizes are checked")
 
     def done(path: Path, digest: str) -> None:
-        shard = inspect(path, digest, column=where.column)
+        shard = dataclasses.replace(inspect(path, digest, column=where.column), downloaded=True)
         if not where.column and shard.column != COLUMN:
             log(f"{path.name}: using the text in column {shard.column!r}")
         have[path.name] = shard

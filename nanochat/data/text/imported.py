@@ -16,6 +16,7 @@ from nanochat.readers.files import File
 
 PACKER = 1  # raise it when the same files would give other documents
 INDEX = "user-texts.json"
+PREFIX = "user-"  # of the directory of a user's text
 
 
 def stamp(path: Path, files: Sequence[File]) -> str:
@@ -34,7 +35,7 @@ def content_folder(path: Path, files: Sequence[File], how: str) -> Path:
         for file in files:
             name = b"" if file.path == path else os.fsencode(file.path.relative_to(path))
             digest.update(name + f"\t{file.kind}\t{sha256(file.path, progress)}\n".encode())
-    return dataset_dir(f"user-{digest.hexdigest()[:12]}")
+    return dataset_dir(f"{PREFIX}{digest.hexdigest()[:12]}")
 
 
 def known_folder(path: Path, how: str, stamped: str = "") -> Path | None:
@@ -42,14 +43,26 @@ def known_folder(path: Path, how: str, stamped: str = "") -> Path | None:
     entry = _index().get(_key(path, how))
     name = entry.get("folder") if isinstance(entry, dict) and (not stamped or entry.get("stamp") == stamped) else None
     if name is None and stamped and not how:
-        name = f"user-{stamped}"  # as earlier versions named it
-    folder = dataset_dir(name) if isinstance(name, str) and name.startswith("user-") and "/" not in name else None
+        name = f"{PREFIX}{stamped}"  # as earlier versions named it
+    folder = dataset_dir(name) if isinstance(name, str) and name.startswith(PREFIX) and "/" not in name else None
     return folder if folder and (folder / MANIFEST).exists() else None
 
 
 def remember(path: Path, how: str, stamped: str, folder: Path) -> None:
     """Write down that `path` was imported into `folder`."""
     atomic_write_json(dataset_dir(INDEX), _index() | {_key(path, how): {"stamp": stamped, "folder": folder.name}})
+
+
+def entries(folder: str) -> dict[str, str]:
+    """The imports into the dataset `folder`, for another machine's `add_entries`: path as it is remembered -> stamp."""
+    found = {key: entry for key, entry in _index().items() if isinstance(entry, dict) and entry.get("folder") == folder}
+    return {key: str(entry.get("stamp")) for key, entry in found.items()}
+
+
+def add_entries(folder: str, stamps: dict[str, str]) -> None:
+    """Remember imports of another machine; a path that was imported here stays as it is."""
+    if stamps:
+        atomic_write_json(dataset_dir(INDEX), {key: {"stamp": stamp, "folder": folder} for key, stamp in stamps.items()} | _index())
 
 
 def _index() -> dict[str, object]:

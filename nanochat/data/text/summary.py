@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 from nanochat.config import Config
 from nanochat.console import quantity
+from nanochat.data.text.chinese import SIMPLIFIED, TRADITIONAL
 from nanochat.model.scaling import BEST_RATIO, MAXIMUM_EPOCHS, bytes_per_token, gpt_config
 from nanochat.tokenizer.conversation import Conversation
 
@@ -31,11 +32,6 @@ _BLOCKS = (
 )
 _STARTS = [start for start, _ in _BLOCKS]
 WIDE = ("Han", "Kana", "Hangul", "Bopomofo", "Thai")
-# Characters that only one of the two ways of writing Chinese has.
-TRADITIONAL, SIMPLIFIED = (
-    frozenset("這個們國學說時來對會過後還發現開關為從與無業動點實體麼"),
-    frozenset("这个们国学说时来对会过后还发现开关为从与无业动点实体么"),
-)
 
 
 def script_of(character: str) -> str:

@@ -1,0 +1,1 @@
+// Part of nvcc, which torch's wheels do not bring; C needs nothing of it.
