@@ -16,7 +16,7 @@ from nanochat.console import log
 from nanochat.data.source import text_source
 from nanochat.distributed import memory, ranks
 from nanochat.errors import Preempted
-from nanochat.hardware import awake
+from nanochat.hardware import awake, priority
 from nanochat.hardware.machine import this_machine
 from nanochat.pipeline import mirrored
 from nanochat.pipeline.finish import finish, show_result
@@ -52,7 +52,20 @@ def train(config: Config, stages: Sequence[str] = (BASE, SFT), relaunch: Sequenc
     """
     with StopSignal().installed() as stop, Deadline.of(os.environ).kept(stop):
         call = Call(Request(config, tuple(stages), awake.monotonic()), stop)
-        return call.in_worker() if ranks.launched() else call.in_launcher(list(relaunch))
+        with _priority(config):
+            return call.in_worker() if ranks.launched() else call.in_launcher(list(relaunch))
+
+
+@contextlib.contextmanager
+def _priority(config: Config) -> Iterator[None]:
+    """Lower the priority of this process, with `--background`. Workers inherit it, but each is a session of its own."""
+    if not config.background:
+        yield
+        return
+    with priority.lowered() as lowers:
+        if not ranks.launched():
+            log(f"background: lowest priority for {' and '.join(lowers) or 'nothing, as this system has no such setting'}")
+        yield
 
 
 class Call:
