@@ -73,8 +73,10 @@ def run_config(profile: str, trial: bool, arguments: list[str], stage: str = "al
         return _profile_config(profile, trial, overrides)
     if trial:
         raise UsageError("--trial is a run of its own, and --from continues another", "leave out --trial")
+    from nanochat.pipeline.mirrored import fetch_source
     from nanochat.runs.origin import config_from
 
+    fetch_source(overrides["from_run"], str(overrides.get("run", "auto")), str(overrides.get("mirror", "")))
     text: dict[str, Any] = {name: overrides[name] for name in ("data", "dataset") if name in overrides}
     machine = {} if profile == "auto" else {name: value for name, value in load_profile(profile).items() if name in MACHINE}
     return config_from(overrides["from_run"], overrides, stage, machine, lambda: _profile_config(profile, trial, text))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nanochat import config as configuration
-from nanochat.config import Config
+from nanochat.config import Config, flag_name, profile_name
 from nanochat.console import log
 from nanochat.data.source import own_files, text_source
 from nanochat.errors import LAUNCHER_FINAL_CODES, ORCHESTRATOR_RETRIED_CODES, UsageError
@@ -30,9 +30,12 @@ GRACE_SECONDS = 300  # between SIGTERM and SIGKILL; a step and a large checkpoin
 FINAL_CODES = tuple(code for code in LAUNCHER_FINAL_CODES if code not in ORCHESTRATOR_RETRIED_CODES)
 RETRIES = 20  # restarts of a run that ended with another code
 
+AUTOMATIC = ("device", "dtype", "compile", "threads")
+
 _NAME = re.compile(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?")
 _SECRET = re.compile(r"(?i)(token|secret|passw|api_?key|credential)")
 VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+MACHINE = ("device_batch_size", "nproc_per_node", *AUTOMATIC)  # settings that are the cluster's, not the source's, with `--from`
 OWN_VARIABLES = ("NANOCHAT_BASE_DIR", "NANOCHAT_END", "NANOCHAT_GUARD")  # set by `submit` itself
 
 
@@ -93,7 +96,7 @@ def workload(image: str, name: str, profile: str, trial: bool, arguments: Sequen
     if nodes < 1:
         raise UsageError(f"--nodes {nodes} is not a positive number", "set --nodes to 1 or more")
     overrides = configuration.parse_flags(list(arguments))
-    config = configuration.build_config(profile, trial, overrides)
+    config = _config(profile, trial, overrides)
     if redact(config.mirror) != config.mirror:
         raise UsageError(
             "--mirror contains credentials, and arguments are visible to others",
@@ -110,11 +113,39 @@ def workload(image: str, name: str, profile: str, trial: bool, arguments: Sequen
     name = name or f"nanochat-{config.run}".lower().replace("_", "-")
     if not _NAME.fullmatch(name):
         raise UsageError(f"{name!r} is not a job name", "use lower-case letters, digits and dashes, at most 40, and begin with a letter")
-    options = (config.profile, *(["--trial"] if trial else []), *(f"--{key}={_text(value)}" for key, value in overrides.items()))
+    chosen = {name: "auto" for name in AUTOMATIC if config.from_run} | overrides
+    options = (
+        profile_name(profile),
+        *(["--trial"] if trial else []),
+        *(f"--{flag_name(key)}={_text(value)}" for key, value in chosen.items()),
+    )
     # The profile's GPU from the table, not this machine's; several nodes are planned as one with as many GPUs.
     whole = config.replace(nproc_per_node=config.nproc_per_node * nodes)
     plan = planning.make_plan(whole, profile_hardware(whole) or this_machine("cpu"))
     return Workload(name, image, config, options, nodes, plan)
+
+
+def _config(profile: str, trial: bool, overrides: dict[str, Any]) -> Config:
+    """The config of the run. With `--from`, which the cluster resolves, it follows from the source as this machine or the mirror knows it.
+
+    Raises UsageError.
+    """
+    config = configuration.build_config(profile, trial, overrides)
+    if not config.from_run:
+        return config
+    from nanochat.runs.origin import config_elsewhere, parse_source, record_of
+
+    if trial:
+        raise UsageError("--trial is a run of its own, and --from continues another", "leave out --trial")
+    source = parse_source(config.from_run).run
+    if config.run == source:
+        raise UsageError(f"the run {source!r} cannot begin from itself", "give the new run another name with --run NEW")
+    if not config.mirror:
+        log(f"--from {source}: the job's volume must have that run already; --mirror URL would fetch it from a mirror")
+    if known := record_of(source, config.mirror):
+        return config_elsewhere(config.from_run, overrides, known.config, {name: getattr(config, name) for name in MACHINE})
+    log(f"warning: this machine does not know the run {source!r}, so the plan is for the profile's model, pretrained from scratch")
+    return config if "run" in overrides else config.replace(run=f"{source}-2")
 
 
 def _text(value: Any) -> str:

@@ -25,7 +25,8 @@ from nanochat.hardware import nvml
 from nanochat.hardware.cpu import physical_cores
 from nanochat.hardware.toolchain import c_compiler, torch_compile_lacks, torch_compiler
 from nanochat.hub import addresses as hub
-from nanochat.planning.plan import Plan, kept_checkpoints
+from nanochat.planning.memory import reserved_bytes
+from nanochat.planning.plan import Plan, kept_checkpoints, largest_batch
 from nanochat.redaction import redact
 
 OK, WARNING, ERROR = "ok", "warning", "error"
@@ -169,30 +170,34 @@ def check_processes(case: Case) -> Iterator[Finding]:
 
 def check_memory(case: Case) -> Iterator[Finding]:
     """The memory that the run needs against free memory, and the processes that use the rest."""
-    needed, most = case.plan.memory_bytes["total"], case.plan.max_device_batch_size
-    lower = f"use --device_batch_size={most}, which keeps the losses" if most else "use a smaller --depth or --max_seq_len"
-    if not case.plan.card_here:
+    config, plan = case.config, case.plan
+    needed, usable = reserved_bytes(plan.memory_bytes["total"], config.device), plan.memory_bytes["usable"]
+    if not plan.card_here:
         return
-    if needed > case.plan.memory_bytes["usable"]:
-        what = f"the run needs {needed / 1e9:.1f} GB; {case.plan.memory_bytes['usable'] / 1e9:.1f} GB are usable"
-        yield Finding("memory", ERROR, what, "it would run out of memory", lower)
+    if needed > usable:
+        what = f"the run needs {needed / 1e9:.1f} GB; {usable / 1e9:.1f} GB are usable"
+        yield Finding("memory", ERROR, what, "it would run out of memory", _smaller(config, plan.max_device_batch_size))
         return
-    if case.config.device != "cuda":
-        yield Finding("memory", OK, f"{needed / 1e9:.1f} GB needed, {case.plan.memory_bytes['usable'] / 1e9:.1f} GB usable")
+    if config.device != "cuda":
+        yield Finding("memory", OK, f"{needed / 1e9:.1f} GB needed, {usable / 1e9:.1f} GB usable")
         return
-    gpus = case.driver.gpus[: case.config.nproc_per_node] if case.driver else ()
+    gpus = case.driver.gpus[: config.nproc_per_node] if case.driver else ()
     for index, gpu in enumerate(gpus):
         others = ", ".join(f"process {pid} uses {held / 1e9:.1f} GB" for pid, held in gpu.processes) or "no process is listed"
         what = f"GPU {index} ({gpu.name}): {gpu.free / 1e9:.1f} of {gpu.total / 1e9:.1f} GB are free; {others}"
         if gpu.free < needed:
-            yield Finding(
-                "memory", ERROR, what, f"the run needs {needed / 1e9:.1f} GB", f"stop the processes that use the memory, or {lower}"
-            )
+            fix = f"stop the processes that use the memory, or {_smaller(config, largest_batch(config, gpu.free))}"
+            yield Finding("memory", ERROR, what, f"the run needs {needed / 1e9:.1f} GB", fix)
         elif gpu.total - gpu.free > HELD * gpu.total:
             why = f"the run needs {needed / 1e9:.1f} GB, and other processes slow it down"
             yield Finding("memory", WARNING, what, why, "stop the processes that you do not need")
         else:
             yield Finding("memory", OK, what)
+
+
+def _smaller(config: Config, most: int) -> str:
+    """How the run needs less memory, if micro-batches of `most` sequences fit."""
+    return f"use --device_batch_size={most}, which keeps the losses" if most else "use a smaller --depth or --max_seq_len"
 
 
 def check_spill(case: Case) -> Iterator[Finding]:

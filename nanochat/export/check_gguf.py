@@ -51,7 +51,7 @@ def check_gguf(opened: TrainedModel, out: Path) -> None:
         _require_equal(stored, opened.model, out / GGUF)
     model = opened.model
     reader = _llama_cpp(out / GGUF, model.config) if importlib.util.find_spec("llama_cpp") else _dequantized(stored, model.config)
-    texts = _texts(opened.tokenizer, model.config.max_seq_len)
+    texts = heldout_ids(opened.tokenizer, model.config.max_seq_len)
     ours, theirs = perplexity(lambda ids: model.logits(model(torch.tensor([ids])))[0], texts), perplexity(reader.logits, texts)
     change = theirs / ours - 1
     asked = prompts(opened.tokenizer, model.config.max_seq_len, PROMPTS)
@@ -73,7 +73,7 @@ def perplexity(logits: Callable[[list[int]], Tensor], texts: list[list[int]]) ->
     return float(np.exp(total / sum(len(ids) - 1 for ids in texts)))
 
 
-def _texts(tokenizer: Tokenizer, context: int) -> list[list[int]]:
+def heldout_ids(tokenizer: Tokenizer, context: int) -> list[list[int]]:
     """Held-out questions with their answers as ids, cut at the context."""
     items = heldout()
     chosen = items[:: max(len(items) // TEXTS, 1)][:TEXTS]

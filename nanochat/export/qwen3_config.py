@@ -31,8 +31,8 @@ def _unsupported(config: dict[str, Any]) -> str:
     if config.get("architectures") not in (None, ["Qwen3ForCausalLM"]):
         return f"its architecture is {untrusted.shown(config['architectures'])}, not Qwen3ForCausalLM"
     rope = _rope(config)
-    if rope.get("rope_type", rope.get("type", "default")) != "default":
-        return f"rope scaling ({untrusted.shown(rope.get('rope_type', rope.get('type')))}) is not supported"
+    if scaled := next((rope[name] for name in ("rope_type", "type") if rope.get(name, "default") != "default"), None):
+        return f"rope scaling ({untrusted.shown(scaled)}) is not supported"
     for name, what in (
         ("quantization_config", "quantized weights are"),
         ("auto_map", "modelling code of its own is"),

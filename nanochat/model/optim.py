@@ -237,7 +237,7 @@ class _TensorGroup:
 
 def _gradient(weight: Tensor) -> Tensor:
     """The gradient, or zeros for a weight without one, because every rank takes part in the exchange."""
-    return weight.grad if weight.grad is not None else torch.zeros_like(weight)
+    return weight.grad if weight.grad is not None else torch.zeros_like(weight, dtype=torch.float32)
 
 
 class MuonAdamW:

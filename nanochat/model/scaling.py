@@ -279,76 +279,12 @@ def width_lr_scale(dim: int) -> float:
     return (dim / REFERENCE_DIM) ** -0.5
 
 
-# ---- memory ---------------------------------------------------------------------------------------------------
+# ---- the loss's chunks ------------------------------------------------------------------------------------------
 
-# Bytes kept for the backward pass per token x dim in bf16 (twice as much in fp32): of each layer, more of a layer with a window
-# (its keys and values are stored twice), and of the model as a whole. On a CPU with fused operations: measured at 34 settings,
-# within 11% (docs/experiments/log.md); a layer keeps 32, the rest is fragmentation of the C library's heap. Compiled: 37.5 is a
-# published figure, within 15%.
-ACTIVATION_BYTES = {"cpu": (56.0, 10.0, 54.0), "eager": (36.0, 41.0, 62.0), "compiled": (37.5, 32.0, 0.0)}
-# Temporary bytes of Muon's step per matrix parameter, by the bytes of a number.
-STEP_BYTES = {"cpu": {2: 26, 4: 24}, "cuda": {2: 8, 4: 28}}
-BF16_CPU_BYTES = 48_000_000  # fixed workspace of a CPU's library for bfloat16 products
 # Logits of a chunk of the loss: on a CPU they fit in its cache; the fused operation reads them only once.
 LOSS_CHUNK = {"cpu": 2 * 2**20, "cpu, fused": 8 * 2**20, "cuda": 16 * 2**20}
 LOSS_PARTS = 16  # most chunks on a GPU, which smaller ones would not keep busy
 LOSS_ROWS = 256  # least tokens of a chunk
-LOSS_BYTES = {"plain": (12, 8), "compiled": (6, 4)}  # per logit and per parameter of the head; compiled: bfloat16, on a GPU
-SAMPLE_SLOTS = 8  # batch size of samples and evaluations
-
-
-def memory_bytes(
-    gpt: GPTConfig,
-    rows: int,
-    *,
-    processes: int = 1,
-    bf16: bool = True,
-    compiled: bool = True,
-    budget: float = 1.0,
-    device: str = "cuda",
-) -> dict[str, int]:
-    """Bytes of training on one device with a micro-batch of `rows` sequences of max_seq_len tokens, by part, and their `total`.
-
-    weights: fp32, and with `bf16` the bfloat16 copies, kept until the backward pass.
-    optimizer: 4 bytes per matrix parameter (Muon's momentum), 8 per other parameter (AdamW's two moments), divided by `processes`.
-    activations: kept for the backward pass, or the optimizer step's temporaries if these are more than activations and
-    logits together, because the two are never in memory at the same time; a step compiled for a GPU keeps the fraction `budget` and
-    recomputes the rest.
-    logits: the chunked loss.
-    cache: keys and values of the samples.
-    """
-    parts = count_parameters(gpt)
-    matrices, rest = parts["matrices"], parts["total"] - parts["matrices"]
-    number = 2 if bf16 else 4
-    tokens = rows * gpt.max_seq_len
-    cpu = device == "cpu"
-    layer, windowed, model = ACTIVATION_BYTES["cpu" if cpu else "compiled" if compiled else "eager"]
-    windows = sum(gpt.window(index) < gpt.max_seq_len for index in range(gpt.depth))
-    kept = (layer * gpt.depth + windowed * windows + model) * number / 2 * tokens * gpt.dim
-    if compiled and not cpu:
-        kept *= budget
-    if cpu and bf16:
-        kept += BF16_CPU_BYTES
-    stepping = STEP_BYTES[device][number] * matrices // processes
-    if processes > 1:  # buffers of the gathered weights
-        stepping += 4 * matrices
-    rows_at_once = min(tokens, loss_rows(tokens, gpt.padded_vocab, device, fused=cpu))
-    if cpu:  # gradients overwrite the logits; with several chunks the head's gradient exists in float32 as well
-        per_logit, per_weight = number, number + (4 if rows_at_once < tokens else 0)
-    else:
-        per_logit, per_weight = LOSS_BYTES["compiled" if compiled and bf16 else "plain"]
-    chunk = rows_at_once * gpt.padded_vocab
-    logits = per_logit * chunk + per_weight * parts["head"]
-    bytes_of = {
-        "weights": 4 * parts["total"] + (2 * (matrices + parts["head"]) if bf16 else 0),
-        "gradients": 4 * parts["total"],
-        "optimizer": (4 * matrices + 8 * rest) // processes,
-        "activations": max(int(kept), stepping - logits),
-        "logits": logits,
-        "cache": cache_bytes(gpt, SAMPLE_SLOTS, gpt.max_seq_len, bf16=bf16),
-    }
-    training = bytes_of["gradients"] + bytes_of["activations"] + bytes_of["logits"]
-    return bytes_of | {"total": bytes_of["weights"] + bytes_of["optimizer"] + max(training, bytes_of["cache"])}
 
 
 def loss_rows(tokens: int, vocab: int, device: str, fused: bool = False) -> int:
@@ -356,23 +292,3 @@ def loss_rows(tokens: int, vocab: int, device: str, fused: bool = False) -> int:
     if device == "cuda":
         return max(LOSS_ROWS, LOSS_CHUNK[device] // vocab, tokens // LOSS_PARTS)
     return max(LOSS_ROWS, LOSS_CHUNK["cpu, fused" if fused else "cpu"] // vocab)
-
-
-def cache_bytes(gpt: GPTConfig, slots: int, length: int, *, bf16: bool = True) -> int:
-    """Bytes of the keys and values of `slots` conversations of `length` tokens."""
-    return slots * 2 * gpt.depth * gpt.kv_dim * length * (2 if bf16 else 4)
-
-
-def max_rows(gpt: GPTConfig, usable: int, **shape: Any) -> int:
-    """The largest micro-batch, in rows, that fits into `usable` bytes; 0 if one row does not. `shape`: see `memory_bytes`."""
-
-    def fits(rows: int) -> bool:
-        return memory_bytes(gpt, rows, **shape)["total"] <= usable
-
-    low, high = 0, 1  # low fits or is 0; high does not fit after the loop
-    while fits(high):
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low

@@ -12,6 +12,7 @@ from nanochat.runs import record as runs
 from nanochat.runs.checkpoint import Checkpoints
 from nanochat.runs.metrics import STAGES
 from nanochat.runs.mirror import RECORD, Mirror, Uploader
+from nanochat.runs.origin import parse_source
 
 
 def fetch(url: str, run: str) -> bool:
@@ -54,6 +55,18 @@ def fetch(url: str, run: str) -> bool:
     if came:
         log(f"downloaded from the mirror {url}: {', '.join(came)}")
     return bool(came)
+
+
+def fetch_source(asked: str, run: str, url: str) -> None:
+    """Fetch the run that `--from ASKED` names from the mirror at `url`, if this machine has neither it nor `run`, which begins from it.
+
+    Raises UsageError for another form of `asked`, PreflightError if the mirror cannot be reached, DataError.
+    """
+    name = parse_source(asked).run
+    if url and not runs.has_checkpoints(name) and not runs.read_record(run):
+        with paths.locked(paths.runs_dir() / f".{name}.lock", f"another command that fetches {name}"):
+            if not runs.has_checkpoints(name):
+                fetch(url, name)
 
 
 def _require_same_run(here: runs.Record, there: runs.Record, url: str) -> None:

@@ -82,7 +82,9 @@ def _newest(session: Session, stage: str) -> Checkpoint | None:
 
 def _fitting(session: Session, checkpoint: Checkpoint | None) -> Checkpoint | None:
     """The checkpoint. Raises UsageError if it is another model's than the run trains."""
-    if checkpoint and (checkpoint.meta["model"], checkpoint.meta["tokenizer"]) != (session.gpt.to_dict(), session.tokenizer.id):
+    own = session.gpt.to_dict()
+    shortened = {"max_seq_len": own["max_seq_len"]} if session.config.shape else {}  # an imported model's context may be
+    if checkpoint and (checkpoint.meta["model"] | shortened, checkpoint.meta["tokenizer"]) != (own, session.tokenizer.id):
         raise UsageError(
             f"{checkpoint.folder} is the checkpoint of another model than the run {session.config.run!r} trains",
             "move that directory away, or choose a new name with --run NEW",

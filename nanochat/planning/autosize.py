@@ -14,6 +14,7 @@ from nanochat.errors import PreflightError
 from nanochat.hardware.machine import Hardware
 from nanochat.model import scaling
 from nanochat.planning.calibrate import Measured
+from nanochat.planning.memory import memory_bytes, reserved_bytes
 from nanochat.planning.plan import Plan, make_plan, measured_steps, memory_shape, plan_here
 from nanochat.planning.rules import Resolved, apply_rules
 from nanochat.runs.record import Record, read_record
@@ -185,5 +186,5 @@ def _at(config: Config, depth: int, seconds: float, hardware: Hardware, text_byt
 
 def _fits(config: Config, hardware: Hardware, text_bytes: int | None) -> bool:
     resolved = apply_rules(config.replace(num_iterations=LEAST_STEPS), text_bytes=text_bytes, hardware=hardware).config
-    needed = scaling.memory_bytes(scaling.gpt_config(resolved), config.device_batch_size, **memory_shape(resolved))
-    return needed["total"] <= hardware.usable
+    needed = memory_bytes(scaling.gpt_config(resolved), config.device_batch_size, **memory_shape(resolved))["total"]
+    return reserved_bytes(needed, resolved.device) <= hardware.usable

@@ -200,12 +200,14 @@ def _time_steps(config: Config, seconds: float) -> tuple[float, float]:
     while len(step) < MAX_STEPS and (len(step) < MIN_STEPS or now() - began < seconds):
         if len(step) == 1:
             began = now()  # the first step compiles, which may take longer than the whole measurement
+        model.operations.start_gradients(model.parameters())
         for _ in range(2):  # the second one adds to existing gradients
             start = now()
             ids = torch.randint(0, config.vocab_size, shape, device=here.device)
             cross_entropy_sum(model, forward(ids), ids).backward()
             micro.append(now() - start)
         start = now()
+        model.operations.finish_gradients(model.parameters())
         optimizer.step(lr=0.0, beta=0.9, weight_decay=0.0)
         optimizer.zero_grad()
         step.append(now() - start)

@@ -14,6 +14,7 @@ from nanochat.hardware.machine import Hardware
 from nanochat.model import scaling
 from nanochat.planning.calibrate import Measured, calibrated
 from nanochat.planning.hardware import choose_hardware
+from nanochat.planning.memory import max_rows, memory_bytes, reserved_bytes
 from nanochat.planning.rules import COMPILE_CPU_START, COMPILE_GPU_START, apply_rules
 from nanochat.redaction import redact
 
@@ -81,7 +82,7 @@ def measured_steps(config: Config, estimate: Plan) -> Measured | None:
 
 
 def memory_shape(config: DeviceConfig) -> dict[str, Any]:
-    """Arguments of `scaling.memory_bytes` and `max_rows` from a resolved config."""
+    """Arguments of `memory_bytes` and `max_rows` from a resolved config."""
     return {
         "processes": config.nproc_per_node,
         "bf16": config.dtype == "bfloat16",
@@ -89,6 +90,13 @@ def memory_shape(config: DeviceConfig) -> dict[str, Any]:
         "compiled": config.compile == "on",
         "budget": config.activation_memory_budget,
     }
+
+
+def largest_batch(config: Config, usable: int) -> int:
+    """The largest micro-batch of a resolved config that fits into `usable` bytes of one device and divides its share of a step; else 0."""
+    rows = max_rows(scaling.gpt_config(config), usable, **memory_shape(config))
+    share = config.total_batch_size // config.max_seq_len // config.nproc_per_node  # rows per step and process
+    return max((n for n in range(1, min(rows, share) + 1) if share % n == 0), default=0)
 
 
 def make_plan(config: Config, hardware: Hardware | None = None, *, text_bytes: int | None = None, measured: Measured | None = None) -> Plan:
@@ -103,14 +111,10 @@ def make_plan(config: Config, hardware: Hardware | None = None, *, text_bytes: i
     if not cuda and hardware.flops == DEFAULT_FLOPS:
         hardware = dataclasses.replace(hardware, flops=measure_flops())
     gpt = scaling.gpt_config(config)
-    shape = memory_shape(config)
-    memory = scaling.memory_bytes(gpt, config.device_batch_size, **shape)
+    memory = memory_bytes(gpt, config.device_batch_size, **memory_shape(config))
     if not cuda:  # processes on a CPU share its memory
         memory = {part: size * processes for part, size in memory.items()}
     usable = hardware.usable
-    rows = scaling.max_rows(gpt, usable if cuda else usable // processes, **shape)
-    share = config.total_batch_size // config.max_seq_len // processes  # rows per step and process
-
     tokens = config.total_batch_size * config.num_iterations
     per_token = scaling.flops_per_token(gpt)
     compiled = config.compile == "on"
@@ -127,9 +131,9 @@ def make_plan(config: Config, hardware: Hardware | None = None, *, text_bytes: i
         parameters=scaling.count_parameters(gpt)["total"],
         tokens=tokens,
         steps=config.num_iterations,
-        fits=memory["total"] <= usable and (processes <= hardware.count or not cuda),
+        fits=reserved_bytes(memory["total"], config.device) <= usable and (processes <= hardware.count or not cuda),
         memory_bytes=memory | {"usable": usable},
-        max_device_batch_size=max((n for n in range(1, min(rows, share) + 1) if share % n == 0), default=0),
+        max_device_batch_size=largest_batch(config, usable if cuda else usable // processes),
         seconds=round(seconds, 1),
         disk_bytes=sum(disk.values()),
         disk_parts=disk,

@@ -35,9 +35,8 @@ def command(config: dict[str, Any]) -> str:
         values = {name: convert(name, config[name]) for name in FIELDS if name in config}
         plain = build_config(profile, trial)
         if values.get("from_run"):  # its shape is the source's, and without pretraining its text too
-            shape = [
-                name for name in SHAPE if name != "max_seq_len" or not values.get("shape")
-            ]  # an imported model's context may be shortened
+            shortened = values.get("shape")  # an imported model's context may be
+            shape = [name for name in SHAPE if name != "max_seq_len" or not shortened]
             skipped = [*shape, *(() if values["num_iterations"] else TEXT)]
             values = {name: value for name, value in values.items() if name not in skipped}
         given = {name: value for name, value in values.items() if name not in NOT_FLAGS and value != getattr(plain, name)}

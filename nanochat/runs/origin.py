@@ -61,8 +61,9 @@ def config_from(asked: str, overrides: Mapping[str, Any], stage: str, machine: M
     if run == spec.run:
         raise UsageError(f"the run {run!r} cannot begin from itself", "give the new run another name with --run NEW")
     given = {name: value for name, value in overrides.items() if name != "from_run"} | {"run": run}
-    if (began := _began(run, str(given.get("mirror", "")))) and began.from_run and spec.matches(parse_source(began.from_run)):
-        return began.replace(**_per_call() | given)
+    known = record_of(run, str(given.get("mirror", "")))
+    if known and known.config.from_run and spec.matches(parse_source(known.config.from_run)):
+        return known.config.replace(**_per_call() | given)
     checkpoint = find(spec, SFT if stage == RL else BASE)
     if stage == RL and checkpoint.meta["stage"] == BASE:
         raise UsageError(
@@ -73,20 +74,38 @@ def config_from(asked: str, overrides: Mapping[str, Any], stage: str, machine: M
     source = record.config if record else _shaped(profile(), gpt)
     _require_shape(given, source, gpt, spec)
     exact = CheckpointName(spec.run, str(checkpoint.meta["stage"]), checkpoint.step)
-    values = source.to_dict() | _per_call() | _here(source) | dict(machine) | {"from_run": str(exact), "hours": 0.0, "rl_iterations": -1}
-    values |= _stages(source, record is None, given, stage)
+    return _following(source, exact, given, _here(source) | dict(machine), _stages(source, record is None, given, stage))
+
+
+def config_elsewhere(asked: str, overrides: Mapping[str, Any], source: Config, machine: Mapping[str, Any]) -> Config:
+    """The config of `config_from` on another machine, which alone has the checkpoint, for a plan; `source` is the source run's config.
+
+    Raises UsageError.
+    """
+    spec = parse_source(asked)
+    run = str(overrides.get("run", f"{spec.run}-2"))
+    given = {name: value for name, value in overrides.items() if name != "from_run"} | {"run": run}
+    _require_shape(given, source, gpt_config(source), spec)
+    return _following(source, spec, given, machine, _stages(source, False, given, "all"))
+
+
+def _following(
+    source: Config, name: CheckpointName, given: Mapping[str, Any], machine: Mapping[str, Any], stages: Mapping[str, Any]
+) -> Config:
+    """The config that follows from the source's, the machine's, the stages' and, above all, the user's values. Raises UsageError."""
     if given.get("hours"):
         raise UsageError("--hours chooses the size of a model, which --from sets", "use --num_iterations=N instead of --hours")
-    return Config(**values | given)
+    own = {"from_run": str(name), "hours": 0.0, "rl_iterations": -1}
+    return Config(**source.to_dict() | _per_call() | dict(machine) | own | dict(stages) | dict(given))
 
 
-def _began(run: str, mirror: str) -> Config | None:
-    """The config with which the run began, here or on its mirror; None if it is new."""
+def record_of(run: str, mirror: str) -> Record | None:
+    """The record of a run, here or on its mirror ("": none); None if neither has it, or the mirror cannot be reached."""
     if (record := read_record(run)) or not mirror:
-        return record.config if record else None
+        return record
     with contextlib.suppress(Exception):  # each kind of mirror raises its own exceptions; the pipeline reports them
         if (data := Mirror(mirror, run).read(RECORD)) is not None:
-            return parse_record(data, paths.run_dir(run) / RECORD).config
+            return parse_record(data, paths.run_dir(run) / RECORD)
     return None
 
 

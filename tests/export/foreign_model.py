@@ -71,7 +71,7 @@ def write_qwen3(
     model.save_pretrained(folder, **({"max_shard_size": "100KB"} if shards else {}))
     wrapped.save_pretrained(folder)
     (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n# A model\n")
-    return model.float().eval()
+    return model.eval() if dtype == torch.float32 else transformers.Qwen3ForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
 def change_config(folder: Path, **values: Any) -> None:

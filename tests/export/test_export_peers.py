@@ -4,6 +4,7 @@ The environments are made once, in pytest's cache (llama.cpp is compiled, which 
 """
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -13,8 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from nanochat.export import folder, gguf_file, parity
-from nanochat.runs.record import TrainedModel
+from nanochat.export import check_gguf, folder, gguf_file, importer, parity
+from nanochat.runs.record import TrainedModel, open_model
 from tests.export.random_model import random_model
 
 pytestmark = pytest.mark.slow
@@ -93,6 +94,43 @@ def test_llama_cpp_answers_as_we_do(request: pytest.FixtureRequest, base: Path, 
         assert answer in [part.decode("utf-8", "ignore") for part in said], (
             text
         )  # the binding ends behind a whole character, and drops half ones
+
+
+def test_llama_cpp_reads_an_imported_models_file(request: pytest.FixtureRequest, base: Path, tmp_path: Path) -> None:
+    """A foreign Qwen3, imported and written as GGUF: ids of texts, and greedy tokens after them."""
+    pytest.importorskip("transformers")
+    from tests.export.foreign_model import SHAPES, write_qwen3
+
+    python = environment(request.config.cache, "llama", "llama-cpp-python")
+    for shape in SHAPES:
+        write_qwen3(tmp_path / shape, shape)
+        ours = open_model(importer.import_folder(tmp_path / shape))
+        gguf_file.write_gguf(ours, tmp_path / f"{shape}-gguf")
+        texts = [f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n" for text in ASKED if "\u0301" not in text]  # it has no NFC
+        task = {"path": str(tmp_path / f"{shape}-gguf" / gguf_file.GGUF), "context": 512, "prompts": texts, "new": 24, "chats": []}
+        found = ask(python, "peer_llama.py", task, tmp_path)
+        assert found["ids"] == [rendered(ours, text) for text in ASKED if "\u0301" not in text]
+        ends = set(ours.tokenizer.ends)
+        for ids, new in zip(found["ids"], found["greedy"], strict=True):
+            wanted = parity.greedy(ours.model, [ids], 24)[0]
+            assert new == wanted[: len(new)] and (len(new) == 24 or wanted[len(new)] in ends)
+
+
+def test_llama_cpp_perplexity_of_the_smaller_types(request: pytest.FixtureRequest, base: Path, tmp_path: Path) -> None:
+    """f16 and q8_0 in llama.cpp: perplexity within 1% of f32's, on held-out questions and answers."""
+    python = environment(request.config.cache, "llama", "llama-cpp-python")
+    ours = random_model("qwen3", 4)
+    scored = [check_gguf.heldout_ids(ours.tokenizer, 576)[number] for number in range(0, 96, 4)]
+    count = sum(len(row) - 1 for row in scored)
+    found = {}
+    for outtype in gguf_file.OUTTYPES:
+        gguf_file.write_gguf(ours, tmp_path / outtype, outtype)
+        task = {"path": str(tmp_path / outtype / gguf_file.GGUF), "context": 576, "prompts": [], "new": 1, "chats": [], "scored": scored}
+        found[outtype] = math.exp(ask(python, "peer_llama.py", task, tmp_path)["nats"] / count)
+    print(", ".join(f"{outtype} {value:.4f} ({value / found['f32'] - 1:+.3%})" for outtype, value in found.items()))
+    model = ours.model
+    assert found["f32"] == pytest.approx(check_gguf.perplexity(lambda ids: model.logits(model(torch.tensor([ids])))[0], scored), rel=1e-4)
+    assert all(abs(value / found["f32"] - 1) < 0.01 for value in found.values())
 
 
 TASK = """\

@@ -10,7 +10,7 @@ from torch import Tensor
 from nanochat.distributed.ranks import single
 from nanochat.model.build import build_model
 from nanochat.model.loss import cross_entropy_sum
-from nanochat.model.optim import POLAR_EXPRESS, LearningRates, MuonAdamW, orthogonalize
+from nanochat.model.optim import POLAR_EXPRESS, LearningRates, MuonAdamW, orthogonalize, round_stochastically
 from nanochat.model.scaling import GPTConfig
 from nanochat.model.transformer import Transformer
 
@@ -224,3 +224,74 @@ def test_a_saved_state_goes_on_exactly() -> None:
     train(stopped, second, range(3, 6))
     for one, other in zip(straight.parameters(), stopped.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+def test_rounding_is_unbiased_and_to_a_neighbour() -> None:
+    generator = torch.Generator().manual_seed(0)
+    value = 1 + 2**-7 / 4  # a quarter of the way from 1 to the next bfloat16
+    rounded = round_stochastically(torch.full((100_000,), value), generator)
+    assert set(rounded.tolist()) == {1.0, 1 + 2**-7}
+    assert rounded.mean().item() == pytest.approx(value, abs=5e-5)
+    exact = torch.tensor([0.0, -1.5, torch.inf, -torch.inf, 2.0**-120])
+    assert torch.equal(round_stochastically(exact.clone(), generator), exact)
+
+
+def table_model() -> tuple[Transformer, MuonAdamW]:
+    """A model whose tables are bfloat16, as on a GPU."""
+    model = tiny_model()
+    for table in model.tables():
+        table.data = table.data.bfloat16()
+        table.grad_dtype = torch.float32
+    return model, MuonAdamW(model, LearningRates(), BATCH, single())
+
+
+def test_a_bfloat16_tables_step_is_adamws_in_float32() -> None:
+    (model, optimizer), exact = table_model(), tiny_model()
+    reference = MuonAdamW(exact, LearningRates(), BATCH, single())
+    with torch.no_grad():
+        for ours, wanted in zip(model.tables(), exact.tables(), strict=True):
+            wanted.copy_(ours)
+    for step in range(3):
+        for ours, wanted in zip(model.parameters(), exact.parameters(), strict=True):
+            wanted.grad = torch.randn(wanted.shape, generator=torch.Generator().manual_seed(step))
+            ours.grad = wanted.grad.clone()
+        optimizer.step(lr=0.1)
+        reference.step(lr=0.1)
+    for ours, wanted in zip(model.tables(), exact.tables(), strict=True):
+        assert ours.dtype == torch.bfloat16
+        assert (ours.float() - wanted).norm() <= 2**-7 * wanted.norm()
+    assert {state.dtype for name, state in optimizer.state_tensors().items() if name.startswith("embed")} == {torch.bfloat16}
+
+
+def test_updates_below_bfloat16s_digits_add_up() -> None:
+    """A hundred steps of a thousandth each: to the nearest, none of them would move a weight of 1."""
+    model, optimizer = table_model()
+    table = model.embed.weight
+    with torch.no_grad():
+        table.fill_(1.0)
+    for _ in range(100):
+        model.zero_grad()
+        table.grad = torch.ones_like(table, dtype=torch.float32)
+        optimizer.step(lr=0.001 / (0.3 * ROOT * (32 / 768) ** -0.5))
+    assert table.float().mean().item() == pytest.approx(0.9, abs=0.01)
+
+
+def test_resume_of_bfloat16_tables_is_exact_and_reads_float32_states() -> None:
+    def steps(model: Transformer, optimizer: MuonAdamW, first: int, last: int) -> None:
+        for step in range(first, last):
+            for weight in model.parameters():
+                weight.grad = torch.randn(weight.shape, generator=torch.Generator().manual_seed(step))
+            optimizer.step()
+
+    whole, optimizer = table_model()
+    steps(whole, optimizer, 0, 2)
+    saved = {name: state.clone().float() for name, state in optimizer.state_tensors().items()}  # as an old run's, in float32
+    (again, resumed), weights = table_model(), {name: weight.detach().float() for name, weight in whole.named_parameters()}
+    with torch.no_grad():
+        for name, weight in again.named_parameters():
+            weight.copy_(weights[name])
+    resumed.load_state(lambda name, kind: saved[f"{name}|{kind}|0"], 2)
+    steps(whole, optimizer, 2, 4)
+    steps(again, resumed, 2, 4)
+    for ours, wanted in zip(again.parameters(), whole.parameters(), strict=True):
+        assert torch.equal(ours, wanted)

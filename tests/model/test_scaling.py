@@ -1,6 +1,5 @@
 """The depth dial against the published table, and its arithmetic against the model itself."""
 
-import dataclasses
 import math
 
 import pytest
@@ -117,31 +116,3 @@ def test_a_rules_batch_can_be_dealt(tokens: float, rows: int, context: int, proc
     assert power == 2 ** round(math.log2(power))
     assert tokens / power >= min(scaling.MINIMUM_STEPS, tokens) * 0.999
     assert 0 < scaling.weight_decay_rule(batch, tokens) <= 2
-
-
-@given(st.integers(1, 12), st.integers(1, 64), st.booleans(), st.booleans(), st.integers(1, 8))
-def test_memory_grows_with_rows_and_its_inverse_agrees(depth: int, rows: int, bf16: bool, compiled: bool, processes: int) -> None:
-    gpt = gpt_config(Config(depth=depth, vocab_size=4096, max_seq_len=512))
-    kind = {"bf16": bf16, "compiled": compiled, "processes": processes}
-    parts = scaling.memory_bytes(gpt, rows, **kind)
-    training = parts["gradients"] + parts["activations"] + parts["logits"]
-    assert parts["total"] == parts["weights"] + parts["optimizer"] + max(training, parts["cache"])
-    most = scaling.max_rows(gpt, parts["total"], **kind)
-    assert most >= rows
-    assert scaling.memory_bytes(gpt, most, **kind)["total"] <= parts["total"]
-    assert scaling.memory_bytes(gpt, most + 1, **kind)["total"] > parts["total"]
-
-
-def test_nothing_fits_into_no_memory() -> None:
-    assert scaling.max_rows(shape(12), 10**8) == 0
-
-
-def test_memory_of_known_runs() -> None:
-    """Within 15% of RECIPE's model for d12: 0.70e9 bytes of activations a row of 2,048 compiled, 12 bytes a matrix parameter."""
-    gpt = shape(12)
-    one, two = scaling.memory_bytes(gpt, 8), scaling.memory_bytes(gpt, 16)
-    assert (two["activations"] - one["activations"]) / 8 == pytest.approx(0.70e9, rel=0.15)
-    matrices_only = dataclasses.replace(gpt, vocab_size=1)
-    parts = scaling.memory_bytes(matrices_only, 1, bf16=False)
-    static = parts["weights"] + parts["gradients"] + parts["optimizer"]
-    assert static / scaling.count_parameters(matrices_only)["total"] == pytest.approx(12, rel=0.01)

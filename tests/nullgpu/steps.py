@@ -1,7 +1,8 @@
 """Some training steps of a config on the null GPU, and its plan: a request as JSON on stdin, the result as JSON on stdout's last line.
 
-The request: `profile`, `config` (its changed fields), `steps` (3), `micro` (micro-steps of a step, 2), `world` (ranks, 1), `kernels`:
-"compile", or "count" for kernels that Inductor writes and nobody compiles, each with Inductor's own estimate of its bytes.
+The request: `profile` and `trial`, `config` (its changed fields), `steps` (3), `micro` (micro-steps of a step, 2), `world` (ranks, 1),
+`evaluate`, and `kernels`: "compile", or "count" for kernels that Inductor writes and nobody compiles, each with Inductor's own estimate of
+its bytes.
 """
 
 import contextlib
@@ -68,7 +69,7 @@ def measured(request: dict[str, Any]) -> dict[str, Any]:
     changes = {"device": "cuda", "dataset": "climbmix"} | request.get("config", {})
     world = request.get("world", 1)
     changes |= {"nproc_per_node": world}
-    config = build_config(request["profile"], overrides=changes) if "profile" in request else Config(**changes)
+    config = build_config(request["profile"], request.get("trial", False), changes) if "profile" in request else Config(**changes)
     plan = make_plan(config, this_machine("cuda"))
     config = Config(**plan.config)
     device.set_up(config)
