@@ -24,6 +24,7 @@ from nanochat.model.transformer import Transformer
 from nanochat.redaction import redact
 from nanochat.runs.checkpoint import Checkpoint, Checkpoints, held
 from nanochat.runs.metrics import STAGES
+from nanochat.tokenizer.files import load_tokenizer
 from nanochat.tokenizer.tokenizer import Tokenizer
 
 RECORD = "config.toml"
@@ -325,7 +326,7 @@ def open_checkpoint(run: str, checkpoint: Checkpoint, device: str = "cpu") -> Tr
     if missing := {"model", "tokenizer", "stage"} - meta.keys():
         raise DataError(f"the metadata of {checkpoint.folder} lacks {', '.join(sorted(missing))}", "start a new run with --run NEW")
     with held(checkpoint.folder, checkpoint.digest):
-        tokenizer = Tokenizer.load(paths.tokenizer_dir(meta["tokenizer"]))
+        tokenizer = load_tokenizer(paths.tokenizer_dir(meta["tokenizer"]))
         if (tokenizer.id, tokenizer.vocab_size) != (meta["tokenizer"], meta["model"]["vocab_size"]):
             raise DataError(f"{checkpoint.folder} was not trained with its tokenizer {tokenizer.id}", "start a new run with --run NEW")
         model = checkpoint.read_model(device)
