@@ -178,6 +178,11 @@ def quantity(value: float) -> str:
     return f"{value:.0f}"
 
 
+def file_size(size: float) -> str:
+    """`size` in bytes as text: 12 MB, 4.0 GB."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.0f} MB"
+
+
 def live(lines: Sequence[str], part: float = 0.0, barred: int = 0) -> bool:
     """Show the first of `lines` that fits, the longest first, as the terminal's last line, in place of the one before.
 
