@@ -17,7 +17,7 @@ import threading
 import time
 from pathlib import Path
 
-RUN_LEFT = re.compile(r"left, run (.*?)(?: \||$)")
+RUN_LEFT = re.compile(r"(?:left, run|plan: about) (.*?)(?: \|| at |$)")  # of a line with progress, or of the plan
 UNITS = {"s": 1, "min": 60, "h": 3600, "d": 86400}
 BUSY = "while True: pass"
 

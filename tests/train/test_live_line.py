@@ -5,6 +5,7 @@ import itertools
 import os
 import pty
 import re
+import signal
 import struct
 import termios
 import threading
@@ -18,6 +19,7 @@ from nanochat import console
 from nanochat.console import Progress, columns, end_live, fail, live, log, show
 from nanochat.errors import DataError
 from nanochat.train import steplog
+from nanochat.train.signals import StopSignal
 from nanochat.train.timeleft import EVALUATION, FINISH, SAMPLE, SAVE, RunClock, StageWork
 from tests.train.test_trainer import Run
 
@@ -141,6 +143,16 @@ def test_messages_come_above_the_line_which_stays(terminal: Terminal) -> None:
     assert wait_for(terminal, "second", before) == ["first", "second", before]
     fail(DataError("it broke", "mend it"))  # an error ends it, and the shell's prompt comes on a line of its own
     assert screen(terminal.close(), 60) == ["first", "second", "error: it broke", "hint: mend it", ""]
+
+
+def test_a_signals_message_takes_the_lines_place(terminal: Terminal) -> None:
+    terminal.resize(60)
+    live(["working"])
+    stop = StopSignal()
+    stop.in_loop = True
+    stop._handle(signal.SIGTERM, None)
+    live(["saving"])
+    assert screen(terminal.close(), 100)[1:] == ["saving"] and "working" not in screen(terminal.shown, 100)[0]
 
 
 def test_a_terminal_that_becomes_narrower(terminal: Terminal) -> None:
