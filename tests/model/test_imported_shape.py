@@ -37,8 +37,9 @@ def test_an_imported_shape() -> None:
         GPTConfig.from_dict(GPTConfig(**PLAIN).to_dict() | {"tied": True})  # not of nanochat's architecture
 
 
+@pytest.mark.usefixtures("fused_operations")
 def test_the_gradient_of_tied_embeddings_is_the_same_by_every_operation() -> None:
-    """Two micro-batches, by the CPU's fused operations where they are built, and by torch's."""
+    """Two micro-batches, by the CPU's fused operations and by torch's."""
     torch.manual_seed(1)
     ids, targets = torch.randint(0, 100, (2, 3, 20)), torch.randint(0, 100, (2, 3, 20))
     found = []
@@ -47,6 +48,7 @@ def test_the_gradient_of_tied_embeddings_is_the_same_by_every_operation() -> Non
         with torch.no_grad():
             for weight in model.parameters():
                 weight.copy_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(weight.numel())) * 0.2)
+        assert model.operations.fused
         if not fused:
             for part in model.modules():
                 if isinstance(part, Layer):
