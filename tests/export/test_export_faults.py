@@ -162,7 +162,7 @@ def test_a_shape_that_the_file_does_not_hold_is_never_built(change: dict, export
     about = json.loads((exported / folder.ABOUT).read_text())
     about["meta"]["model"] |= change
     (exported / folder.ABOUT).write_text(json.dumps(about))
-    monkeypatch.setattr(folder, "allocate_model", lambda gpt: pytest.fail("it was built"))
+    monkeypatch.setattr(importer, "allocate_model", lambda gpt: pytest.fail("it was built"))
     with pytest.raises(DataError, match="is not an export"):
         importer.import_folder(exported)
 
