@@ -168,6 +168,8 @@ class _Listing:
     def next_training(self, count: int, taken: set[str], or_all: bool = False) -> list[str]:
         """The first `count` names that are not `taken`. Raises UsageError if there are not so many, unless `or_all`."""
         names = list(self.files()) if self.where.last is None else [shard_name(index) for index in range(self.where.last)]
+        if or_all and self.files():
+            names = [name for name in names if name in self.files()]
         free = [name for name in names if name not in taken]
         if len(free) < count and not or_all:
             most = len(set(names) | taken) - 1
