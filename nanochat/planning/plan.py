@@ -120,7 +120,7 @@ def make_plan(config: Config, hardware: Hardware | None = None, *, text_bytes: i
     per_token = scaling.flops_per_token(gpt)
     compiled = config.compile == "on"
     rate = _tokens_per_second(config, hardware, per_token, measured)
-    seconds = seconds_left(config, rate) + _text_seconds(config, text_bytes)
+    seconds = _run_seconds(config, rate) + _text_seconds(config, text_bytes)
     if compiled:
         seconds += COMPILE_GPU_START if cuda else COMPILE_CPU_START / hardware.flops
     source = text_source(config)
@@ -176,15 +176,11 @@ def _tokens_per_second(config: Config, hardware: Hardware, per_token: int, measu
     return 1 / max(per_token / speed, LAUNCH_SECONDS * scaling.gpt_config(config).depth / group)
 
 
-def seconds_left(config: Config, rate: float, done: int = 0) -> float:
-    """Remaining seconds of a run at `rate` tokens per second after `done` pretraining steps.
-
-    Includes both stages, evaluations (a third of a training token each), the final evaluation and save, and start-up if `done` is 0.
-    """
-    evaluations = 1 + (config.num_iterations // config.eval_every - done // config.eval_every if config.eval_every > 0 else 0)
-    tokens = config.total_batch_size * (config.num_iterations - done + config.sft_iterations) + evaluations * config.eval_tokens / 3
-    asked, end = end_work(config)
-    return (end if done else START_SECONDS) + (tokens + asked) / rate
+def _run_seconds(config: Config, rate: float) -> float:
+    """Seconds of a run at `rate` tokens per second: both stages, evaluations (a third of a training token each), start and end."""
+    evaluations = 1 + (config.num_iterations // config.eval_every if config.eval_every > 0 else 0)
+    tokens = config.total_batch_size * (config.num_iterations + config.sft_iterations) + evaluations * config.eval_tokens / 3
+    return START_SECONDS + (tokens + end_work(config)[0]) / rate
 
 
 def end_work(config: Config) -> tuple[float, float]:
