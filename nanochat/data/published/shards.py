@@ -42,7 +42,7 @@ def ensure_shards(dataset: str, training: int, or_all: bool = False) -> Dataset:
     where = origin(dataset)
     if where.last is not None and training > where.last:
         if or_all:
-            return ensure_shards(dataset, where.last)
+            return ensure_shards(dataset, where.last, or_all)
         raise UsageError(f"{dataset} has {where.last} training shards, not {training}", f"ask for {where.last} at most")
     folder = dataset_dir(where.folder)
     have, validation = _on_disk(where, folder, training)

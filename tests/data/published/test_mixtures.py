@@ -118,6 +118,13 @@ def test_a_small_part_is_read_again_and_then_the_mixture_ends(server: Hub, capsy
     assert Counter(found)["0. " + TRADITIONAL] == 4 and "because a part has no more" in said
 
 
+def test_all_shards_are_those_that_the_hub_lists(server: Hub) -> None:
+    """A mirror may have a part of a known dataset."""
+    assert len(ensure_shards("fineweb-edu", 5000, or_all=True).training) == 4
+    with pytest.raises(UsageError, match="1822 training shards, not 5000"):
+        ensure_shards("fineweb-edu", 5000)
+
+
 def test_interleaving_holds_the_shares_at_each_document() -> None:
     taken = Counter[str]()
     for text in interleave([iter(["aaaa"] * 90), iter(["b"] * 999), iter(["cc"] * 999)], [0.5, 0.2, 0.3], 400):
