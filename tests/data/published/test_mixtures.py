@@ -169,6 +169,15 @@ def test_a_wrong_mixture_is_one_clear_error(name: str, wrong: str) -> None:
         mixture(name)
 
 
+def test_a_directory_of_that_name_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny.sentences(tmp_path / "zh-tw")
+    with pytest.raises(UsageError) as caught:
+        text_source(build_config("cpu", overrides={"data": "zh-tw"}))
+    assert caught.value.hint == "use --dataset zh-tw, or --data ./zh-tw for a file or directory of that name"
+    assert text_source(build_config("cpu", overrides={"data": "./zh-tw"})).fault is None
+
+
 def test_an_unknown_part_is_one_clear_error(server: Hub) -> None:
     with pytest.raises(UsageError, match="cannot download a dataset 'climmix'"):
         text_source(build_config("cpu", overrides={"dataset": "climmix@1,fineweb-edu@1", "shards": 1})).missing()
