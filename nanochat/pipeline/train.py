@@ -16,7 +16,7 @@ from nanochat.console import log
 from nanochat.data.source import text_source
 from nanochat.distributed import memory, ranks
 from nanochat.errors import Preempted
-from nanochat.hardware import awake
+from nanochat.hardware import awake, priority
 from nanochat.hardware.machine import this_machine
 from nanochat.pipeline import mirrored
 from nanochat.pipeline.finish import finish, show_result
@@ -28,7 +28,7 @@ from nanochat.planning.autosize import HoursPacer
 from nanochat.planning.plan import make_plan
 from nanochat.report.collect import PLAN
 from nanochat.runs import lock, trackers
-from nanochat.runs.heartbeat import heartbeat
+from nanochat.runs.heartbeat import heartbeat, why_killed
 from nanochat.runs.metrics import Metrics, read_metrics
 from nanochat.runs.mirror import Uploader
 from nanochat.runs.record import Record, current_steps, open_text
@@ -52,7 +52,20 @@ def train(config: Config, stages: Sequence[str] = (BASE, SFT), relaunch: Sequenc
     """
     with StopSignal().installed() as stop, Deadline.of(os.environ).kept(stop):
         call = Call(Request(config, tuple(stages), awake.monotonic()), stop)
-        return call.in_worker() if ranks.launched() else call.in_launcher(list(relaunch))
+        with _priority(config):
+            return call.in_worker() if ranks.launched() else call.in_launcher(list(relaunch))
+
+
+@contextlib.contextmanager
+def _priority(config: Config) -> Iterator[None]:
+    """Lower the priority of this process, with `--background`. Workers inherit it, but each is a session of its own."""
+    if not config.background:
+        yield
+        return
+    with priority.lowered() as lowers:
+        if not ranks.launched():
+            log(f"background: lowest priority for {' and '.join(lowers) or 'nothing, as this system has no such setting'}")
+        yield
 
 
 class Call:
@@ -185,6 +198,8 @@ def heartbeat_for(record: Record, here: ranks.Ranks, clock: RunClock) -> Iterato
         yield
         return
     config = record.config
+    if not ranks.has_launcher() and (why := why_killed(paths.run_dir(config.run))):
+        log(why)
     about = {"device": here.device.type, "trial": config.trial}
     with heartbeat(paths.run_dir(config.run), lambda: about | {"steps": current_steps(config)} | clock.facts()):
         yield

@@ -4,8 +4,6 @@ import os
 import resource
 import subprocess
 import sys
-import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -122,26 +120,7 @@ def test_this_shells_limit() -> None:
     assert 6 * GB - memory.ADDRESSES - GB < free < 6 * GB - memory.ADDRESSES and "ulimit -v" in said
 
 
-@pytest.fixture
-def group() -> Iterator[Path]:
-    """A real memory group of this machine, of version 1 or 2."""
-    for root in (Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")):
-        folder = root / f"nanochat-test-{uuid.uuid4().hex}"
-        try:
-            folder.mkdir()
-            limit = next(folder / name for name in ("memory.limit_in_bytes", "memory.max") if (folder / name).exists())
-            limit.write_text(str(256 << 20))
-        except (OSError, StopIteration):
-            if folder.exists():
-                folder.rmdir()
-            continue
-        yield folder
-        folder.rmdir()
-        return
-    pytest.skip("no control group can be made here")
-
-
-def test_a_real_groups_limit(group: Path) -> None:
-    command = f"echo $$ > {group}/cgroup.procs && exec {sys.executable} -c '{CODE}'"
+def test_a_real_groups_limit(memory_group: Path) -> None:
+    command = f"echo $$ > {memory_group}/cgroup.procs && exec {sys.executable} -c '{CODE}'"
     said = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True, env=os.environ).stdout
     assert 100 << 20 < int(said.split()[0]) <= 256 << 20 and "container's or service's limit" in said
