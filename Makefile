@@ -25,7 +25,7 @@ $(STAMP): requirements.lock pyproject.toml scripts/install.sh scripts/lock_parts
 	@scripts/install.sh
 	@touch $@
 
-# What tests and checks need besides; each target that needs it installs it.
+# The tools of tests and checks, installed by the first target that needs them.
 $(DEV): $(STAMP)
 	@scripts/install.sh dev
 	@touch $@

@@ -55,7 +55,8 @@ def _server(arguments: list[str]) -> str | None:
     words = [part for word in arguments for part in word.split("=", 1)]
     port = words[words.index("--port") + 1] if "--port" in words[:-1] else "8000"
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=ANSWER_SECONDS):
+        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # the container may have a proxy for its downloads
+        with direct.open(f"http://127.0.0.1:{port}/healthz", timeout=ANSWER_SECONDS):
             return None
     except OSError as error:
         return f"the server does not answer: {error}"

@@ -14,6 +14,7 @@ import typer
 from typer.exceptions import TyperException
 
 from nanochat.cli import dataset, disk, model, plan, runs, submit, train
+from nanochat.cli.encoding import require_utf8
 from nanochat.cli.mistakes import usage_error
 from nanochat.cli.options import application
 from nanochat.console import QUIET, fail, log, show
@@ -55,6 +56,7 @@ def _show_version(asked: bool) -> None:
 
 def main() -> None:
     """The console script."""
+    require_utf8()
     try:
         run_and_exit(dispatch, trains=any(word in TRAINING for word in sys.argv[1:2]))
     finally:
@@ -89,6 +91,7 @@ def run_and_exit(command: Any, *arguments: Any, trains: bool = False) -> None:
     """Run a command and exit with its code, which is also left for the launcher. `trains`: whether it takes training steps."""
     if not set(WAITING) & set(os.environ):
         os.environ |= WAITING if trains else {POLICY: WAITING[POLICY]}
+    keep_private()
     if temporary := os.environ.get("TMPDIR"):  # the image's is on the data volume, which may be new
         with contextlib.suppress(OSError):
             os.makedirs(temporary, exist_ok=True)
@@ -102,6 +105,15 @@ def run_and_exit(command: Any, *arguments: Any, trains: bool = False) -> None:
 
             record_exit(code)
     raise SystemExit(code)
+
+
+def keep_private() -> None:
+    """Create all files for this user alone if others may write to the data directory, as in the image, whose /data serves any user."""
+    from nanochat.paths import base_dir
+
+    with contextlib.suppress(OSError):
+        if base_dir().stat().st_mode & 0o002:
+            os.umask(0o077)
 
 
 def exit_code(command: Any, *arguments: Any) -> int:

@@ -147,7 +147,7 @@ def stop(
 @app.command(name="pack")
 def pack_run(
     name: Annotated[str, typer.Argument(metavar="RUN", help="Name of the run")],
-    out: Annotated[Path | None, typer.Argument(metavar="FILE", help="Archive to write; without it, RUN.tar")] = None,
+    out: Annotated[Path | None, typer.Argument(metavar="FILE", help="Archive to write, - for stdout; without it, RUN.tar")] = None,
 ) -> None:
     """Pack a run into one file for another machine.
 
@@ -157,12 +157,13 @@ def pack_run(
     from nanochat.runs.archive import pack
 
     file = out or Path(f"{name}.tar")
-    packed = pack(name, file)
+    packed = pack(name, None if str(file) == "-" else file)
     text = ", with your text" if packed.has_text else ""
     log(f"packed {name} into {file}: {packed.describe()}{text}, {size_text(packed.bytes)}")
     for path in packed.files_elsewhere:
         log(f"warning: {path} is not in the archive: copy it to the same path there")
-    log(f"on the other machine: `nanochat runs unpack {file.name}`")
+    if str(file) != "-":
+        log(f"on the other machine: `nanochat runs unpack {file.name}`")
 
 
 @app.command(name="unpack")

@@ -103,7 +103,7 @@ def k8s(  # long: a parameter for each option
 
 def _apply(work: "Workload", options: "ManifestOptions", patch: Path | None, place: tuple[str, str] | None, follow: bool) -> None:
     """Apply the patched manifests in a namespace and context, and follow the log; without a `place`, print them."""
-    from nanochat.cloud import kubectl, kubernetes, manifest_patch
+    from nanochat.cloud import kubectl, kubernetes, manifest_patch, volumes
 
     if options.host_path:
         log("warning: hostPath is not allowed under the restricted pod security profile")
@@ -113,6 +113,8 @@ def _apply(work: "Workload", options: "ManifestOptions", patch: Path | None, pla
         _print_manifests(work, made)
         return
     tool, name = kubectl.Kubectl(*place), work.name
+    if not tool.controllers(name, "train"):  # else its volume serves its pods already
+        volumes.require_shared(tool, made, options.claim)
     kubectl.submit(tool, name, made)
     log(f"submitted {name}: `nanochat submit logs {name}` follows it, `nanochat submit cancel {name}` ends it")
     if follow:
@@ -275,6 +277,26 @@ def logs(
     from nanochat.cloud.kubectl import Kubectl
 
     raise typer.Exit(Kubectl(namespace, cluster).logs(name, component, follow))
+
+
+@app.command()
+def fetch(
+    name: Name,
+    run: Annotated[str, typer.Option(metavar="NAME", help="Name of the run; without it, the job's")] = "",
+    image: Annotated[str, typer.Option(metavar="REF", help="Image for the copying pod; without it, the job's")] = "",
+    replace: Annotated[bool, typer.Option("--replace", help="Replace the run here if the one there continues it")] = False,
+    namespace: Namespace = "",
+    cluster: Context = "",
+) -> None:
+    """Bring a run home from Kubernetes.
+
+    A pod without a GPU packs the run on its volume, and the run is verified here. It can be chatted with, and resumed.
+    """
+    from nanochat.cloud.bring import bring
+    from nanochat.cloud.kubectl import Kubectl
+
+    packed = bring(Kubectl(namespace, cluster), name, run, image, replace)
+    log(f"the run {packed.run} is here ({packed.describe()}), chat with it by `nanochat chat --run {packed.run}`")
 
 
 @app.command()

@@ -103,7 +103,7 @@ class Kubectl:
             return {}
         return newest_warnings(events, objects)
 
-    def _tell(self, name: str, component: str) -> None:
+    def tell(self, name: str, component: str) -> None:
         """Print the cluster's warnings about a component, each once."""
         objects = self.objects("job,pod,deployment,replicaset", name, component)
         if any(one["kind"] == "Pod" and one.get("status", {}).get("phase") == "Running" for one in objects):
@@ -138,7 +138,7 @@ class Kubectl:
             if time.monotonic() - said > 60:
                 said = time.monotonic()
                 log(f"{component}: running for {duration(said - began)}")
-            self._tell(name, component)
+            self.tell(name, component)
             time.sleep(poll)
 
     def logs(self, name: str, component: str, follow: bool, poll: float = POLL_SECONDS) -> int:
@@ -159,7 +159,7 @@ class Kubectl:
                 if code and said != told:  # for example, a pod that waits for a node or for its image
                     log(f"kubectl: {said}; trying again")
                     told = said
-                self._tell(name, component)
+                self.tell(name, component)
                 time.sleep(poll)
                 continue
             self._stream(name, component, False, seen)  # the rest after a broken connection

@@ -13,6 +13,7 @@ import hashlib
 import json
 import re
 import shutil
+import sys
 import tarfile
 import uuid
 from collections.abc import Iterator
@@ -35,7 +36,7 @@ from nanochat.runs.metrics import STAGES
 from nanochat.runs.origin import ORIGIN
 from nanochat.runs.record import RECORD, Record, differing, parse_record, plain_name, read_record
 from nanochat.runs.step_files import MANIFEST, checked_run
-from nanochat.tokenizer.tokenizer import Tokenizer
+from nanochat.tokenizer.files import load_tokenizer
 
 INDEX, FORMAT = "archive.json", 1
 BLOCK = 1 << 20
@@ -69,8 +70,8 @@ class Packed:
         return [path for name, path in own_files(self.record.config).items() if name != "data"] if self.record else []
 
 
-def pack(run: str, out: Path) -> Packed:
-    """Write `run` into the new file `out`, verified.
+def pack(run: str, out: Path | None) -> Packed:
+    """Write `run`, verified, into the new file `out`; None: to stdout, for a pipe.
 
     Raises DataError if there is no such run or a file changes meanwhile, UsageError if `out` exists, PreflightError if a process uses the
     run or the disk refuses.
@@ -78,7 +79,7 @@ def pack(run: str, out: Path) -> Packed:
     folder = paths.run_dir(plain_name(run))
     if not folder.is_dir():
         raise DataError(f"there is no run {run!r} here", "list the runs with `nanochat runs`")
-    if out.exists():
+    if out and out.exists():
         raise UsageError(f"{out} exists already", "choose another file name")
     with lock.hold(run, "packing it"):
         record, steps = read_record(run), _verified(folder)
@@ -125,34 +126,50 @@ def _newest(folder: Path) -> dict[str, int]:
     return {stage: step.step for stage, step in found if step}
 
 
-def _write(out: Path, index: dict[str, Any], members: dict[str, Path]) -> int:
-    """Write the archive to a temporary file, then rename it to `out`; returns its size."""
+def _write(out: Path | None, index: dict[str, Any], members: dict[str, Path]) -> int:
+    """Write the archive, to a temporary file that is then renamed to `out`, or to stdout; returns its size."""
     size = sum(path.stat().st_size for path in members.values())
-    require_space(f"the archive of {index['run']}", size, out.absolute().parent)
+    if out:
+        require_space(f"the archive of {index['run']}", size, out.absolute().parent)
     with Progress(f"hashing {index['run']}", size, "bytes") as progress:
         files: dict[str, Any] = {
             name: {"bytes": path.stat().st_size, "sha256": paths.sha256(path, progress)} for name, path in members.items()
         }
-    temporary = out.absolute().parent / f"{paths.TEMPORARY}{uuid.uuid4().hex}"
     text = json.dumps(index | {"files": files}, ensure_ascii=False).encode("utf-8", "backslashreplace")
+    written = 0
     try:
-        with temporary.open("xb") as file, Progress(f"packing {index['run']}", size, "bytes") as progress:
-            file.write(tar_header(INDEX, len(text)) + text + _padding(len(text)))
+        with _target(out) as file, Progress(f"packing {index['run']}", size, "bytes") as progress:
+            written += file.write(tar_header(INDEX, len(text)) + text + _padding(len(text)))
             for name, path in members.items():
-                file.write(tar_header(name, files[name]["bytes"]))
+                written += file.write(tar_header(name, files[name]["bytes"])) + files[name]["bytes"]
                 with path.open("rb") as source:
                     _copy(source, file, files[name], name, progress)
-                file.write(_padding(files[name]["bytes"]))
-            file.write(bytes(2 * tarfile.BLOCKSIZE))  # the end of a tar archive
-        paths.fsync_file(temporary)
-        temporary.rename(out)
+                written += file.write(_padding(files[name]["bytes"]))
+            written += file.write(bytes(2 * tarfile.BLOCKSIZE))  # the end of a tar archive
     except ValueError as error:
         raise DataError(f"{index['run']} cannot be packed: {untrusted.reason(error)}", "run the same command again") from error
+    except BrokenPipeError:
+        raise
     except OSError as error:
-        raise paths.disk_error(error, f"writing {out}", out) from error
+        raise paths.disk_error(error, f"writing {out or 'to stdout'}", out) from error
+    return written
+
+
+@contextlib.contextmanager
+def _target(out: Path | None) -> Iterator[IO[bytes]]:
+    """stdout, or a new file that appears as `out` when the block succeeds."""
+    if out is None:
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+        return
+    temporary = out.absolute().parent / f"{paths.TEMPORARY}{uuid.uuid4().hex}"
+    try:
+        with temporary.open("xb") as file:
+            yield file
+        paths.fsync_file(temporary)
+        temporary.rename(out)
     finally:
         temporary.unlink(missing_ok=True)
-    return out.stat().st_size
 
 
 def _padding(size: int) -> bytes:
@@ -255,7 +272,7 @@ def _checked(folder: Path, index: dict[str, Any], archive: Path) -> Packed:
         record = parse_record(untrusted.read_bytes(run / RECORD), Path(f"{archive}/{RECORD}"))
         if (record.config.run, record.tokenizer) != (index["run"], index["tokenizer"]):
             raise ValueError(f"its record is of the run {untrusted.shown(record.config.run)}")
-    if Tokenizer.load(folder / "tokenizer").id != index["tokenizer"]:
+    if load_tokenizer(folder / "tokenizer").id != index["tokenizer"]:
         raise ValueError("it has another tokenizer than its index says")
     for manifest in run.glob(f"*/*/{MANIFEST}"):
         step = verify(manifest.parent)

@@ -17,11 +17,12 @@ GROUPS: dict[str, list[tuple[str, str]]] = {
     "apps/v1": [("deployments", "Deployment"), ("replicasets", "ReplicaSet")],
     "networking.k8s.io/v1": [("networkpolicies", "NetworkPolicy")],
     "jobset.x-k8s.io/v1alpha2": [("jobsets", "JobSet")],
+    "storage.k8s.io/v1": [("storageclasses", "StorageClass")],
 }
 SHORT = {"persistentvolumeclaims": ["pvc"]}
 BEGAN = datetime.datetime(2026, 11, 24, tzinfo=datetime.UTC)  # the first line of the log
 OBJECT = re.compile(
-    r"/(?:api|apis)/(?P<group>v1|[^/]+/[^/]+)/namespaces/(?P<space>[^/]+)/(?P<kind>[^/]+)(?:/(?P<name>[^/]+))?(?:/(?P<sub>log))?"
+    r"/(?:api|apis)/(?P<group>v1|[^/]+/[^/]+)(?:/namespaces/(?P<space>[^/]+))?/(?P<kind>[^/]+)(?:/(?P<name>[^/]+))?(?:/(?P<sub>log))?"
 )
 
 
@@ -59,6 +60,7 @@ class FakeKubernetes:
         # any, objects are gone at once.
         self.watches: list[str | float] = []
         self.quota = False  # one that allows no pod
+        self.pod_status: dict[str, Any] = {"phase": "Running"}  # of a pod that was created without a controller
 
     def fault(self, what: str, *answers: Any) -> None:
         self.faults.setdefault(what, []).extend(answers)
@@ -68,6 +70,11 @@ class FakeKubernetes:
         meta = {"name": f"{name}.{len(self.objects)}", "namespace": "default"}
         event = {"apiVersion": "v1", "kind": "Event", "metadata": meta, "type": "Warning", "reason": reason, "message": message}
         self.objects["events", meta["name"]] = event | {"lastTimestamp": at, "involvedObject": {"kind": kind, "name": name} | about}
+
+    def storage_class(self, name: str, provisioner: str, default: bool = False) -> None:
+        meta = {"name": name, "annotations": {"storageclass.kubernetes.io/is-default-class": str(default).lower()}}
+        one = {"apiVersion": "storage.k8s.io/v1", "kind": "StorageClass", "metadata": meta, "provisioner": provisioner}
+        self.objects["storageclasses", name] = one
 
     def finish(self, name: str, condition: str, code: int, reason: str = "") -> None:
         for plural in ("jobs", "jobsets"):
@@ -158,7 +165,7 @@ class _Handler(BaseHTTPRequestHandler):
                 {
                     "name": plural,
                     "singularName": kind.lower(),
-                    "namespaced": True,
+                    "namespaced": kind != "StorageClass",
                     "kind": kind,
                     "verbs": verbs,
                     "shortNames": SHORT.get(plural, []),
@@ -184,6 +191,8 @@ class _Handler(BaseHTTPRequestHandler):
             fake.objects[plural, name] = made
             if kind in ("Job", "JobSet") and not fake.quota:
                 fake.add_pod(made)
+            if kind == "Pod":
+                made["status"] = fake.pod_status
             return self.answer(201, made)
         if self.command == "GET" and name is None:
             return self.listed(found["group"], kind, plural, query)
