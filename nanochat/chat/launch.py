@@ -10,7 +10,7 @@ started in a terminal counts too.
 import contextlib
 import dataclasses
 import os
-import signal
+import shlex
 import subprocess
 import sys
 import threading
@@ -83,8 +83,11 @@ class Launcher:
 
     # ---- what the page asks for ---------------------------------------------------------------------------------
 
-    def plan(self, request: TrainingRequest) -> dict[str, Any]:
-        """The run's plan, as `nanochat plan --json` prints it. Raises ApiError: as `start`, and 400 with the command's error and hint."""
+    def plan(self, request: TrainingRequest) -> dict[str, Any] | None:
+        """The run's plan, as `nanochat plan --json` prints it; None if a run began meanwhile.
+
+        Raises ApiError as `start` does, and 400 with the command's error and hint.
+        """
         request.require_text()
         self.require_idle()  # the measurement and a run would slow each other
         return self._planner.plan(request.plan_arguments, _environment())
@@ -107,7 +110,7 @@ class Launcher:
             launch = self._read()
             if launch is None or not self._lives(launch):
                 raise ApiError(409, "no training run that was started here is running", "no_training")
-            if not launch.stopping and _terminate(launch.process):
+            if not launch.stopping and launch.process.terminate():
                 with contextlib.suppress(OSError):  # a full disk must not keep anyone from stopping the run
                     self._write(dataclasses.replace(launch, stopping=True))
 
@@ -196,7 +199,7 @@ class Launcher:
                 run = request.run_name
                 self._process = self._spawn(request)
                 try:
-                    self._write(Launch(request, run, lock.Holder.here("a training run", self._process.pid)))
+                    self._write(Launch(request, run, lock.Holder.here(lock.TRAINING, self._process.pid)))
                 except OSError:
                     self._process.kill()  # nobody could stop it
                     raise
@@ -244,25 +247,9 @@ class Launcher:
 
 def _under_way(run: str, holder: lock.Holder | None) -> ApiError:
     whose = f" (process {holder.pid} on {holder.host})" if holder else ""
-    message = f"the run {shown(run)} is in training{whose}, and one run trains at a time: stop it, or wait for its end"
+    stop = f"{command()} runs stop {shlex.quote(run)}"
+    message = f"the run {shown(run)} is in training{whose}, and one run trains at a time: wait for its end, or stop it with {stop}"
     return ApiError(409, message, "training_under_way")
-
-
-def _terminate(process: lock.Holder) -> bool:
-    """Send SIGTERM to a process, not to another one that has its number since. Returns whether it was there."""
-    try:
-        descriptor = os.pidfd_open(process.pid)
-    except OSError:
-        return False
-    try:
-        if not process.alive:
-            return False
-        signal.pidfd_send_signal(descriptor, signal.SIGTERM)
-        return True
-    except ProcessLookupError:
-        return False
-    finally:
-        os.close(descriptor)
 
 
 def _environment() -> dict[str, str]:

@@ -19,8 +19,8 @@ def _launcher(request: Request) -> Launcher:
 
 
 @router.post("/plan")
-async def plan(request: Request, body: Annotated[TrainingRequest, Body()]) -> dict[str, Any]:
-    """The plan of a run, as `nanochat plan --json` prints it."""
+async def plan(request: Request, body: Annotated[TrainingRequest, Body()]) -> dict[str, Any] | None:
+    """The plan of a run, as `nanochat plan --json` prints it; null if a run began before it was made."""
     return await asyncio.to_thread(_launcher(request).plan, body)
 
 

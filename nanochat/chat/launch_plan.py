@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import signal
 import subprocess
 import sys
 import threading
@@ -21,8 +22,8 @@ class Planner:
         self._free, self._lock = threading.Semaphore(AT_ONCE), threading.Lock()
         self._process: subprocess.Popen[str] | None = None
 
-    def plan(self, arguments: Sequence[str], environment: Mapping[str, str]) -> dict[str, Any]:
-        """The result of the command `arguments`.
+    def plan(self, arguments: Sequence[str], environment: Mapping[str, str]) -> dict[str, Any] | None:
+        """The result of the command `arguments`; None if it was ended, because a run has begun or the server stops.
 
         Raises ApiError: 400 with the command's error and hint, 429 if other plans wait, 503 after PLAN_SECONDS.
         """
@@ -39,7 +40,7 @@ class Planner:
         if (process := self._process) is not None:
             process.kill()
 
-    def _run(self, arguments: Sequence[str], environment: Mapping[str, str]) -> dict[str, Any]:
+    def _run(self, arguments: Sequence[str], environment: Mapping[str, str]) -> dict[str, Any] | None:
         command = [sys.executable, "-m", "nanochat", *arguments]
         pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         with subprocess.Popen(command, env=environment, text=True, errors="replace", **pipes) as process:
@@ -51,12 +52,14 @@ class Planner:
                 raise ApiError(503, f"the plan took more than {PLAN_SECONDS:g} s", "plan_failed") from None
             finally:
                 self._process = None
+        if process.returncode == -signal.SIGKILL:
+            return None
         with contextlib.suppress(ValueError):
             found = json.loads(out)
             if process.returncode == 0 and isinstance(found, dict):
                 return found
         error, hint = last_words(messages.splitlines())
-        raise ApiError(400, "; ".join(filter(None, (error or "the plan was interrupted", hint))), "plan_failed")
+        raise ApiError(400, "; ".join(filter(None, (error or "the plan failed", hint))), "plan_failed")
 
 
 def last_words(lines: Sequence[str]) -> tuple[str, str]:

@@ -211,6 +211,12 @@ def import_(
     run: Annotated[
         str | None, typer.Option(metavar="NAME", help="Name of the new run; without it, the name that it had, or the directory's")
     ] = None,
+    max_seq_len: Annotated[
+        int,
+        typer.Option(
+            "--max-seq-len", "--max_seq_len", metavar="N", help="Context length in tokens; less memory with a shorter one; 0: the model's"
+        ),
+    ] = 0,
 ) -> None:
     """Import a model as a run.
 
@@ -219,4 +225,4 @@ def import_(
     """
     from nanochat.export.importer import import_folder
 
-    show(str(import_folder(folder, run)))
+    show(str(import_folder(folder, run, max_seq_len)))

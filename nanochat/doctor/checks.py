@@ -160,7 +160,7 @@ def check_memory(case: Case) -> Iterator[Finding]:
 
 
 def _smaller(config: Config, most: int) -> str:
-    """How the run needs less memory, if micro-batches of `most` sequences fit."""
+    """Changes by which the run needs less memory, if micro-batches of `most` sequences fit."""
     return f"use --device_batch_size={most}, which keeps the losses" if most else "use a smaller --depth or --max_seq_len"
 
 

@@ -22,6 +22,7 @@ TOKEN_CACHE_BYTES = 20 * 10**9  # limit of packed rows
 START_SECONDS, END_SECONDS = 10.0, 4.0  # start-up plus final save and report, and the latter alone
 TOKENIZER_BYTES = 2_000_000_000  # limit of the text for training a tokenizer
 TEXT_RATE = 20e6  # bytes per second of that
+MIX_RATE = 10e6  # bytes per second of a mixture's files, compressed from 2.5 times as much text
 LOOP_SECONDS = 0.002  # per step, for reading rows and writing the line
 HELD_OUT_TOKENS = 50_000  # training tokens that take as long as the embedded text's held-out questions
 WORTH_MEASURING = 60.0  # a shorter run, in seconds, is not calibrated
@@ -188,10 +189,11 @@ def end_work(config: Config) -> tuple[float, float]:
 
 
 def _text_seconds(config: Config, text_bytes: int | None) -> float:
-    """Seconds before the first step, for the tokenizer and the first rows."""
+    """Seconds before the first step, for a mixture, the tokenizer and the first rows."""
+    source = text_source(config)
     if text_bytes is None:
-        text_bytes = text_source(config).estimated_bytes(config.shards) or 0
-    return min(text_bytes, TOKENIZER_BYTES) / TEXT_RATE
+        text_bytes = source.estimated_bytes(config.shards) or 0
+    return min(text_bytes, TOKENIZER_BYTES) / TEXT_RATE + source.made_bytes() / MIX_RATE
 
 
 def kept_checkpoints(config: Config) -> int:

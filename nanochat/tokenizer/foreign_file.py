@@ -87,6 +87,8 @@ def read_vocabulary(path: Path) -> Vocabulary:
             if model.get(name):
                 raise ValueError(f"its BPE has {name} = {untrusted.shown(model[name])}, which is not supported")
         normalizer = content.get("normalizer")
+        if normalizer == {"type": "Sequence", "normalizers": [{"type": "NFC"}]}:
+            normalizer = {"type": "NFC"}
         if normalizer not in (None, {"type": "NFC"}):
             raise ValueError(f"its normalizer is {untrusted.shown(normalizer)}; only NFC is supported")
         added, special = _added(content.get("added_tokens") or [])

@@ -233,13 +233,13 @@ def _halved(rows: int, batch: StepBatch, where: str) -> int:
 def _frozen_objects(*, collect: bool) -> Iterator[Callable[[], None]]:
     """A function whose first call takes all objects that are alive out of Python's garbage collection, until the end of the block.
 
-    After the first step these are the model, the optimizer and what torch.compile made: a collection that walks through them stops the
+    After the first step these are the model, the optimizer and what torch.compile made: a collection that traverses them stops the
     step for 0.2 s, and they live as long as the stage. `collect` garbage first, which may keep a GPU's memory.
     """
     frozen = False
 
     def freeze() -> None:
-        nonlocal frozen
+        nonlocal frozen  # frozen once: later steps make no objects that live as long
         if not frozen:
             frozen = True
             if collect:

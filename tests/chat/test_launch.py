@@ -16,7 +16,6 @@ from typing import Any
 import httpx
 import pytest
 
-from nanochat.chat import launch
 from nanochat.chat.api_errors import ApiError
 from nanochat.chat.launch import Launcher
 from nanochat.chat.launch_plan import last_words
@@ -342,11 +341,11 @@ def test_damaged_records_are_none(base: Path) -> None:
 def test_a_process_that_has_the_number_of_an_ended_one_is_not_stopped(base: Path) -> None:
     other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     holder = lock.Holder.here("a training run", other.pid)
-    assert not launch._terminate(lock.Holder(**vars(holder) | {"started": "1"}))
+    assert not lock.Holder(**vars(holder) | {"started": "1"}).terminate()
     time.sleep(0.1)
     assert other.poll() is None
-    assert launch._terminate(holder) and other.wait(10) == -signal.SIGTERM
-    assert not launch._terminate(holder)
+    assert holder.terminate() and other.wait(10) == -signal.SIGTERM
+    assert not holder.terminate()
 
 
 def test_the_chat_leaves_the_gpu_before_a_run_starts(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ from playwright.sync_api import Browser, Locator, Page, expect
 
 from nanochat.runs.heartbeat import HEARTBEAT, heartbeat
 from tests.chat.launching import commands, launch_of, small_profile, wait_until
-from tests.chat.pages import PHONE, SHORT, accessible, narrow, opened, say
+from tests.chat.pages import PHONE, SHORT, accessible, message, narrow, opened
 from tests.chat.serve_process import Serve
 from tests.chat.serving import running
 
@@ -37,7 +37,11 @@ def test_a_newcomer_in_the_browser_alone(browser: Browser, base: Path, tmp_path:
             expect(view.get_by_text("nanochat quickstart")).to_be_visible()  # the terminal's command
             watched(page, "quickstart")
             view.get_by_role("button", name="Talk to it").click()
-            say(page, "Who are you?")
+            expect(page.locator("#model")).to_contain_text("quickstart", timeout=LATER)  # the server has loaded it
+            message(page).fill("What is 12 + 34?")
+            page.keyboard.press("Enter")
+            ended = page.locator(".message.assistant").get_by_role("button", name=re.compile("Answer again|Try again"))
+            expect(ended).to_be_attached()  # so small a model may say nothing, and is asked again
             page.get_by_role("button", name="Training", exact=True).click()
             view.get_by_role("button", name="Report").click()
             report = page.get_by_role("region", name="Runs")

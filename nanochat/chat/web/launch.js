@@ -117,8 +117,9 @@ function quickstart(on) {
   const start = acting("right", label(), () => api.startTraining({ quickstart: true }), on, { class: "primary" });
   if (!minutes) {
     planned({ quickstart: true }).then(
-      ({ seconds }) => {
-        minutes = Math.max(1, Math.round(seconds / 60));
+      (plan) => {
+        if (!plan) return; // a run has begun meanwhile
+        minutes = Math.max(1, Math.round(plan.seconds / 60));
         start.lastChild.textContent = label();
       },
       () => {}, // the button works without
