@@ -174,6 +174,7 @@ HOLD = """
 import sys
 from pathlib import Path
 from nanochat.runs.checkpoint import held
+from nanochat.runs.step_files import seal
 with held(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
@@ -187,7 +188,7 @@ def two_steps(run: Path) -> tuple[Path, Path]:
     meta = json.loads((new / "meta.json").read_text()) | {"step": 9}
     (new / "meta.json").write_text(json.dumps(meta))
     files = {name: checkpoint._entry(new / name) for name in ("model.safetensors", "meta.json")}
-    (new / "manifest.json").write_text(json.dumps({"files": files, "sha256": checkpoint._seal(files)}))
+    (new / "manifest.json").write_text(json.dumps({"files": files, "sha256": seal({"files": files})}))
     return old, new
 
 
