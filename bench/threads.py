@@ -1,4 +1,4 @@
-"""Claim: beside programs that come and go, a training step takes at most 1.1 times as long as with the best fixed number of threads.
+"""Claim: beside changing load of other programs, a training step takes at most 1.1 times the step time of the best fixed number of threads.
 
 The quickstart's steps, alone and beside busy processes, by this checkout, by another one (--other) and by this one with each fixed
 number of threads, in turn. The busy processes run for --on seconds and rest for --off. Prints a table, medians over the rounds of the

@@ -25,9 +25,14 @@ _REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST,
 
 
 def base_dir() -> Path:
-    """The data directory: NANOCHAT_BASE_DIR, else ~/.cache/nanochat."""
+    """The data directory: NANOCHAT_BASE_DIR, else ~/.cache/nanochat. Raises PreflightError for a user without a home directory."""
     chosen = os.environ.get("NANOCHAT_BASE_DIR")
-    return Path(chosen).expanduser().absolute() if chosen else Path.home() / ".cache" / "nanochat"
+    try:
+        return Path(chosen).expanduser().absolute() if chosen else Path.home() / ".cache" / "nanochat"
+    except RuntimeError as error:
+        raise PreflightError(
+            "this user has no home directory, so there is no place for data", "set NANOCHAT_BASE_DIR to a directory that you can write to"
+        ) from error
 
 
 def dataset_dir(name: str) -> Path:

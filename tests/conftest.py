@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import tempfile
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,3 +49,24 @@ def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "base"
     monkeypatch.setenv("NANOCHAT_BASE_DIR", str(folder))
     return folder
+
+
+@pytest.fixture
+def memory_group() -> Iterator[Path]:
+    """A real control group of this machine, of version 1 or 2, with a limit of 256 MB."""
+    for root in (Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")):
+        folder = root / f"nanochat-test-{uuid.uuid4().hex}"
+        try:
+            folder.mkdir()
+        except OSError:
+            continue
+        try:
+            limit = next(path for name in ("memory.limit_in_bytes", "memory.max") if (path := folder / name).exists())
+            limit.write_text(str(256 << 20))
+            yield folder
+            return
+        except (OSError, StopIteration):
+            continue
+        finally:
+            folder.rmdir()
+    pytest.skip("no control group can be made here")

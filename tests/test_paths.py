@@ -122,3 +122,18 @@ def test_a_writable_folder_is_required(tmp_path: Path) -> None:
     for place in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/nanochat")):
         with pytest.raises(PreflightError, match="cannot write"):
             paths.require_writable(place)
+
+
+def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As in a container that runs as a number without an entry in /etc/passwd."""
+
+    def none() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", none)
+    monkeypatch.delenv("NANOCHAT_BASE_DIR", raising=False)
+    with pytest.raises(PreflightError) as caught:
+        paths.base_dir()
+    assert "no home directory" in caught.value.message and "set NANOCHAT_BASE_DIR" in caught.value.hint
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path))
+    assert paths.base_dir() == tmp_path

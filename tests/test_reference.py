@@ -31,7 +31,7 @@ def test_every_command_and_option_is_on_the_page() -> None:
     for name in ("train", "chat", "submit k8s", "submit status"):
         assert f"\n## nanochat {name}\n" in page and f"(#nanochat-{name.replace(' ', '-')})" in page
     shown = set(re.findall(r"^\| `(?:-\w, )?--([\w-]+)", page, re.MULTILINE))
-    assert {flag_name(name) for name in FIELDS} - shown <= {"profile", "trial"}
+    assert {flag_name(name) for name in FIELDS} - shown <= {"profile", "trial", "shape"}
     assert {"profile", "trial", "from", "top-k", "quiet", "version", "install-completion"} <= shown
 
 

@@ -124,6 +124,7 @@ def test_the_blocks_of_the_pages(tmp_path: Path, hub: Hub) -> None:
     tiny.sentences(machine.home / "my-texts" / "one.txt")
     tiny.chats(machine.checkout / "talks.jsonl")
     (machine.checkout / "who.toml").write_text(example(f"docs/guides/your-text{end}", "toml"), encoding="utf-8")
+    (machine.checkout / "token.txt").write_text("hf_token\n", encoding="utf-8")
     (machine.home / "more-text").mkdir()
     tiny.sentences(machine.home / "more-text" / "two.txt")
     problems = "".join(json.dumps({"question": f"{number} + 1?", "answer": str(number + 1)}) + "\n" for number in range(40))

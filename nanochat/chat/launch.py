@@ -3,119 +3,39 @@
 launch/launch.json    what was asked for, and the process
 launch/train.log      its messages; the next start begins the file anew
 
-An argument list is started, never a shell, and only with options that TrainingRequest has checked. One run at a time: a run that was
+An argument list is started, never a shell, and only with options that launch_request.py has checked. One run at a time: a run that was
 started in a terminal counts too.
 """
 
 import contextlib
 import dataclasses
 import os
-import signal
+import shlex
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, ValidationError
+from pydantic import ValidationError
 
 from nanochat import paths, untrusted
 from nanochat.chat.api_errors import ApiError, shown
-from nanochat.chat.schema import Text
-from nanochat.config import PROFILE_NAMES
+from nanochat.chat.launch_plan import Planner, last_words
+from nanochat.chat.launch_request import PROFILES, TrainingRequest
 from nanochat.console import command, log, printable
 from nanochat.errors import NanochatError
-from nanochat.planning.hardware import detect_profile
 from nanochat.redaction import redact
 from nanochat.runs import listing, lock
 from nanochat.runs.heartbeat import read_heartbeat
 from nanochat.runs.record import plain_name
 
-QUICKSTART = "quickstart"  # the command, and the name of its run
 LOG_BYTES, LOG_LINES = 8_192, 12  # of the end of the log, that are shown
 SAVE_SECONDS = 170.0  # that a run has to save where its container ends, 10 less than compose's stop_grace_period
 CONTAINER_INITS = ("tini", "docker-init", "dumb-init", "catatonit")  # names of a process 1 that ends with its only child
 WITHHELD = ("NANOCHAT_API_KEY",)  # of the server's environment: a run needs no key
-
-
-def _profile(name: str) -> str:
-    if name not in ("auto", *PROFILE_NAMES):
-        raise ValueError(f"the profiles are {', '.join(('auto', *PROFILE_NAMES))}")
-    return name
-
-
-def _argument(text: str) -> str:
-    """A value of an option: one line of visible characters that no program could take for an option."""
-    if text.startswith("-"):
-        raise ValueError("must not begin with -")
-    if not text.isprintable():
-        raise ValueError("must not contain control characters")
-    return text
-
-
-def _run_name(name: str) -> str:
-    if name:
-        try:
-            plain_name(name)
-        except NanochatError as error:
-            raise ValueError("must be a plain name, as in my-first-run") from error
-    if len(name.encode()) > 200:
-        raise ValueError("is too long for a directory name")
-    return name
-
-
-class TrainingRequest(BaseModel):
-    """What the page may choose of a run. Everything else is the profile's."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    quickstart: StrictBool = False  # `nanochat quickstart`; the other fields are then ignored
-    profile: Annotated[Text, AfterValidator(_profile)] = "auto"
-    hours: Annotated[float, Field(gt=0, lt=10_000, allow_inf_nan=False)] | None = None
-    data: Annotated[Text, Field(max_length=4_096), AfterValidator(_argument)] = ""
-    run: Annotated[Text, Field(max_length=200), AfterValidator(_argument), AfterValidator(_run_name)] = ""
-
-    @property
-    def arguments(self) -> list[str]:
-        """The command of the terminal, after `nanochat`."""
-        return [QUICKSTART] if self.quickstart else ["train", *self._options()]
-
-    @property
-    def plan_arguments(self) -> list[str]:
-        """The command that plans the same run."""
-        return ["plan", "--json", *(["--profile=cpu", f"--run={QUICKSTART}"] if self.quickstart else self._options())]
-
-    @property
-    def run_name(self) -> str:
-        """The name that the run has."""
-        named = self.run not in ("", "auto")
-        profile = detect_profile() if self.profile == "auto" else self.profile
-        return QUICKSTART if self.quickstart else self.run if named else profile
-
-    @property
-    def may_use_gpu(self) -> bool:
-        """Whether the run uses a GPU if there is one."""
-        return not self.quickstart and self.profile != "cpu"
-
-    def require_text(self) -> None:
-        """Raise ApiError unless the text is there: a file or a directory by its absolute path, with `:COLUMN` where it has columns."""
-        if not self.data or self.quickstart:
-            return
-        try:
-            places = [Path(text).expanduser() for text in (self.data, self.data.rpartition(":")[0]) if text]
-            there = [place for place in places if place.is_absolute() and (place.is_file() or place.is_dir()) and not _of_kernel(place)]
-        except (OSError, ValueError, RuntimeError):  # a name that is too long; a home directory that nobody has
-            there = []
-        if not there:
-            message = f"{shown(self.data)} is no file or directory on the server's machine; give its absolute path"
-            raise ApiError(400, message, "invalid_value", "data")
-
-    def _options(self) -> list[str]:
-        hours = "" if self.hours is None else f"{self.hours:.12g}"
-        values = {"profile": self.profile, "hours": hours, "data": self.data, "run": self.run}
-        return [f"--{name}={value}" for name, value in values.items() if value]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,8 +79,18 @@ class Launcher:
         self._process: subprocess.Popen[bytes] | None = None  # if this server started it: only its parent learns its exit code
         self._starting: TrainingRequest | None = None
         self._lock = threading.Lock()
+        self._planner = Planner()
 
     # ---- what the page asks for ---------------------------------------------------------------------------------
+
+    def plan(self, request: TrainingRequest) -> dict[str, Any] | None:
+        """The run's plan, as `nanochat plan --json` prints it; None if a run began meanwhile.
+
+        Raises ApiError as `start` does, and 400 with the command's error and hint.
+        """
+        request.require_text()
+        self.require_idle()  # the measurement and a run would slow each other
+        return self._planner.plan(request.plan_arguments, _environment())
 
     def start(self, request: TrainingRequest) -> None:
         """Start the run. Raises ApiError: 409 if a run is in training, 400 if its text is missing, 503 if the machine refuses."""
@@ -178,27 +108,28 @@ class Launcher:
         """Ask the run to save a checkpoint and end, once: a second signal would end it without. Raises ApiError if none runs."""
         with self._lock:
             launch = self._read()
-            if launch is None or not self._alive(launch):
+            if launch is None or not self._lives(launch):
                 raise ApiError(409, "no training run that was started here is running", "no_training")
-            if not launch.stopping and _terminate(launch.process):
+            if not launch.stopping and launch.process.terminate():
                 with contextlib.suppress(OSError):  # a full disk must not keep anyone from stopping the run
                     self._write(dataclasses.replace(launch, stopping=True))
 
     def state(self) -> dict[str, Any]:
-        """The last launch for the page, all None or empty where there is none.
+        """The last launch for the page, and the profiles to choose from.
 
         `code` is the exit code, None while the run is alive and where another server started it. `error` and `hint` are the command's.
         """
         launch = self._read()
         if launch is None:
-            return {"run": None, "alive": False}
-        alive = self._alive(launch)
+            return {"run": None, "alive": False, "profiles": PROFILES}
+        alive = self._lives(launch)
         code = self._process.returncode if self._process and self._process.pid == launch.process.pid and not alive else None
         folder = paths.run_dir(launch.run)
         finished = not alive and (code == 0 or (code is None and listing.is_finished(folder)))
         lines = self._log()
         error, hint = ("", "") if alive or finished else last_words(lines)
         return {
+            "profiles": PROFILES,
             "run": untrusted.encodable(launch.run),
             "command": printable(" ".join([command(), *launch.request.arguments])),
             "alive": alive,
@@ -215,13 +146,13 @@ class Launcher:
     def needs_gpu(self) -> bool:
         """Whether a run that may use a GPU was started here, or is about to."""
         launch = self._read()
-        request = self._starting or (launch.request if launch and self._alive(launch) else None)
+        request = self._starting or (launch.request if launch and self._lives(launch) else None)
         return request is not None and request.may_use_gpu
 
     def require_idle(self) -> None:
         """Raise ApiError (409) if a run is in training in this data directory, whoever started it."""
         launch = self._read()
-        if launch and self._alive(launch):
+        if launch and self._lives(launch):
             raise _under_way(launch.run, launch.process)
         for folder in sorted(paths.runs_dir().glob("[!.]*")):
             try:
@@ -236,6 +167,7 @@ class Launcher:
 
     def server_stops(self) -> None:
         """Called at once when the server is told to stop: where its container ends with it, the run begins to save."""
+        self._planner.end()
         if _ends_with_server():
             with contextlib.suppress(ApiError):
                 self.stop()
@@ -243,14 +175,15 @@ class Launcher:
     def server_stopped(self) -> None:
         """Called last: wait for a run that would end with the container; name one that continues."""
         launch = self._read()
-        if launch is None or not self._alive(launch):
+        if launch is None or not self._lives(launch):
             return
         if not _ends_with_server():
             log(f"the training run {launch.run} continues; `nanochat serve --allow-training` shows it again, and can stop it")
             return
         log(f"waiting for the training run {launch.run} to save a checkpoint")
+        self.server_stops()  # a run that was started since
         end = time.monotonic() + SAVE_SECONDS
-        while self._alive(launch) and time.monotonic() < end:
+        while self._lives(launch) and time.monotonic() < end:
             time.sleep(0.2)
 
     # ---- the process --------------------------------------------------------------------------------------------
@@ -259,12 +192,17 @@ class Launcher:
         try:
             with self._lock, paths.locked(self._folder / "lock"):  # of two starts at once, the second one finds the first one's run
                 self.require_idle()
+                self._planner.end()
                 self._starting = request
                 if request.may_use_gpu:
                     self._make_space()
                 run = request.run_name
                 self._process = self._spawn(request)
-                self._write(Launch(request, run, lock.Holder.here("a training run", self._process.pid)))
+                try:
+                    self._write(Launch(request, run, lock.Holder.here(lock.TRAINING, self._process.pid)))
+                except OSError:
+                    self._process.kill()  # nobody could stop it
+                    raise
         except ApiError:
             raise
         except (NanochatError, OSError) as error:
@@ -285,7 +223,7 @@ class Launcher:
                 env=_environment(),
             )
 
-    def _alive(self, launch: Launch) -> bool:
+    def _lives(self, launch: Launch) -> bool:
         if self._process:
             self._process.poll()  # a child that has ended is not removed before its exit code is read
         return launch.process.alive
@@ -307,41 +245,11 @@ class Launcher:
         return [redact(printable(line)) for line in text.splitlines()[-LOG_LINES:]]
 
 
-def _of_kernel(place: Path) -> bool:
-    """Whether a path leads to the kernel's files, which describe processes and devices and are no text."""
-    return place.resolve().parts[1:2] in (("proc",), ("sys",), ("dev",))
-
-
-def last_words(lines: list[str]) -> tuple[str, str]:
-    """The error and the hint that a command ended with, from the end of its messages; "" for what is not there."""
-    for number in range(len(lines) - 1, -1, -1):
-        if lines[number].startswith(("error: ", "stopped")):
-            hint = lines[number + 1] if number + 1 < len(lines) else ""
-            return lines[number].removeprefix("error: "), hint.removeprefix("hint: ") if hint.startswith("hint: ") else ""
-    return "", ""
-
-
 def _under_way(run: str, holder: lock.Holder | None) -> ApiError:
     whose = f" (process {holder.pid} on {holder.host})" if holder else ""
-    message = f"the run {shown(run)} is in training{whose}, and one run trains at a time: stop it, or wait for its end"
+    stop = f"{command()} runs stop {shlex.quote(run)}"
+    message = f"the run {shown(run)} is in training{whose}, and one run trains at a time: wait for its end, or stop it with {stop}"
     return ApiError(409, message, "training_under_way")
-
-
-def _terminate(process: lock.Holder) -> bool:
-    """Send SIGTERM to a process, not to another one that has its number since. Returns whether it was there."""
-    try:
-        descriptor = os.pidfd_open(process.pid)
-    except OSError:
-        return False
-    try:
-        if not process.alive:
-            return False
-        signal.pidfd_send_signal(descriptor, signal.SIGTERM)
-        return True
-    except ProcessLookupError:
-        return False
-    finally:
-        os.close(descriptor)
 
 
 def _environment() -> dict[str, str]:

@@ -24,7 +24,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
-from nanochat.chat import launch_api, responses_api, runs_api
+from nanochat.chat import launch_api, ollama_api, responses_api, runs_api
 from nanochat.chat.api_errors import RESPONSES, ApiError, shown
 from nanochat.chat.complaints import complaint
 from nanochat.chat.delivery import EventStream, Submission, whole
@@ -63,7 +63,6 @@ class Services:
     runs: Path | None = None  # the directory of the runs
     library: ModelLibrary | None = None
     launcher: Launcher | None = None  # if runs may be started here
-    planner: launch_api.Planner = field(default_factory=launch_api.Planner)
     readers: runs_api.Readers = field(default_factory=runs_api.Readers)
     page_files: dict[str, bytes] = field(default_factory=_page_files)
     _reading: "asyncio.Task[dict[str, Any]] | None" = None
@@ -225,6 +224,7 @@ def create_app(
     app.include_router(openai)
     app.include_router(pages)
     app.include_router(runs_api.router)
+    app.include_router(ollama_api.router)
     if launcher:
         app.include_router(launch_api.router)
     for kind in (ApiError, RequestValidationError, HTTPException):

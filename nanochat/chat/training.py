@@ -118,6 +118,7 @@ class TrainingView:
             "stages": [{"stage": name, "steps": count} for name, count in planned.items()],
             "alive": heartbeat["alive"],
             "trial": heartbeat["trial"],
+            "device": encodable(heartbeat["device"]),
             "checkpoint": next(iter(checkpoints(folder)), None),
             "curve": [
                 {"stage": line["stage"], "step": line["step"], "value": line[measure]}

@@ -14,6 +14,7 @@ import typer
 from typer.exceptions import TyperException
 
 from nanochat.cli import dataset, disk, model, plan, runs, submit, train
+from nanochat.cli.encoding import require_utf8
 from nanochat.cli.mistakes import usage_error
 from nanochat.cli.options import application
 from nanochat.console import QUIET, fail, log, show
@@ -55,6 +56,7 @@ def _show_version(asked: bool) -> None:
 
 def main() -> None:
     """The console script."""
+    require_utf8()
     try:
         run_and_exit(dispatch, trains=any(word in TRAINING for word in sys.argv[1:2]))
     finally:

@@ -205,10 +205,24 @@ def export(
 
 @app.command(name="import", rich_help_panel="Use")
 def import_(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Directory that `nanochat export --to hf` wrote")],
-    run: Annotated[str | None, typer.Option(metavar="NAME", help="Name of the new run; without it, the name that it had")] = None,
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Directory of `nanochat export --to hf`, or a Hugging Face directory of a Qwen3")
+    ],
+    run: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Name of the new run; without it, the name that it had, or the directory's")
+    ] = None,
+    max_seq_len: Annotated[
+        int,
+        typer.Option(
+            "--max-seq-len", "--max_seq_len", metavar="N", help="Context length in tokens; less memory with a shorter one; 0: the model's"
+        ),
+    ] = 0,
 ) -> None:
-    """Import an exported model as a run."""
+    """Import a model as a run.
+
+    The run chats, is evaluated and exported, and `nanochat train --from` trains it further. The import checks the directory first and
+    refuses what it does not support: rope scaling, sliding windows, mixtures of experts, biases, quantized weights, other model types.
+    """
     from nanochat.export.importer import import_folder
 
-    show(str(import_folder(folder, run)))
+    show(str(import_folder(folder, run, max_seq_len)))

@@ -55,17 +55,18 @@ def doctor(
 
     Lists what would make a run fail or slow, each with a fix. The exit code is 3 if the run would fail.
     """
-    from nanochat.doctor import checks as examination
+    from nanochat.doctor.checks import examine
+    from nanochat.doctor.findings import describe, healthy, to_json
     from nanochat.hardware.machine import this_machine
     from nanochat.planning.plan import make_plan
     from nanochat.planning.rules import resolve
 
     asked = run_config(profile, trial, context.args)
     config = resolve(asked)
-    findings = examination.examine(config, make_plan(config, this_machine(config.device)), asked=asked.device)
+    findings = examine(config, make_plan(config, this_machine(config.device)), asked=asked.device)
     if gpus:
         from nanochat.doctor.gpus import check_gpus
 
         findings += check_gpus(config.device)
-    show_json(examination.to_json(findings)) if as_json else show(examination.describe(findings))
-    raise typer.Exit(0 if examination.healthy(findings) else 3)
+    show_json(to_json(findings)) if as_json else show(describe(findings))
+    raise typer.Exit(0 if healthy(findings) else 3)

@@ -35,7 +35,7 @@ AUTOMATIC = ("device", "dtype", "compile", "threads")
 _NAME = re.compile(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?")
 _SECRET = re.compile(r"(?i)(token|secret|passw|api_?key|credential)")
 VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-MACHINE = ("device_batch_size", "nproc_per_node", *AUTOMATIC)  # settings that are the cluster's, not the source's, with `--from`
+MACHINE = ("profile", "device_batch_size", "nproc_per_node", *AUTOMATIC)  # settings that are the cluster's, not the source's, with `--from`
 OWN_VARIABLES = ("NANOCHAT_BASE_DIR", "NANOCHAT_END", "NANOCHAT_GUARD")  # set by `submit` itself
 
 

@@ -1,6 +1,6 @@
 """A run's configuration: `Config`, its fields in groups, and what a profile and the command line's flags make of it."""
 
-from nanochat.config.config import FIELDS, GROUPS, RL_FIELDS, Config, differences
+from nanochat.config.config import FIELDS, GROUPS, RL_FIELDS, STEP_FIELDS, Config, differences
 from nanochat.config.flags import UnknownOption, convert, flag_name, metavar, parse_flags, shown, unknown_key
 from nanochat.config.groups import (
     EMBEDDED,
@@ -26,6 +26,7 @@ __all__ = [
     "PROFILES",
     "PROFILE_NAMES",
     "RL_FIELDS",
+    "STEP_FIELDS",
     "TEXT_RULES",
     "TRACKERS",
     "CheckpointConfig",

@@ -18,6 +18,8 @@ from nanochat.config.groups import (
 )
 from nanochat.errors import UsageError
 
+STEP_FIELDS = {"base": "num_iterations", "sft": "sft_iterations", "rl": "rl_iterations"}  # stage -> field of its number of steps
+
 
 @dataclasses.dataclass(frozen=True)
 class Config(
@@ -66,7 +68,7 @@ class Config(
     @property
     def steps(self) -> dict[str, int]:
         """Steps of each stage, in the order of the stages; -1 where they are still to be chosen."""
-        return {"base": self.num_iterations, "sft": self.sft_iterations, "rl": self.rl_iterations}
+        return {stage: getattr(self, name) for stage, name in STEP_FIELDS.items()}
 
     @property
     def first_stage(self) -> str:

@@ -268,6 +268,7 @@ class DeviceConfig(Group):
     )
     seed: int = field(42, "Seed of the initial weights and of the order of the data")
     deterministic: bool = field(False, "Losses equal digit for digit: float32, no compilation, deterministic algorithms")
+    background: bool = field(False, "Lowest priority for CPU and disk, and half of the cores", keeps_losses=True)
     threads: int = field(-1, "CPU threads per process", auto="measured while training, at most the physical cores")
 
     def __post_init__(self) -> None:

@@ -26,6 +26,7 @@ from nanochat.distributed.liveness import LAST_WORD, START, Liveness
 from nanochat.distributed.workers import EXIT_CODES, GRACE, GRACE_SECONDS, LAUNCHER, Workers, left_codes, meeting
 from nanochat.errors import LAUNCHER_FINAL_CODES, HungError, PreflightError, UsageError
 from nanochat.hardware import awake
+from nanochat.hardware.memory import oom_kills
 
 T = TypeVar("T")
 
@@ -242,6 +243,7 @@ def launch(arguments: list[str], processes: int, restarts: int = 2) -> int:
     awake.clock.unwatch()  # the workers log suspensions
     restarts = 0 if together else restarts
     for attempt in range(restarts + 1):
+        kills = oom_kills()
         with tempfile.TemporaryDirectory() as folder:
             # -u: unbuffered output, so that the lines of several processes appear in order
             command = [sys.executable, "-u", *arguments]
@@ -251,6 +253,8 @@ def launch(arguments: list[str], processes: int, restarts: int = 2) -> int:
             codes.add(75)
         elif codes & {1, 7}:
             codes.discard(75)  # the other workers of a crash are stopped by a signal, which they report as preemption
+        if not stopped and (why := _ended_by(code, codes, kills)):
+            print(why, file=sys.stderr, flush=True)
         final = next((known for known in LAUNCHER_FINAL_CODES if known in codes), None)
         if final is not None:
             return final
@@ -264,6 +268,24 @@ def launch(arguments: list[str], processes: int, restarts: int = 2) -> int:
             "set the same PET_NNODES, PET_MASTER_ADDR and PET_MASTER_PORT (of the first machine) on all, then run the same command again",
         )
     return 7 if 7 in codes else 1
+
+
+def _ended_by(code: int, codes: set[int], kills: int | None) -> str:
+    """A line about a signal of another program that ended a worker, with its likely sender; "" if none did.
+
+    code: exit code of the first worker that failed.
+    codes: exit codes that the workers recorded.
+    kills: `oom_kills` at their start.
+    """
+    if code == -signal.SIGKILL:
+        counted = kills is not None and (oom_kills() or 0) > kills
+        who = "the system killed a worker, because memory ran out" if counted else "a worker was killed, probably because memory ran out"
+        return f"{who}: close other programs, raise the container's limit, or lower --device_batch_size, which keeps the losses"
+    if code < 0:
+        return f"a worker was ended by {signal.Signals(-code).name}"
+    if codes == {75}:
+        return "another program stopped a worker, which has saved its checkpoint (earlyoom and systemd-oomd do so when memory is short)"
+    return ""
 
 
 def _wait(command: list[str], environment: dict[str, str], processes: int) -> tuple[int, bool]:

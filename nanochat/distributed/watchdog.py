@@ -16,6 +16,7 @@ import torch
 
 from nanochat.distributed.ranks import record_exit
 from nanochat.errors import HungError
+from nanochat.hardware import power
 
 GRACE = 3.0  # seconds between the message and the end, so that every rank prints its own
 FRAMES = 3  # frames of the main thread's stack in the message
@@ -91,6 +92,10 @@ def slow(device: torch.device, rate: float, planned: float, tokens: int, waited:
         cause = f"the GPU's memory is full; {lower}"
     elif os.getloadavg()[0] > 1.5 * (cores := os.cpu_count() or 1):
         cause = f"other programs use the CPU ({os.getloadavg()[0]:.0f} threads for {cores} cores); stop them, or lower --threads"
+    elif (state := power.read_power()).throttled:
+        cause = f"{state.throttled}; let it cool down, or choose another power mode"
+    elif state.battery is not None:
+        cause = f"this machine runs on battery ({state.battery}% left); connect the charger"
     elif device.type == "cuda":
         cause = "the GPU may be hot, power-limited or shared; run `nanochat doctor --gpus` to measure it"
     else:

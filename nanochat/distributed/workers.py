@@ -200,14 +200,15 @@ class Workers:
                 process.terminate()
 
     def wait(self, folder: str, grace: float, linger: float) -> int:
-        """Wait for all workers; returns the first non-zero exit code, else 0.
+        """Wait for all workers; returns the exit code of the first that failed, negative for a signal that ended it, else 0.
 
         If one fails, or a signal came, the others get `grace` seconds to end after SIGTERM. If all have recorded their exit codes in
         `folder`, one of them an error, they get `linger` seconds to end.
         """
-        end, over = float("inf"), 0.0
+        end, over, first = float("inf"), 0.0, 0
         while None in (codes := [process.poll() for process in self.processes]):
             now = time.monotonic()
+            first = first or next((code for code in codes if code), 0)
             if self.came is not None:
                 end = min(end, self.came + grace)
             elif any(codes) and end == float("inf"):
@@ -218,7 +219,7 @@ class Workers:
             if now > end or (over and now - over > linger):
                 self._send(signal.SIGKILL)
             time.sleep(POLL)
-        return next((code for code in codes if code), 0)
+        return first or next((code for code in codes if code), 0)
 
     def _send(self, number: int) -> None:
         for process in self.processes:

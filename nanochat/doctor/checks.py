@@ -13,15 +13,14 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 from nanochat import paths
 from nanochat.config import Config
 from nanochat.console import duration, log
 from nanochat.data.source import text_source
-from nanochat.doctor.troubleshooting import explained
+from nanochat.doctor.findings import ERROR, OK, WARNING, Finding
 from nanochat.errors import NanochatError, PreflightError
-from nanochat.hardware import nvml
+from nanochat.hardware import memory, nvml, power
 from nanochat.hardware.cpu import physical_cores
 from nanochat.hardware.toolchain import c_compiler, torch_compile_lacks, torch_compiler
 from nanochat.hub import addresses as hub
@@ -29,7 +28,6 @@ from nanochat.planning.memory import reserved_bytes
 from nanochat.planning.plan import Plan, kept_checkpoints, largest_batch
 from nanochat.redaction import redact
 
-OK, WARNING, ERROR = "ok", "warning", "error"
 DRIVER_FLOORS = {12: 525, 13: 580}  # CUDA's major version in torch's wheels -> the oldest driver
 SLOW_DISK = 30e6  # bytes per second
 PROBE_BYTES = 32 << 20  # bytes written to measure a disk
@@ -38,22 +36,6 @@ FILES = 1024
 HELD = 0.1  # fraction of a GPU's memory that other processes may use without a warning
 NETWORK_SECONDS = 5.0
 CPU_DAYS = 3.0  # a GPU profile's full run that takes longer on this CPU is refused
-
-
-@dataclasses.dataclass(frozen=True)
-class Finding:
-    """The result of a check. `fix` is a command or a setting; `why` and `fix` are empty if nothing is wrong."""
-
-    id: str
-    level: str
-    what: str
-    why: str = ""
-    fix: str = ""
-
-    @property
-    def means(self) -> str:
-        """The explanation of this kind of finding; empty if nothing is wrong."""
-        return explained(self.id) if self.level != OK else ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,27 +67,6 @@ def require(config: Config, plan: Plan, asked: str = "") -> None:
     for finding in findings:
         if finding.level == ERROR:
             raise PreflightError(f"{finding.what}: {finding.why}" if finding.why else finding.what, finding.fix)
-
-
-def healthy(findings: list[Finding]) -> bool:
-    """Whether no finding is an error."""
-    return all(finding.level != ERROR for finding in findings)
-
-
-def to_json(findings: list[Finding]) -> dict[str, Any]:
-    """The output of `doctor --json`."""
-    return {"ok": healthy(findings), "findings": [dataclasses.asdict(finding) | {"means": finding.means} for finding in findings]}
-
-
-def describe(findings: list[Finding]) -> str:
-    """The findings as text: a line for each, and up to three more for its meaning, reason and fix."""
-    lines = []
-    for finding in findings:
-        lines.append(f"{finding.level:<8}{finding.id}: {finding.what}")
-        lines += [f"        means: {finding.means}"] if finding.means else []
-        lines += [f"        why: {finding.why}"] if finding.why else []
-        lines += [f"        fix: {finding.fix}"] if finding.fix else []
-    return "\n".join(lines)
 
 
 # ---- the GPU ----------------------------------------------------------------------------------------------------
@@ -174,12 +135,15 @@ def check_memory(case: Case) -> Iterator[Finding]:
     needed, usable = reserved_bytes(plan.memory_bytes["total"], config.device), plan.memory_bytes["usable"]
     if not plan.card_here:
         return
+    limited = memory.available().limit if config.device != "cuda" else ""
+    limit = f", by {limited}" if limited else ""
     if needed > usable:
-        what = f"the run needs {needed / 1e9:.1f} GB; {usable / 1e9:.1f} GB are usable"
-        yield Finding("memory", ERROR, what, "it would run out of memory", _smaller(config, plan.max_device_batch_size))
+        what = f"the run needs {needed / 1e9:.1f} GB; {usable / 1e9:.1f} GB are usable{limit}"
+        smaller = _smaller(config, plan.max_device_batch_size)
+        yield Finding("memory", ERROR, what, "it would run out of memory", f"{smaller}, or raise the limit" if limit else smaller)
         return
     if config.device != "cuda":
-        yield Finding("memory", OK, f"{needed / 1e9:.1f} GB needed, {usable / 1e9:.1f} GB usable")
+        yield Finding("memory", OK, f"{needed / 1e9:.1f} GB needed, {usable / 1e9:.1f} GB usable{limit}")
         return
     gpus = case.driver.gpus[: config.nproc_per_node] if case.driver else ()
     for index, gpu in enumerate(gpus):
@@ -196,7 +160,7 @@ def check_memory(case: Case) -> Iterator[Finding]:
 
 
 def _smaller(config: Config, most: int) -> str:
-    """How the run needs less memory, if micro-batches of `most` sequences fit."""
+    """Changes by which the run needs less memory, if micro-batches of `most` sequences fit."""
     return f"use --device_batch_size={most}, which keeps the losses" if most else "use a smaller --depth or --max_seq_len"
 
 
@@ -306,6 +270,17 @@ def check_limits(case: Case) -> Iterator[Finding]:
         yield Finding("clock", WARNING, what, why, "set the clock: timedatectl set-ntp true")
 
 
+def check_power(_: Case) -> Iterator[Finding]:
+    """Battery and heat, where the system tells."""
+    state = power.read_power()
+    if state.battery is not None:
+        why = "most laptops slow down on battery, and a long run empties it; a run that stops resumes with the same command"
+        yield Finding("battery", WARNING, f"this machine runs on battery ({state.battery}% left)", why, "connect the charger")
+    if state.throttled:
+        why = "a run then takes longer than its plan"
+        yield Finding("heat", WARNING, state.throttled, why, "let it cool down, clean its fans, or lower --threads or use --background")
+
+
 # ---- the data ---------------------------------------------------------------------------------------------------
 
 
@@ -347,5 +322,6 @@ CHECKS: tuple[Callable[[Case], Iterator[Finding]], ...] = (
     check_compiler,
     check_folder,
     check_limits,
+    check_power,
     check_data,
 )

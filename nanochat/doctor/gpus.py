@@ -14,7 +14,7 @@ import torch
 
 from nanochat.distributed import ranks
 from nanochat.distributed.ranks import Ranks
-from nanochat.doctor.checks import ERROR, OK, WARNING, Finding
+from nanochat.doctor.findings import ERROR, OK, WARNING, Finding
 from nanochat.errors import NanochatError
 
 SECONDS = 10.0  # of matrix products

@@ -57,7 +57,11 @@ def _card(opened: TrainedModel, library: str, tags: tuple[str, ...], use: str, e
     gpt, meta = opened.model.config, opened.checkpoint.meta
     record = runs.read_record(opened.run)
     imported = meta.get("origin", {}).get("name")
-    text = text_source(record.config).title if record else f"unknown: imported from {imported}" if imported else "unknown"
+    if record and record.dataset:
+        text = text_source(record.config).title
+    else:
+        known = [ancestor.text for ancestor in record.descent if ancestor.text] if record else []
+        text = known[-1] if known else f"unknown: imported from {imported}" if imported else "unknown"
     made = "imported by" if imported and not record else "trained from scratch with" if not (record and record.descent) else "trained with"
     trial = "\n\n**This is a short test run of a few steps; its answers are not useful.**" if meta.get("trial") else ""
     return f"""{front_matter(opened, library, tags)}

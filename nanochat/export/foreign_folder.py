@@ -1,4 +1,4 @@
-"""What a Hugging Face directory says beside its weights: tokenizer, chat template, ending tokens, licence. And the same for an export."""
+"""Tokenizer, chat template, ending tokens and licence of a Hugging Face directory, read and written."""
 
 from pathlib import Path
 from typing import Any

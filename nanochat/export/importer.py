@@ -1,5 +1,6 @@
 """`import`: a received directory as a run, either one that `export --to hf` wrote or a Hugging Face directory of a Qwen3."""
 
+import dataclasses
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,9 +45,10 @@ class Received:
     weights: Weights
 
 
-def import_folder(folder: Path, run: str | None = None) -> str:
+def import_folder(folder: Path, run: str | None = None, context: int = 0) -> str:
     """Import a directory as the run `run` (default: the name that it had, or the directory's) and return the name.
 
+    `context` shortens a Qwen3's context to so many tokens (0: the model's own), because a long one needs much memory for each answer.
     The directory is untrusted, so all of it is checked, and the run appears in one rename. Raises DataError if it is damaged or of a kind
     that is not supported, UsageError if a run of that name exists, PreflightError if memory or disk space is insufficient.
     """
@@ -55,7 +57,9 @@ def import_folder(folder: Path, run: str | None = None) -> str:
         message = f"{folder} is not an export of `nanochat export --to hf`, and has no {CONFIG} of a Hugging Face model"
         raise DataError(message, "name the directory that holds config.json, model.safetensors and tokenizer.json")
     with _reading(folder, own):
-        received = _read_own(folder) if own else _read_qwen3(folder, run)
+        if own and context:
+            raise UsageError("--max_seq_len is for other models than this project's exports", "leave out --max_seq_len")
+        received = _read_own(folder) if own else _read_qwen3(folder, run, context)
         name = runs.plain_name(run) if run else checked_run(received.name)
         target = paths.run_dir(name)
         if os.path.lexists(target):
@@ -107,13 +111,16 @@ def _read_own(folder: Path) -> Received:
     if about["format"] != FORMAT or tokenizer.id != meta["tokenizer"] or tokenizer.vocab_size != gpt.vocab_size:
         raise ValueError("its tokenizer or its format does not match")
     text = untrusted.text(about.get("licence", "unknown"), "licence", ORIGIN_TEXT)
-    origin = {"name": f"an export of the run {checked_run(about['run'])}", "licence": text}
+    origin = {"name": f"an export of the run {checked_run(about['run'])}", "licence": text if text.isprintable() else "unknown"}
     return Received(about["run"], meta | {"origin": origin}, tokenizer, gpt, Weights(folder))
 
 
-def _read_qwen3(folder: Path, run: str | None) -> Received:
-    """A Hugging Face directory of a Qwen3. Raises ValueError, KeyError, OSError, DataError."""
+def _read_qwen3(folder: Path, run: str | None, context: int) -> Received:
+    """A Hugging Face directory of a Qwen3. Raises ValueError, KeyError, OSError, DataError, UsageError."""
     config, gpt = read_config(folder)
+    if not 0 <= context <= gpt.max_seq_len:
+        raise UsageError(f"--max_seq_len={context} is out of range", f"use at most the model's context, --max_seq_len={gpt.max_seq_len}")
+    gpt = dataclasses.replace(gpt, max_seq_len=context or gpt.max_seq_len)
     weights = Weights(folder)
     _require_shapes(weights, gpt)  # first, because a vocabulary takes time to read
     name = folder.resolve().name
@@ -123,7 +130,7 @@ def _read_qwen3(folder: Path, run: str | None) -> Received:
         except ValueError as error:
             raise UsageError(f"the directory's name is no run's name: {error}", "name the run with --run NAME") from error
     tokenizer, chats = read_tokenizer(folder, config)
-    origin = {"name": untrusted.encodable(name)[:ORIGIN_TEXT], "licence": licence(folder)}
+    origin = {"name": name[:ORIGIN_TEXT] if name.isprintable() else "a directory", "licence": licence(folder)}
     stage = "sft" if chats else "base"
     meta = {"stage": stage, "step": 0, "trial": False, "model": gpt.to_dict(), "tokenizer": tokenizer.id, "origin": origin}
     return Received(name, meta, tokenizer, gpt, weights)

@@ -27,7 +27,8 @@ _WRITTEN = {"odc-by-1.0": "odc-by"}  # as datasets' manifests write them
 def front_matter(opened: TrainedModel, library: str, tags: tuple[str, ...] = ()) -> str:
     """The card's header between its two lines of dashes; `library` is the hub's name of the library that loads the model."""
     record = runs.read_record(opened.run)
-    config = record.config if record and not record.config.data else None  # nothing is known of a user's own text
+    known = record and record.dataset and not record.config.data  # nothing is known of a user's own text and of an imported model's
+    config = record.config if record and known else None
     data: dict[str, Any] = {"library_name": library, "pipeline_tag": "text-generation"} | _licence(licence_of(opened))
     if languages := _languages(config.dataset) if config else []:
         data["language"] = languages

@@ -1,4 +1,4 @@
-"""What the checks of all formats share: prompts, and the run's own greedy answers."""
+"""Prompts and the run's own greedy answers, for the checks of all formats."""
 
 import torch
 

@@ -4,6 +4,7 @@ Both are checked before the model is loaded, as far as that is possible without 
 """
 
 import contextlib
+import os
 import re
 import shlex
 from pathlib import Path
@@ -29,6 +30,8 @@ class Push:
             raise UsageError(f"--push {target} is not hf:OWNER/NAME", "name a repository of the hub, such as --push hf:alice/my-model")
         self.repo = found[1]
         token = hub_token(endpoint())
+        if not token and os.environ.get("HF_TOKEN", "").strip():
+            raise UsageError(f"the token is not sent to {endpoint()}, whose address is not https", "set HF_ENDPOINT to an https address")
         if not token:
             raise UsageError("--push needs a token of the hub, and the environment variable HF_TOKEN is not set", f"set HF_TOKEN: {TOKENS}")
         hub = needed("huggingface_hub", "huggingface_hub", "--push")
@@ -81,7 +84,7 @@ class ExportMirror:
         self._mirror, self._out = Mirror(url, out.name), out
         self.address = f"{self._mirror.url.rstrip('/')}/{out.name}"
         taken = False
-        with contextlib.suppress(Exception):  # if it cannot be reached now, `send` says so when the export is written
+        with contextlib.suppress(Exception):  # if it cannot be reached, `send` raises the error once the export is written
             taken = self._mirror.has_other_folder()
         if taken:
             raise self._taken()

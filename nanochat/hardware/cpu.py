@@ -4,17 +4,15 @@ import dataclasses
 import functools
 import math
 import os
-import re
+import sys
 import time
-from collections.abc import Container
+from collections.abc import Iterator
 
 import numpy as np
 
-from nanochat.hardware import procfs
+from nanochat.hardware import cgroups, procfs
 
 DEFAULT_FLOPS = 15e9  # FLOP/s of training on two slow cores (measured: 17e9); a fast pair reaches 130e9
-STAT = "/proc/stat"  # busy and idle ticks of all processors
-WINDOW = 1.0  # seconds over which the use of the processors is averaged, at least
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,55 +42,19 @@ def physical_cores() -> int:
         ids = {key.strip(): value.strip() for key, value in fields.items()}
         if "core id" in ids:
             cores.add((ids.get("physical id", "0"), ids["core id"]))
-    limit, _, period = procfs.read("/sys/fs/cgroup/cpu.max").partition(" ")
-    quota = math.ceil(int(limit) / int(period)) if limit.isdigit() and period.strip().isdigit() else allowed
-    return max(min(allowed, len(cores) or allowed, quota), 1)
+    return max(min(allowed, len(cores) or allowed, *_quotas()), 1)
 
 
-class FreeProcessors:
-    """Average number of processors that other programs leave to this process, those that it uses itself included.
-
-    Called again and again; each call has the average since the call that is WINDOW or more seconds before it.
-    """
-
-    def __init__(self) -> None:
-        self._allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
-        self._value: float | None = None
-        self._before = self._read()
-
-    def __call__(self) -> float | None:
-        """The number of processors; None if unknown, as on systems other than Linux, and before the first WINDOW has passed."""
-        if self._before is None or time.monotonic() - self._before[0] < WINDOW:
-            return self._value
-        now = self._read()
-        if now is None or now[2] <= self._before[2]:
-            return self._value
-        seconds, busy, every, own = (after - first for after, first in zip(now, self._before, strict=True))
-        self._value, self._before = max(len(self._allowed) * (1 - busy / every) + own / seconds, 0.0), now
-        return self._value
-
-    def _read(self) -> tuple[float, float, float, float] | None:
-        """(seconds, busy ticks and all ticks of the allowed processors, this process's processor seconds); None if unknown."""
-        busy, every = processor_ticks(self._allowed)
-        times = os.times()
-        return (time.monotonic(), busy, every, times.user + times.system) if every else None
-
-
-def processor_ticks(processors: Container[int]) -> tuple[int, int]:
-    """(busy, all) ticks of the `processors` since boot; (0, 0) if unknown.
-
-    Programs of low priority (nice) do not count as busy, unless this process is one. The time of other virtual machines (steal) does.
-    """
-    busy = every = 0
-    low = os.nice(0) > 0
-    for line in procfs.read(STAT).splitlines():
-        found = re.match(r"cpu(\d+)((?: \d+){8})", line)
-        if not found or int(found[1]) not in processors:
-            continue
-        user, nice, system, idle, wait, irq, soft, steal = map(int, found[2].split())
-        taken = user + system + irq + soft + steal + nice * low
-        busy, every = busy + taken, every + user + nice + system + idle + wait + irq + soft + steal
-    return busy, every
+def _quotas() -> Iterator[int]:
+    """Processors, rounded up, that each limit of this process's control groups allows; at least one number."""
+    yield sys.maxsize
+    for folder in cgroups.folders("cpu"):
+        limit, _, period = procfs.read(f"{folder}/cpu.max").strip().partition(" ")
+        old_limit, old_period = cgroups.number(f"{folder}/cpu.cfs_quota_us"), cgroups.number(f"{folder}/cpu.cfs_period_us")
+        if limit.isdigit() and period.isdigit() and int(period):
+            yield math.ceil(int(limit) / int(period))
+        if old_limit and old_period:
+            yield math.ceil(old_limit / old_period)
 
 
 @functools.cache

@@ -17,7 +17,7 @@ class GPUSpec:
 
     name: str
     memory: int  # bytes
-    peak_flops: float  # FLOP/s in bfloat16, dense, with 32-bit accumulation on GeForce: the vendor's data sheet
+    peak_flops: float  # FLOP/s in bfloat16, dense, with 32-bit accumulation; in float32 without bfloat16 units
     flops: float  # FLOP/s that a plan assumes
     source: str  # of `flops`
     dollars: float | None = None  # approximate rent per hour; prices change. None if it is not rented out
@@ -30,11 +30,13 @@ def _spec(name: str, gibibytes: int, peak: float, published: float = 0.0, source
     return GPUSpec(name, gibibytes * GIB, peak, flops, f"three quarters of {source}" if published else ESTIMATE, dollars)
 
 
+# Peaks of GeForce: 512 FLOP per clock and multiprocessor (NVIDIA's white papers on Ampere GA102, Ada and Blackwell: half of the figure with
+# 16-bit accumulation) times multiprocessors and boost clock, a laptop's at its highest power. Of the others: NVIDIA's data sheets, dense.
 GPU_SPECS = (
     GPUSpec(
         "NVIDIA GeForce RTX 4050 Laptop GPU",
         6 * GIB,
-        35e12,
+        24e12,
         9.8e12,
         "estimate, a guess: d8 at 28K and d12 at 11K tokens/s; no published figure",
     ),
@@ -46,6 +48,7 @@ GPU_SPECS = (
     _spec("NVIDIA GeForce RTX 3090", 24, 71e12, 34e12, "a published d12 at 40K tokens/s", 0.45),
     _spec("NVIDIA GeForce RTX 4090", 24, 165e12, 107e12, "a published GPT-2 small at 130K tokens/s", 0.7),
     _spec("NVIDIA GeForce RTX 5090", 32, 209e12, dollars=0.9),
+    GPUSpec("Tesla T4", 15 * GIB, 8.1e12, 3.0e12, "estimate: 0.37 of float32's peak, because it has no bfloat16 units", 0.35, bf16=False),
     _spec("NVIDIA L4", 24, 121e12, dollars=0.45),
     _spec("NVIDIA L40S", 48, 362e12, dollars=0.9),
     _spec("NVIDIA A100-SXM4-40GB", 40, 312e12, 230e12, "published runs of eight at 315K tokens/s", 1.5),

@@ -10,6 +10,7 @@ from nanochat.hardware import procfs
 STAT = "/proc/stat"
 EVERY = 2.0  # seconds between two readings
 SPAN = 5  # readings over which a share is taken, so that a short burst says little
+WINDOW = 1.0  # seconds over which FreeProcessors averages, at least
 NOTICED = 0.15  # a smaller share is not named as a reason
 # Columns of a processor's line: user, nice, system, idle, iowait, irq, softirq, steal. The guests' columns after them are part of user.
 IDLE, IOWAIT, STEAL, COLUMNS = 3, 4, 7, 8
@@ -59,6 +60,34 @@ class OtherLoad:
         if all_ticks > 0:
             self.busy = Busy(min(max((used - own) / all_ticks, 0.0), 1.0), min(max(stolen / all_ticks, 0.0), 1.0))
         return self.busy
+
+
+class FreeProcessors:
+    """Average number of processors that other programs leave to this process, those that it uses itself included.
+
+    Called again and again; each call has the average since the call that is WINDOW or more seconds before it, so that load that begins
+    or ends is seen within seconds, unlike by OtherLoad.
+    """
+
+    def __init__(self) -> None:
+        self._count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self._value: float | None = None
+        self._before = self._read()
+
+    def __call__(self) -> float | None:
+        """The number of processors; None if unknown, as on systems other than Linux, and before the first WINDOW has passed."""
+        if time.monotonic() - self._before[0] < WINDOW:
+            return self._value
+        now = self._read()
+        seconds, total, taken, own = (after - first for after, first in zip(now, self._before, strict=True))
+        if total > 0:
+            self._value, self._before = max(self._count * (1 - taken / total) + own / seconds, 0.0), now
+        return self._value
+
+    def _read(self) -> tuple[float, float, float, float]:
+        """(seconds, all ticks, ticks used by programs or stolen, this process's processor seconds)."""
+        total, used, stolen = _ticks()
+        return time.monotonic(), total, used + stolen, sum(os.times()[:2])
 
 
 def _ticks() -> tuple[float, float, float]:

@@ -26,8 +26,8 @@ def start(weights: Iterable[Tensor]) -> None:
 def finish(weights: Iterable[Tensor]) -> None:
     """Make the sums the weights' `grad`."""
     for weight in weights:
-        if weight.dim() == 2:
-            weight.grad = total_of(weight)
+        if (total := total_of(weight)) is not None:
+            weight.grad = total
             setattr(weight, TOTAL, None)
 
 

@@ -57,7 +57,7 @@ class FusedOperations(Operations):
         return _Attention.apply(self.library, q, k, v)
 
     def cross_entropy_sum(
-        self, hidden: Tensor, weight: Tensor, targets: Tensor, counts: Tensor, *, vocab: int, cap: float, rows: int
+        self, hidden: Tensor, weight: Tensor, targets: Tensor, counts: Tensor, *, vocab: int, cap: float, rows: int, scale: float = 1.0
     ) -> Tensor:
         """Cross-entropy, as `Operations.cross_entropy_sum`. Raises IndexError for a counted target outside of the vocabulary."""
         return _CrossEntropySum.apply(self.library, hidden, weight, targets, counts, vocab, cap, rows)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanochat.kernels.accumulation import add_product
+from nanochat.kernels.accumulation import add_product, total_of
 
 RMS_EPS = torch.finfo(torch.float32).eps
 Chunk = Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
@@ -75,15 +75,16 @@ class Operations:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.size(1) != k.size(1))
 
     def cross_entropy_sum(
-        self, hidden: Tensor, weight: Tensor, targets: Tensor, counts: Tensor, *, vocab: int, cap: float, rows: int
+        self, hidden: Tensor, weight: Tensor, targets: Tensor, counts: Tensor, *, vocab: int, cap: float, rows: int, scale: float = 1.0
     ) -> Tensor:
         """Sum of the loss in nats, with the softcapped logits of only `rows` tokens in memory -> scalar, float32, differentiable.
 
         hidden (N, D), weight (at least `vocab`, D) float32, targets (N,), counts (N,): the factor of each target in the sum, 0 to
-        ignore it; `cap` is the softcap, 0 for none.
+        ignore it; `cap` is the softcap, 0 for none. `scale` is the gradient that the sum will receive: between `start_gradients` and
+        `finish_gradients` the weight's gradient is added in the forward pass, times `scale`.
         """
         chunk = _compiled_chunk() if self._compiled else _chunk
-        return _CrossEntropySum.apply(hidden, weight, targets, counts, vocab, cap, rows, chunk)
+        return _CrossEntropySum.apply(hidden, weight, targets, counts, vocab, cap, rows, chunk, scale)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -129,25 +130,39 @@ class _CrossEntropySum(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, counts: Tensor, vocab: int, cap: float, rows: int, chunk: Chunk
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        counts: Tensor,
+        vocab: int,
+        cap: float,
+        rows: int,
+        chunk: Chunk,
+        scale: float,
     ) -> Tensor:
         cast = weight[:vocab].to(hidden.dtype)
-        total = hidden.new_zeros((), dtype=torch.float32)
+        nats = hidden.new_zeros((), dtype=torch.float32)
         grad_hidden = torch.empty_like(hidden)
-        all_rows = torch.zeros_like(weight, dtype=torch.float32)
-        grad_weight = all_rows[:vocab]
+        total = total_of(weight)
+        sums = torch.zeros_like(weight, dtype=torch.float32) if total is None else total
+        ctx.scale = 1.0 if total is None else scale
+        logits = hidden.new_empty(min(rows, len(hidden)), vocab)
         for start in range(0, len(hidden), rows):
             chosen = slice(start, start + rows)
             part = hidden[chosen]
-            nats, grad = chunk(part @ cast.T, targets[chosen], counts[chosen], cap)
-            total += nats
+            raw = torch.mm(part, cast.T, out=logits[: len(part)])
+            part_nats, grad = chunk(raw, targets[chosen], counts[chosen] * ctx.scale, cap)
+            nats += part_nats
             torch.mm(grad, cast, out=grad_hidden[chosen])
-            add_product(grad_weight, grad, part)
-        ctx.save_for_backward(grad_hidden, all_rows)
-        return total
+            add_product(sums[:vocab], grad, part)
+            del grad  # before the next chunk's exists
+        ctx.save_for_backward(grad_hidden, *([sums] if total is None else []))
+        return nats / ctx.scale
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Scale the stored gradients, in place: both are linear in the incoming one."""
-        grad_hidden, grad_weight = ctx.saved_tensors
-        return grad_hidden.mul_(grads[0].to(grad_hidden.dtype)), grad_weight.mul_(grads[0]), *[None] * 6
+        grad_hidden, *sums = ctx.saved_tensors
+        grad_weight = sums[0].mul_(grads[0]) if sums else None
+        return grad_hidden.mul_((grads[0] / ctx.scale).to(grad_hidden.dtype)), grad_weight, *[None] * 7

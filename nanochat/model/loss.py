@@ -13,10 +13,11 @@ from nanochat.model.transformer import Transformer
 IGNORE = -1
 
 
-def cross_entropy_sum(model: Transformer, hidden: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+def cross_entropy_sum(model: Transformer, hidden: Tensor, targets: Tensor, weights: Tensor | None = None, scale: float = 1.0) -> Tensor:
     """Sum of the loss in nats over the counted targets: hidden (B, T, D), targets (B, T) -> scalar, float32, differentiable.
 
-    `weights` (B,) are factors of the rows' losses, negative ones included; without them each is 1.
+    `weights` (B,) are factors of the rows' losses, negative ones included; without them each is 1. `scale` is the gradient that the
+    sum will receive, for operations that add to the head's before the backward pass.
     The head's padding rows are left out of the softmax, so the first loss of a new model is exactly ln V.
     """
     counts = targets != IGNORE
@@ -25,7 +26,7 @@ def cross_entropy_sum(model: Transformer, hidden: Tensor, targets: Tensor, weigh
     flat, vocab, operations = hidden.flatten(0, 1), model.config.vocab_size, model.head.operations
     rows = loss_rows(len(flat), vocab, hidden.device.type, fused=operations.fused)
     return operations.cross_entropy_sum(
-        flat, model.head.weight, targets.flatten(), counts.flatten(), vocab=vocab, cap=model.softcap, rows=rows
+        flat, model.head.weight, targets.flatten(), counts.flatten(), vocab=vocab, cap=model.softcap, rows=rows, scale=scale
     )
 
 

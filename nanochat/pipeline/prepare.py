@@ -26,6 +26,7 @@ from nanochat.report.collect import PLAN, has_report, write_report
 from nanochat.runs import trackers
 from nanochat.runs.origin import copy_origin, descent, find, first_row, parse_source
 from nanochat.runs.record import Record, read_record, require_same
+from nanochat.tokenizer.files import load_tokenizer
 from nanochat.tokenizer.tokenizer import Tokenizer
 
 DETAILS = ("dtype", "threads", "eval_tokens", "compile")  # fields whose automatic values are for VERBOSE alone
@@ -172,7 +173,7 @@ def _tokenizer(config: Config, dataset: Dataset | None, record: Record | None) -
     """The run's tokenizer: its source run's, else its text's, trained if it does not exist."""
     if config.from_run:
         known = record.tokenizer if record else str(find(parse_source(config.from_run)).meta["tokenizer"])
-        return Tokenizer.load(paths.tokenizer_dir(known))
+        return load_tokenizer(paths.tokenizer_dir(known))
     assert dataset is not None, "a run that begins with nothing pretrains"
     return ensure_tokenizer(dataset, config.vocab_size, config.architecture)
 

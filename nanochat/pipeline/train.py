@@ -16,7 +16,7 @@ from nanochat.console import log
 from nanochat.data.source import text_source
 from nanochat.distributed import memory, ranks
 from nanochat.errors import Preempted
-from nanochat.hardware import awake
+from nanochat.hardware import awake, priority
 from nanochat.hardware.machine import this_machine
 from nanochat.pipeline import mirrored
 from nanochat.pipeline.finish import finish, show_result
@@ -28,11 +28,11 @@ from nanochat.planning.autosize import HoursPacer
 from nanochat.planning.plan import make_plan
 from nanochat.report.collect import PLAN
 from nanochat.runs import lock, trackers
-from nanochat.runs.heartbeat import heartbeat
+from nanochat.runs.heartbeat import heartbeat, why_killed
 from nanochat.runs.metrics import Metrics, read_metrics
 from nanochat.runs.mirror import Uploader
 from nanochat.runs.record import Record, current_steps, open_text
-from nanochat.tokenizer.tokenizer import Tokenizer
+from nanochat.tokenizer.files import load_tokenizer
 from nanochat.train import device
 from nanochat.train.deadline import Deadline
 from nanochat.train.session import Session
@@ -52,7 +52,20 @@ def train(config: Config, stages: Sequence[str] = (BASE, SFT), relaunch: Sequenc
     """
     with StopSignal().installed() as stop, Deadline.of(os.environ).kept(stop):
         call = Call(Request(config, tuple(stages), awake.monotonic()), stop)
-        return call.in_worker() if ranks.launched() else call.in_launcher(list(relaunch))
+        with _priority(config):
+            return call.in_worker() if ranks.launched() else call.in_launcher(list(relaunch))
+
+
+@contextlib.contextmanager
+def _priority(config: Config) -> Iterator[None]:
+    """Lower the priority of this process, with `--background`. Workers inherit it, but each is a session of its own."""
+    if not config.background:
+        yield
+        return
+    with priority.lowered() as lowers:
+        if not ranks.launched():
+            log(f"background: lowest priority for {' and '.join(lowers) or 'nothing, as this system has no such setting'}")
+        yield
 
 
 class Call:
@@ -121,7 +134,7 @@ class Call:
                 session.clock = clock
                 began = self._first_call(session)
                 if config.hours:
-                    session.pacer = HoursPacer(record, began)
+                    session.pacer = HoursPacer(record, began, clock)
                 if self._measures_threads(config, here):
                     session.stepped = ThreadTuner(config.threads)
                 train_stages(session, self.request.stages, prepared.source)
@@ -145,7 +158,7 @@ class Call:
         text = open_text(record) if config.num_iterations else None
         memory.cap(here.device)
         rate = make_plan(config, this_machine(config.device)).tokens_per_second if here.main else 0.0
-        tokenizer = Tokenizer.load(paths.tokenizer_dir(record.tokenizer))
+        tokenizer = load_tokenizer(paths.tokenizer_dir(record.tokenizer))
         return Session(config, text, tokenizer, paths.run_dir(config.run), here, self.stop, rate, uploader, follow, record.first_row)
 
     def _first_call(self, session: Session) -> float:
@@ -185,6 +198,8 @@ def heartbeat_for(record: Record, here: ranks.Ranks, clock: RunClock) -> Iterato
         yield
         return
     config = record.config
+    if not ranks.has_launcher() and (why := why_killed(paths.run_dir(config.run))):
+        log(why)
     about = {"device": here.device.type, "trial": config.trial}
     with heartbeat(paths.run_dir(config.run), lambda: about | {"steps": current_steps(config)} | clock.facts()):
         yield

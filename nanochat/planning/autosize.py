@@ -8,17 +8,17 @@ closest to that ratio. The ratio grows with the FLOPs: for half an hour of a lap
 import math
 import time
 
-from nanochat.config import Config
-from nanochat.console import duration, log
+from nanochat.config import STEP_FIELDS, Config
+from nanochat.console import NORMAL, VERBOSE, duration, log
 from nanochat.errors import PreflightError
-from nanochat.hardware import awake
 from nanochat.hardware.machine import Hardware
 from nanochat.model import scaling
 from nanochat.planning.calibrate import Measured
 from nanochat.planning.memory import memory_bytes, reserved_bytes
-from nanochat.planning.plan import LOOP_SECONDS, Plan, make_plan, measured_steps, memory_shape, plan_here, seconds_left
+from nanochat.planning.plan import Plan, make_plan, measured_steps, memory_shape, plan_here
 from nanochat.planning.rules import Resolved, apply_rules
 from nanochat.runs.record import Record, read_record
+from nanochat.train.timeleft import RunClock
 
 # Compute-optimal tokens per scaling parameter: BEST_RATIO from published runs of about 1e18 FLOPs, about 4 from runs of 1.5e13 and
 # 2.6e13 on a CPU (docs/experiments/log.md), and a power law between the two.
@@ -26,7 +26,10 @@ MOST_OPERATIONS, RATIO_POWER = 1e18, 0.09
 DEPTHS = (*range(2, 13), *range(14, 33, 2))
 ROWS = (64, 32, 16, 8, 4, 2, 1)  # micro-batch sizes that are tried on a GPU
 LEAST_STEPS = 100
-RETIMED = 0.02  # smallest relative change of the number of steps
+REVIEWS, LATE_REVIEWS, LEAST_REVIEW = 1 / 60, 1 / 10, 1.0  # parts of the time, of the rest, and seconds, between two reviews of the steps
+RETIMED = 0.01  # smallest relative change of the number of steps
+TOLD = 0.1  # smallest one that is told
+SFT_STRETCH = 2  # fine-tuning has at most so many times its planned steps
 RETIMED_RESERVE = 0.99  # fraction of the remaining time that is planned
 RESERVE = 0.95  # fraction of the time that is planned: over minutes a step takes up to 8% longer than the few measured ones
 # The values that follow from the hours; when the same command runs again, they are kept.
@@ -78,43 +81,73 @@ def decide(
 
 
 class HoursPacer:
-    """The Pacer of a run with `--hours`: adjusts the number of pretraining steps to the measured step time.
+    """The Pacer of a run with `--hours`: adjusts the numbers of steps so that the run ends in time, however busy the machine is.
 
-    `began` is the run's start by awake.monotonic(), minus the training time of earlier calls. A new number of steps is written to the
-    run's record.
+    `began` is the run's start by time.monotonic(), minus the training time of earlier calls; `clock` has the time left at the present
+    step time. New numbers of steps are written to the run's record. Fine-tuning keeps its share of the steps while pretraining changes.
     """
 
-    def __init__(self, record: Record, began: float):
-        self.record, self.began = record, began
+    def __init__(self, record: Record, began: float, clock: RunClock):
+        self.record, self.began, self.clock = record, began, clock
+        self.seconds, self.asked_at = 3600 * record.config.hours, time.monotonic()
+        self.told = dict(record.config.steps)  # steps of each stage in the last message
 
-    def steps(self, done: int, step_seconds: float) -> int:
-        """The total number of pretraining steps, of which `done` are trained, for the given step time."""
-        record = read_record(self.record.config.run) or self.record
-        config = record.config
-        left = 3600 * config.hours - (awake.monotonic() - self.began)
-        steps = retimed(config, done, step_seconds, left)
-        if steps != config.num_iterations:
-            record.write_steps(steps)
-            log(
-                f"{steps:,} pretraining steps instead of {config.num_iterations:,}, to finish in {duration(left)} "
-                f"at {step_seconds * 1000:.0f} ms per step"
-            )
-        return steps
+    def due(self) -> bool:
+        """Whether the last review is a part of the time ago, near the end of the run of its rest, or the stage is about to end."""
+        if not self.clock.settled:
+            return False
+        now = time.monotonic()
+        left = max(self.seconds - (now - self.began), 0.0)
+        return self.clock.ending or now - self.asked_at >= max(min(self.seconds * REVIEWS, left * LATE_REVIEWS), LEAST_REVIEW)
+
+    def steps(self, stage: str, done: int, steps: int) -> int:
+        """The total number of the stage's steps, of which `done` are trained; now `steps`."""
+        self.asked_at = time.monotonic()
+        left = self.seconds - (self.asked_at - self.began)
+        usual, newest = self.clock.step_seconds, self.clock.newest_seconds
+        each = min(usual, newest) if self.clock.ending else usual  # a last look: the CPU may be free again
+        over = RETIMED_RESERVE * left - self.clock.remaining().run * each / usual
+        share = self._share if stage == "base" else 0.0
+        found = retimed(done, steps, over, each * (1 + share))
+        if stage == "sft":
+            found = max(min(found, SFT_STRETCH * self.record.config.sft_iterations), done + 1)
+        if found != steps:
+            changed = self.after(stage, found)
+            (read_record(self.record.config.run) or self.record).write_steps(changed)
+            if share:
+                self.clock.replan("sft", changed[STEP_FIELDS["sft"]])
+            self._tell(stage, found, f"to finish the run in {duration(max(left, 0))} at {each * 1000:.0f} ms per step")
+        return found
+
+    def after(self, stage: str, steps: int) -> dict[str, int]:
+        """The config's numbers of steps once `stage` has `steps` of them."""
+        followed = {STEP_FIELDS["sft"]: max(round(steps * self._share), 1)} if stage == "base" and self._share else {}
+        return {STEP_FIELDS[stage]: steps} | followed
+
+    @property
+    def _share(self) -> float:
+        """Fine-tuning steps per pretraining step."""
+        config = self.record.config
+        return config.sft_iterations / config.num_iterations if config.num_iterations else 0.0
+
+    def _tell(self, stage: str, steps: int, why: str) -> None:
+        """Print a new number of steps; a small change only for experts."""
+        before = self.told[stage]
+        large = abs(steps - before) > TOLD * before
+        if large:
+            self.told[stage] = steps
+        log(f"{stage}: {steps:,} steps instead of {before:,}, {why}", level=NORMAL if large else VERBOSE)
 
 
-def retimed(config: Config, done: int, step_seconds: float, left: float) -> int:
-    """The number of pretraining steps with which a run ends in `left` seconds, after `done` steps and at `step_seconds` per step.
+def retimed(done: int, planned: int, over: float, step_seconds: float) -> int:
+    """The number of a stage's steps, of which `done` are trained, if the run would end `over` seconds too early (below 0: too late).
 
-    Unchanged for a small difference; else at least a quarter and at most four times the remaining steps.
+    Unchanged for a small difference; else at least a quarter of the remaining steps.
     """
-    planned = config.num_iterations
-    rate = config.total_batch_size / (step_seconds + LOOP_SECONDS)
-    over = RETIMED_RESERVE * left - seconds_left(config, rate, done)
-    steps = planned + round(over * rate / config.total_batch_size)
-    if abs(steps - planned) < RETIMED * planned:
+    steps = planned + round(over / max(step_seconds, 1e-6))
+    if abs(steps - planned) < max(RETIMED * planned, 1):
         return planned
-    left_steps = planned - done
-    return done + min(max(steps - done, left_steps // 4, 1), 4 * left_steps)
+    return done + max(steps - done, (planned - done) // 4, 1)
 
 
 def best_ratio(operations: float) -> float:

@@ -27,17 +27,19 @@ class Kept:
 # By architecture, compilation and bytes of a number on a GPU. Eager operations keep the inputs of norms and casts; the compiled ones
 # compute their gradients from their outputs.
 KEPT = {
-    ("nanochat", "eager", 2): Kept(31.6, 41.0, 10.0),
-    ("nanochat", "eager", 4): Kept(60.0, 80.0, 20.0),
-    ("nanochat", "compiled", 2): Kept(23.0, 32.0, 11.0),
-    ("nanochat", "compiled", 4): Kept(46.0, 64.0, 22.0),
-    ("qwen3", "eager", 2): Kept(40.0, 0.0, 10.0),
-    ("qwen3", "eager", 4): Kept(80.0, 0.0, 20.0),
-    ("qwen3", "compiled", 2): Kept(30.0, 0.0, 11.0),
-    ("qwen3", "compiled", 4): Kept(60.0, 0.0, 22.0),
+    ("nanochat", "eager", 2): Kept(31.6, 6.0, 10.0),
+    ("nanochat", "eager", 4): Kept(62.7, 12.0, 20.0),
+    ("nanochat", "compiled", 2): Kept(23.0, 8.0, 11.0),
+    ("nanochat", "compiled", 4): Kept(46.0, 16.0, 22.0),
+    ("qwen3", "eager", 2): Kept(50.2, 0.0, 10.0),
+    ("qwen3", "eager", 4): Kept(100.0, 0.0, 20.0),
+    ("qwen3", "compiled", 2): Kept(36.0, 0.0, 11.0),
+    ("qwen3", "compiled", 4): Kept(72.0, 0.0, 22.0),
 }
 LOGIT_BYTES = {"eager": 12, "compiled": 6}  # of a chunk of the loss on a GPU; compiled only in bfloat16
-STEP_BYTES = {2: 24, 4: 84}  # temporary bytes of Muon's step on a GPU, per parameter of its largest group
+# Temporary bytes of Muon's step on a GPU per parameter of a group, and for the products of its matrices with
+# themselves, which are square.
+STEP_BYTES, GRAM_BYTES = {2: 19, 4: 24}, {2: 5, 4: 8}
 ROUNDING_BYTES = 55_000_000  # temporary bytes of AdamW's step for bfloat16 tables, a few rows at a time
 
 # On a CPU with fused operations a layer keeps 32, the rest is fragmentation of the C library's heap; twice as much of float32.
@@ -94,10 +96,11 @@ def _on_gpu(
     rows = min(tokens, loss_rows(tokens, gpt.vocab_size, "cuda"))
     # The head's gradient of a micro-batch is added to the others' only in the backward pass.
     logits = LOGIT_BYTES["compiled" if compiled and number == 2 else "eager"] * rows * gpt.vocab_size + 4 * parts["head"]
-    group = max(_groups(gpt).values())
-    stepping = STEP_BYTES[number] * group // processes
-    if processes > 1:  # the stacked gradients of all ranks, and with padding
-        stepping += 8 * group
+    stepping = 0
+    for (tall, wide), size in _groups(gpt).items():
+        own = (STEP_BYTES[number] + GRAM_BYTES[number] * min(tall, wide) / max(tall, wide)) * size / processes
+        stacked = 8 * size if processes > 1 else 0  # the gradients of all ranks, and with padding
+        stepping = max(stepping, int(own) + stacked)
     return int(activations), logits, max(stepping, ROUNDING_BYTES if number == 2 else 0)
 
 

@@ -22,6 +22,7 @@ TOKEN_CACHE_BYTES = 20 * 10**9  # limit of packed rows
 START_SECONDS, END_SECONDS = 10.0, 4.0  # start-up plus final save and report, and the latter alone
 TOKENIZER_BYTES = 2_000_000_000  # limit of the text for training a tokenizer
 TEXT_RATE = 20e6  # bytes per second of that
+MIX_RATE = 10e6  # bytes per second of a mixture's files, compressed from 2.5 times as much text
 LOOP_SECONDS = 0.002  # per step, for reading rows and writing the line
 HELD_OUT_TOKENS = 50_000  # training tokens that take as long as the embedded text's held-out questions
 WORTH_MEASURING = 60.0  # a shorter run, in seconds, is not calibrated
@@ -119,7 +120,7 @@ def make_plan(config: Config, hardware: Hardware | None = None, *, text_bytes: i
     per_token = scaling.flops_per_token(gpt)
     compiled = config.compile == "on"
     rate = _tokens_per_second(config, hardware, per_token, measured)
-    seconds = seconds_left(config, rate) + _text_seconds(config, text_bytes)
+    seconds = _run_seconds(config, rate) + _text_seconds(config, text_bytes)
     if compiled:
         seconds += COMPILE_GPU_START if cuda else COMPILE_CPU_START / hardware.flops
     source = text_source(config)
@@ -175,15 +176,11 @@ def _tokens_per_second(config: Config, hardware: Hardware, per_token: int, measu
     return 1 / max(per_token / speed, LAUNCH_SECONDS * scaling.gpt_config(config).depth / group)
 
 
-def seconds_left(config: Config, rate: float, done: int = 0) -> float:
-    """Remaining seconds of a run at `rate` tokens per second after `done` pretraining steps.
-
-    Includes both stages, evaluations (a third of a training token each), the final evaluation and save, and start-up if `done` is 0.
-    """
-    evaluations = 1 + (config.num_iterations // config.eval_every - done // config.eval_every if config.eval_every > 0 else 0)
-    tokens = config.total_batch_size * (config.num_iterations - done + config.sft_iterations) + evaluations * config.eval_tokens / 3
-    asked, end = end_work(config)
-    return (end if done else START_SECONDS) + (tokens + asked) / rate
+def _run_seconds(config: Config, rate: float) -> float:
+    """Seconds of a run at `rate` tokens per second: both stages, evaluations (a third of a training token each), start and end."""
+    evaluations = 1 + (config.num_iterations // config.eval_every if config.eval_every > 0 else 0)
+    tokens = config.total_batch_size * (config.num_iterations + config.sft_iterations) + evaluations * config.eval_tokens / 3
+    return START_SECONDS + (tokens + end_work(config)[0]) / rate
 
 
 def end_work(config: Config) -> tuple[float, float]:
@@ -192,10 +189,11 @@ def end_work(config: Config) -> tuple[float, float]:
 
 
 def _text_seconds(config: Config, text_bytes: int | None) -> float:
-    """Seconds before the first step, for the tokenizer and the first rows."""
+    """Seconds before the first step, for a mixture, the tokenizer and the first rows."""
+    source = text_source(config)
     if text_bytes is None:
-        text_bytes = text_source(config).estimated_bytes(config.shards) or 0
-    return min(text_bytes, TOKENIZER_BYTES) / TEXT_RATE
+        text_bytes = source.estimated_bytes(config.shards) or 0
+    return min(text_bytes, TOKENIZER_BYTES) / TEXT_RATE + source.made_bytes() / MIX_RATE
 
 
 def kept_checkpoints(config: Config) -> int:

@@ -151,8 +151,9 @@ class _Rules:
         if self._open("compile"):
             self._set("compile", *_compile(self.config, gpt, self.hardware))
         if self._open("threads"):
-            threads = max(physical_cores() // self.config.nproc_per_node, 1)
-            self._set("threads", threads, "physical cores per process")
+            half = 2 if self.config.background else 1
+            threads = max(physical_cores() // self.config.nproc_per_node // half, 1)
+            self._set("threads", threads, f"{'half of the ' if self.config.background else ''}physical cores per process, at most")
 
 
 def _tokens(config: Config, gpt: scaling.GPTConfig, text_bytes: int | None, hardware: Hardware) -> tuple[float, str]:

@@ -36,7 +36,7 @@ from nanochat.runs.metrics import STAGES
 from nanochat.runs.origin import ORIGIN
 from nanochat.runs.record import RECORD, Record, differing, parse_record, plain_name, read_record
 from nanochat.runs.step_files import MANIFEST, checked_run
-from nanochat.tokenizer.tokenizer import Tokenizer
+from nanochat.tokenizer.files import load_tokenizer
 
 INDEX, FORMAT = "archive.json", 1
 BLOCK = 1 << 20
@@ -272,7 +272,7 @@ def _checked(folder: Path, index: dict[str, Any], archive: Path) -> Packed:
         record = parse_record(untrusted.read_bytes(run / RECORD), Path(f"{archive}/{RECORD}"))
         if (record.config.run, record.tokenizer) != (index["run"], index["tokenizer"]):
             raise ValueError(f"its record is of the run {untrusted.shown(record.config.run)}")
-    if Tokenizer.load(folder / "tokenizer").id != index["tokenizer"]:
+    if load_tokenizer(folder / "tokenizer").id != index["tokenizer"]:
         raise ValueError("it has another tokenizer than its index says")
     for manifest in run.glob(f"*/*/{MANIFEST}"):
         step = verify(manifest.parent)

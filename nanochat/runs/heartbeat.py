@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from nanochat.hardware.memory import oom_kills
+
 HEARTBEAT = "heartbeat.json"
 SECONDS = 2.0
 ALIVE_SECONDS = 15.0  # a file that is older was left by a killed process
@@ -26,7 +28,9 @@ def heartbeat(folder: Path, about: Callable[[], dict[str, Any]]) -> Iterator[Non
     def write() -> None:
         while True:
             with contextlib.suppress(OSError):  # a full disk must not end the run here
-                temporary.write_text(json.dumps(about() | {"pid": os.getpid(), "time": time.time()}), encoding="utf-8")
+                temporary.write_text(
+                    json.dumps(about() | {"pid": os.getpid(), "time": time.time(), "oom_kills": oom_kills()}), encoding="utf-8"
+                )
                 temporary.replace(path)
             if ended.wait(SECONDS):
                 return
@@ -39,6 +43,20 @@ def heartbeat(folder: Path, about: Callable[[], dict[str, Any]]) -> Iterator[Non
         ended.set()
         thread.join()
         path.unlink(missing_ok=True)
+
+
+def why_killed(folder: Path) -> str:
+    """A line about a process of this run that was killed, which leaves its heartbeat, with the likely reason; "" if none was."""
+    last, kills = read_heartbeat(folder), oom_kills()
+    if last is None:
+        return ""
+    before = last.get("oom_kills")
+    if kills is not None and isinstance(before, int) and kills > before:
+        return (
+            f"the last process of this run was killed, probably because memory ran out ({kills - before} killed by the system since then); "
+            "close other programs, or lower --device_batch_size, which keeps the losses"
+        )
+    return "the last process of this run was killed, or the machine was switched off"
 
 
 def read_heartbeat(folder: Path) -> dict[str, Any] | None:

@@ -81,6 +81,25 @@ class Holder:
         """Whether the holder's process exists and is visible to this one."""
         return self.visible and bool(self.started) and _started(self.pid) == self.started
 
+    def terminate(self) -> bool:
+        """Send SIGTERM to the holder's process, never to another one that has got its id. Returns whether it was there.
+
+        Raises PermissionError if it is another user's.
+        """
+        try:
+            process = os.pidfd_open(self.pid)
+        except ProcessLookupError:
+            return False
+        try:
+            if self.alive:  # with the descriptor open, the id cannot become another's any more
+                signal.pidfd_send_signal(process, signal.SIGTERM)
+                return True
+        except ProcessLookupError:  # it has ended meanwhile
+            pass
+        finally:
+            os.close(process)
+        return False
+
     def __str__(self) -> str:
         return f"{self.doing}, process {self.pid} on {self.host}, since {self.since}"
 

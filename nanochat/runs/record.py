@@ -16,7 +16,7 @@ import tomli_w
 import torch
 
 from nanochat import paths, untrusted
-from nanochat.config import FIELDS, RL_FIELDS, Config, convert, differences
+from nanochat.config import FIELDS, RL_FIELDS, STEP_FIELDS, Config, convert, differences
 from nanochat.console import log
 from nanochat.data.shards import Dataset, mend, open_dataset
 from nanochat.errors import DataError, UsageError, did_you_mean
@@ -24,6 +24,7 @@ from nanochat.model.transformer import Transformer
 from nanochat.redaction import redact
 from nanochat.runs.checkpoint import Checkpoint, Checkpoints, held
 from nanochat.runs.metrics import STAGES
+from nanochat.tokenizer.files import load_tokenizer
 from nanochat.tokenizer.tokenizer import Tokenizer
 
 RECORD = "config.toml"
@@ -32,6 +33,7 @@ RECORD_BYTES = 16 << 20  # size limit of the file, which names all shards
 TRIES = 10  # attempts to open a step while a training run prunes steps
 SFT = STAGES[1]
 CONVERSATION_FIELDS = ("chat_data", "identity")
+PACED = (STEP_FIELDS["base"], STEP_FIELDS[SFT])
 ANSWERING = STAGES[::-1]  # order in which a stage's model is chosen to answer: the last one first
 
 
@@ -78,12 +80,12 @@ class Record:
 
     @property
     def paced(self) -> dict[str, int]:
-        """Settings that change during training, by its step time: the number of pretraining steps with `--hours`."""
-        return {"num_iterations": self.config.num_iterations} if self.config.hours else {}
+        """Settings that change during training, by its step time: the numbers of steps with `--hours`."""
+        return {name: getattr(self.config, name) for name in PACED} if self.config.hours else {}
 
-    def write_steps(self, steps: int) -> None:
-        """Write the record with another number of pretraining steps."""
-        dataclasses.replace(self, config=self.config.replace(num_iterations=steps)).write()
+    def write_steps(self, steps: dict[str, int]) -> None:
+        """Write the record with other numbers of steps, by the config's field."""
+        dataclasses.replace(self, config=self.config.replace(**steps)).write()
 
     def with_conversations(self, config: Config, conversations: str) -> "Record":
         """The record with other conversations, whose hash is `conversations`, written. They may change until fine-tuning has a checkpoint.
@@ -324,7 +326,7 @@ def open_checkpoint(run: str, checkpoint: Checkpoint, device: str = "cpu") -> Tr
     if missing := {"model", "tokenizer", "stage"} - meta.keys():
         raise DataError(f"the metadata of {checkpoint.folder} lacks {', '.join(sorted(missing))}", "start a new run with --run NEW")
     with held(checkpoint.folder, checkpoint.digest):
-        tokenizer = Tokenizer.load(paths.tokenizer_dir(meta["tokenizer"]))
+        tokenizer = load_tokenizer(paths.tokenizer_dir(meta["tokenizer"]))
         if (tokenizer.id, tokenizer.vocab_size) != (meta["tokenizer"], meta["model"]["vocab_size"]):
             raise DataError(f"{checkpoint.folder} was not trained with its tokenizer {tokenizer.id}", "start a new run with --run NEW")
         model = checkpoint.read_model(device)

@@ -83,7 +83,8 @@ def checked_meta(value: Any) -> dict[str, Any]:
     if "origin" in meta:
         origin = untrusted.table(meta["origin"], "origin")
         for name in ("name", "licence"):
-            untrusted.text(origin[name], name, ORIGIN_TEXT)
+            if not untrusted.text(origin[name], name, ORIGIN_TEXT).isprintable():
+                raise ValueError(f"{name} is {shown(origin[name])}, which has control characters")
     if "model" in meta:
         GPTConfig.from_dict(untrusted.table(meta["model"], "model"))
     return meta

@@ -3,10 +3,7 @@
 Only the process that holds the run's lock for training is asked, never another one that has got its process id.
 """
 
-import contextlib
 import dataclasses
-import os
-import signal
 import time
 from pathlib import Path
 
@@ -65,22 +62,16 @@ def stop_run(run: str, seconds: float = WAIT) -> Stopped | None:
 
 
 def _ask(folder: Path, holder: Holder, run: str) -> None:
-    """Signal a visible process through a descriptor of it, which cannot become another's; leave a request for any other."""
+    """Signal a visible process; leave a request for any other."""
     if not holder.visible:
         paths.atomic_write(folder / STOP, holder.token)
         log(f"asking {holder}, to stop; it looks for the request every few seconds")
         return
-    with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
-        process = os.pidfd_open(holder.pid)
-        try:
-            if not holder.alive:
-                return
-            log(f"stopping {holder}: it finishes its step and saves a checkpoint")
-            signal.pidfd_send_signal(process, signal.SIGTERM)
-        except PermissionError as error:
-            raise PreflightError(f"the run {run!r} belongs to another user's process: {holder}", "stop it as that user") from error
-        finally:
-            os.close(process)
+    log(f"stopping {holder}: it finishes its step and saves a checkpoint")
+    try:
+        holder.terminate()
+    except PermissionError as error:
+        raise PreflightError(f"the run {run!r} belongs to another user's process: {holder}", "stop it as that user") from error
 
 
 def _newest(folder: Path) -> tuple[str, int] | None:

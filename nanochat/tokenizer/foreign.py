@@ -25,7 +25,7 @@ from nanochat.tokenizer.conversation import Conversation, validate_conversation
 from nanochat.tokenizer.foreign_file import Vocabulary
 from nanochat.tokenizer.formats import VOCABULARY_BYTES, byte_values
 from nanochat.tokenizer.template import TEMPLATE_CHARACTERS, ChatTemplate
-from nanochat.tokenizer.tokenizer import FORMAT, Tokenizer
+from nanochat.tokenizer.tokenizer import NEWEST_FORMAT, Tokenizer
 
 KIND = "huggingface"
 VOCABULARY = "vocabulary.json"  # in the tokenizer's directory, beside tokenizer.json
@@ -35,7 +35,7 @@ PACKED_DOCUMENTS = 1000  # documents whose best-fit packing is planned together
 
 @dataclass(frozen=True)
 class Manners:
-    """What a model's other files say about its tokenizer: the number of ids, which of them separate documents and end answers, template."""
+    """Properties of a tokenizer from a model's other files: number of ids, ids that separate documents and end answers, template."""
 
     vocab_size: int
     bos: int  # before each document
@@ -45,7 +45,7 @@ class Manners:
 
     @staticmethod
     def parse(value: dict[str, Any]) -> "Manners":
-        """From a tokenizer.json of ours. Raises ValueError, KeyError."""
+        """From the tokenizer.json that `save` wrote. Raises ValueError, KeyError."""
         size = untrusted.integer(value["vocab_size"], "vocab_size", 1, 2**22)
         ends = value["ends"]
         if not isinstance(ends, list) or not 0 < len(ends) <= 100:
@@ -221,10 +221,10 @@ class ForeignTokenizer(Tokenizer):
         return rendered[dropped], dropped
 
     def _hidden(self, conversation: Conversation) -> tuple[list[dict[str, str]], dict[str, str]]:
-        """The messages for the template without anything that reads as a special token, and what the stand-ins in them mean.
+        """(messages for the template in which no text is a special token, meanings of the replacement characters in them).
 
-        In user and system messages each character with which a special token begins has a stand-in, so that not even two texts together
-        can spell one; in answers, which may contain such as <think>, only those that are special to the library.
+        In user and system messages the first character of every special token is replaced, so that not even two joined texts can
+        spell one. In answers, which may contain tokens such as <think>, only those are replaced that are special to the library.
         """
         plain = [{"role": str(message["role"]), "content": _text(message["content"])} for message in conversation]
         used = set().union(*(message["content"] for message in plain), self.template.source)
@@ -262,7 +262,7 @@ class ForeignTokenizer(Tokenizer):
         return spans
 
     def _opening(self, messages: list[dict[str, str]]) -> str:
-        """What the template writes where an answer is to begin."""
+        """The text with which the template begins an answer."""
         asked = messages[: next((place for place, one in enumerate(messages) if one["role"] == "assistant"), len(messages))]
         without, opened = (self.template.render(asked, answer, self.manners.names) for answer in (False, True))
         return opened.removeprefix(without) if opened.startswith(without) else ""
@@ -278,25 +278,23 @@ class ForeignTokenizer(Tokenizer):
 
     # Files
 
+    @classmethod
+    def _read(cls, folder: Path, about: dict[str, Any]) -> "ForeignTokenizer":
+        if about["kind"] != KIND:
+            raise ValueError(f"its kind is {untrusted.shown(about['kind'])}, which this version does not read")
+        return cls(Vocabulary.from_dict(untrusted.read_json(folder / VOCABULARY, VOCABULARY_BYTES)), Manners.parse(about))
+
     def _write(self, folder: Path) -> None:
         atomic_write_json(folder / VOCABULARY, self.vocabulary.to_dict())
 
     def _about(self) -> dict[str, Any]:
         manners = asdict(self.manners) | {"ends": list(self.ends)}
-        return {"format": FORMAT, "kind": KIND, "id": self.id, **manners}
+        return {"format": NEWEST_FORMAT, "kind": KIND, "id": self.id, **manners}
 
 
-# What templates remove around an answer.
+# Whitespace that templates remove around an answer.
 _TRIMS: tuple[Callable[[str], str], ...] = (str, lambda text: text.lstrip("\n"), lambda text: text.strip("\n"), str.strip)
 _BEGIN, _END = "begin", "end"  # of an answer: longer than a character, so that they are no token's first one
-
-
-def read_foreign(folder: Path, about: dict[str, Any]) -> ForeignTokenizer:
-    """The tokenizer that `ForeignTokenizer.save` wrote. Raises ValueError, KeyError, OSError, DataError."""
-    if about["kind"] != KIND:
-        raise ValueError(f"its kind is {untrusted.shown(about['kind'])}, which this version does not read")
-    vocabulary = Vocabulary.from_dict(untrusted.read_json(folder / VOCABULARY, VOCABULARY_BYTES))
-    return ForeignTokenizer(vocabulary, Manners.parse(about))
 
 
 def _text(content: str | list[dict[str, str]]) -> str:

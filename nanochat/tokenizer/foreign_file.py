@@ -61,7 +61,7 @@ class Vocabulary:
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """For a file of ours."""
+        """The values for a file that `from_dict` reads."""
         values = {"pattern": self.pattern, "nfc": self.nfc, "ignore_merges": self.ignore_merges, "vocab": self.vocab}
         return values | {"merges": self.merges, "added": self.added, "special": sorted(self.special)}
 
@@ -87,6 +87,8 @@ def read_vocabulary(path: Path) -> Vocabulary:
             if model.get(name):
                 raise ValueError(f"its BPE has {name} = {untrusted.shown(model[name])}, which is not supported")
         normalizer = content.get("normalizer")
+        if normalizer == {"type": "Sequence", "normalizers": [{"type": "NFC"}]}:
+            normalizer = {"type": "NFC"}
         if normalizer not in (None, {"type": "NFC"}):
             raise ValueError(f"its normalizer is {untrusted.shown(normalizer)}; only NFC is supported")
         added, special = _added(content.get("added_tokens") or [])
@@ -96,7 +98,8 @@ def read_vocabulary(path: Path) -> Vocabulary:
         return _checked(split_pattern(content["pre_tokenizer"]), words, merges, added, special, **flags)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise DataError(
-            f"cannot use {path}: {untrusted.reason(error)}", "only byte-level BPE tokenizers with a known split are supported"
+            f"cannot use {path}: {untrusted.reason(error)}",
+            "use a model with a byte-level BPE tokenizer and the split of Qwen, Llama 3 or GPT-2",
         ) from error
 
 

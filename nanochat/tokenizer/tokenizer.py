@@ -33,7 +33,8 @@ QWEN2_PATTERN = (
 
 SMALLEST_VOCABULARY = 256 + len(SPECIAL_TOKENS)
 ABOUT = "tokenizer.json"
-FORMAT = 1  # version of the files that `save` writes
+FORMAT = 1  # version of the files that `save` writes; an imported model's tokenizer has the next one
+NEWEST_FORMAT = 2
 
 
 class Tokenizer:
@@ -203,7 +204,7 @@ class Tokenizer:
         """
         if folder.exists():
             try:
-                if Tokenizer.load(folder).id == self.id:
+                if self.load(folder).id == self.id:
                     return
             except NewerFormat:
                 raise
@@ -227,7 +228,7 @@ class Tokenizer:
         hint = f"remove {folder} and run the same command again, which creates it"
         try:
             about = untrusted.table(untrusted.read_json(folder / ABOUT), ABOUT)
-            untrusted.require_format(about["format"], FORMAT, f"the tokenizer in {folder}")
+            untrusted.require_format(about["format"], NEWEST_FORMAT, f"the tokenizer in {folder}")
             tokenizer = cls._read(folder, about)
             if tokenizer._about() != about:
                 raise ValueError("its hash differs")
@@ -237,11 +238,7 @@ class Tokenizer:
             raise DataError(f"the tokenizer in {folder} is damaged: {untrusted.reason(error)}", hint) from error
         return tokenizer
 
-    @staticmethod
-    def _read(folder: Path, about: dict[str, Any]) -> "Tokenizer":
-        """The tokenizer of `folder`, of the kind that `about` names. Raises OSError, ValueError, KeyError, TypeError."""
-        if about.get("kind"):
-            from nanochat.tokenizer.foreign import read_foreign  # builds on this module
-
-            return read_foreign(folder, about)
-        return Tokenizer(parse_ranks(untrusted.read_bytes(folder / "ranks.txt", VOCABULARY_BYTES).decode("ascii")), about["pattern"])
+    @classmethod
+    def _read(cls, folder: Path, about: dict[str, Any]) -> "Tokenizer":
+        """The tokenizer of `folder`, whose tokenizer.json is `about`. Raises OSError, ValueError, KeyError, TypeError."""
+        return cls(parse_ranks(untrusted.read_bytes(folder / "ranks.txt", VOCABULARY_BYTES).decode("ascii")), about["pattern"])

@@ -70,4 +70,5 @@ def finetune(session: Session, parent: Checkpoint | None, conversations: Sequenc
         with contextlib.suppress(UsageError):  # longer than the context
             prompts.append(tokenizer.render_prompt(question, config.max_seq_len - 1)[0])
     source = ConversationBatches(rows, session.rows_per_step(), session.begin_row("sft"))
-    return session.run("sft", lambda model: source, schedule, session.measure(*masked(*validation)), prompts, parent=parent)
+    measure = session.measure(*masked(*validation))
+    return session.run("sft", lambda model: source, schedule, measure, prompts, parent=parent, pacer=session.pacer)

@@ -29,9 +29,10 @@ def accumulate_gradients(batch: StepBatch, rows: int, model: Transformer, forwar
             inputs, targets = (part[:, : np.flatnonzero((targets != IGNORE).any(axis=0))[-1] + 1] for part in (inputs, targets))
             weights = torch.from_numpy(batch.weights[first : first + rows]).to(ranks.device)
         hidden = forward(_to_device(inputs, ranks.device))
-        loss = cross_entropy_sum(model, hidden, _to_device(targets, ranks.device), weights) / counted
+        scale = ranks.world_size / counted  # the optimizer takes the mean over the ranks
+        loss = cross_entropy_sum(model, hidden, _to_device(targets, ranks.device), weights, scale) / counted
         total += loss.detach()
-        (loss * ranks.world_size).backward()  # the optimizer takes the mean over the ranks
+        (loss * ranks.world_size).backward()
     model.operations.finish_gradients(model.parameters())
     return torch.stack((total, _gradient_norm(model, ranks.device)))
 

@@ -4,17 +4,20 @@ import math
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-REVIEWS = 20  # equal parts of a schedule; the number of steps may change after each part that ends in the cooldown
-
 
 class Pacer(Protocol):
-    """Chooses a stage's number of steps from its step time; for `--hours` (planning/autosize.py)."""
+    """Chooses the number of a stage's steps while it trains; for `--hours` (planning/autosize.py). Asked on the main rank only."""
 
-    def steps(self, done: int, step_seconds: float) -> int:
-        """Total steps of the stage, more than `done`, for the given step time.
+    def due(self) -> bool:
+        """Whether it is time to ask for the number of steps again. Called after each step."""
+        ...
 
-        Called at the schedule's review points, on the main rank only.
-        """
+    def steps(self, stage: str, done: int, steps: int) -> int:
+        """Total steps of the stage, more than `done`; now `steps`."""
+        ...
+
+    def after(self, stage: str, steps: int) -> dict[str, int]:
+        """The config's fields that change when `stage` ends with `steps` steps. Called on every rank."""
         ...
 
 
@@ -45,11 +48,6 @@ class Schedule:
         """The step's position in the original schedule, before any rescaling."""
         at, passed = self.rescale_point
         return self.steps * (passed + (1 - passed) * (step - at) / (self.steps - at)) if at else step
-
-    def review_due(self, done: int) -> bool:
-        """Whether one of the REVIEWS parts of the schedule ends after `done` steps, in the cooldown."""
-        part, before = (int(REVIEWS * self.progress(step) / self.steps) for step in (done, done - 1))
-        return part > before and self.steps - self.cooldown_steps <= self.progress(done) < self.steps
 
     def rescaled(self, done: int, steps: int) -> "Schedule":
         """The schedule with a new number of `steps`, more than `done`."""

@@ -50,7 +50,7 @@ class Session:
     uploader: Uploader | None = None  # to the mirror, on the main rank
     follow: Callable[[Metrics], object] = lambda metrics: None  # called with each stage's metrics, on the main rank
     first_row: int = 0  # of the run's data, with which the first stage begins
-    pacer: Pacer | None = None  # chooses the number of pretraining steps, if it may change
+    pacer: Pacer | None = None  # chooses the number of steps of pretraining and fine-tuning, if it may change
     clock: RunClock = field(default_factory=RunClock)
     stepped: Callable[[float, int], object] = lambda seconds, tokens: None  # called after each step of any stage
     gpt: GPTConfig = field(init=False)
@@ -90,7 +90,7 @@ class Session:
 
         `source` is called with the model, `evaluate` with the model and its forward pass; `prompts` are those of samples. A `fresh`
         stage begins with a new optimizer and has steps of varying lengths, so it is neither compiled nor compared with the plan. If
-        `pacer` changes the number of pretraining steps, the config is updated. Returns the trained model.
+        `pacer` changes the number of steps, the config is updated. Returns the trained model.
         """
         model, store = self.new_model(), self.checkpoints(name)
         optimizer = self._optimizer(model)
@@ -108,7 +108,7 @@ class Session:
             trainer = Trainer(stage, model, forward, optimizer, self.ranks, store, metrics, self.stop, start)
             trainer.run()
         if pacer:
-            self.config = self.config.replace(num_iterations=trainer.schedule.steps)
+            self.config = self.config.replace(**pacer.after(name, trainer.schedule.steps))
         return model
 
     def _optimizer(self, model: Transformer) -> MuonAdamW:

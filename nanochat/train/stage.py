@@ -30,7 +30,7 @@ class Stage:
     planned_rate: float = 0.0  # planned tokens per second of all ranks; 0 if there is no plan
     evaluate: Callable[[], dict[str, float] | None] | None = None  # fields for the step's line; None when out of memory
     sample: Callable[[int], None] | None = None
-    pacer: Pacer | None = None  # may change the number of steps in the cooldown
+    pacer: Pacer | None = None  # may change the number of steps
     clock: RunClock = field(default_factory=RunClock)  # the run's time left, shared by its stages
     meta: dict[str, Any] = field(default_factory=dict)  # metadata of every checkpoint
     saved: Callable[[Path], object] = lambda folder: None  # called with the directory of each saved step, on the main rank

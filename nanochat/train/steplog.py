@@ -88,12 +88,6 @@ class StepLog:
         if result.done - self.start == SETTLED and (alarm := self._alarm(result)):
             log(alarm)
 
-    def step_seconds(self, newest: int) -> float | None:
-        """Mean seconds of the last max(newest, SETTLED) steps, without the first SETTLED; None if there are too few."""
-        if len(self.seconds) <= 2 * SETTLED:
-            return None
-        return statistics.mean(self.seconds[SETTLED:][-max(newest, SETTLED) :])
-
     def _entry(self, result: StepResult) -> dict[str, Any]:
         """The step's line of metrics.jsonl."""
         stage, rate = self.stage, result.tokens_per_second

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 
 from nanochat.console import NORMAL, VERBOSE, log
-from nanochat.hardware.cpu import FreeProcessors
+from nanochat.hardware.load import FreeProcessors
 
 SAMPLE, SAMPLE_SECONDS = 4, 0.4  # steps with each number of threads, and seconds, at least; the first step starts threads: not counted
 FEW = 4  # threads up to which each number is tried

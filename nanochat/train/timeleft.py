@@ -6,17 +6,18 @@ per token come from the newest steps. The cost of evaluations and samples is mea
 
 import math
 import statistics
-import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from nanochat.config import Config
 from nanochat.console import duration
+from nanochat.hardware import awake
 from nanochat.hardware.load import OtherLoad
 
 LONG, SHORT = 180.0, 16.0  # seconds of steps for the mean, and for a change, which both halves must show
 LEAST = 4  # steps of such a half
+SETTLED = 20  # steps after which a plan may be changed by them
 FEW = 3  # steps from which the measured step time is used instead of the plan's
 CHANGED = 1.3  # ratio of the two means from which the older steps say nothing about those to come
 ERRORS = 5.0  # standard errors of the shorter mean that the difference must have: the steps of a busy CPU differ much
@@ -160,7 +161,7 @@ class RunClock:
         self.planned = tokens_per_second > 0  # whether `told` is the plan's
         self.step_time, self.step_tokens = StepTime(), 0.0  # of the stage that it began with
         self.printed_at = -float("inf")  # when the last plain step line was printed, in any stage
-        self.marked = self.updated = self.same_at = time.monotonic()  # the last one: when the step time was as in the last message
+        self.marked = self.updated = self.same_at = awake.monotonic()  # the last one: when the step time was as in the last message
         self.left = self._left()
 
     @property
@@ -173,6 +174,31 @@ class RunClock:
         """The present part among all: 2/4."""
         return f"{self.parts.index(self.part) + 1}/{len(self.parts)}"
 
+    @property
+    def settled(self) -> bool:
+        """Whether the present estimate comes from enough steps to change the run's plan by it."""
+        return len(self.step_time.steps) >= SETTLED
+
+    @property
+    def step_seconds(self) -> float:
+        """The expected seconds of a step of the present stage."""
+        return self.token_seconds * self._work.step_tokens
+
+    @property
+    def newest_seconds(self) -> float:
+        """The median seconds of the newest steps, which follows a change at once and does not know rare long steps."""
+        return statistics.median(list(self.step_time.steps)[-2 * LEAST :])
+
+    @property
+    def ending(self) -> bool:
+        """Whether the present stage ends after the next step."""
+        return self._work.steps - self._work.done <= 2
+
+    def replan(self, stage: str, steps: int) -> None:
+        """Give a stage to come another number of steps."""
+        if stage in self.works:
+            self.works[stage].steps = steps
+
     def begin(self, stage: str, done: int = 0, steps: int = 0) -> None:
         """Begin a stage after `done` of its `steps`, or FINISH."""
         self.step_time.first = True
@@ -184,7 +210,7 @@ class RunClock:
             self.step_tokens = work.step_tokens
         for name in self.parts[1 : self.parts.index(stage)]:
             self.works[name].end()
-        self.part, self.marked = stage, time.monotonic()
+        self.part, self.marked = stage, awake.monotonic()
         self._update()
 
     def step(self, done: int, steps: int) -> None:
@@ -205,7 +231,7 @@ class RunClock:
 
     def change(self) -> str:
         """A message if the step time differs from the last message's, with the reason; "" if there is nothing new. Call after each step."""
-        now = time.monotonic()
+        now = awake.monotonic()
         busy = self.load.sample()
         ratio = self.token_seconds / self.told if self.told else 1.0
         if len(self.step_time.steps) < LEAST or 1 / TOLD < ratio < TOLD:
@@ -237,11 +263,11 @@ class RunClock:
 
     def _mark(self) -> float:
         """The seconds since the last mark, which is now."""
-        before, self.marked = self.marked, time.monotonic()
+        before, self.marked = self.marked, awake.monotonic()
         return self.marked - before
 
     def _update(self) -> None:
-        self.updated = time.monotonic()
+        self.updated = awake.monotonic()
         if self.part != FINISH and (seconds := self.step_time.seconds()) and (len(self.step_time.steps) >= FEW or not self.token_seconds):
             if self._work.guessed and self.token_seconds:  # its steps are of its own kind
                 self._work.step_tokens = seconds / self.token_seconds
@@ -253,7 +279,7 @@ class RunClock:
         """The estimate by the present step time."""
         end = self.end_tokens * self.token_seconds + self.end_seconds
         if self.part == FINISH:
-            left = max(end - (time.monotonic() - self.marked), 0.0)
+            left = max(end - (awake.monotonic() - self.marked), 0.0)
             return TimeLeft(left, left)
         stages = {name: work.tokens_left() * self.token_seconds for name, work in self.works.items()}  # 0 of one that has ended
         return TimeLeft(stages.get(self.part, 0.0), sum(stages.values()) + end)

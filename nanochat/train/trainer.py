@@ -21,7 +21,6 @@ from nanochat.runs.metrics import EVALUATED, Metrics
 from nanochat.train.batch import StepBatch
 from nanochat.train.gradients import accumulate_gradients
 from nanochat.train.nonfinite import write_down
-from nanochat.train.schedule import REVIEWS
 from nanochat.train.signals import StopSignal
 from nanochat.train.stage import Stage, due
 from nanochat.train.steplog import StepLog, StepResult
@@ -55,6 +54,7 @@ class Trainer:
         self.done = start  # steps, including the running one
         self.schedule, self.rows, self.skipped = stage.schedule, stage.device_batch_size, stage.skipped
         self.saved_at = time.monotonic()
+        self.review = False  # whether the pacer is to be asked, on all ranks
 
     def run(self) -> None:
         """Train to the end of the stage, saving, evaluating and sampling when due.
@@ -74,7 +74,8 @@ class Trainer:
         """Train the remaining steps, with all that each of them makes due."""
         stage = self.stage
         while self.done < self.schedule.steps:
-            self._review()
+            if self.review:
+                self._review()
             result = self.step()
             freeze()
             self.log.add(result, self.schedule.steps)
@@ -98,7 +99,8 @@ class Trainer:
         lr = self.schedule.lr(step)
         read_seconds = awake.monotonic() - began
         overdue = self.ranks.main and time.monotonic() - self.saved_at >= self.stage.save_seconds
-        loss, norm, stopping, saving = self._gradients(batch, overdue)
+        review = self.ranks.main and self.stage.pacer is not None and self.stage.pacer.due()
+        loss, norm, stopping, saving, self.review = self._gradients(batch, overdue, review)
         updated = self._update(step, batch, lr, loss, norm)
         seconds = awake.monotonic() - began
         return StepResult(self.done, batch, loss, lr, updated, stopping, saving, self.rows, seconds, read_seconds)
@@ -156,19 +158,14 @@ class Trainer:
         self.stage.heartbeat(f"{doing} {self.stage.name} step {self.done}")
 
     def _review(self) -> None:
-        """At the schedule's review points, get the number of steps from the pacer and rescale the rest of the schedule to it."""
-        pacer = self.stage.pacer
-        if pacer is None or not self.schedule.review_due(self.done):
-            return
-        seconds = self.log.step_seconds(self.schedule.steps // REVIEWS)
-        if seconds is None:
-            return
-        steps = pacer.steps(self.done, seconds) if self.ranks.main else 0
+        """Get the number of steps from the pacer, and rescale the rest of the schedule to it."""
+        assert self.stage.pacer is not None
+        steps = self.stage.pacer.steps(self.stage.name, self.done, self.schedule.steps) if self.ranks.main else 0
         steps = int(self.ranks.all_reduce_sum(torch.tensor(float(steps), device=self.ranks.device)).item())
         self.schedule = self.schedule.rescaled(self.done, steps)
 
-    def _gradients(self, batch: StepBatch, overdue: bool) -> tuple[float, float, bool, bool]:
-        """Accumulate the batch's gradient; returns (loss, gradient norm, whether a signal came, whether a checkpoint is `overdue`).
+    def _gradients(self, batch: StepBatch, overdue: bool, review: bool) -> tuple[float, float, bool, bool, bool]:
+        """Accumulate the batch's gradient; returns (loss, gradient norm, whether a signal came, `overdue`, `review`).
 
         All values are over all ranks. If one rank runs out of memory, all repeat the step with half the micro-batch size.
         """
@@ -178,10 +175,10 @@ class Trainer:
             with Attempt(self.ranks.device) as attempt:
                 sums = accumulate_gradients(batch, self.rows, self.model, self.forward, self.ranks)
             self._heartbeat("waiting for the other ranks in")
-            flags = sums.new_tensor([float(self.stop.set), float(overdue), float(attempt.failed)])
-            loss, norm, stopping, saving, failed = self.ranks.all_reduce_sum(torch.cat((sums, flags))).tolist()
+            flags = sums.new_tensor([float(self.stop.set), float(overdue), float(review), float(attempt.failed)])
+            loss, norm, stopping, saving, reviewing, failed = self.ranks.all_reduce_sum(torch.cat((sums, flags))).tolist()
             if not failed:
-                return loss, norm, bool(stopping), bool(saving)
+                return loss, norm, bool(stopping), bool(saving), bool(reviewing)
             self.optimizer.zero_grad()
             self.rows = _halved(self.rows, batch, f"{self.stage.name} step {self.done}")
 
@@ -236,13 +233,13 @@ def _halved(rows: int, batch: StepBatch, where: str) -> int:
 def _frozen_objects(*, collect: bool) -> Iterator[Callable[[], None]]:
     """A function whose first call takes all objects that are alive out of Python's garbage collection, until the end of the block.
 
-    After the first step these are the model, the optimizer and what torch.compile made: a collection that walks through them stops the
+    After the first step these are the model, the optimizer and what torch.compile made: a collection that traverses them stops the
     step for 0.2 s, and they live as long as the stage. `collect` garbage first, which may keep a GPU's memory.
     """
     frozen = False
 
     def freeze() -> None:
-        nonlocal frozen
+        nonlocal frozen  # frozen once: later steps make no objects that live as long
         if not frozen:
             frozen = True
             if collect:

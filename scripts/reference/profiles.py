@@ -66,7 +66,7 @@ def document(language: Language) -> str:
             "A profile is a configuration for a kind of machine. Without `--profile`, a command takes the profile for this machine's GPUs."
         ),
         say(
-            "All figures of GPUs are estimates by `nanochat plan`, not measured. Memory is good to about 15%, time to about a factor of "
+            "All figures of GPUs are estimates by `nanochat plan`, not measured. Memory is good to about 3%, time to about a factor of "
             "two. Disk is the most that a run takes, download included. The installation takes another 6 GB (1 GB without CUDA)."
         ),
         f"## {say('Full run')}",

@@ -66,7 +66,7 @@ def read_by_compose() -> dict[str, set[str]]:
     """Variable -> its defaults in the compose files."""
     found: dict[str, set[str]] = {}
     for path in ROOT.glob("docker-compose*.yml"):
-        for name, default in re.findall(r"\$\{([A-Z_]+)(?::?[-?]([^}]*))?\}", path.read_text(encoding="utf-8")):
+        for name, default in re.findall(r"\$\{([A-Z_]+)(?::?[-?]([^}]*)|:\+[^}]*)?\}", path.read_text(encoding="utf-8")):
             found.setdefault(name, set()).add(default)
         for name in re.findall(r"^ {4,}([A-Z_]+):$", path.read_text(encoding="utf-8"), re.MULTILINE):
             found.setdefault(name, set())  # handed to the container as it is

@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import torch
 
+from nanochat.chat.launch import Launcher
 from nanochat.chat.listener import http_server
 from nanochat.chat.loading import LoadedModel
 from nanochat.chat.metrics import ServerMetrics
@@ -93,14 +94,16 @@ class Running:
 
 
 @contextlib.contextmanager
-def running(model: LoadedModel | None, limits: Limits | None = None, queue: int = 64) -> Iterator[Running]:
+def running(
+    model: LoadedModel | None, limits: Limits | None = None, queue: int = 64, launcher: Launcher | None = None
+) -> Iterator[Running]:
     """A server with `model` on a free port of loopback, ended with the block."""
     torch.set_num_threads(1)
     metrics = ServerMetrics()
     scheduler = Scheduler(metrics, queue)
     if model:
         scheduler.serve(model)
-    server = http_server(scheduler, metrics, limits or Limits(), "127.0.0.1", 0)
+    server = http_server(scheduler, metrics, limits or Limits(), "127.0.0.1", 0, launcher=launcher)
     thread = threading.Thread(target=server.run)
     thread.start()
     end = time.monotonic() + 60

@@ -19,7 +19,7 @@ from nanochat.chat.middleware import Limits
 from nanochat.chat.scheduler import Scheduler
 from nanochat.chat.server import create_app
 from nanochat.chat.training import TrainingView, newest_training
-from nanochat.runs.heartbeat import HEARTBEAT, heartbeat, read_heartbeat
+from nanochat.runs.heartbeat import HEARTBEAT, heartbeat, read_heartbeat, why_killed
 
 
 def line(stage: str, step: int, **more: Any) -> str:
@@ -89,6 +89,26 @@ def test_the_training_view_follows_a_run(tmp_path: Path) -> None:
         shown = [sample["step"] for sample in (view() or {})["samples"]]
         assert len(shown) == 120 and (shown[0], shown[-1]) == (0, 129)  # from the first words to the newest
     assert view() is None
+
+
+@pytest.mark.parametrize(
+    ("left", "kills", "said"),
+    [
+        (None, 5, ""),
+        ({"oom_kills": 3}, 5, "memory ran out (2 killed by the system since then)"),
+        ({"oom_kills": 5}, 5, "or the machine was switched off"),
+        ({"oom_kills": 9}, 0, "or the machine was switched off"),  # it was: the count began again
+        ({"oom_kills": "x"}, 5, "or the machine was switched off"),
+        ({"oom_kills": None}, None, "or the machine was switched off"),
+    ],
+)
+def test_a_killed_process_is_explained(
+    left: dict[str, Any] | None, kills: int | None, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nanochat.runs.heartbeat.oom_kills", lambda: kills)
+    if left is not None:
+        (tmp_path / HEARTBEAT).write_text(json.dumps({"time": time.time() - 60} | left))
+    assert said in why_killed(tmp_path) and bool(why_killed(tmp_path)) == bool(said)
 
 
 def test_a_killed_trainings_heartbeat_grows_old(tmp_path: Path) -> None:

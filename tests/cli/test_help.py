@@ -101,7 +101,7 @@ def test_train_shows_the_values_of_the_profile(profile: str, trial: bool, run: A
     values = load_profile(profile, trial)
     assert f"profile {profile}{', trial' if trial else ''}" in out
     for name, field in FIELDS.items():
-        if name not in ("profile", "trial"):
+        if name not in ("profile", "trial", "shape"):
             default = shown(name, values.get(name, field.default))
             entry = re.search(rf"^  --{flag_name(name)}( \S+)?(\s+.*?)(?=^  --|^\w|\Z)", out, re.MULTILINE | re.DOTALL)
             assert entry and (entry[1] or field.type is bool), name
@@ -187,7 +187,7 @@ def test_quiet_and_verbose(base: Path, tmp_path: Path) -> None:
 def test_the_guide_s_command_has_help(base: Path) -> None:
     done = call(base, "-m", "scripts.base_train", "--help")
     assert done.returncode == 0 and done.stderr == "" and "Usage: python -m scripts.base_train [OPTIONS]" in done.stdout
-    assert all(f"--{flag_name(name)}" in done.stdout for name in FIELDS if name not in ("profile", "trial"))
+    assert all(f"--{flag_name(name)}" in done.stdout for name in FIELDS if name not in ("profile", "trial", "shape"))
 
 
 def test_quickstart_says_that_it_does_not_use_the_gpu(run: Any, monkeypatch: pytest.MonkeyPatch, base: Path) -> None:

@@ -1,14 +1,20 @@
 """What containers run: one source for every back-end."""
 
+import shutil
+from pathlib import Path
+
 import pytest
 from typer.testing import CliRunner
 
 from nanochat.cli.app import app
+from nanochat.cloud.kubernetes import ManifestOptions, manifests
 from nanochat.cloud.workload import plain_environment, workload
-from nanochat.config import Config
+from nanochat.config import Config, build_config
 from nanochat.data.source import text_source
 from nanochat.data.text_source import TextSource
 from nanochat.errors import UsageError
+from nanochat.runs.record import Record
+from tests.tiny import MODEL
 
 
 def test_command_is_the_laptops() -> None:
@@ -37,6 +43,32 @@ def test_download_is_what_the_training_will_ask_for(profile: str, nodes: int, mo
     assert done.exit_code == 0, done.output
     assert (asked[0].shards, asked[0].dataset) == (work.plan.config["shards"], work.config.dataset)
     assert text_source(asked[0]).conversations.sets == text_source(work.config).conversations.sets != []
+
+
+def test_a_run_that_begins_with_another_one(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The plan is for the source's model where its record is here or on the mirror; the cluster's command has `--from` and the mirror."""
+    arguments = ["--from=src:base", "--chat-data=hf:some/Talks", f"--mirror=file://{tmp_path}/mirror"]
+    unknown = workload("i", "", "rtx4090", False, arguments)
+    assert "does not know the run 'src'" in capsys.readouterr().err and unknown.name == "nanochat-src-2"
+    source = build_config("cpu", overrides=MODEL | {"run": "src", "device": "cpu", "dtype": "float32", "compile": "off"})
+    Record(source, "embedded", ("shard_00000.parquet",), "t", "", "").write()
+    folder = tmp_path / "mirror/src"
+    folder.mkdir(parents=True)
+    shutil.move(base / "runs/src/config.toml", folder)
+    work = workload("i", "", "rtx4090", False, arguments)
+    assert "does not know" not in capsys.readouterr().err
+    assert (work.config.depth, work.config.num_iterations, work.config.run, work.config.device) == (1, 0, "src-2", "auto")
+    assert work.plan.steps == 0 and work.plan.parameters < unknown.plan.parameters / 100 and work.cards == 1
+    for option in (*arguments[:1], "--chat_data=hf:some/Talks", arguments[2], "--device=auto", "--dtype=auto"):
+        assert option in work.command and option in work.download, option
+    jobs = [str(made) for made in manifests(work, ManifestOptions()) if made["kind"] in ("Job", "JobSet")]
+    assert len(jobs) == 2 and all("--from=src:base" in job and arguments[2] in job for job in jobs)  # the download's and the training's
+    with pytest.raises(UsageError, match="does not match src"):
+        workload("i", "", "rtx4090", False, [*arguments, "--depth=3"])
+    with pytest.raises(UsageError, match="cannot begin from itself"):
+        workload("i", "", "rtx4090", False, ["--from=src", "--run=src"])
+    workload("i", "", "rtx4090", False, ["--from=src", "--run=new", "--chat-data=hf:some/Talks"])
+    assert "the job's volume must have that run already" in capsys.readouterr().err
 
 
 def test_several_nodes_differ_by_environment_alone() -> None:

@@ -21,6 +21,7 @@ SETTINGS: tuple[dict[str, str], ...] = (
     {},
     {"NANOCHAT_BIND": "0.0.0.0", "NANOCHAT_API_KEY": "key", "NANOCHAT_DATA": "./here", "NANOCHAT_USER": "1000:1000"},
     {"NANOCHAT_TRAIN_ARGS": "--profile cpu --run night", "HF_ENDPOINT": "http://mirror", "TORCH_BACKEND": "cpu", "NANOCHAT_PORT": "9"},
+    {"NANOCHAT_ALLOW_TRAINING": "1", "NANOCHAT_API_KEY": "key"},
 )
 
 
@@ -43,6 +44,7 @@ def test_every_combination_is_valid(engine: None, files: tuple[str, ...], settin
     published = [port for service in services.values() for port in service.get("ports", [])]
     assert {port["host_ip"] for port in published} == {settings.get("NANOCHAT_BIND", "127.0.0.1")}
     assert ("--insecure-no-key" in services["chat"]["command"]) == ("NANOCHAT_BIND" not in settings)
+    assert ("--allow-training" in services["chat"]["command"]) == ("NANOCHAT_ALLOW_TRAINING" in settings)
 
 
 def limited(service: dict[str, Any]) -> bool:

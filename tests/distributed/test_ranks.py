@@ -287,6 +287,57 @@ def test_one_code_from_many(attempts: list[tuple[int, list[int], bool]], code: i
     assert count[0] == runs
 
 
+@pytest.mark.parametrize(
+    ("code", "codes", "before", "after", "said"),
+    [
+        (-9, set(), 3, 4, "the system killed a worker, because memory ran out"),
+        (-9, {75}, 3, 3, "a worker was killed, probably because memory ran out"),
+        (-9, set(), None, None, "a worker was killed, probably because memory ran out"),
+        (-11, {1}, 3, 4, "a worker was ended by SIGSEGV"),
+        (75, {75}, 3, 3, "another program stopped a worker"),
+        (7, {7, 75}, 3, 3, ""),
+        (1, {1}, 3, 4, ""),
+        (0, {0}, 3, 4, ""),
+    ],
+)
+def test_the_likely_killer_is_named(
+    code: int, codes: set[int], before: int | None, after: int | None, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ranks, "oom_kills", lambda: after)
+    line = ranks._ended_by(code, codes, before)
+    assert line.startswith(said) and bool(line) == bool(said)
+
+
+def killed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> int:
+    """The launcher's code for two workers that run `text`, once with the argument 1 and after a restart with 2."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    script, attempts = tmp_path / "worker.py", tmp_path / "attempts"
+    script.write_text("import os, signal, sys, time\nfrom pathlib import Path\n" + text)
+    return launch([str(script), str(attempts)], processes=2, restarts=1)
+
+
+DIES_IN_ITS_GROUP = """
+mine = Path(sys.argv[1] + os.environ["RANK"])
+again = mine.exists()
+mine.touch()
+if os.environ["RANK"] == "1" and not again:
+    Path("{group}", "cgroup.procs").write_text(str(os.getpid()))
+    held = []
+    while True:
+        held.append(bytearray(os.urandom(1 << 20)))
+time.sleep(0 if again else 60)
+"""
+
+
+def test_a_worker_that_the_system_kills_for_its_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], memory_group: Path
+) -> None:
+    """By the kernel, in a control group of 256 MB: the others are stopped, all are started again, and the reason is said once."""
+    assert killed_once(tmp_path, monkeypatch, DIES_IN_ITS_GROUP.format(group=memory_group)) == 0
+    said = capfd.readouterr().err
+    assert said.count("the system killed a worker, because memory ran out") == 1 and "a worker was lost; restart 1 of 1" in said
+
+
 def test_machines_that_do_not_meet(monkeypatch: pytest.MonkeyPatch) -> None:
     """The launchers give up, and no worker has begun; it is started again by whoever started the machines, not here."""
     tried: list[list[str]] = []

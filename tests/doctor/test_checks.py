@@ -16,10 +16,12 @@ import torch
 from nanochat.config import Config, build_config, parse_flags
 from nanochat.doctor import checks as doctor
 from nanochat.doctor import gpus
-from nanochat.doctor.checks import Finding
+from nanochat.doctor.findings import Finding
 from nanochat.errors import PreflightError, UsageError
 from nanochat.hardware import nvml
 from nanochat.hardware.machine import Hardware
+from nanochat.hardware.memory import Memory
+from nanochat.hardware.power import Power
 from nanochat.model.build import allocate_model
 from nanochat.model.scaling import gpt_config
 from nanochat.pipeline import train as run
@@ -266,6 +268,19 @@ def test_the_command(base: Path) -> None:
     assert all(bool(finding["means"]) == (finding["level"] != "ok") for finding in value["findings"])
     text = tiny.call(base, "entrypoint.py", "doctor", "--profile=rtx4050")  # whose data cannot be fetched here
     assert text.returncode == 3 and "does not answer" in text.stdout and "fix: " in text.stdout
+
+
+def test_battery_and_heat(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not {"battery", "heat"} & set(findings(build_config("cpu"), CPU)) or Path("/sys/class/power_supply/BAT0").exists()
+    monkeypatch.setattr(doctor.power, "read_power", lambda: Power(41, "the system limits the processor to 40% of its frequency"))
+    found = findings(build_config("cpu"), CPU)
+    assert found["battery"].level == doctor.WARNING and "battery (41% left)" in found["battery"].what and found["battery"].means
+    assert found["heat"].level == doctor.WARNING and "40%" in found["heat"].what and found["heat"].means
+
+
+def test_a_limit_of_memory_is_named(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor.memory, "available", lambda: Memory(1, "a container's or service's limit (memory.max) of 2.0 GB"))
+    assert findings(build_config("cpu"), CPU)["memory"].what.endswith("usable, by a container's or service's limit (memory.max) of 2.0 GB")
 
 
 def test_train_warns_and_goes_on(base: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from nanochat.doctor import checks as doctor
+from nanochat.doctor import findings as doctor
 from nanochat.doctor import troubleshooting
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -1,5 +1,6 @@
 """200 mutated folders, steps, mirrors, manifests and archives: one clear error each, nothing outside touched, little time and memory."""
 
+import contextlib
 import json
 import random
 import shutil
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from nanochat import paths
 from nanochat.data.rows import RowCache
 from nanochat.data.shards import open_dataset, verify, write_dataset
+from nanochat.errors import DataError
 from nanochat.export import folder, importer
 from nanochat.hub.archive import extract_zip
 from nanochat.pipeline.mirrored import fetch
@@ -183,3 +185,31 @@ def test_a_bundle(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.
 
     try_one()
     assert made.refused and made.taken
+
+
+def test_a_foreign_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("transformers")
+    from tests.export.foreign_model import write_qwen3
+
+    place = tmp_path_factory.mktemp("foreign") / "good"
+    write_qwen3(place, "grouped", shards=True)
+    made = attack(tmp_path_factory, monkeypatch, place)
+    shard = sorted(path.name for path in place.glob("model-*.safetensors"))[0]
+    names = ["config.json", "config.json", "tokenizer.json", "model.safetensors.index.json", "tokenizer_config.json"]
+    names += ["generation_config.json", "chat_template.jinja", "README.md", shard]
+
+    @MANY
+    @given(SEEDS)
+    def try_one(seed: int) -> None:
+        rng, received = random.Random(seed), made.fresh()
+        shutil.rmtree(made.place / "base", ignore_errors=True)
+        change_file(received / rng.choice(names), rng, made.outside)
+        if made.run(lambda: importer.import_folder(received, "mine")):
+            assert not paths.runs_dir().exists() or list(paths.runs_dir().iterdir()) == []  # whole or not at all
+        elif made.taken:
+            opened = open_model("mine")  # what was taken can be used
+            with contextlib.suppress(DataError):  # a changed template may refuse a conversation
+                opened.tokenizer.render_prompt([{"role": "user", "content": "hi"}], 100)
+
+    try_one()
+    assert made.refused > 80 and made.taken

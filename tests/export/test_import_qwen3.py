@@ -16,7 +16,7 @@ from nanochat.export import check, gguf_file, importer, metadata, parity
 from nanochat.export.folder import write_folder
 from nanochat.generate.engine import Engine, prompt_ids
 from nanochat.runs.record import TrainedModel, open_model
-from nanochat.tokenizer.tokenizer import Tokenizer
+from nanochat.tokenizer.files import load_tokenizer
 from tests.export.random_model import TEXT
 
 transformers = pytest.importorskip("transformers")
@@ -121,6 +121,12 @@ def test_it_answers_and_comes_back_from_an_export(imported: Pair, tmp_path: Path
     write_folder(ours, tmp_path / "out")
     check.check(ours, "hf", tmp_path / "out")
     assert "license: apache-2.0" in (tmp_path / "out" / "README.md").read_text()
+    theirs, text = transformers.AutoTokenizer.from_pretrained(tmp_path / "out"), "a <|im_end|> 你是誰？"
+    assert (
+        theirs.apply_chat_template([{"role": "user", "content": "é"}], return_dict=False)
+        == ours.tokenizer.render([{"role": "user", "content": "é"}])[0]
+    )
+    assert theirs.decode(ours.tokenizer.encode(text)) == text
     monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path / "base"))
     for marker in (True, False):  # as our own export, and as anybody's directory
         if not marker:
@@ -159,7 +165,7 @@ def test_half_precision_and_a_model_without_a_template(base: Path, tmp_path: Pat
 def test_its_tokenizer_packs_rows(base: Path, tmp_path: Path) -> None:
     write_qwen3(tmp_path / "m", "single")
     tokenizer = open_model(importer.import_folder(tmp_path / "m")).tokenizer
-    assert Tokenizer.load(paths.tokenizer_dir(tokenizer.id)).id == tokenizer.id
+    assert load_tokenizer(paths.tokenizer_dir(tokenizer.id)).id == tokenizer.id
     documents = [text[: 40 + 17 * number] for number, text in enumerate(TEXT * 5)]
     rows, tokens, size = tokenizer.encoding.pack_rows([documents[:7], documents[7:]], 32, str(tmp_path / "rows.bin"), tokenizer.bos)
     ids = torch.frombuffer(bytearray((tmp_path / "rows.bin").read_bytes()), dtype=torch.int16)
@@ -250,4 +256,7 @@ def test_a_directory_whose_name_is_no_runs_name_needs_one(base: Path, tmp_path: 
         importer.import_folder(tmp_path / ".Qwen3")
     assert "--run NAME" in caught.value.hint
     assert importer.import_folder(tmp_path / ".Qwen3", "mine") == "mine"
+    with pytest.raises(UsageError, match="out of range"):
+        importer.import_folder(tmp_path / ".Qwen3", "short", 1000)
+    assert open_model(importer.import_folder(tmp_path / ".Qwen3", "short", 100)).model.config.max_seq_len == 100
     assert foreign_tokenizer().get_vocab_size() > 256

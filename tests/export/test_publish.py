@@ -72,6 +72,9 @@ def test_what_cannot_be_pushed_is_said_before_the_model_is_loaded(
         write_export(ExportRequest("hf", tmp_path / "out", outtype="f16"))
     with pytest.raises(UsageError, match="unknown value in --outtype"):
         write_export(ExportRequest("gguf", tmp_path / "out", outtype="q4_0"))
+    monkeypatch.setenv("HF_ENDPOINT", "http://hub.example")
+    with pytest.raises(UsageError, match="not https"):
+        write_export(ExportRequest("hf", tmp_path / "out", push="hf:alice/model"))
     monkeypatch.delenv("HF_TOKEN")
     with pytest.raises(UsageError, match="HF_TOKEN is not set"):
         write_export(ExportRequest("hf", tmp_path / "out", push="hf:alice/model"))

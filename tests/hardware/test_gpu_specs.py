@@ -14,6 +14,31 @@ def test_each_figure_has_a_source() -> None:
     assert len({spec.name for spec in GPU_SPECS}) == len(GPU_SPECS)
 
 
+# Multiprocessors and boost clock in GHz, from NVIDIA's white papers and product pages.
+GEFORCE = {
+    "RTX 3060": (28, 1.777),
+    "RTX 3090": (82, 1.695),
+    "RTX 4050 Laptop GPU": (20, 2.37),
+    "RTX 4060": (24, 2.46),
+    "RTX 4060 Laptop GPU": (24, 2.37),
+    "RTX 4070": (46, 2.475),
+    "RTX 4080": (76, 2.505),
+    "RTX 4090": (128, 2.52),
+    "RTX 5090": (170, 2.407),
+}
+
+
+def test_geforces_peaks_follow_from_their_units_and_clocks() -> None:
+    found = {spec.name.removeprefix("NVIDIA GeForce "): spec.peak_flops for spec in GPU_SPECS if "GeForce" in spec.name}
+    assert found.keys() == GEFORCE.keys()
+    for name, (units, clock) in GEFORCE.items():
+        assert found[name] == pytest.approx(512 * units * clock * 1e9, rel=0.05), name
+
+
+def test_a_turing_gpu_has_no_bfloat16() -> None:
+    assert not require_spec("Tesla T4").bf16 and find_spec("Tesla T4") is find_spec("t4")
+
+
 @pytest.mark.parametrize("profile", PROFILE_GPUS)
 def test_what_is_rented_for_a_profile_is_no_slower_than_its_own_gpu(profile: str) -> None:
     own = require_spec(PROFILE_GPUS[profile])

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from nanochat.hardware import load
-from nanochat.hardware.load import Busy, OtherLoad
+from nanochat.hardware.load import Busy, FreeProcessors, OtherLoad
 
 Machine = Callable[..., None]
 
@@ -59,3 +59,24 @@ def test_the_host_of_a_virtual_machine(machine: Machine) -> None:
 def test_a_system_that_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(load.procfs, "read", lambda path: "")
     assert OtherLoad(every=0).sample() == Busy()
+
+
+def test_processors_that_others_leave(machine: Machine) -> None:
+    free = FreeProcessors()
+    assert free() is None  # no time has passed
+    machine(2.0, used=100, idle=100, own=2.0)
+    assert free() == pytest.approx(2.0)  # idle, or this process's own
+    machine(4.0, used=300, idle=100, own=4.0)
+    assert free() == pytest.approx(1.0)
+    machine(4.5, used=350, idle=100, own=4.5)
+    assert free() == pytest.approx(1.0)  # too short to say anything new
+    machine(6.5, used=500, idle=100, own=4.0)
+    assert free() == pytest.approx(0.0)
+    machine(8.5, used=600, idle=100, steal=50, own=6.0)
+    assert free() == pytest.approx(2 - 2 * 150 / 150 + 1.0)  # the host of a virtual machine took half a processor
+
+
+def test_free_processors_are_unknown_where_the_system_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load.procfs, "read", lambda path: "")
+    monkeypatch.setattr(load, "WINDOW", 0.0)
+    assert FreeProcessors()() is None

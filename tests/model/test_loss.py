@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nanochat.kernels.lean import LeanOperations
 from nanochat.model import scaling
 from nanochat.model.build import build_model
 from nanochat.model.loss import IGNORE, cross_entropy_sum, token_losses
@@ -126,3 +127,23 @@ def test_bfloat16_hidden_states(model: Transformer) -> None:
     assert value.item() == pytest.approx(plain(model, hidden, targets).item(), rel=0.02)
     assert model.head.weight.grad is not None and model.head.weight.grad.dtype == torch.float32
     assert F.cosine_similarity(model.head.weight.grad.flatten(), exact.flatten(), dim=0) > 0.999
+
+
+def test_the_heads_gradient_is_added_in_place() -> None:
+    """Two micro-batches in chunks, each scaled as it will be in the backward pass: autograd's gradients of head and hidden states."""
+    model = build_model(GPTConfig(depth=2, dim=16, n_head=1, n_kv_head=1, head_dim=16, vocab_size=40, max_seq_len=8))
+    model.head.operations = LeanOperations(torch.float32)
+    batches = [(torch.randn(2, 300, 16), torch.randint(0, 40, (2, 300))) for _ in range(2)]
+    found = []
+    for in_place in (False, True):
+        model.head.weight.grad = None
+        if in_place:
+            model.head.operations.start_gradients([model.head.weight])
+        hidden = [part.clone().requires_grad_() for part, _ in batches]
+        values = [cross_entropy_sum(model, part, targets, scale=0.25) for part, (_, targets) in zip(hidden, batches, strict=True)]
+        (sum(values, torch.zeros(())) * 0.25).backward()
+        model.head.operations.finish_gradients([model.head.weight])
+        found.append([model.head.weight.grad, *(part.grad for part in hidden), *values])
+        assert model.head.weight.grad is not None
+    for ours, wanted in zip(found[1], found[0], strict=True):
+        torch.testing.assert_close(ours, wanted)

@@ -44,6 +44,20 @@ def of_stage(base: Path, name: str, stage: str) -> list[tuple[str, int, float]]:
     return [line for line in losses(base, name) if line[0] == stage]
 
 
+def test_a_source_on_a_mirror_alone(base: Path, files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a cluster, whose machine has nothing: the source is fetched from the mirror, and the new run is copied there."""
+    mirror = f"file://{tmp_path}/mirror"
+    assert run.train(config(files["text"], run="src", chat_data=str(files["chats"]), mirror=mirror, **STEPS)) == 0
+    assert train("--from=src", f"--chat-data={files['new']}", "--run=near") == 0
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path / "far"))
+    asked = ("--from=src", f"--chat-data={files['new']}", f"--mirror={mirror}", "--run=near")
+    assert train(*asked) == 0
+    assert losses(tmp_path / "far", "near") == losses(base, "near")
+    assert (tmp_path / "mirror/near/config.toml").exists()
+    with pytest.raises(UsageError, match="there is no run 'other'"):
+        train("--from=other", f"--mirror={mirror}", "--run=x")
+
+
 def test_another_fine_tuning_is_a_straight_runs(base: Path, source: Path, files: dict[str, Path]) -> None:
     """Digit for digit, with the source's conversations and with others; the source is unchanged, and may go."""
     run.train(config(files["text"], run="straight", chat_data=str(files["new"]), **STEPS))

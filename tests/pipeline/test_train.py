@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from nanochat.data import finetuning
 from nanochat.distributed.ranks import Ranks
 from nanochat.errors import DataError, Preempted, PreflightError, UsageError
 from nanochat.evaluation.results import read_results
@@ -151,6 +152,16 @@ def test_what_is_left_to_the_rule_stays_as_it_was(base: Path, text: Path, monkey
     monkeypatch.setattr("nanochat.model.scaling.MAXIMUM_EPOCHS", 1)
     prepared = prepare(Request(by_rule, ("base",), time.monotonic()))
     assert isinstance(prepared, Prepared) and prepared.record.config == record.config
+
+
+def test_conversations_are_read_once(base: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are looked through before pretraining, and learned after it: one reading serves both."""
+    read: list[Path] = []
+    original = finetuning.read_conversations
+    monkeypatch.setattr(finetuning, "read_conversations", lambda path: read.append(path) or original(path))
+    talks = chats(tmp_path / "talks.jsonl")
+    run.train(config(text, chat_data=str(talks), sft_iterations=2))
+    assert read == [talks] and len(losses(base)) == 8
 
 
 def test_metrics_have_one_line_a_step(base: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,6 @@
 """`--hours`: what is chosen takes the time that was given, fits, and grows with it."""
 
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,13 +11,13 @@ from nanochat.hardware.gpu_specs import require_spec
 from nanochat.hardware.machine import Hardware
 from nanochat.model import scaling
 from nanochat.planning import autosize as budget
-from nanochat.planning import plan as planning
 from nanochat.planning.autosize import decide, fit
 from nanochat.planning.calibrate import Measured
 from nanochat.planning.hardware import gpu_hardware
 from nanochat.planning.plan import Plan
 from nanochat.runs import record as runs
 from nanochat.train.schedule import Pacer
+from nanochat.train.timeleft import EVALUATION, FINISH, RunClock, stage_works
 
 CPU = Hardware(name="a CPU", cuda=False, memory=16 << 30, usable=12 << 30, flops=30e9, here=False)
 TEXT = 4 * 10**8
@@ -68,29 +68,88 @@ def test_the_time_that_has_gone_counts(base: Path) -> None:
     assert late.replace(hours=0.5) == half
 
 
-@pytest.mark.parametrize(("slower", "steps"), [(1.0, 1000), (1.01, 1000), (0.5, 1650), (1.3, 850), (10.0, 512), (0.01, 2950)])
-def test_steps_that_took_another_time_than_planned(slower: float, steps: int) -> None:
-    """A thousand steps of 0.1 s, and an evaluation of ten, in 101 s and what the end takes; 350 are done."""
-    config = user_text(0.1, num_iterations=1000, total_batch_size=1024, eval_every=-1, eval_tokens=30 * 1024)
-    pace = 0.1 - planning.LOOP_SECONDS
-    left = (650 * 0.1 + 1 + planning.END_SECONDS) / budget.RETIMED_RESERVE
-    found = budget.retimed(config, 350, slower * (pace + planning.LOOP_SECONDS) - planning.LOOP_SECONDS, left)
-    assert found == pytest.approx(steps, rel=0.01)
+@pytest.mark.parametrize(
+    ("over", "steps"),
+    [(0.0, 1000), (0.9, 1000), (20.0, 1200), (-20.0, 800), (-1000.0, 512), (1000.0, 11000)],
+)
+def test_steps_that_end_in_time(over: float, steps: int) -> None:
+    """Of a thousand steps of 0.1 s, 350 are done, and the run would end so many seconds early."""
+    assert budget.retimed(350, 1000, over, 0.1) == steps
 
 
-def test_the_pacer_writes_its_steps_into_the_record(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Once where they differ; what a training run's heartbeat tells follows, and a mirror's older record is of the same run."""
-    config = user_text(0.1, num_iterations=1000, total_batch_size=1024, eval_every=-1, eval_tokens=1024)
+class Machine:
+    """A machine whose steps take `seconds(at)`, and a run on it by a plan of `planned` seconds each; its own clock."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch):
+        self.now = 5000.0
+        monkeypatch.setattr("nanochat.planning.autosize.time.monotonic", lambda: self.now)
+        monkeypatch.setattr("nanochat.train.timeleft.awake.monotonic", lambda: self.now)
+
+    def run(self, config: Config, seconds: Callable[[float], float], planned: float) -> float:
+        """Train base and sft as the trainer does, and evaluate; returns the run's seconds."""
+        began, record = self.now, runs.Record(config, "text", ("shard",), "tokenizer")
+        record.write()
+        self.now += 10
+        clock = RunClock(stage_works(config), config.total_batch_size / planned, 20_000.0, 4.0)
+        pacer: Pacer = budget.HoursPacer(record, began, clock)
+        current = config.steps
+        for stage in ("base", "sft"):
+            done, steps = 0, current[stage]
+            clock.begin(stage, 0, steps)
+            review = False
+            while done < steps:
+                if review:
+                    steps = pacer.steps(stage, done, steps)
+                review = pacer.due()
+                self.now += seconds(self.now - began)
+                done += 1
+                clock.step(done, steps)
+            config = config.replace(**pacer.after(stage, steps))
+            current = config.steps
+            self.now += seconds(self.now - began) * 5
+            clock.event(EVALUATION)
+        clock.begin(FINISH)
+        self.now += 20_000 / 1024 * seconds(self.now - began) + 4
+        return self.now - began
+
+
+@pytest.mark.parametrize("slower", [3.0, 30.0])
+@pytest.mark.parametrize(("begin", "end"), [(0, 120), (120, 240), (240, 360), (300, 330), (0, 360), (400, 400)])
+def test_hours_keep_their_word(begin: float, end: float, slower: float, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Load that comes and goes, in any part of the time, also where steps take thirty times as long."""
+    config = user_text(0.1, num_iterations=2900, sft_iterations=360, total_batch_size=1024, eval_every=500, eval_tokens=8192)
+    took = Machine(monkeypatch).run(config, lambda at: 0.1 * (slower if begin <= at < end else 1.0), planned=0.1)
+    assert took == pytest.approx(360, rel=0.1)
+
+
+def test_the_pacer_writes_its_steps_into_the_record(
+    base: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a training run's heartbeat tells follows, and a mirror's older record is of the same run; a change is told once."""
+    config = user_text(0.1, num_iterations=1000, sft_iterations=100, total_batch_size=1024, eval_every=-1, eval_tokens=1024)
     begun = runs.Record(config, "text", ("shard",), "tokenizer")
     begun.write()
-    pacer: Pacer = budget.HoursPacer(begun, time.monotonic() - 240)
-    steps = pacer.steps(350, 0.1)
-    assert steps > 1000 and f"{steps:,} pretraining steps instead of 1,000" in capsys.readouterr().err
+    machine = Machine(monkeypatch)
+    clock = RunClock(stage_works(config), 1024 / 0.1)
+    pacer = budget.HoursPacer(begun, machine.now - 240, clock)
+    clock.begin("base", 0, 1000)
+    assert not pacer.due()
+    for done in range(1, 351):
+        machine.now += 0.05
+        clock.step(done, 1000)
+    assert pacer.due()
+    steps = pacer.steps("base", 350, 1000)
+    assert steps > 1000 and f"base: {steps:,} steps instead of 1,000" in capsys.readouterr().err and not pacer.due()
     written = runs.read_record(config.run)
-    assert written and written.config == config.replace(num_iterations=steps) and written.shards == begun.shards
+    changed = {"num_iterations": steps, "sft_iterations": round(steps / 10)}
+    assert written and written.config == config.replace(**changed) and written.shards == begun.shards
     assert runs.current_steps(config)["base"] == steps
-    assert written.paced == {"num_iterations": steps} != begun.paced
-    assert pacer.steps(351, 0.1) == steps and capsys.readouterr().err == ""
+    assert written.paced == changed != begun.paced
+    for done in range(351, 361):
+        machine.now += 0.05
+        clock.step(done, steps)
+    assert pacer.steps("base", 360, steps) == pytest.approx(steps, rel=0.02) and capsys.readouterr().err == ""
+    assert pacer.steps("sft", 0, 100) <= 200 and pacer.after("sft", 30) == {"sft_iterations": 30}
 
 
 def test_a_run_without_hours_has_no_paced_settings(base: Path) -> None:

@@ -17,7 +17,7 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch):
         self.now = 1000.0
-        monkeypatch.setattr(timeleft.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(timeleft.awake, "monotonic", lambda: self.now)
 
 
 @pytest.fixture

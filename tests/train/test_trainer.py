@@ -167,14 +167,22 @@ def test_metrics_of_a_step(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("steps", [60, 100, 52])
-def test_a_pacer_may_change_the_steps_in_the_cooldown(steps: int, tmp_path: Path) -> None:
-    """What is left of the schedule is stretched over the steps that are left, and the pacer is asked again."""
-    asked: list[tuple[int, float]] = []
+def test_a_pacer_may_change_the_steps(steps: int, tmp_path: Path) -> None:
+    """What is left of the schedule is stretched over the steps that are left, and the pacer is asked when it says so."""
+    asked: list[tuple[str, int, int]] = []
+    calls: list[int] = []
 
     class Asked:
-        def steps(self, done: int, step_seconds: float) -> int:
-            asked.append((done, step_seconds))
+        def due(self) -> bool:
+            calls.append(1)
+            return len(calls) % 3 == 0 and len(calls) >= 30
+
+        def steps(self, stage: str, done: int, now: int) -> int:
+            asked.append((stage, done, now))
             return steps
+
+        def after(self, stage: str, steps: int) -> dict[str, int]:
+            raise AssertionError("a session asks")
 
     schedule = Schedule(60, warmup_steps=2, warmdown_ratio=0.5, final_lr_frac=0.1, weight_decay=0.1)
     run = Run(tmp_path, schedule=schedule, pacer=Asked(), meta={"steps": 60})
@@ -184,7 +192,7 @@ def test_a_pacer_may_change_the_steps_in_the_cooldown(steps: int, tmp_path: Path
     assert lr[2:31] == [1.0] * 29 and lr[-1] == pytest.approx(0.1 + 0.9 / (steps - 30))
     assert [one - other for one, other in pairwise(lr[30:])] == pytest.approx([0.9 / (steps - 30)] * (steps - 31))
     assert run.store.newest().meta["steps"] == steps  # type: ignore[union-attr]
-    assert asked[0][0] == 30 and len(asked) >= 8 and all(0 < seconds < 1 for _, seconds in asked)
+    assert asked[:2] == [("base", 30, 60), ("base", 33, steps)] and len(asked) == (steps - 28) // 3
 
 
 def test_sampling_is_due_as_asked(tmp_path: Path) -> None:

@@ -60,11 +60,11 @@ function kindOf(status, code) {
   if (code === "context_length_exceeded" || status === 413) return "too_long";
   if (status === 401) return "key";
   if (status === 429) return "busy";
-  if (status === 503) return code === "model_not_ready" ? "not_ready" : "draining";
+  if (status === 503 && !/^(training|plan)_/.test(code)) return code === "model_not_ready" ? "not_ready" : "draining";
   return "other";
 }
 
-/** The model that answers and the run in training, as {model, training, hint}. */
+/** The model that answers and the run in training, as {model, training, last, launch, hint}. */
 export async function status() {
   return (await request("/api/training")).json();
 }
@@ -77,6 +77,15 @@ export const run = async (name) => (await request(`/api/runs/${encodeURIComponen
 
 /** The checkpoints that can be asked for: {models, default}. */
 export const models = async () => (await request("/api/models")).json();
+
+const post = (path, body) => request(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
+
+/** The plan of a training run {quickstart} or {profile, hours, data, run}, as `nanochat plan --json` has it. */
+export const plan = async (wanted) => (await post("/api/train/plan", wanted)).json();
+
+export const startTraining = (wanted) => post("/api/train", wanted);
+export const stopTraining = () => post("/api/train/stop", {});
+export const resumeTraining = () => post("/api/train/resume", {});
 
 /** Save a run's report as a file. */
 export async function saveReport(name) {

@@ -27,7 +27,7 @@ let keyless = false; // the server asks for a key, and none was given that it ta
 const serverModel = () => status?.model ?? null;
 const model = () => (chat.current.model ? { ...modelNamed(chat.current.model) } : serverModel()); // that answers in the open conversation
 const ready = () => !status || model() !== null; // until the server has spoken, a message may be tried
-const views = new Views({ changed: viewChanged, chat: newChat, announce });
+const views = new Views({ changed: viewChanged, chat: newChat, announce, look });
 const chat = new Chat(settings, model, { opened, changed: (answer) => transcript.update(answer), ended, kept });
 const transcript = new Transcript({ edit, again, retry: (kind) => (kind === "key" ? askKey() : again()), announce, version, keepBeside }, model);
 
@@ -259,7 +259,7 @@ async function look() {
   }
   look.drawn = drawn;
   clearTimeout(timer);
-  const wait = failed || !model() || status.training?.alive ? LIVE : CALM;
+  const wait = failed || !model() || status.training?.alive || status.launch?.alive ? LIVE : CALM;
   if (!document.hidden && !keyless) timer = setTimeout(look, wait);
 }
 

@@ -3,6 +3,7 @@
 import { byId, copyButton, el, icon } from "./dom.js";
 import { action, curves, known, samplesOverTime, stats, stepper } from "./figures.js";
 import { ending } from "./finished.js";
+import { launchForm, launchParts } from "./launch.js";
 import { compact, duration, number, percent as inPercent, stage, t } from "./i18n.js";
 import { plotWidth } from "./plot.js";
 
@@ -11,7 +12,7 @@ const shown = new Map(); // part of the view -> what it was made of
 /**
  * Draw the view from the server's answer {model, training, hint}, null if there is none, and from `ended`, the response of /api/runs/NAME
  * for the newest run if none is in training. `on` does what is asked for: announce(text), chat(name of a model), report(run), compare(run),
- * notify(), redraw(). Parts that did not change stay, and with them focus and selection.
+ * notify(), look(), redraw(). Parts that did not change stay, and with them focus and selection.
  */
 export function drawTraining(status, ended, language, on) {
   const root = byId("training");
@@ -43,8 +44,15 @@ export function percent({ stage: at, step, steps, stages }) {
   return Math.min(100, Math.floor((100 * (before + step)) / Math.max(whole, 1)));
 }
 
-function view({ model, training, hint }, ended, on) {
-  if (!training) return ended ? ending(ended, on) : [["nothing", [Boolean(model), hint], () => nothing(Boolean(model), hint, on)]];
+function view(status, ended, on) {
+  const { model, training, launch, hint } = status;
+  if (!training) {
+    const none = launch?.alive ? [] : [["nothing", [Boolean(model), hint, Boolean(launch)], () => nothing(Boolean(model), hint, Boolean(launch), on)]];
+    const own = launchParts(status, on);
+    const told = own.length && launch.run === ended?.run.name; // that it has stopped, with a button that resumes it
+    const last = ended && !launch?.alive ? ending(ended, on).filter(([name]) => name !== "state" || !told) : none;
+    return [...own, ...last, ...launchForm(status, on)];
+  }
   const { run, stage: at, step, steps, stages = [], samples, alive, trial, seconds_left: left } = training;
   const width = plotWidth();
   const data = dataOf(training);
@@ -54,12 +62,17 @@ function view({ model, training, hint }, ended, on) {
     ["title", [run, at, trial], () => title(run, at, trial)],
     ["stepper", [stages, at, over, known(left) && duration(left)], () => stepper(stages, over ? "evaluation" : at, alive ? left : null)],
     ["progress", [step, steps], () => el("progress", { value: step, max: Math.max(steps, 1), "aria-label": t("step_of", number(step), number(steps)) })],
-    ["state", [alive, training.checkpoint, run, on.canNotify()], () => state(training, on)],
+    ["state", [alive, training.checkpoint, run, on.canNotify(), movedToCPU(model, training)], () => state(training, movedToCPU(model, training), on)],
+    ...launchParts(status, on),
     ["stats", training, () => stats(figuresOf(training))],
     ...(figure ? [["curve", [training.curve, training.validation, width, figure.querySelector("[aria-selected=true]").dataset.tab, figure.querySelector("select").value], () => figure]] : []),
     ["samples", samples, () => samplesOverTime(samples, on.announce)],
+    ...launchForm(status, on),
   ];
 }
+
+// Whether the model answers from the CPU because the run has the GPU.
+const movedToCPU = (model, { alive, device }) => alive && device === "cuda" && model?.device === "cpu";
 
 // The curves' points by what they show.
 function dataOf({ stage: at, steps, stages, measure, curve, validation = [] }) {
@@ -82,21 +95,21 @@ function figuresOf({ step, steps, measure, value, bpb, tokens, tokens_per_second
   ];
 }
 
-function nothing(ready, hint, on) {
-  const texts = ready ? ["no_training", "no_training_text"] : ["no_model", "no_model_text"];
-  return el("div", { class: "nothing" }, el("h3", {}, t(texts[0])), el("p", {}, t(texts[1])), ...command(hint, on));
+function nothing(ready, hint, allowed, on) {
+  const texts = ready ? ["no_training", "no_training_text"] : ["no_model", allowed ? "train_first" : "no_model_text"];
+  return el("div", { class: allowed ? "nothing low" : "nothing" }, el("h3", {}, t(texts[0])), el("p", {}, t(texts[1])), ...(allowed ? [] : command(hint, on)));
 }
 
 export function title(run, at, trial) {
   return el("h3", {}, el("span", { dir: "auto" }, run), ...(trial ? [el("span", { class: "badge" }, t("trial"))] : []), el("small", {}, at && stage(at)));
 }
 
-function state({ alive, checkpoint, run }, on) {
+function state({ alive, checkpoint, run }, moved, on) {
   if (!alive) return el("p", { class: "error" }, icon("warning"), t("training_stopped"));
   const notify = on.canNotify() ? [action("bell", t("notify"), on.notify)] : [];
   if (!checkpoint) return el("div", { class: "ready" }, el("p", {}, t("no_model_training")), ...notify);
   const talk = () => on.chat(`${run}:${checkpoint.stage}:${checkpoint.step}`);
-  return el("div", { class: "ready" }, el("p", {}, t("model_so_far")), el("button", { type: "button", class: "quiet", onclick: talk }, t("talk")), ...notify);
+  return el("div", { class: "ready" }, el("p", {}, t("model_so_far"), ...(moved ? [` ${t("chat_on_cpu")}`] : [])), el("button", { type: "button", class: "quiet", onclick: talk }, t("talk")), ...notify);
 }
 
 /** A command that can be copied. */

@@ -10,7 +10,7 @@ import { t } from "./i18n.js";
 const NAMES = ["chat", "training", "runs"];
 
 export class Views {
-  /** `on` does what is asked for: changed(), chat(model), announce(text). */
+  /** `on` does what is asked for: changed(), chat(model), announce(text), look(). */
   constructor(on) {
     this.on = on;
     this.current = "chat";
@@ -111,6 +111,10 @@ export class Views {
       report: (run) => this.go(`#/runs/${encodeURIComponent(run)}`),
       compare: () => this.go("#/runs"),
       redraw: () => this.draw(),
+      look: () => {
+        this.chosen = true; // a button of this view was pressed: the page stays here
+        return this.on.look();
+      },
       canNotify: () => "Notification" in window && window.isSecureContext && Notification.permission !== "denied" && !this.notified.has(name),
       notify: async () => {
         if ((await Notification.requestPermission()) === "granted") {

@@ -291,7 +291,7 @@ def test_the_evaluation_bundle(server, base):
     assert ensure_bundle() == folder and server.requests == []
 
 
-@pytest.mark.parametrize("name", ["nonsense", "hf:", "hf:a", "hf:../b", "hf:a/..", "hf:a/b/c"])
+@pytest.mark.parametrize("name", ["nonsense", "hf:", "hf:a", "hf:../b", "hf:a/..", "hf:a/b/c/d"])
 def test_unknown_datasets(base, name):
     with pytest.raises(UsageError, match="cannot download a dataset"):
         ensure_shards(name, 1)
