@@ -16,6 +16,7 @@ from nanochat.errors import DataError, PreflightError, UsageError
 from nanochat.export import folder, gguf_file, importer
 from nanochat.runs import checkpoint
 from nanochat.runs import record as runs
+from nanochat.runs.step_files import seal
 from tests import tiny
 from tests.export.random_model import random_model
 
