@@ -175,7 +175,6 @@ HOLD = """
 import sys
 from pathlib import Path
 from nanochat.runs.checkpoint import held
-from nanochat.runs.step_files import seal
 with held(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
