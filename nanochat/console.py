@@ -74,6 +74,11 @@ def command() -> str:
     return shlex.quote(str(script.relative_to(here) if script.is_relative_to(here) else script))
 
 
+def serve_command(run: str) -> str:
+    """The command that opens the chat page for `run`. In a compose project its service, because `compose run` publishes no port."""
+    return "docker compose up -d chat" if command().startswith("docker compose ") else f"{command()} serve --run {run}"
+
+
 def runnable(text: str) -> str:
     """`text` with each command in backticks, `nanochat ...` in the code, in the form that runs here (see `command`)."""
     return text.replace("`nanochat ", f"`{command()} ")

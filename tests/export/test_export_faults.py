@@ -16,6 +16,7 @@ from nanochat.errors import DataError, PreflightError, UsageError
 from nanochat.export import folder, gguf_file, importer
 from nanochat.runs import checkpoint
 from nanochat.runs import record as runs
+from nanochat.runs.step_files import seal
 from tests import tiny
 from tests.export.random_model import random_model
 
@@ -187,7 +188,7 @@ def two_steps(run: Path) -> tuple[Path, Path]:
     meta = json.loads((new / "meta.json").read_text()) | {"step": 9}
     (new / "meta.json").write_text(json.dumps(meta))
     files = {name: checkpoint._entry(new / name) for name in ("model.safetensors", "meta.json")}
-    (new / "manifest.json").write_text(json.dumps({"files": files, "sha256": checkpoint._seal(files)}))
+    (new / "manifest.json").write_text(json.dumps({"files": files, "sha256": seal({"files": files})}))
     return old, new
 
 
