@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import signal
 import threading
 import time
@@ -67,30 +66,6 @@ def test_a_run_that_is_suspended_in_any_work(place: str, base: Path, tmp_path: P
     said, whole = stopped_at(base, place, 12.0, *tiny.flags(text, "stopped", hang_timeout=10.0))
     check(base, "stopped", said, 12.0, whole)
     assert tiny.losses(base, "stopped") == tiny.losses(base, "alone")
-
-
-@pytest.mark.slow
-def test_two_processes_that_are_suspended_together(base: Path, tmp_path: Path) -> None:
-    """For longer than a rank's heartbeat may be missing (40 s)."""
-    flags = tiny.flags(tiny.sentences(tmp_path / "text.txt"), nproc_per_node=2, num_iterations=400)
-    process = tiny.start(base, "entrypoint.py", *flags)
-    metrics = base / "runs" / "tiny" / "metrics.jsonl"
-    while not (metrics.exists() and metrics.read_text().count("\n") > 5):
-        assert process.poll() is None, process.communicate()[1]
-        time.sleep(0.1)
-    workers = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
-    assert len(workers) == 2
-    for pid in (process.pid, *workers):
-        os.kill(pid, signal.SIGSTOP)
-    before = metrics.read_text().count("\n")
-    assert before < 400
-    time.sleep(50)
-    assert metrics.read_text().count("\n") == before
-    for pid in (*workers, process.pid):
-        os.kill(pid, signal.SIGCONT)
-    said = process.communicate(timeout=240)[1]
-    assert process.returncode == 0 and said.count(LINE) == 1 and "a worker was lost" not in said, said
-    assert re.search(rf"{LINE} (4|5)\d s", said) and len(tiny.losses(base)) == 400
 
 
 @pytest.mark.slow
