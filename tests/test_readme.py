@@ -121,9 +121,11 @@ def services() -> set[str]:
 
 
 def parse_compose(words: list[str]) -> None:
-    """`docker compose [-f FILE]... ACTION ...`: known files and services; what follows `run SERVICE` is a command of `nanochat`."""
+    """`docker compose [-f FILE]... [--profile "*"] ACTION ...`: known files and services; after `run SERVICE` a command of `nanochat`."""
     while words[0] == "-f":
         assert (ROOT / words[1]).exists(), words
+        words = words[2:]
+    if words[:2] == ["--profile", "*"]:
         words = words[2:]
     action, *rest = words
     options = [word for word in rest if word.startswith("-")]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from nanochat.errors import UsageError
+from nanochat.kernels.transfer import to_device
 
 GREEDY_BELOW = 1e-4  # temperature below which float32 cannot distinguish it from 0
 
@@ -62,32 +63,39 @@ def sample(logits: Tensor, samplings: Sequence[Sampling], generators: Sequence[t
             (cut if one.top_p < 1 or 0 < (one.top_k or 0) < vocabulary else whole).append(row)
     for rows in filter(None, (whole, cut)):
         own = [samplings[row] for row in rows]
-        chosen[rows] = _draw(logits[rows], own, [generators[row] for row in rows], ranked=rows is cut)
+        every = len(rows) == len(samplings)  # an index would be one more copy to the device, which waits
+        drawn = _draw(logits if every else logits[rows], own, [generators[row] for row in rows], ranked=rows is cut)
+        if every:
+            chosen = drawn
+        else:
+            chosen[rows] = drawn
     return chosen.tolist()
 
 
 def _draw(logits: Tensor, samplings: Sequence[Sampling], generators: Sequence[torch.Generator], ranked: bool) -> Tensor:
     """Ids (B,) drawn from logits (B, V); `ranked` if top_k or top_p applies to some row."""
+    # One copy to the device. The uniform numbers are drawn on the CPU, for equal answers on any device.
+    keep = [min(one.top_k or logits.size(-1), logits.size(-1)) for one in samplings]
+    uniform = [torch.rand(1, generator=generator, dtype=torch.float64).item() for generator in generators]
+    rows = [(kept, one.temperature, one.top_p, number) for kept, one, number in zip(keep, samplings, uniform, strict=True)]
+    settings = to_device(torch.tensor(rows, dtype=torch.float64), logits.device)
+    kept, temperature, top_p, drawn = settings.unsqueeze(-1).unbind(1)  # (B, 1) each
     order: Tensor | None = None  # (B, k) ids of the columns of `logits`, if they are sorted
     if ranked:
-        keep = [min(one.top_k or logits.size(-1), logits.size(-1)) for one in samplings]
         logits, order = logits.topk(max(keep))
         if min(keep) < max(keep):
             ranks = torch.arange(max(keep), device=logits.device)
-            logits = logits.masked_fill(ranks >= torch.tensor(keep, device=logits.device)[:, None], -torch.inf)
-    temperature = torch.tensor([[one.temperature] for one in samplings], dtype=logits.dtype, device=logits.device)
-    probabilities = ((logits - logits.amax(-1, keepdim=True)) / temperature).softmax(-1).double()
+            logits = logits.masked_fill(ranks >= kept, -torch.inf)
+    probabilities = ((logits - logits.amax(-1, keepdim=True)) / temperature.to(logits.dtype)).softmax(-1).double()
     if torch.are_deterministic_algorithms_enabled():
-        probabilities = probabilities.cpu()  # a GPU's cumsum is not deterministic
+        probabilities, top_p, drawn = probabilities.cpu(), top_p.cpu(), drawn.cpu()  # a GPU's cumsum is not deterministic
     if ranked:
-        top_p = torch.tensor([[one.top_p] for one in samplings], dtype=torch.float64, device=probabilities.device)
         before = probabilities.cumsum(-1) - probabilities  # total of the more likely tokens; the first token is always kept
         probabilities = probabilities.masked_fill((before >= top_p) & (top_p < 1), 0.0)
     # Inverse transform: the first token at which the cumulative sum exceeds a uniform number. In float64, so that no token of
-    # probability 0 is chosen. The numbers are drawn on the CPU, for equal answers on any device.
-    uniform = torch.stack([torch.rand(1, generator=generator, dtype=torch.float64) for generator in generators])
+    # probability 0 is chosen.
     running = probabilities.cumsum(-1)
-    chosen = torch.searchsorted(running, uniform.to(running.device) * running[:, -1:], right=True)
+    chosen = torch.searchsorted(running, drawn * running[:, -1:], right=True)
     chosen = chosen.clamp(max=logits.size(-1) - 1).to(logits.device)
     return (chosen if order is None else order.gather(-1, chosen)).flatten()
 

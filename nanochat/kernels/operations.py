@@ -147,12 +147,13 @@ class _CrossEntropySum(torch.autograd.Function):
         total = total_of(weight)
         sums = torch.zeros_like(weight, dtype=torch.float32) if total is None else total
         ctx.scale = 1.0 if total is None else scale
+        counts = counts * ctx.scale
         logits = hidden.new_empty(min(rows, len(hidden)), vocab)
         for start in range(0, len(hidden), rows):
             chosen = slice(start, start + rows)
             part = hidden[chosen]
             raw = torch.mm(part, cast.T, out=logits[: len(part)])
-            part_nats, grad = chunk(raw, targets[chosen], counts[chosen] * ctx.scale, cap)
+            part_nats, grad = chunk(raw, targets[chosen], counts[chosen], cap)
             nats += part_nats
             torch.mm(grad, cast, out=grad_hidden[chosen])
             add_product(sums[:vocab], grad, part)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nanochat.kernels.operations import RMS_EPS
+from nanochat.kernels.transfer import to_device
 from nanochat.model.attention import KVCache
 from nanochat.model.gpt import GPT, QK_SCALE, GPTBlock
 from nanochat.model.qwen3 import Qwen3, Qwen3Block
@@ -29,7 +30,7 @@ class _Step:
     def __init__(self, ids: list[int], lengths: list[int], cache: KVCache, cos: Tensor, sin: Tensor):
         device = cache.lengths.device
         self.cache = cache
-        self.tokens, self.positions = torch.tensor(ids, device=device), torch.tensor(lengths, device=device)
+        self.tokens, self.positions = to_device(torch.tensor([ids, lengths]), device)
         self.rows = torch.arange(len(ids), device=device)
         self.span = max(lengths) + 1
         self._cos, self._sin = cos[self.positions].unsqueeze(1), sin[self.positions].unsqueeze(1)  # (B, 1, K)

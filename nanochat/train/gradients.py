@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from nanochat.distributed.ranks import Ranks
+from nanochat.kernels.transfer import to_device
 from nanochat.model.loss import IGNORE, cross_entropy_sum
 from nanochat.model.transformer import Transformer
 from nanochat.train.batch import StepBatch
@@ -27,10 +28,10 @@ def accumulate_gradients(batch: StepBatch, rows: int, model: Transformer, forwar
         inputs, weights = batch.inputs[first : first + rows], None
         if batch.weights is not None:  # cut the padding that all rows of the micro-batch share
             inputs, targets = (part[:, : np.flatnonzero((targets != IGNORE).any(axis=0))[-1] + 1] for part in (inputs, targets))
-            weights = torch.from_numpy(batch.weights[first : first + rows]).to(ranks.device)
-        hidden = forward(_to_device(inputs, ranks.device))
+            weights = to_device(torch.from_numpy(batch.weights[first : first + rows]), ranks.device)
+        hidden = forward(_ids_on(inputs, ranks.device))
         scale = ranks.world_size / counted  # the optimizer takes the mean over the ranks
-        loss = cross_entropy_sum(model, hidden, _to_device(targets, ranks.device), weights, scale) / counted
+        loss = cross_entropy_sum(model, hidden, _ids_on(targets, ranks.device), weights, scale) / counted
         total += loss.detach()
         (loss * ranks.world_size).backward()
     model.operations.finish_gradients(model.parameters())
@@ -42,6 +43,5 @@ def _gradient_norm(model: Transformer, device: torch.device) -> Tensor:
     return torch.nn.utils.get_total_norm([weight.grad for weight in model.parameters() if weight.grad is not None]).to(device)
 
 
-def _to_device(rows: np.ndarray, device: torch.device) -> Tensor:
-    tensor = torch.from_numpy(rows.astype(np.int64))
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+def _ids_on(rows: np.ndarray, device: torch.device) -> Tensor:
+    return to_device(torch.from_numpy(rows.astype(np.int64)), device)
