@@ -182,6 +182,16 @@ def test_who_holds_the_memory(base: Path, driver: Any) -> None:
     assert findings(gpu_config(), CARD)["memory"].level == doctor.OK
 
 
+def test_the_hint_names_a_batch_that_fits_into_what_others_leave(base: Path, driver: Any) -> None:
+    driver(free=2 << 30)
+    config = gpu_config(depth=8, vocab_size=16384, max_seq_len=1024, device_batch_size=16, total_batch_size=16384)
+    found = findings(config, CARD)["memory"]
+    assert found.level == doctor.ERROR
+    smaller = int(found.fix.split("--device_batch_size=")[1].split(",")[0])
+    assert 1 <= smaller < 16
+    assert findings(config.replace(device_batch_size=smaller), CARD)["memory"].level != doctor.ERROR
+
+
 def test_a_cards_run_for_days_on_the_cpu_is_refused_also_where_a_driver_is_there(base: Path, driver: Any) -> None:
     driver(visible=0)
     config = resolve(build_config("rtx4050", False, {"dataset": "embedded"}), hardware=CPU)
