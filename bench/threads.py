@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -64,7 +65,7 @@ def train(checkout: Path, threads: int, base: Path, options: argparse.Namespace,
         "--sample_every=-1",
     ]
     command = [sys.executable, "-m", "nanochat", "train", "--profile=cpu", "--stage=base", "--run=bench", *filter(None, flags)]
-    base.mkdir(exist_ok=True)
+    base.mkdir(parents=True, exist_ok=True)
     load, steps, log = Load(busy, options.on, options.off), list[float](), base / "stderr"
     with log.open("w") as stderr:
         training = subprocess.Popen(command, cwd=checkout, env=environment, stdout=subprocess.DEVNULL, stderr=stderr)
@@ -86,6 +87,14 @@ def train(checkout: Path, threads: int, base: Path, options: argparse.Namespace,
     return steps[SETTLED:]
 
 
+def two_at_once(checkout: Path, folder: Path, options: argparse.Namespace) -> float:
+    """Steps per second of two runs at the same time, relative to one run after the other."""
+    alone = train(checkout, -1, folder / "one", options, 0)
+    with ThreadPoolExecutor() as pool:
+        both = list(pool.map(lambda name: train(checkout, -1, folder / name, options, 0), ("one", "two")))
+    return sum(statistics.mean(alone) / statistics.mean(steps) for steps in both)
+
+
 def foreign() -> tuple[float, float, float]:
     """(busy ticks of all processors, all ticks, processor seconds of this process and its ended children)."""
     ticks = [int(number) for number in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
@@ -102,12 +111,18 @@ def main() -> None:
     parser.add_argument("--on", type=float, default=10.0)
     parser.add_argument("--off", type=float, default=5.0)
     parser.add_argument("--verbose", action="store_true", help="print the runs' own lines about their threads")
+    parser.add_argument("--two", action="store_true", help="instead: two runs at once, compared with one after the other")
     options = parser.parse_args()
     cores = len(os.sched_getaffinity(0))
     ways = {"this": (HERE, -1)} | ({"other": (options.other.resolve(), -1)} if options.other else {})
     ways |= {f"{threads} threads": (HERE, threads) for threads in range(1, cores + 1)}
     found: dict[tuple[int, str], list[list[float]]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as folder:
+        if options.two:
+            for way, checkout in {"this": HERE, **({"other": options.other.resolve()} if options.other else {})}.items():
+                shares = [two_at_once(checkout, Path(folder), options) for _ in range(options.rounds)]
+                print(f"{way}: two runs at once take {1 / statistics.median(shares):.2f} times as long as one after the other", flush=True)
+            return
         for turn in range(options.rounds):
             for busy in options.busy:
                 for way, (checkout, threads) in ways.items():

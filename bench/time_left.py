@@ -17,7 +17,7 @@ import threading
 import time
 from pathlib import Path
 
-RUN_LEFT = re.compile(r"left, run (.*?)(?: \||$)")
+RUN_LEFT = re.compile(r"(?:left, run|plan: about) (.*?)(?: \|| at |$)")  # of a line with progress, or of the plan
 UNITS = {"s": 1, "min": 60, "h": 3600, "d": 86400}
 BUSY = "while True: pass"
 
@@ -55,14 +55,14 @@ def run(arguments: list[str], busy: int, begin: float, end: float, log: Path | N
                 for line in process.stderr:
                     now = time.monotonic() - began
                     lines.append(f"{now:7.1f} {line}")
+                    if log:
+                        log.write_text("".join(lines), encoding="utf-8")
                     if found := RUN_LEFT.search(line.strip()):
                         printed.append((now, seconds_of(found[1])))
             took = time.monotonic() - began
         finally:
             over.set()
             worker.join()
-    if log:
-        log.write_text("".join(lines), encoding="utf-8")
     if process.returncode:
         raise SystemExit(f"the command ended with {process.returncode}:\n{''.join(lines[-20:])}")
     return took, printed

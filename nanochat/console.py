@@ -74,6 +74,11 @@ def command() -> str:
     return shlex.quote(str(script.relative_to(here) if script.is_relative_to(here) else script))
 
 
+def serve_command(run: str) -> str:
+    """The command that opens the chat page for `run`. In a compose project its service, because `compose run` publishes no port."""
+    return "docker compose up -d chat" if command().startswith("docker compose ") else f"{command()} serve --run {run}"
+
+
 def runnable(text: str) -> str:
     """`text` with each command in backticks, `nanochat ...` in the code, in the form that runs here (see `command`)."""
     return text.replace("`nanochat ", f"`{command()} ")
@@ -87,7 +92,7 @@ def log(message: str = "", code: str = "", level: int = NORMAL) -> None:
     if not _muted and (level <= _level or message.startswith(("warning:", "error:", "hint:"))):
         line = printable(" ".join(redact(runnable(message)).splitlines()))
         with _drawing:
-            print(_erased() + (style(line, code) if code else line), file=sys.stderr, flush=True)
+            print(erased() + (style(line, code) if code else line), file=sys.stderr, flush=True)
             if _forms[0]:
                 _draw()
 
@@ -178,6 +183,11 @@ def quantity(value: float) -> str:
     return f"{value:.0f}"
 
 
+def file_size(size: float) -> str:
+    """`size` in bytes as text: 12 MB, 4.0 GB."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.0f} MB"
+
+
 def live(lines: Sequence[str], part: float = 0.0, barred: int = 0) -> bool:
     """Show the first of `lines` that fits, the longest first, as the terminal's last line, in place of the one before.
 
@@ -198,8 +208,8 @@ def end_live() -> None:
     global _forms
     with _drawing:
         _forms = ((), 0.0, 0)
-        if erased := _erased():
-            print(erased, end="", file=sys.stderr, flush=True)
+        if text := erased():
+            print(text, end="", file=sys.stderr, flush=True)
 
 
 def _draw() -> None:
@@ -211,13 +221,16 @@ def _draw() -> None:
     spaces = [width - (LEAST_BAR + 3) * (number < barred) for number in range(len(plain))]
     line = next((line for line, space in zip(plain, spaces, strict=True) if columns(line) <= space), fitted(plain[-1], width))
     length = min(MOST_BAR, width - columns(line) - 3)
-    erased = _erased()
+    before = erased()
     _drawn = f"{bar(part, length)} {line}" if barred and length >= LEAST_BAR else line
-    print(erased + _drawn if erased else f"\r\x1b[K{_drawn}", end="", file=sys.stderr, flush=True)
+    print(before + _drawn if before else f"\r\x1b[K{_drawn}", end="", file=sys.stderr, flush=True)
 
 
-def _erased() -> str:
-    """The sequence that erases the live line, with the rows onto which a terminal that became narrower has wrapped it; "" without one."""
+def erased() -> str:
+    """The sequence that erases the live line, with the rows onto which a narrower terminal has wrapped it; "" without one.
+
+    For what prints something itself instead of it, such as a signal's handler.
+    """
     global _drawn
     if not _drawn:
         return ""

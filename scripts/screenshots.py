@@ -1,9 +1,10 @@
-"""Screenshots for docs/ of a running server's page: `python -m scripts.screenshots URL chat|training|report`. Needs Chromium.
+"""Screenshots for docs/ of a running server's page: `python -m scripts.screenshots URL chat|training|train|report`. Needs Chromium.
 
-For `chat` the server needs the quickstart's model, for `training` a run in training beside it; for `report` URL is a run's report.html
-(file://...).
+For `chat` the server needs the quickstart's model, for `training` a run in training beside it, for `train` --allow-training and an empty
+data directory; for `report` URL is a run's report.html (file://...).
 """
 
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ PHONE: dict[str, Any] = {
     "is_mobile": True,
     "has_touch": True,
 }
+PLANNED = 300_000  # milliseconds, for a plan that measures some steps
 ASKED = {
     "desktop": ("What is 12 + 34?", "Sort these words: lively, observe, singer.", "Who are you?"),
     "phone": ("你是誰？", "What is 535 + 8897?", "你好，我是 Peter。"),
@@ -36,6 +38,10 @@ def take(browser: Browser, url: str, what: str, name: str, options: dict[str, An
     if what == "chat":
         for text in ASKED[name]:
             say(page, text)
+    elif what == "train":
+        page.locator(".launch .primary").filter(has_text=re.compile(r"\d")).wait_for(timeout=PLANNED)
+        page.locator(".train-more summary").click()
+        page.locator(".plan dl").wait_for(timeout=PLANNED)
     else:
         page.locator("#training-pill").click()
         page.locator("#training polyline").first.wait_for()

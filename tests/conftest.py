@@ -13,6 +13,7 @@ import pytest
 from hypothesis import settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests run side by side: threads would only fight over the cores
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # and where several wait for each other, they sleep
 # What a run compiles at its start is the same for all: it is compiled once.
 os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir(), f"nanochat-tests-{getpass.getuser()}")))
 # How long an example takes says how busy the machine is, not whether the code is right.

@@ -1,21 +1,24 @@
-"""`python tests/fault_at.py kill:N|full:N|room:BYTES ARGUMENTS`: the command line, with a fault among its writes.
+"""`python tests/fault_at.py kill:N|full:N|room:BYTES|stop:PLACE ARGUMENTS`: the command line, with a fault on its way.
 
 kill:N      killed (SIGKILL) instead of its N-th fsync. Every file that must survive is written under a temporary name and synced, then
             renamed, then its folder is synced: each N is a moment between two of these.
 full:N      the data directory's disk is filled after its N-th fsync, with 0 before it begins. Nothing is written after that.
 room:BYTES  as the first file is written atomically into a run's folder, the disk is filled but for so many bytes.
+stop:PLACE  stopped (SIGSTOP), as by Ctrl-Z, at the first call of a kind of work (PLACES), or with PLACE,N at the N-th.
 
 With full:N, stderr's last line says how many fsyncs there were.
 """
 
 import atexit
 import contextlib
+import importlib
 import os
 import re
 import shutil
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -70,9 +73,40 @@ def fill_to(room: int) -> None:
     sys.addaudithook(watch)
 
 
+PLACES = {
+    "packing": ("nanochat.data.rows", "Progress"),
+    "step": ("nanochat.train.trainer", "accumulate_gradients"),
+    "save": ("os", "fsync"),
+    "evaluation": ("nanochat.train.session", "bits_per_byte"),
+    "report": ("nanochat.pipeline.finish", "write_report"),
+}
+
+
+def stop_at(place: str) -> None:
+    """Have this process stopped at `place`, once."""
+    from nanochat.hardware import awake
+
+    awake.clock.interval, awake.clock.late = 0.2, 1.5  # so that two seconds are enough
+    name, _, number = place.partition(",")
+    module, attribute = PLACES[name]
+    owner = importlib.import_module(module)
+    work, left = getattr(owner, attribute), [int(number or 1)]
+
+    def stopped(*arguments: Any, **named: Any) -> Any:
+        left[0] -= 1
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return work(*arguments, **named)
+
+    setattr(owner, attribute, stopped)
+
+
 def main() -> None:
     kind, _, number = sys.argv.pop(1).partition(":")
-    {"kill": kill_at, "full": fill_at, "room": fill_to}[kind](int(number))
+    if kind == "stop":
+        stop_at(number)
+    else:
+        {"kill": kill_at, "full": fill_at, "room": fill_to}[kind](int(number))
     from nanochat.cli.app import main as command
 
     command()

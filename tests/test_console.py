@@ -225,3 +225,15 @@ def test_commands_in_messages_run_where_they_are_printed(tmp_path, monkeypatch, 
     monkeypatch.setenv("NANOCHAT_COMMAND", "docker compose run --rm nanochat")
     assert hint("/usr/bin", tmp_path) == "run `docker compose run --rm nanochat train --profile cpu`"
     console.command.cache_clear()
+
+
+def test_the_page_has_a_service_of_its_own_in_compose(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`docker compose run` publishes no port, so `serve` there could not be reached."""
+    for command, wanted in (
+        ("docker compose run --rm nanochat", "docker compose up -d chat"),
+        ("podman run x", "podman run x serve --run r"),
+    ):
+        monkeypatch.setenv("NANOCHAT_COMMAND", command)
+        console.command.cache_clear()
+        assert console.serve_command("r") == wanted
+    console.command.cache_clear()

@@ -39,7 +39,13 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
     question = {"question": "What is red?", "choices": ["a", "b", "c", "d"], "answer": 1, "subject": "colours"}
     climbmix = KNOWN["climbmix"]
     served.files[climbmix.repo] = {name: parquet("", **shard) for name in map(shard_name, (*range(20), climbmix.last))}
-    served.files["erhwenkuo/wikipedia-zhtw"] = {f"data/train-{number}.parquet": parquet("", **shard) for number in range(6)}
+    served.files[KNOWN["fineweb-edu"].repo] = {name: parquet("", **shard) for name in map(shard_name, (0, 1, KNOWN["fineweb-edu"].last))}
+    for repo, folder in (
+        ("botp/yentinglin-zh_TW_c4", "data"),
+        ("HPLT/HPLT2.0_cleaned", "zho_Hant"),
+        ("liswei/Taiwan-Text-Excellence-2B", "data"),
+    ):
+        served.files[repo] = {f"{folder}/train-{number}.parquet": parquet("", **shard) for number in range(3)}
     sets = {
         "smol-smoltalk": {"messages": [talk] * 40},
         "mmlu": {"train": [question] * 8},

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
+from scripts import release_notes
+
 ROOT = Path(__file__).resolve().parent.parent
 WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
 COMPOSE = ("docker-compose.yml", "docker-compose.cpu.yml", "docker-compose.webui.yml")
@@ -84,6 +86,35 @@ def test_latest_is_a_release(tag: str, tags: list[str], tmp_path: Path) -> None:
     subprocess.run(command, cwd=tmp_path, env=environment, check=True)
     (told,) = (tmp_path / "told").read_text(encoding="utf-8").splitlines()
     assert re.findall(r"--tag (\S+)", told) == tags and told.endswith(" n@sha256:d")
+
+
+@pytest.mark.parametrize(("tag", "kind"), [("v1.2.3", "--latest"), ("v1.2.3-rc1", "--prerelease")])
+def test_a_release_has_wheels_sums_and_notes(tag: str, kind: str, tmp_path: Path) -> None:
+    """The workflow's own script, with a `gh` of our own that notes what it is told; only after the image has its name."""
+    assert set(loaded(".github/workflows/ci.yml")["jobs"]["release"]["needs"]) == {"wheels", "publish"}
+    (tmp_path / "dist").mkdir()
+    (tmp_path / "dist" / "a.whl").write_bytes(b"x")
+    (tmp_path / "notes.md").write_text("- New.\n")
+    subprocess.run("sha256sum -- *.whl >SHA256SUMS", shell=True, cwd=tmp_path / "dist", check=True)
+    (tmp_path / "gh").write_text('#!/bin/sh\nprintf "%s\\n" "$@" >told\n')
+    (tmp_path / "gh").chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "GITHUB_REF_NAME": tag, "GITHUB_REPOSITORY": "Me/Nano", "GH_TOKEN": "t"}
+    command = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", scripts("ci", "release")]
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
+    told = (tmp_path / "told").read_text(encoding="utf-8").splitlines()
+    assert told[:3] == ["release", "create", tag] and kind in told and told[-2:] == ["dist/a.whl", "dist/SHA256SUMS"]
+    assert f"docker pull ghcr.io/me/nano:{tag[1:]}`" in (tmp_path / "notes.md").read_text(encoding="utf-8")
+    (tmp_path / "dist" / "a.whl").write_bytes(b"y")  # a wheel that is not the one that was built
+    assert subprocess.run(command, cwd=tmp_path, env=environment, check=False, capture_output=True).returncode != 0
+
+
+def test_notes_are_those_of_the_version() -> None:
+    text = "# Changes\n\n## Unreleased\n\n- Next.\n\n## 1.2.3 (2026-11-30)\n\n- New.\n\n## 1.2.2\n\n- Old.\n"
+    assert release_notes.notes("v1.2.3", text, "1.2.3") == "- New.\n"
+    assert release_notes.notes("v1.3.0-rc1", text, "1.3.0") == "- Next.\n"
+    for tag, version in (("v1.2.3", "1.2.4"), ("v1.3.0", "1.3.0"), ("1.2.3", "1.2.3"), ("v1.2", "1.2.0")):
+        with pytest.raises(ValueError, match=r"is not v|no section"):
+            release_notes.notes(tag, text, version)
 
 
 @pytest.mark.parametrize("pinned", [False, True])

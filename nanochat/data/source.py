@@ -136,7 +136,8 @@ class Untouched(TextSource):
 def text_source(config: Config) -> TextSource:
     """The text that `config` asks for."""
     if is_hub_name(config.data):
-        raise UsageError(f"--data {config.data} is a dataset of a hub, not a path", f"use --dataset {config.data}")
+        path = f", or --data ./{config.data} for a file or directory of that name" if is_mixture(config.data) else ""
+        raise UsageError(f"--data {config.data} is a dataset of a hub, not a path", f"use --dataset {config.data}{path}")
     return _text(config) if config.num_iterations else Untouched(config, _text(config))
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from nanochat import paths
 from nanochat.config import Config
-from nanochat.console import duration, log
+from nanochat.console import duration, file_size, log
 from nanochat.data.source import text_source
 from nanochat.doctor.findings import ERROR, OK, WARNING, Finding
 from nanochat.errors import NanochatError, PreflightError
@@ -210,8 +210,8 @@ def check_folder(case: Case) -> Iterator[Finding]:
         yield Finding("folder", ERROR, f"the data directory {folder} cannot be written", str(error), hint)
         return
     needed = case.plan.disk_bytes
-    parts = ", ".join(f"{name} {_size(size)}" for name, size in case.plan.disk_parts.items() if size)
-    what = f"{_size(space.free)} free in {folder}, {_size(needed)} needed ({parts})"
+    parts = ", ".join(f"{name} {file_size(size)}" for name, size in case.plan.disk_parts.items() if size)
+    what = f"{file_size(space.free)} free in {folder}, {file_size(needed)} needed ({parts})"
     checkpoint = case.plan.disk_parts["checkpoints"] // kept_checkpoints(case.config)
     fix = f"free some space under {folder}, or set NANOCHAT_BASE_DIR to a directory on a larger disk"
     if space.free < case.plan.disk_parts["download"] + 2 * checkpoint:
@@ -225,13 +225,9 @@ def check_folder(case: Case) -> Iterator[Finding]:
         if speed < SLOW_DISK:
             why = f"a checkpoint takes {duration(checkpoint / speed)} to save"
             fix = "set NANOCHAT_BASE_DIR to a directory on a faster disk, or raise --save_minutes"
-            yield Finding("disk speed", WARNING, f"writing to {folder} at {_size(speed)}/s", why, fix)
+            yield Finding("disk speed", WARNING, f"writing to {folder} at {file_size(speed)}/s", why, fix)
         else:
-            yield Finding("disk speed", OK, f"writing at {_size(speed)}/s")
-
-
-def _size(size: float) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.0f} MB"
+            yield Finding("disk speed", OK, f"writing at {file_size(speed)}/s")
 
 
 def _disk_speed(folder: Path) -> float:
@@ -258,7 +254,7 @@ def check_limits(case: Case) -> Iterator[Finding]:
         size = shutil.disk_usage(shared).total
         if size < SHARED_BYTES:
             why, fix = "the GPUs exchange gradients through it", "set --shm-size=8g in Docker, or shm_size: 8g in compose"
-            yield Finding("shm", WARNING, f"/dev/shm has {_size(size)}", why, fix)
+            yield Finding("shm", WARNING, f"/dev/shm has {file_size(size)}", why, fix)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < FILES:
         what, why = f"the limit of open files is {soft}", "shards, rows, workers and chats need some hundreds"
@@ -294,7 +290,7 @@ def check_data(case: Case) -> Iterator[Finding]:
     if not lacking:
         yield Finding("data", OK, f"the data is complete: {source.name}")
         return
-    what = f"to be downloaded: {', '.join(lacking)} ({_size(sum(lacking.values()))})"
+    what = f"to be downloaded: {', '.join(lacking)} ({file_size(sum(lacking.values()))})"
     command = f"`nanochat download --for {config.profile or 'cpu'}{' --trial' if config.trial else ''}` to download it beforehand"
     if not case.quick and (wrong := _unreachable()):
         fix = f"check the network and HF_ENDPOINT (a mirror), run {command}, or use --dataset=embedded, which needs none"

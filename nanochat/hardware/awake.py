@@ -1,9 +1,11 @@
 """A clock without the time in which this process was suspended, and a line about each suspension.
 
 A laptop that sleeps stops CLOCK_MONOTONIC on Linux, so only CLOCK_BOOTTIME tells. Ctrl-Z, `docker pause` and a stopped virtual machine
-suspend the process while that clock runs on: a thread that looks once a second was late, and the process used no CPU time meanwhile.
+suspend the process while that clock runs on: a thread that looks once a second is late, and meanwhile no thread of the process was
+running or waiting for a processor, as threads of a crowded machine are.
 """
 
+import contextlib
 import os
 import threading
 import time
@@ -11,8 +13,8 @@ import time
 from nanochat.console import duration, log
 
 INTERVAL = 1.0  # seconds between two looks
-LATE = 8.0  # seconds between two looks from which the process was suspended; a crowded machine delays a thread by a few seconds
-IDLE = 0.2  # CPU seconds per second below which it was; a thread may also be late because another one holds the interpreter
+LATE = 8.0  # seconds without any running or waiting thread from which the process was suspended
+TASKS = "/proc/self/task"
 
 
 class AwakeClock:
@@ -22,33 +24,29 @@ class AwakeClock:
         self.suspended = 0.0  # seconds that the clock leaves out
         self.interval, self.late = interval, late
         self._lock = threading.Lock()
-        self._looked, self._used, self._slept = self._read()
+        self._looked, self._slept, self._active = time.monotonic(), _slept(), _active()
         self._unsaid = 0.0
         self._watched, self._ended = False, threading.Event()
-
-    @staticmethod
-    def _read() -> tuple[float, float, float]:
-        """(seconds, CPU seconds of this process, seconds since boot in which the machine slept)."""
-        now = time.monotonic()
-        boot = time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else now
-        return now, time.process_time(), boot - now
 
     def __call__(self) -> float:
         """The clock's time in seconds."""
         with self._lock:
-            return self._look() - self.suspended if self._watched else time.monotonic()
+            now = time.monotonic()
+            if self._watched and now - self._looked > self.late:  # this thread may be the first to run after a suspension
+                self._look(now)
+            return now - self.suspended
 
-    def _look(self) -> float:
-        """Notice a suspension since the last look, whichever thread is the first to run after it; returns time.monotonic()."""
-        now, used, slept = self._read()
-        gap, asleep = now - self._looked, slept - self._slept
-        if gap > self.late and used - self._used < IDLE * gap:
-            self.suspended += gap
-            self._unsaid += gap
-        if asleep > self.late:
-            self._unsaid += asleep
-        self._looked, self._used, self._slept = now, used, slept
-        return now
+    def _look(self, now: float) -> None:
+        """Notice a suspension since the last look."""
+        slept, active = _slept(), _active()
+        most = max((seconds - self._active.get(thread, 0.0) for thread, seconds in active.items()), default=0.0)
+        stopped = now - self._looked - max(most, 0.0)
+        if stopped > self.late:
+            self.suspended += stopped
+            self._unsaid += stopped
+        if slept - self._slept > self.late:
+            self._unsaid += slept - self._slept
+        self._looked, self._slept, self._active = now, slept, active
 
     def watch(self) -> None:
         """Look every `interval` seconds from now on, in a thread, and log each suspension once."""
@@ -56,7 +54,7 @@ class AwakeClock:
             if self._watched:
                 return
             self._watched = True
-            self._looked, self._used, self._slept = self._read()
+            self._looked, self._slept, self._active = time.monotonic(), _slept(), _active()
         threading.Thread(target=self._run, name="suspensions", daemon=True).start()
 
     def unwatch(self) -> None:
@@ -67,10 +65,26 @@ class AwakeClock:
         process = os.getpid()
         while not self._ended.wait(self.interval) and os.getpid() == process:
             with self._lock:
-                self._look()
+                self._look(time.monotonic())
                 unsaid, self._unsaid = self._unsaid, 0.0
             if unsaid:
                 log(f"this machine or process was suspended for {duration(unsaid)}; the time is not counted")
+
+
+def _slept() -> float:
+    """Seconds since boot in which the machine slept."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - time.monotonic() if hasattr(time, "CLOCK_BOOTTIME") else 0.0
+
+
+def _active() -> dict[str, float]:
+    """Seconds that each thread of this process was running or waiting for a processor; of the whole process, if unknown."""
+    found: dict[str, float] = {}
+    with contextlib.suppress(OSError):
+        for thread in os.listdir(TASKS):
+            with contextlib.suppress(OSError, ValueError, IndexError), open(f"{TASKS}/{thread}/schedstat", encoding="ascii") as file:
+                running, waiting = file.read().split()[:2]
+                found[thread] = (int(running) + int(waiting)) / 1e9
+    return found or {"": time.process_time()}
 
 
 clock = AwakeClock()

@@ -30,8 +30,9 @@ def _spec(name: str, gibibytes: int, peak: float, published: float = 0.0, source
     return GPUSpec(name, gibibytes * GIB, peak, flops, f"three quarters of {source}" if published else ESTIMATE, dollars)
 
 
-# Peaks of GeForce: 512 FLOP per clock and multiprocessor (NVIDIA's white papers on Ampere GA102, Ada and Blackwell: half of the figure with
-# 16-bit accumulation) times multiprocessors and boost clock, a laptop's at its highest power. Of the others: NVIDIA's data sheets, dense.
+# A GeForce's peak is 512 FLOP per clock and multiprocessor, half of the figure with 16-bit accumulation (NVIDIA's white papers on Ampere
+# GA102, Ada and Blackwell), times multiprocessors and boost clock, a laptop's at its highest power. Other peaks are those of NVIDIA's data
+# sheets, dense.
 GPU_SPECS = (
     GPUSpec(
         "NVIDIA GeForce RTX 4050 Laptop GPU",

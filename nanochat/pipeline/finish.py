@@ -5,7 +5,7 @@ from typing import Any
 
 from nanochat import paths
 from nanochat.config import RunConfig
-from nanochat.console import BOLD, command, duration, log, show
+from nanochat.console import BOLD, command, duration, log, serve_command, show
 from nanochat.data.source import text_source
 from nanochat.evaluation import evaluate as evaluation
 from nanochat.evaluation.heldout import answer, grade_items, print_scores, score_by_skill, write_items
@@ -74,4 +74,4 @@ def show_result(config: RunConfig) -> None:
     if config.trial:
         log(f"this was a short test run, whose model is not useful; for the full run use `nanochat train --profile {config.profile}`")
     log(f"chat:   {command()} chat --run {config.run}", BOLD)
-    log(f"page:   {command()} serve --run {config.run}, then open http://127.0.0.1:8000/ in a browser", BOLD)
+    log(f"page:   {serve_command(config.run)}, then open http://127.0.0.1:8000/ in a browser", BOLD)

@@ -115,7 +115,8 @@ class HoursPacer:
             changed = self.after(stage, found)
             (read_record(self.record.config.run) or self.record).write_steps(changed)
             if share:
-                self.clock.replan("sft", changed[STEP_FIELDS["sft"]])
+                self.told["sft"] = changed[STEP_FIELDS["sft"]]
+                self.clock.replan("sft", self.told["sft"])
             self._tell(stage, found, f"to finish the run in {duration(max(left, 0))} at {each * 1000:.0f} ms per step")
         return found
 

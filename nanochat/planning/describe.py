@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from nanochat.console import duration, quantity
+from nanochat.console import duration, file_size, quantity
 from nanochat.planning.plan import Plan
 
 DOWNLOAD_RATE = 10e6  # bytes per second, assumed for the download time
@@ -12,7 +12,9 @@ def describe(plan: Plan) -> str:
     """The plan as a few lines of text."""
     config, memory = plan.config, plan.memory_bytes
     devices = f"{plan.cards} x {plan.card}" if plan.cards > 1 else plan.card
-    parts = ", ".join(f"{name} {_size(memory[name])}" for name in ("weights", "gradients", "optimizer", "activations", "logits", "cache"))
+    parts = ", ".join(
+        f"{name} {file_size(memory[name])}" for name in ("weights", "gradients", "optimizer", "activations", "logits", "cache")
+    )
     enough = memory["total"] <= memory["usable"]
     verdict = "fits" if plan.fits else "too few GPUs here" if enough else "DOES NOT FIT"
     rows = {
@@ -21,10 +23,10 @@ def describe(plan: Plan) -> str:
         "context": f"{config['max_seq_len']} tokens",
         "training": f"{plan.steps} steps of {config['total_batch_size']} tokens = {quantity(plan.tokens)}, {plan.flops:.1e} FLOPs",
         "chat": f"{plan.sft_steps} fine-tuning steps after that",
-        "memory": f"{_size(memory['total'])} of {_size(memory['usable'])} usable: {verdict} ({parts})",
+        "memory": f"{file_size(memory['total'])} of {file_size(memory['usable'])} usable: {verdict} ({parts})",
         "batch": f"device_batch_size {config['device_batch_size']}; the largest that fits: {plan.max_device_batch_size}",
         "time": f"about {duration(plan.seconds)}, {quantity(plan.tokens_per_second)} tokens/s ({plan.basis})",
-        "disk": f"{_size(plan.disk_bytes)} at most, {_download(plan)}",
+        "disk": f"{file_size(plan.disk_bytes)} at most, {_download(plan)}",
         "data": f"{config['data'] or config['dataset']}: {plan.data_licence}",
     }
     if not plan.steps:
@@ -45,7 +47,7 @@ def describe(plan: Plan) -> str:
 def _part(part: dict[str, Any]) -> str:
     """A part of a mixture: share, name, licence and download."""
     size = part["download_bytes"]
-    size_left = f"{_size(size)} to download" if size else "nothing to download"
+    size_left = f"{file_size(size)} to download" if size else "nothing to download"
     return f"{part['share']:.0%} of the {part['kind']}: {part['name']}, {part['licence']}, {size_left}"
 
 
@@ -59,18 +61,15 @@ def brief(plan: Plan) -> str:
     model = f"depth {config['depth']}, {quantity(plan.parameters)} parameters"
     steps = f"{plan.steps} steps = {quantity(plan.tokens)} tokens, then {plan.sft_steps} of fine-tuning"
     batch = f"device_batch_size {config['device_batch_size']} of {plan.max_device_batch_size} at most"
-    space = f"{_size(memory['total'])} of {_size(memory['usable'])} memory, {batch}; disk {_size(plan.disk_bytes)}, {_download(plan)}"
+    space = f"{file_size(memory['total'])} of {file_size(memory['usable'])} memory, {batch}"
+    disk = f"disk {file_size(plan.disk_bytes)}, {_download(plan)}"
     time = f"about {duration(plan.seconds)} at {quantity(plan.tokens_per_second)} tokens/s ({plan.basis}){cost}"
     data = f"data {config['data'] or config['dataset']}: {plan.data_licence}"
-    return f"plan: {run}: {model}{source}, {steps}\nplan: {space}\nplan: {time}; {data}"
+    return f"plan: {run}: {model}{source}, {steps}\nplan: {space}; {disk}\nplan: {time}; {data}"
 
 
 def _download(plan: Plan) -> str:
     """Size and time of the download, at DOWNLOAD_RATE."""
     if not plan.download_bytes:
         return "nothing to download"
-    return f"{_size(plan.download_bytes)} to download ({duration(plan.download_bytes / DOWNLOAD_RATE)} at {quantity(DOWNLOAD_RATE)}B/s)"
-
-
-def _size(size: float) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.0f} MB"
+    return f"{file_size(plan.download_bytes)} to download ({duration(plan.download_bytes / DOWNLOAD_RATE)} at {quantity(DOWNLOAD_RATE)}B/s)"

@@ -84,7 +84,7 @@ def collect(run_dir: Path) -> Report:
         "trial": bool(config.get("trial", False)),
         "finished": bool(summary),
         "date": origin.date(run_dir),
-        "command": origin.command(config),
+        "command": origin.known_command(run_dir, config),
         "revision": origin.revision(run_dir),
         "scores": summary.get("scores"),
         "bpb": summary.get("bpb", measured[-1] if measured else None),

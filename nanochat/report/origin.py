@@ -28,6 +28,14 @@ def date(run_dir: Path) -> str:
     return ""
 
 
+def known_command(run_dir: Path, config: dict[str, Any]) -> str:
+    """`command`, from the run's last report if that had the same config: it resolves a config for each field that differs."""
+    known = read_json_object(run_dir / REPORT)
+    if known.get("config") == config and isinstance(known.get("command"), str) and known["command"]:
+        return str(known["command"])
+    return command(config)
+
+
 def command(config: dict[str, Any]) -> str:
     """The command that trains the run of a config.toml again, its profile and a flag for each value that differs; "" if unknown."""
     try:

@@ -9,8 +9,6 @@ step without a valid manifest does not exist.
 import contextlib
 import errno
 import fcntl
-import hashlib
-import json
 import re
 import shutil
 import uuid
@@ -34,7 +32,6 @@ from nanochat.model.scaling import GPTConfig
 from nanochat.model.transformer import Transformer
 from nanochat.runs.names import step_dir
 from nanochat.runs.step_files import (
-    FORMAT,
     MANIFEST,
     META,
     MODEL,
@@ -42,16 +39,13 @@ from nanochat.runs.step_files import (
     checked_manifest,
     checked_meta,
     safetensors_errors,
+    sealed_manifest,
     tensor_shapes,
 )
 
 STEP = re.compile(r"step_(\d{6,12})")  # a step's folder
 OPTIMIZER = "optimizer_"  # its state's files begin so
 BEST = "best.json"  # beside the steps: which of them had the fewest bits per byte
-
-
-def _seal(files: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -132,8 +126,6 @@ def verify(folder: Path) -> Checkpoint:
     try:
         manifest = untrusted.read_json(folder / MANIFEST)
         files = checked_manifest(manifest, str(folder))
-        if _seal(files) != manifest["sha256"]:
-            raise DataError(f"{folder / MANIFEST} is damaged")
         for name, entry in files.items():
             if untrusted.regular_file(untrusted.inside(folder, name)) != entry["bytes"]:
                 raise DataError(f"{folder / name} is damaged")
@@ -255,7 +247,7 @@ class Checkpoints:
             every = {name: entry for part in ranks.gather_objects(files) for name, entry in part.items()}
             if ranks.main:
                 paths.fsync_dir(self.folder)
-                paths.atomic_write_json(folder / MANIFEST, {"format": FORMAT, "files": every, "sha256": _seal(every)})
+                paths.atomic_write_json(folder / MANIFEST, sealed_manifest(every))
             ranks.gather_objects(None)  # no rank leaves before the step exists, because the first to exit stops the others
         except OSError as error:
             if ranks.world_size == 1:
@@ -288,7 +280,7 @@ def import_checkpoint(stage: Path, model: Transformer, meta: dict[str, Any]) -> 
     files = dict([_write_tensors(folder, MODEL, _weights(model))])
     paths.atomic_write_json(folder / META, meta)
     files[META] = _entry(folder / META)
-    paths.atomic_write_json(folder / MANIFEST, {"format": FORMAT, "files": files, "sha256": _seal(files)})
+    paths.atomic_write_json(folder / MANIFEST, sealed_manifest(files))
 
 
 def _weights(model: Transformer) -> dict[str, Tensor]:

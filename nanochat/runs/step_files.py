@@ -3,6 +3,8 @@
 A step may come from a mirror or another machine, so nothing in it is trusted. Every function raises ValueError.
 """
 
+import hashlib
+import json
 import math
 import os
 import re
@@ -32,9 +34,24 @@ ORIGIN_TEXT = 300  # characters of an imported model's name and licence
 COUNTS = ("step", "optimizer_steps", "skipped")
 
 
+def seal(manifest: dict[str, Any]) -> str:
+    """The hash of a manifest's content, of its files alone if it has no format number."""
+    content = {key: manifest[key] for key in ("format", "files")} if "format" in manifest else manifest["files"]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def sealed_manifest(files: dict[str, Any]) -> dict[str, Any]:
+    """The manifest of a step with these files."""
+    manifest = {"format": FORMAT, "files": files}
+    return manifest | {"sha256": seal(manifest)}
+
+
 def checked_manifest(value: Any, what: str) -> dict[str, dict[str, Any]]:
-    """The files of a manifest: plain name -> {bytes, sha256}. Raises NewerFormat for a step of a newer version."""
-    untrusted.require_format(untrusted.table(value, "the manifest").get("format", 1), FORMAT, what)
+    """The files of a manifest: plain name -> {bytes, sha256}. Raises NewerFormat, naming `what`, for a step of a newer version."""
+    manifest = untrusted.table(value, "the manifest")
+    if seal(manifest) != manifest["sha256"]:
+        raise ValueError("the manifest's hash differs")
+    untrusted.require_format(manifest.get("format", 1), FORMAT, what)
     files = untrusted.table(untrusted.table(value, "the manifest")["files"], "files")
     for name, entry in files.items():
         untrusted.file_name(name)

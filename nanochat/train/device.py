@@ -20,7 +20,6 @@ from nanochat.model.build import build_model
 from nanochat.model.scaling import GPTConfig
 from nanochat.model.transformer import Transformer
 
-FUSION = "TRITON_DEFAULT_FP_FUSION"  # Triton 3.9 warns where it is not set, and multiplies and adds in one instruction
 INDUCTOR, TRITON = "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"  # directories of the compile caches of torch and Triton
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # mallopt(3)
 
@@ -34,7 +33,6 @@ def set_up(config: DeviceConfig) -> None:
     if config.device == "cpu":
         _keep_freed_memory()
     else:
-        os.environ.setdefault(FUSION, "1")
         memory.expand_segments()
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from types import FrameType
 
+from nanochat.console import erased
 from nanochat.distributed.workers import echoed
 from nanochat.errors import Preempted
 
@@ -32,7 +33,7 @@ class StopSignal:
         if not self.in_loop:
             what = "stopped; the run's checkpoint is saved" if self.trained else "stopped before the first step, with nothing to save"
             raise Preempted(what, "run the same command again to resume")
-        line = "stopping: saving after this step (a second signal stops at once)"
+        line = f"{erased()}stopping: saving after this step (a second signal stops at once)"
         try:
             print(line, file=sys.stderr, flush=True)
         except RuntimeError:  # the signal interrupted another print, and stderr's buffer is not reentrant

@@ -115,10 +115,10 @@ class StepLog:
         (what, value), rate = _measure(result), quantity(result.tokens_per_second)
         short = f"{short_duration(left.stage)} left, run {short_duration(left.run)}"
         full = f"{duration(left.stage)} left, run {duration(left.run)}"
-        curve = small_curve(self.values)
+        long_curve, curve = (f" {small_curve(self.values, width)}".rstrip() for width in (CURVE, SHORT_CURVE))
         return [
-            f"stage {place.replace('/', ' of ')}: {step} | {what} {value:.3f} {curve} | {rate} tokens/s | {full}",
-            f"{place} {step} | {value:.3f} {small_curve(self.values, SHORT_CURVE)} | {rate}/s | {short}",
+            f"stage {place.replace('/', ' of ')}: {step} | {what} {value:.3f}{long_curve} | {rate} tokens/s | {full}",
+            f"{place} {step} | {value:.3f}{curve} | {rate}/s | {short}",
             f"{place} {step} | {what} {value:.3f} | {short}",
             f"{place} {name} {percent} {value:.3f} {short.replace(' left', '')}",
             f"{place} {percent} {short.replace(' left', '')}",

@@ -305,14 +305,17 @@ def test_a_container_that_stops_saves_the_run(base: Path, long_run: None) -> Non
     saved = 0
     for path in ("", "/resume"):
         outer = subprocess.Popen(inside, cwd=ROOT, env=environment(base), text=True, stderr=subprocess.PIPE)
-        assert outer.stderr
-        url = next(line for line in outer.stderr if "open http" in line).split()[1].rstrip("/")
-        assert post(url, path, {"quickstart": True}).status_code == 202
-        wait_until(lambda url=url, saved=saved: step_of(url) > saved)
-        first = int(Path(f"/proc/{outer.pid}/task/{outer.pid}/children").read_text().split()[0])
-        os.kill(first, signal.SIGTERM)
-        told = outer.stderr.read()
-        assert outer.wait(60) == 0 and "waiting for the training run quickstart to save a checkpoint" in told
+        try:
+            assert outer.stderr
+            url = next(line for line in outer.stderr if "open http" in line).split()[1].rstrip("/")
+            assert post(url, path, {"quickstart": True}).status_code == 202
+            wait_until(lambda url=url, saved=saved: step_of(url) > saved)
+            os.kill(int(Path(f"/proc/{outer.pid}/task/{outer.pid}/children").read_text().split()[0]), signal.SIGTERM)
+            told = outer.stderr.read()
+            assert outer.wait(60) == 0 and "waiting for the training run quickstart to save a checkpoint" in told
+        finally:
+            outer.kill()  # and with it all that runs inside
+            outer.wait()
         assert "which is saved" in (base / "launch" / "train.log").read_text()
         newest = max(int(one.name[5:]) for one in (base / "runs" / "quickstart" / "base").glob("step_*"))
         assert newest > saved

@@ -184,16 +184,17 @@ def test_a_notification_only_if_it_was_asked_for(browser: Browser, trained: Path
 
 
 def test_no_notification_without_the_permission(browser: Browser, trained: Path) -> None:
-    """A browser that forbids them gets no button."""
+    """A browser that forbids them gets no button. Of a run on the GPU the page says where the answers come from meanwhile."""
     server = Serve(trained)
     folder = trained / "runs" / "tiny"
     try:
         with opened(browser, server.url, SHORT) as page:
             page.add_init_script("Object.defineProperty(Notification, 'permission', { get: () => 'denied' })")
             page.reload()
-            with heartbeat(folder, lambda: {"device": "cpu", "steps": {"base": 6, "sft": 3}, "trial": False}):
+            with heartbeat(folder, lambda: {"device": "cuda", "steps": {"base": 6, "sft": 3}, "trial": False}):
                 page.get_by_role("button", name=re.compile(r"Training \d+%")).click()
                 expect(training(page).get_by_role("heading", name="tiny")).to_be_visible()
                 expect(training(page).get_by_role("button", name="Notify me at the end")).to_have_count(0)
+                expect(training(page).get_by_text("While it trains on the GPU, answers come from the CPU.")).to_be_visible()
     finally:
         server.end()

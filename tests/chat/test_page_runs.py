@@ -160,6 +160,7 @@ def live() -> dict[str, Any]:
         "tokens_per_second": 900.0,
         "seconds_left": 960,
         "stage_seconds_left": 720,
+        "cpu_others": 0.62,
         "elapsed_seconds": 480.0,
         "alive": True,
         "trial": False,
@@ -181,6 +182,7 @@ def test_the_live_view(browser: Browser) -> None:
         expect(view.locator("[aria-current=step]")).to_have_text("pretraining")
         expect(view.locator(".stepper li")).to_have_text(["pretraining", "fine-tuning", "evaluation"])
         expect(view.locator(".stepper")).to_contain_text("16 min left in all")
+        expect(view.locator(".stats")).to_contain_text("other programs use 62% of the CPU")
         axis = view.locator(".plot .step").all_text_contents()
         assert axis[0] == "0" and axis[-1] in ("1,000", "1,200"), axis  # to the planned end of the last stage
         box = view.locator("polyline").first.bounding_box()

@@ -16,6 +16,7 @@ from nanochat.errors import DataError, PreflightError, UsageError
 from nanochat.export import folder, gguf_file, importer
 from nanochat.runs import checkpoint
 from nanochat.runs import record as runs
+from nanochat.runs.step_files import seal
 from tests import tiny
 from tests.export.random_model import random_model
 
@@ -162,7 +163,7 @@ def test_a_shape_that_the_file_does_not_hold_is_never_built(change: dict, export
     about = json.loads((exported / folder.ABOUT).read_text())
     about["meta"]["model"] |= change
     (exported / folder.ABOUT).write_text(json.dumps(about))
-    monkeypatch.setattr(folder, "allocate_model", lambda gpt: pytest.fail("it was built"))
+    monkeypatch.setattr(importer, "allocate_model", lambda gpt: pytest.fail("it was built"))
     with pytest.raises(DataError, match="is not an export"):
         importer.import_folder(exported)
 
@@ -187,7 +188,7 @@ def two_steps(run: Path) -> tuple[Path, Path]:
     meta = json.loads((new / "meta.json").read_text()) | {"step": 9}
     (new / "meta.json").write_text(json.dumps(meta))
     files = {name: checkpoint._entry(new / name) for name in ("model.safetensors", "meta.json")}
-    (new / "manifest.json").write_text(json.dumps({"files": files, "sha256": checkpoint._seal(files)}))
+    (new / "manifest.json").write_text(json.dumps({"files": files, "sha256": seal({"files": files})}))
     return old, new
 
 

@@ -20,6 +20,7 @@ from nanochat.pipeline.mirrored import fetch
 from nanochat.runs import checkpoint
 from nanochat.runs.mirror import Mirror
 from nanochat.runs.record import open_model
+from nanochat.runs.step_files import seal
 from nanochat.tokenizer.tokenizer import Tokenizer
 from tests.export.random_model import random_model
 from tests.hostile import Attack, change_bytes, change_file
@@ -79,7 +80,7 @@ def reseal(step: Path) -> None:
         for name, entry in manifest["files"].items():
             if (step / name).is_file() and not (step / name).is_symlink() and (step / name).stat().st_size < 1 << 30:
                 entry |= checkpoint._entry(step / name)
-        manifest["sha256"] = checkpoint._seal(manifest["files"])
+        manifest["sha256"] = seal(manifest)
         (step / "manifest.json").unlink()
         (step / "manifest.json").write_text(json.dumps(manifest))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):

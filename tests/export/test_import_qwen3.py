@@ -23,6 +23,7 @@ transformers = pytest.importorskip("transformers")
 pytest.importorskip("tokenizers")
 from tests.export.foreign_model import SHAPES, change_config, foreign_tokenizer, write_qwen3, written_text  # noqa: E402
 
+pytestmark = pytest.mark.long
 Pair = tuple[TrainedModel, Any, Path]
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from nanochat.hardware import awake
 from nanochat.hardware.awake import AwakeClock
 
 
@@ -50,24 +51,37 @@ def test_a_stopped_process_leaves_the_time_out_and_says_it_once() -> None:
     assert lines.count("\n") == 1 and lines.startswith("this machine or process was suspended for 2 s")
 
 
-def test_an_interpreter_that_is_held_is_not_suspended(clock: AwakeClock, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A late look with CPU time used meanwhile: another thread did not let go of the interpreter."""
-    reads = iter([(10.0, 5.0, 0.0), (22.0, 16.0, 0.0), (34.0, 16.5, 0.0)])
-    monkeypatch.setattr(clock, "_read", lambda: next(reads))
-    clock._look()
-    assert clock._look() == 22.0 and clock.suspended == 0.0
-    clock._look()
-    assert clock.suspended == 12.0
+@pytest.mark.parametrize("thread", ["1", "2"], ids=["this one", "another, which holds the interpreter"])
+def test_a_crowded_machine_is_not_suspended(thread: str, clock: AwakeClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A late look, but a thread was running or waiting for a processor meanwhile."""
+    seconds = {"1": 1.0, "2": 2.0}
+    monkeypatch.setattr(awake, "_active", lambda: dict(seconds))
+    clock._look(10.0)
+    seconds[thread] += 11.5
+    clock._look(22.0)
+    assert clock.suspended == 0.0
+    seconds[thread] += 0.5
+    clock._look(34.0)
+    assert clock.suspended == 11.5
+
+
+def test_threads_that_wait_for_a_processor_are_active() -> None:
+    """Where the kernel tells: a busy loop's thread was running or waiting all the time."""
+    before, began = awake._active(), time.monotonic()
+    while time.monotonic() < began + 0.3:
+        pass
+    most = max(seconds - before.get(thread, 0.0) for thread, seconds in awake._active().items())
+    assert most > 0.25 or "" in before
 
 
 def test_a_machine_that_slept_is_said_but_takes_nothing_from_the_clock(
     clock: AwakeClock, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """CLOCK_MONOTONIC does not count a laptop's sleep."""
-    slept = 0.0
-    monkeypatch.setattr(clock, "_read", lambda: (time.monotonic(), time.process_time(), slept))
+    slept = [0.0]
+    monkeypatch.setattr(awake, "_slept", lambda: slept[0])
     clock.watch()
     time.sleep(0.15)
-    slept = 600.0
+    slept[0] = 600.0
     time.sleep(0.3)
     assert "suspended for 10 min" in capsys.readouterr().err and clock.suspended == 0.0

@@ -41,6 +41,17 @@ def decoder(model: Transformer) -> Decoder:
         {"architecture": "qwen3"},
         {"architecture": "qwen3", "n_kv_head": 2},
         {"architecture": "qwen3", "window_pattern": "SSSL", "depth": 5},
+        # An imported shape; its eps is large, so that leaving it out is seen.
+        {
+            "architecture": "qwen3",
+            "n_head": 6,
+            "n_kv_head": 2,
+            "head_dim": 24,
+            "mlp_width": 72,
+            "rope_base": 1e6,
+            "norm_eps": 0.1,
+            "tied": True,
+        },
     ],
 )
 def test_equals_the_general_pass(changes: dict[str, Any]) -> None:

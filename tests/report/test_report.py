@@ -21,7 +21,7 @@ from nanochat.errors import DataError
 from nanochat.evaluation.results import SUMMARY, forget_summary, read_results, write_part
 from nanochat.planning.rules import resolve
 from nanochat.report import collect as report
-from nanochat.report import curves
+from nanochat.report import curves, origin
 from nanochat.report.collect import has_report, write_report
 from nanochat.report.compare import compare, describe, write_page
 from nanochat.runs.report_schema import Report, StageReport
@@ -238,6 +238,16 @@ def test_the_command_trains_the_run_again(run: Path) -> None:
         assert resolve(build_config(profile, trial, flags)) == config
     (run / "config.toml").write_text(tomli_w.dumps(resolve(build_config("cpu", False, {"run": "quickstart"})).to_dict()))
     assert write_report(run)["command"] == "nanochat quickstart"
+
+
+def test_the_command_is_found_once_for_a_config(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Finding it resolves a config for each field that differs; another config, or none before, is looked at anew."""
+    made = write_report(run)
+    asked: list[str] = []
+    monkeypatch.setattr(origin, "command", lambda config: asked.append(config["run"]) or "nanochat again")
+    assert write_report(run)["command"] == made["command"] != "" and asked == []
+    (run / "report.json").write_text(json.dumps(made | {"config": made["config"] | {"depth": 99}}))
+    assert write_report(run)["command"] == "nanochat again" and len(asked) == 1
 
 
 def test_date_and_revision_are_those_of_the_training(run: Path) -> None:

@@ -20,6 +20,7 @@ from nanochat.pipeline.train import train
 from nanochat.runs import lock
 from nanochat.runs.archive import INDEX, pack, unpack
 from nanochat.runs.checkpoint import Checkpoints
+from nanochat.runs.step_files import seal
 from tests import tiny
 from tests.runs.test_checkpoint import damage_truncate
 
@@ -284,6 +285,9 @@ def test_files_of_a_newer_version_are_refused_and_stay(trained: Path, home: Path
     }[what]
     text = path.read_text()
     new = text.replace("format = 1", "format = 2").replace('"format": 1', '"format": 2')
+    if what == "checkpoint":
+        manifest = {"format": 2, "files": json.loads(text)["files"]}
+        new = json.dumps(manifest | {"sha256": seal(manifest)})
     assert new != text
     path.write_text(new)
     before = content(home)
@@ -297,7 +301,9 @@ def test_files_of_a_newer_version_are_refused_and_stay(trained: Path, home: Path
 def test_a_file_without_a_number_is_of_the_first_format(home: Path) -> None:
     record, manifest = home / "runs/tiny/config.toml", home / "runs/tiny/base/step_000004/manifest.json"
     record.write_text(record.read_text().replace("format = 1\n", ""))
-    manifest.write_text(manifest.read_text().replace('"format": 1,', ""))
+    files = json.loads(manifest.read_text())["files"]
+    sealed = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()  # as earlier versions wrote it
+    manifest.write_text(json.dumps({"files": files, "sha256": sealed}))
     newest = Checkpoints(paths.run_dir("tiny") / "base").newest()
     assert newest is not None and newest.step == 4
     assert tiny.losses(home)

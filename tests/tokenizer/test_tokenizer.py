@@ -150,8 +150,8 @@ def test_damage_is_found_and_repaired(tmp_path: Path, name: str, damage) -> None
 def test_another_format_is_refused(tmp_path: Path) -> None:
     TOKENIZER.save(tmp_path / "t")
     path = tmp_path / "t" / "tokenizer.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 2}))
-    with pytest.raises(DataError, match="format 2"):
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 3}))
+    with pytest.raises(DataError, match="format 3"):
         Tokenizer.load(tmp_path / "t")
 
 

@@ -5,6 +5,7 @@ import itertools
 import os
 import pty
 import re
+import signal
 import struct
 import termios
 import threading
@@ -18,6 +19,7 @@ from nanochat import console
 from nanochat.console import Progress, columns, end_live, fail, live, log, show
 from nanochat.errors import DataError
 from nanochat.train import steplog
+from nanochat.train.signals import StopSignal
 from nanochat.train.timeleft import EVALUATION, FINISH, SAMPLE, SAVE, RunClock, StageWork
 from tests.train.test_trainer import Run
 
@@ -121,8 +123,8 @@ def test_one_line_for_the_whole_run(terminal: Terminal, tmp_path: Path, width: i
         assert all(f"sample at step {step}:" in said for step in (2, 4, 6)) and said.count("validation") == 4 and "sft step 6/6" in said
     assert not re.search(r"step [1-5]/6 \| loss", "".join(lines)), "expert lines are for --verbose"
     patterns = {
-        120: r"\[#*\.*\] stage (\d) of 4: (base|sft) \d/6 \| loss \d\.\d{3} [▁-█]* \| \S+ tokens/s \| .*\d s left, run .*\d s",
-        80: r"\[#*\.*\] (\d)/4 (base|sft) \d/6 \| \d\.\d{3} [▁-█]* \| \S+/s \| \S+s left, run \S+s",
+        120: r"\[#*\.*\] stage (\d) of 4: (base|sft) \d/6 \| loss \d\.\d{3}(?: [▁-█]+)? \| \S+ tokens/s \| .*\d s left, run .*\d s",
+        80: r"\[#*\.*\] (?:stage )?(\d)(?:/4| of 4:) (base|sft) \d/6 \| (?:loss )?\d\.\d{3}(?: [▁-█]+)? \| .*/s \| .*s left, run .*s",
         40: r"(?:\[#*\.*\] )?(\d)/4 (base|sft) \d+% \d\.\d{3} \S+s, run \S+s",
         12: r"(\d)/4 \S+s",
     }
@@ -141,6 +143,16 @@ def test_messages_come_above_the_line_which_stays(terminal: Terminal) -> None:
     assert wait_for(terminal, "second", before) == ["first", "second", before]
     fail(DataError("it broke", "mend it"))  # an error ends it, and the shell's prompt comes on a line of its own
     assert screen(terminal.close(), 60) == ["first", "second", "error: it broke", "hint: mend it", ""]
+
+
+def test_a_signals_message_takes_the_lines_place(terminal: Terminal) -> None:
+    terminal.resize(60)
+    live(["working"])
+    stop = StopSignal()
+    stop.in_loop = True
+    stop._handle(signal.SIGTERM, None)
+    live(["saving"])
+    assert screen(terminal.close(), 100)[1:] == ["saving"] and "working" not in screen(terminal.shown, 100)[0]
 
 
 def test_a_terminal_that_becomes_narrower(terminal: Terminal) -> None:

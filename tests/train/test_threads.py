@@ -2,12 +2,19 @@
 
 import random
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from nanochat.distributed.ranks import Ranks, single
+from nanochat.pipeline import train as pipeline
 from nanochat.train import threads
+from nanochat.train.signals import StopSignal
 from nanochat.train.threads import ThreadTuner
+from nanochat.train.trainer import Trainer
+from tests import tiny
 
 TOKENS = 1000
 
@@ -108,6 +115,39 @@ def test_changes_are_said_once(capsys: pytest.CaptureFixture[str]) -> None:
     machine.run(600)
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("threads: ")]
     assert len(said) == 1 and said[0].startswith("threads: now 1 of 2: other programs leave 1.0 of the processors free")
+
+
+def test_losses_do_not_depend_on_the_number(base: Path, tmp_path: Path) -> None:
+    """A run whose threads change in every step has the losses of one thread, but for rounding."""
+    text, changes = tiny.sentences(tmp_path / "text.txt"), tiny.GENTLE | {"deterministic": False, "dtype": "float32", "num_iterations": 6}
+    found = {}
+    before, rounds = torch.get_num_threads(), iter(range(1000))
+    try:
+        for run, number in (("one", lambda: 1), ("changing", lambda: 1 + next(rounds) % 2)):
+            config = tiny.config(text, run, **changes, depth=2)
+            with pytest.MonkeyPatch.context() as patch:
+                step = Trainer.step
+                patch.setattr(Trainer, "step", lambda self, number=number, step=step: torch.set_num_threads(number()) or step(self))
+                pipeline.train(config, ("base",), [])
+            found[run] = [loss for _, _, loss in tiny.losses(base, run)]
+    finally:
+        torch.set_num_threads(before)
+    assert len(found["one"]) == 6 and next(rounds) == 6
+    assert found["changing"] == pytest.approx(found["one"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "measures"),
+    [({}, True), ({"deterministic": True}, False), ({"threads": 2}, False), ({"compile": "on"}, False)],
+    ids=["auto", "deterministic", "a number of the user's", "compiled"],
+)
+def test_when_it_is_measured(changes: dict[str, Any], measures: bool, tmp_path: Path) -> None:
+    asked = tiny.config(tmp_path / "text.txt", **{"threads": -1, "deterministic": False, "compile": "off"} | changes)
+    call = pipeline.Call(pipeline.Request(asked, ("base",), 0.0), StopSignal())
+    resolved = asked.replace(threads=2, device="cpu")
+    assert call._measures_threads(resolved, single("cpu")) is measures
+    assert not call._measures_threads(resolved.replace(threads=1), single("cpu"))
+    assert not call._measures_threads(resolved, Ranks(0, 0, 2, torch.device("cpu")))
 
 
 def test_the_number_is_torchs() -> None:

@@ -42,7 +42,7 @@ def ensure_shards(dataset: str, training: int, or_all: bool = False) -> Dataset:
     where = origin(dataset)
     if where.last is not None and training > where.last:
         if or_all:
-            return ensure_shards(dataset, where.last)
+            return ensure_shards(dataset, where.last, or_all)
         raise UsageError(f"{dataset} has {where.last} training shards, not {training}", f"ask for {where.last} at most")
     folder = dataset_dir(where.folder)
     have, validation = _on_disk(where, folder, training)
@@ -168,6 +168,8 @@ class _Listing:
     def next_training(self, count: int, taken: set[str], or_all: bool = False) -> list[str]:
         """The first `count` names that are not `taken`. Raises UsageError if there are not so many, unless `or_all`."""
         names = list(self.files()) if self.where.last is None else [shard_name(index) for index in range(self.where.last)]
+        if or_all and self.files():
+            names = [name for name in names if name in self.files()]
         free = [name for name in names if name not in taken]
         if len(free) < count and not or_all:
             most = len(set(names) | taken) - 1

@@ -118,6 +118,13 @@ def test_a_small_part_is_read_again_and_then_the_mixture_ends(server: Hub, capsy
     assert Counter(found)["0. " + TRADITIONAL] == 4 and "because a part has no more" in said
 
 
+def test_all_shards_are_those_that_the_hub_lists(server: Hub) -> None:
+    """A mirror may have a part of a known dataset."""
+    assert len(ensure_shards("fineweb-edu", 5000, or_all=True).training) == 4
+    with pytest.raises(UsageError, match="1822 training shards, not 5000"):
+        ensure_shards("fineweb-edu", 5000)
+
+
 def test_interleaving_holds_the_shares_at_each_document() -> None:
     taken = Counter[str]()
     for text in interleave([iter(["aaaa"] * 90), iter(["b"] * 999), iter(["cc"] * 999)], [0.5, 0.2, 0.3], 400):
@@ -160,6 +167,15 @@ def test_names() -> None:
 def test_a_wrong_mixture_is_one_clear_error(name: str, wrong: str) -> None:
     with pytest.raises(UsageError, match=wrong):
         mixture(name)
+
+
+def test_a_directory_of_that_name_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny.sentences(tmp_path / "zh-tw")
+    with pytest.raises(UsageError) as caught:
+        text_source(build_config("cpu", overrides={"data": "zh-tw"}))
+    assert caught.value.hint == "use --dataset zh-tw, or --data ./zh-tw for a file or directory of that name"
+    assert text_source(build_config("cpu", overrides={"data": "./zh-tw"})).fault is None
 
 
 def test_an_unknown_part_is_one_clear_error(server: Hub) -> None:
