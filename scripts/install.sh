@@ -85,7 +85,7 @@ if [ -z "${TORCH_BACKEND:-}" ] && ! [ -d .venv/lib/python3*/site-packages/torch 
         [ "${BASH_REMATCH[1]}" -ge 580 ] \
             || echo "warning: the NVIDIA driver $driver is older than R580, which torch's CUDA 13 needs: update the driver to use the GPU" >&2
     else
-        echo "no NVIDIA GPU found: \`make install TORCH_BACKEND=cpu\` downloads 0.3 GB instead of 3 GB, and trains on the CPU just the same" >&2
+        echo "no NVIDIA GPU found: \`make install TORCH_BACKEND=cpu\` downloads about 0.4 GB instead of 3 GB, and trains on the CPU just the same" >&2
     fi
 fi
 if [ -n "${TORCH_BACKEND:-}" ]; then

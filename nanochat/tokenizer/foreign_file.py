@@ -41,7 +41,10 @@ class Vocabulary:
         """The whole tokenizer.json, for an export."""
         plain = dict.fromkeys((*FLAGS, "normalized"), False)
         order = sorted(self.added.items(), key=lambda item: item[1])
-        return self._json([{"id": id, "content": name, **plain, "special": name in self.special} for name, id in order])
+        found = self._json([{"id": id, "content": name, **plain, "special": name in self.special} for name, id in order])
+        last = max(self.vocab.values())  # the library gives an added token its id only if it is behind the words or one of them
+        found["model"]["vocab"] = self.vocab | {name: id for name, id in self.added.items() if id < last}
+        return found
 
     def _json(self, added: list[dict[str, Any]]) -> dict[str, Any]:
         byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}

@@ -51,7 +51,7 @@ def test_every_stage_of_a_run(texts: list[str], problems: str, tmp_path: Path) -
     assert "NVIDIA GeForce RTX 4090" in run.text
     base, sft = steady(run, "base"), steady(run, "sft")
     assert base["launches"] > 200 and base["products"] > 100 and base["products"] == sft["products"]
-    assert base["downloads"] == 1 and base["downloaded_bytes"] == 20, "a step copies five numbers back"
+    assert base["downloads"] == 1 and base["downloaded_bytes"] == 24, "a step copies six numbers back"
     assert base["stream_syncs"] <= 2 and base["uploads"] <= 2 * 2 + 2, "two pinned uploads a micro-step"
     assert [entry["step"] for entry in run.of("evaluate", "base")] == [2, 4] and run.of("sample", "sft")
     learned = run.of("step", "rl")

@@ -48,7 +48,7 @@ def watch(name: str) -> None:
 
 
 def tell_failures() -> None:
-    """Have the flag that ranks agree on come from the host: the newest Attempt's failure is the last of a step's five numbers."""
+    """Have the flag that ranks agree on come from the host: the newest Attempt's failure is the last of a step's six numbers."""
     leave, add = Attempt.__exit__, Ranks.all_reduce_sum
     failed = [False]
 
@@ -58,10 +58,10 @@ def tell_failures() -> None:
 
     def summed(self: Ranks, tensor: Tensor) -> Tensor:
         result = add(self, tensor)
-        if tuple(tensor.shape) != (5,):
+        if tuple(tensor.shape) != (6,):
             return result
         values = result.cpu()  # the copy that the step makes, which is counted
-        values[4] = float(failed[0])
+        values[-1] = float(failed[0])
         return values
 
     Attempt.__exit__ = told  # type: ignore[method-assign]
