@@ -288,14 +288,14 @@ def fetch(
     namespace: Namespace = "",
     cluster: Context = "",
 ) -> None:
-    """Bring a run home from Kubernetes.
+    """Fetch a run from a Kubernetes volume.
 
     A pod without a GPU packs the run on its volume, and the run is verified here. It can be chatted with, and resumed.
     """
-    from nanochat.cloud.bring import bring
+    from nanochat.cloud.fetch import fetch
     from nanochat.cloud.kubectl import Kubectl
 
-    packed = bring(Kubectl(namespace, cluster), name, run, image, replace)
+    packed = fetch(Kubectl(namespace, cluster), name, run, image, replace)
     log(f"the run {packed.run} is here ({packed.describe()}), chat with it by `nanochat chat --run {packed.run}`")
 
 

@@ -53,6 +53,8 @@ def import_folder(folder: Path, run: str | None = None, context: int = 0) -> str
     that is not supported, UsageError if a run of that name exists, PreflightError if memory or disk space is insufficient.
     """
     own = os.path.lexists(folder / ABOUT)
+    if not os.path.isdir(folder):
+        raise DataError(f"there is no directory {folder}", "name a directory that `nanochat export --to hf` or Hugging Face's tools wrote")
     if not own and not os.path.lexists(folder / CONFIG):
         message = f"{folder} is not an export of `nanochat export --to hf`, and has no {CONFIG} of a Hugging Face model"
         raise DataError(message, "name the directory that holds config.json, model.safetensors and tokenizer.json")

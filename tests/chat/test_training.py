@@ -55,6 +55,7 @@ def test_the_training_view_follows_a_run(tmp_path: Path) -> None:
         while not (run / HEARTBEAT).exists():
             time.sleep(0.01)
         assert view() == {"run": "mine", "stage": "base", "step": 0, "steps": 10, "measure": "loss", "value": None, "bpb": None} | {
+            "device": "cpu",
             "tokens_per_second": None, "seconds_left": None, "alive": True, "trial": True, "checkpoint": None, "curve": [], "samples": [],
             "stage_seconds_left": None, "elapsed_seconds": None, "tokens": None, "validation": [], "cpu_others": None,
             "stages": [{"stage": "base", "steps": 10}, {"stage": "sft", "steps": 4}],

@@ -1,4 +1,4 @@
-"""Bringing a trained run home from a cluster: a pod beside its volume packs it, kubectl carries it, and it is verified here."""
+"""Fetching a trained run from a cluster: a pod beside its volume packs it, kubectl copies it, and it is verified here."""
 
 import json
 import subprocess
@@ -23,7 +23,7 @@ LIVES_SECONDS = 12 * 3600  # after which the cluster ends the pod if this proces
 BLOCK = 1 << 20
 
 
-def bring(kubectl: Kubectl, name: str, run: str = "", image: str = "", replace: bool = False, poll: float = POLL_SECONDS) -> Packed:
+def fetch(kubectl: Kubectl, name: str, run: str = "", image: str = "", replace: bool = False, poll: float = POLL_SECONDS) -> Packed:
     """Pack the run of job `name` in the cluster, copy it here and unpack it.
 
     `run` is its name, by default the job's. `image` is needed if the job is no longer in the cluster. Raises NanochatError with kubectl's

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from nanochat.cloud.bring import _run_of, bring
+from nanochat.cloud.fetch import _run_of, fetch
 from nanochat.cloud.kubectl import Kubectl
 from nanochat.cloud.kubernetes import ManifestOptions, manifests
 from nanochat.cloud.volumes import require_shared
@@ -62,7 +62,7 @@ def test_a_run_comes_home(cluster: FakeKubernetes, there: Path, tmp_path: Path) 
     posted: list[dict[str, Any]] = []
     remove = cluster.remove
     cluster.remove = lambda plural, name: (posted.append(cluster.objects[plural, name]), remove(plural, name))[1]  # type: ignore[method-assign]
-    packed = bring(tool(), NAME, run="tiny", poll=0.05)
+    packed = fetch(tool(), NAME, run="tiny", poll=0.05)
     assert packed.steps == {"base": 4}
     assert content(tmp_path / "here" / "runs") == content(there / "runs")
     assert pods(cluster) == [] and not list((tmp_path / "here").glob(".tmp-*"))
@@ -72,7 +72,7 @@ def test_a_run_comes_home(cluster: FakeKubernetes, there: Path, tmp_path: Path) 
     assert pod["spec"]["volumes"][0] == job["volumes"][0] and pod["spec"]["securityContext"] == job["securityContext"]
     assert "nvidia.com/gpu" not in str(pod["spec"]["containers"][0]["resources"]) and pod["spec"]["activeDeadlineSeconds"]
     with pytest.raises(UsageError, match="exists here already"):
-        bring(tool(), NAME, run="tiny", poll=0.05)
+        fetch(tool(), NAME, run="tiny", poll=0.05)
 
 
 def test_a_connection_that_breaks_leaves_nothing(
@@ -81,21 +81,21 @@ def test_a_connection_that_breaks_leaves_nothing(
     submit()
     install(tmp_path, there, monkeypatch, cut="| head -c 30000")
     with pytest.raises((DataError, NanochatError)):
-        bring(tool(), NAME, run="tiny", poll=0.05)
+        fetch(tool(), NAME, run="tiny", poll=0.05)
     assert not (tmp_path / "here" / "runs" / "tiny").exists() and pods(cluster) == []
     assert not list((tmp_path / "here").glob(".tmp-*"))
 
 
 def test_what_is_not_there_is_told(cluster: FakeKubernetes, there: Path) -> None:
     with pytest.raises(UsageError, match="no job 'nanochat-h100x8'") as caught:
-        bring(tool(), NAME, poll=0.05)
+        fetch(tool(), NAME, poll=0.05)
     assert "--image" in caught.value.hint
     submit()
     with pytest.raises(NanochatError, match="no run 'h100x8'"):  # the pod's own words
-        bring(tool(), NAME, poll=0.05)
+        fetch(tool(), NAME, poll=0.05)
     cluster.pod_status = {"phase": "Failed"}
     with pytest.raises(PreflightError, match=r"did not start \(Failed") as caught2:
-        bring(tool(), NAME, run="tiny", poll=0.05)
+        fetch(tool(), NAME, run="tiny", poll=0.05)
     assert "ReadWriteOnce" in caught2.value.hint and pods(cluster) == []
 
 
