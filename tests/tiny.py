@@ -5,6 +5,7 @@ import os
 import random
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -89,11 +90,16 @@ def call(base: Path, *arguments: str, timeout: float = 300) -> "subprocess.Compl
 
 
 def wait_for(process: "subprocess.Popen[str]", line: str) -> str:
-    """Read stderr up to the first line that contains `line`; returns that one. Fails where the process ends before."""
+    """Read stderr up to the first line that contains `line`; returns that one. Fails where the process ends before, or hangs."""
     assert process.stderr is not None
     read = []
-    for found in process.stderr:
-        read.append(found)
-        if line in found:
-            return found
+    hang = threading.Timer(300, process.kill)
+    hang.start()
+    try:
+        for found in process.stderr:
+            read.append(found)
+            if line in found:
+                return found
+    finally:
+        hang.cancel()
     raise AssertionError(f"{line!r} did not come:\n{''.join(read)}")
