@@ -159,7 +159,7 @@ def test_status_shows_a_quotas_refusal(cluster: FakeKubernetes, nodes: int, capf
     assert rows["PersistentVolumeClaim", f"{NAME}-data"]["why"] == "no such storage class"
     told = tool()
     for _ in range(2):
-        told._tell(NAME, "train")
+        told.tell(NAME, "train")
     assert capfd.readouterr().err.count("exceeded quota") == 1
 
 

@@ -284,14 +284,15 @@ def test_files_of_a_newer_version_are_refused_and_stay(trained: Path, home: Path
         "dataset": next(home.glob("data/user-*/manifest.json")),
     }[what]
     text = path.read_text()
-    new = text.replace("format = 1", "format = 2").replace('"format": 1', '"format": 2')
+    newest = 2 if what == "tokenizer" else 1
+    new = text.replace("format = 1", "format = 2").replace('"format": 1', f'"format": {newest + 1}')
     if what == "checkpoint":
         manifest = {"format": 2, "files": json.loads(text)["files"]}
         new = json.dumps(manifest | {"sha256": seal(manifest)})
     assert new != text
     path.write_text(new)
     before = content(home)
-    with pytest.raises(NewerFormat, match="it has format 2, and this version reads formats up to 1") as caught:
+    with pytest.raises(NewerFormat, match=f"it has format {newest + 1}, and this version reads formats up to {newest}") as caught:
         train(tiny.config(trained / "text.txt", save_every=2))
     assert caught.value.exit_code == 4 and "update NanoChat Appliance" in caught.value.hint
     after = content(home)

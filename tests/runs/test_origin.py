@@ -89,7 +89,7 @@ def test_a_fine_tuning_keeps_what_the_source_had(base: Path) -> None:
     assert same == config.replace(run="new", from_run="src:base:6", num_iterations=0, chat_data="chats.jsonl", dataset="")
     assert continued().run == "src-2"
     assert continued("--matrix_lr=0.02").matrix_lr == 0.02
-    assert run_config("rtx4090", False, ["--from=src"]).device_batch_size == 4  # what a profile says of its machine
+    assert run_config("rtx4090", False, ["--from=src"]).device_batch_size == 8  # what a profile says of its machine
 
 
 def test_a_source_without_fine_tuning_gives_an_eighth_of_its_steps(base: Path) -> None:

@@ -1,6 +1,7 @@
 """Curves handed on live: whole and without a step twice after any kill; a tracker that fails or hangs never ends a training."""
 
 import json
+import re
 import sys
 import threading
 import time
@@ -98,7 +99,7 @@ def test_a_missing_package_is_said_before_anything_begins(name: str, base: Path,
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard" if name == "tensorboard" else name, None)
     with pytest.raises(UsageError, match=f"--log_to {name} needs the Python package {name}") as raised:
         run.train(tiny.config(tiny.sentences(tmp_path / "text.txt"), log_to=name))
-    assert raised.value.exit_code == 2 and f"pip install {name}" in raised.value.hint
+    assert raised.value.exit_code == 2 and re.search(rf"pip install .*{name}$", raised.value.hint)
     assert not (base / "runs").exists()
 
 
