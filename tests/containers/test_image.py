@@ -34,7 +34,7 @@ print(json.dumps(sizes))
     done = python(code, options=("--user=0",))
     sizes = json.loads(done.stdout)
     print(sizes)
-    assert sizes["rest"] <= 1.1e9
+    assert sizes["rest"] <= 1.2e9  # 0.27 of it are transformers, s3fs, tensorboard and gguf, so that every command runs
     assert sum(sizes[name] for name in CUDA) <= 4.6e9
 
 
