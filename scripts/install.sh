@@ -66,7 +66,8 @@ if [ -n "$index" ] && [ -z "${UV_DEFAULT_INDEX:-}${UV_INDEX_URL:-}" ]; then expo
 install() { "$uv" pip install --python .venv/bin/python "$@"; }
 
 if [ "${1:-}" = dev ]; then
-    phase "installing the tools for tests and checks" install --require-hashes -r .venv/lock/dev.txt
+    # The lock is complete; without --no-deps uv would ask for hashes of what .venv already has.
+    phase "installing the tools for tests and checks" install --no-deps --require-hashes -r .venv/lock/dev.txt
     exit
 fi
 
