@@ -98,7 +98,11 @@ def rule(words: list[str]) -> tuple[str, list[list[str]]]:
     """A command -> its kind, and the commands that are run for it. Raises LookupError where there is no rule."""
     program, rest = words[0], words[1:]
     if program == "nanochat" or (program == "python" and rest[:1] == ["entrypoint.py"]):
-        kind, calls = entrypoint(rest[program == "python" :])
+        command = rest[program == "python" :]
+        if command[:2] == ["runs", "unpack"]:
+            elsewhere = f"NANOCHAT_BASE_DIR={os.environ['NANOCHAT_BASE_DIR']}-elsewhere"
+            return "done in the data directory of another machine", [["/usr/bin/env", elsewhere, sys.executable, "entrypoint.py", *command]]
+        kind, calls = entrypoint(command)
         return kind, [[sys.executable, "entrypoint.py", *call] for call in calls]
     if program == "python" and rest[:2] == ["-m", "nanochat.dataset"]:
         return "done as written", [[sys.executable, *rest]]
