@@ -168,7 +168,7 @@ def test_damage_is_refused(base: Path, tmp_path: Path) -> None:
     folder.write_folder(ours, out)
     with pytest.raises(UsageError, match="exists"):
         folder.write_folder(ours, out)
-    with pytest.raises(DataError, match="is not an export"):
+    with pytest.raises(DataError, match="there is no directory"):
         importer.import_folder(tmp_path / "nothing")
     weights = out / folder.WEIGHTS
     weights.write_bytes(weights.read_bytes()[:-100])
