@@ -32,7 +32,7 @@ REINFORCED = ("--rl_iterations=2", "--rl_examples_per_step=2", "--rl_num_samples
 HOURS = "--hours=0.01"
 DOWNLOADED = ("--shards=2",)
 IMAGE = "registry.example/nanochat@sha256:" + 64 * "0"
-DONE_AS_WRITTEN = ("plan", "eval", "report", "runs", "chat", "export", "import", "identity", "tokenizer", "download")
+DONE_AS_WRITTEN = ("plan", "eval", "report", "runs", "chat", "export", "import", "identity", "tokenizer", "download", "disk")
 READ_ONLY = "read by its parser: it needs {}"  # by tests/test_readme.py, which has every command of the README
 TARGETS = ("test", "check", "test-slow", "test-containers", "test-browser", "lint", "docs", "bench", "lock", "clean")  # not run, only read
 
@@ -85,7 +85,7 @@ def entrypoint(words: list[str]) -> tuple[str, list[list[str]]]:
         return "done; what it finds is this machine's", [words]
     if words[:2] == ["submit", "k8s"]:
         return "dry run", [[*words, *([] if "--dry-run" in words else ["--dry-run"])]]
-    if words[:2] == ["runs", "rm"]:
+    if words[:2] == ["runs", "rm"] or (command == "disk" and "--prune" in words):
         return "done without asking", [[*words, "--yes"]]
     if command == "submit":
         return READ_ONLY.format("a cluster"), []
