@@ -23,7 +23,7 @@ from pydantic import ValidationError
 
 from nanochat import paths, untrusted
 from nanochat.chat.api_errors import ApiError, shown
-from nanochat.chat.launch_plan import Planner, last_words
+from nanochat.chat.launch_plan import Planner, error_and_hint
 from nanochat.chat.launch_request import PROFILES, TrainingRequest
 from nanochat.console import command, log, printable
 from nanochat.errors import NanochatError
@@ -127,7 +127,7 @@ class Launcher:
         folder = paths.run_dir(launch.run)
         finished = not alive and (code == 0 or (code is None and listing.is_finished(folder)))
         lines = self._log()
-        error, hint = ("", "") if alive or finished else last_words(lines)
+        error, hint = ("", "") if alive or finished else error_and_hint(lines)
         return {
             "profiles": PROFILES,
             "run": untrusted.encodable(launch.run),

@@ -58,11 +58,11 @@ class Planner:
             found = json.loads(out)
             if process.returncode == 0 and isinstance(found, dict):
                 return found
-        error, hint = last_words(messages.splitlines())
+        error, hint = error_and_hint(messages.splitlines())
         raise ApiError(400, "; ".join(filter(None, (error or "the plan failed", hint))), "plan_failed")
 
 
-def last_words(lines: Sequence[str]) -> tuple[str, str]:
+def error_and_hint(lines: Sequence[str]) -> tuple[str, str]:
     """The error and the hint at the end of a command's messages, each "" if it printed none."""
     for number in range(len(lines) - 1, -1, -1):
         if lines[number].startswith(("error: ", "stopped")):

@@ -18,7 +18,7 @@ PROFILES = ("auto", *PROFILE_NAMES)
 
 def _profile(name: str) -> str:
     if name not in PROFILES:
-        raise ValueError(f"the profiles are {', '.join(('auto', *PROFILE_NAMES))}")
+        raise ValueError(f"the profiles are {', '.join(PROFILES)}")
     return name
 
 

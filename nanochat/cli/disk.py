@@ -46,7 +46,7 @@ def disk(
                 log("nothing was removed")
                 raise typer.Exit(0)
         freed = remove(chosen)
-        log(f"{size_text(freed)} are free again")
+        log(f"{size_text(freed)} freed")
         items = list_storage()
     if as_json:
         show_json(to_json(items) | ({"freed_bytes": freed} if prune else {}))

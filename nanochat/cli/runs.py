@@ -118,7 +118,7 @@ def remove(
             raise typer.Exit(0)
     for name in names:
         freed = remove_run(name)
-        log(f"removed {name}: {size_text(freed)} are free again")
+        log(f"removed {name}: {size_text(freed)} freed")
 
 
 @app.command(name="stop")

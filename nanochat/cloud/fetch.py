@@ -150,4 +150,4 @@ def _copy(kubectl: Kubectl, place: str, run: str, file: Path, size: int) -> None
         if process.returncode:
             errors.seek(0)
             said = untrusted.reason(Exception(errors.read()[-1000:]))
-            raise NanochatError(f"copying the run broke off (exit code {process.returncode}): {said}", "run the same command again")
+            raise NanochatError(f"copying the run failed (exit code {process.returncode}): {said}", "run the same command again")

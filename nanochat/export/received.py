@@ -48,5 +48,5 @@ def _files(folder: Path) -> list[Path]:
         if not (folder / name).exists():
             raise ValueError(f"{name}, which {INDEX} names, is missing")
         if not name.endswith(".safetensors"):
-            raise ValueError(f"{name}, which {INDEX} names, is no safetensors file")
+            raise ValueError(f"{name}, which {INDEX} names, is not a safetensors file")
     return [untrusted.inside(folder, name) for name in names]

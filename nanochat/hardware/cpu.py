@@ -32,10 +32,15 @@ def read_cpu() -> CPU:
     return CPU(name, bf16=bool(flags & {"avx512_bf16", "amx_bf16", "bf16"}), avx2={"avx2", "fma"} <= flags)
 
 
+def usable_processors() -> set[int]:
+    """Numbers of the processors that this process may use, hyperthreads included."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+
+
 @functools.cache
 def physical_cores() -> int:
     """Cores that this process may use, hyperthreads counted once, a container's limit respected."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    allowed = len(usable_processors())
     cores = set()
     for processor in procfs.read("/proc/cpuinfo").split("\n\n"):
         fields = dict(line.split(":", 1) for line in processor.splitlines() if ":" in line)

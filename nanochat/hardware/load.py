@@ -6,6 +6,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from nanochat.hardware import procfs
+from nanochat.hardware.cpu import usable_processors
 
 STAT = "/proc/stat"
 EVERY = 2.0  # seconds between two readings
@@ -70,7 +71,7 @@ class FreeProcessors:
     """
 
     def __init__(self) -> None:
-        self._count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self._count = len(usable_processors())
         self._value: float | None = None
         self._before = self._read()
 
@@ -92,7 +93,7 @@ class FreeProcessors:
 
 def _ticks() -> tuple[float, float, float]:
     """(all, used by programs, stolen) ticks since boot of the processors that this process may use; zeros if unknown."""
-    allowed = {f"cpu{number}" for number in (os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else ())}
+    allowed = {f"cpu{number}" for number in usable_processors()}
     total = used = stolen = 0.0
     for line in procfs.read(STAT).splitlines():
         name, *columns = line.split()

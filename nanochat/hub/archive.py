@@ -86,7 +86,7 @@ def _check_directory(archive: Path) -> None:
         tail = file.read()
     end = len(tail) - _END_BYTES if tail[-_END_BYTES:].startswith(_END) and tail.endswith(b"\0\0") else tail.rfind(_END)
     if end < 0 or len(tail) - end < _END_BYTES:
-        raise ValueError("its end is missing")
+        raise ValueError("it is truncated")
     length = struct.unpack_from("<L", tail, end + 12)[0]
     if length > DIRECTORY_BYTES or tail[max(end - _ZIP64_BYTES, 0) : end].startswith(_ZIP64_LOCATOR):
         raise ValueError(f"its list of files has more than {DIRECTORY_BYTES:,} bytes, or is in the zip64 format")
@@ -134,7 +134,7 @@ def tar_files(file: IO[bytes]) -> Iterator[tuple[str, int]]:
         yield safe_name(entry.name), entry.size
         file.seek(begin + -(-entry.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE)
     if len(block) < tarfile.BLOCKSIZE:
-        raise ValueError("its end is missing")
+        raise ValueError("it is truncated")
 
 
 def tar_header(name: str, size: int) -> bytes:

@@ -74,7 +74,7 @@ def prune(items: list[Item]) -> int:
         if current is None or current.in_use:
             continue
         for path in current.removable:
-            size = size_on_disk(path) if path.is_dir() else path.stat().st_size
+            size = _size(path)
             _remove(path)
             freed += size
     return freed
@@ -115,12 +115,13 @@ def _folders(place: Path) -> list[Path]:
     return sorted(path for path in place.iterdir() if path.is_dir() and not path.is_symlink() and not path.name.startswith("."))
 
 
-def _sum(removable: tuple[Path, ...]) -> int:
-    return sum(size_on_disk(path) if path.is_dir() else path.stat().st_size for path in removable)
+def _size(path: Path) -> int:
+    """Bytes of a file or of all files in a directory."""
+    return size_on_disk(path) if path.is_dir() else path.stat().st_size
 
 
 def _item(part: str, path: Path, again: str, runs: list[str], live: bool, removable: tuple[Path, ...]) -> Item:
-    return Item(part, path.name, size_on_disk(path), again, tuple(runs), live, removable, _sum(removable))
+    return Item(part, path.name, _size(path), again, tuple(runs), live, removable, sum(map(_size, removable)))
 
 
 def _data(use: _Use) -> Iterator[Item]:
@@ -178,10 +179,8 @@ def _caches(use: _Use) -> Iterator[Item]:
     for path in sorted(cache.iterdir()) if cache.is_dir() else []:
         if str(path) == os.environ.get("TMPDIR"):  # as in the image: of the processes that run now
             continue
-        if path.is_dir() and not path.is_symlink():
+        if path.is_file() or (path.is_dir() and not path.is_symlink()):
             yield _item("cache", path, MADE, [], bool(use.training), (path,))
-        elif path.is_file():
-            yield Item("cache", path.name, path.stat().st_size, MADE, (), bool(use.training), (path,), path.stat().st_size)
 
 
 def _others() -> Iterator[Item]:
@@ -190,7 +189,8 @@ def _others() -> Iterator[Item]:
     if bundle.is_dir() and not bundle.is_symlink():
         yield _item("other", bundle, "", [], False, ())
     old = tuple(paths.stale())
-    yield Item("other", "unfinished files", _sum(old), MADE, (), False, old, _sum(old))
+    size = sum(map(_size, old))
+    yield Item("other", "unfinished files", size, MADE, (), False, old, size)
 
 
 def to_json(items: list[Item]) -> dict[str, Any]:

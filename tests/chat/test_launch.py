@@ -18,7 +18,7 @@ import pytest
 
 from nanochat.chat.api_errors import ApiError
 from nanochat.chat.launch import Launcher
-from nanochat.chat.launch_plan import last_words
+from nanochat.chat.launch_plan import error_and_hint
 from nanochat.chat.launch_request import TrainingRequest
 from nanochat.chat.metrics import ServerMetrics
 from nanochat.chat.middleware import Limits
@@ -253,9 +253,9 @@ def test_a_start_that_fails(server: Running, tmp_path: Path) -> None:
         assert "empty.txt" in state["error"] and state["hint"] and not state["error"].startswith("error")
         assert f"hint: {state['hint']}" in state["log"]
     sentences(tmp_path / "empty.txt", 2_000)
-    assert last_words(["x", "error: a", "hint: b", "c"]) == ("a", "b")
-    assert last_words(["stopped after base step 3 of 9, which is saved", "hint: d"])[1] == "d"
-    assert last_words(["error: a"]) == ("a", "") and last_words([]) == ("", "")
+    assert error_and_hint(["x", "error: a", "hint: b", "c"]) == ("a", "b")
+    assert error_and_hint(["stopped after base step 3 of 9, which is saved", "hint: d"])[1] == "d"
+    assert error_and_hint(["error: a"]) == ("a", "") and error_and_hint([]) == ("", "")
 
 
 @pytest.mark.slow

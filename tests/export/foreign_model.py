@@ -11,6 +11,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from nanochat.tokenizer.foreign_file import QWEN_PATTERN
 from tests.export.random_model import TEXT
+from tests.export.words import WORDS
 
 TEMPLATE = Path(__file__).with_name("qwen3_template.jinja")
 # Three shapes: grouped queries with a width that is not heads x head_dim, tied; one key/value head; as many as queries.
@@ -82,25 +83,6 @@ def change_config(folder: Path, **values: Any) -> None:
 
 def written_text(rng: random.Random, specials: bool = False) -> str:
     """Random text of many scripts, on request with the texts of special tokens in it."""
-    words = [
-        "cat",
-        " sat",
-        "  ",
-        "\n",
-        "\n\n",
-        "12",
-        "34567",
-        "don't",
-        "WE'LL",
-        "你是誰？",
-        "🎈",
-        "e\u0301",
-        "\t",
-        "...",
-        "\r\n",
-        "a < b",
-        "ſ",
-        "'ſ",
-    ]
+    words = [*WORDS, "e\u0301", "a < b", "ſ", "'ſ"]
     words += ["<|im_end|>", "<|im_start|>", "<think>", "<|im_", "end|>", "<"] if specials else []
     return "".join(rng.choice(words) if rng.random() < 0.8 else chr(rng.randint(32, 0x2FFF)) for _ in range(rng.randint(1, 15)))

@@ -15,31 +15,9 @@ from nanochat.export import check, folder, gguf_file, importer, parity
 from nanochat.runs.record import TrainedModel, open_model
 from nanochat.tokenizer.conversation import Conversation
 from tests.export.random_model import random_model
+from tests.export.words import WORDS
 
 transformers = pytest.importorskip("transformers")
-
-WORDS = (
-    "cat",
-    " sat",
-    "  ",
-    "\n",
-    "\n\n",
-    "12",
-    "34567",
-    "don't",
-    "WE'LL",
-    "你是誰？",
-    "天氣",
-    "🎈",
-    "é",
-    "\t",
-    "x=1;",
-    "...",
-    " ",
-    "\r\n",
-    "¾",
-    "a\u0301",
-)
 
 
 def written_text(rng: random.Random) -> str:

@@ -54,6 +54,17 @@ def attack(tmp_path_factory: pytest.TempPathFactory, patch: pytest.MonkeyPatch, 
     return made
 
 
+def import_changed(made: Attack, names: list[str], rng: random.Random, run: str | None = None) -> bool:
+    """Import a fresh copy of the directory with one of the files `names` changed; whether that was refused, whole."""
+    received = made.fresh()
+    shutil.rmtree(made.place / "base", ignore_errors=True)
+    change_file(received / rng.choice(names), rng, made.outside)
+    refused = made.run(lambda: importer.import_folder(received, run))
+    if refused:
+        assert not paths.runs_dir().exists() or list(paths.runs_dir().iterdir()) == []  # whole or not at all
+    return bool(refused)
+
+
 def test_an_imported_folder(good: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     made = attack(tmp_path_factory, monkeypatch, good / "export")
     names = [folder.ABOUT] * 3 + [folder.WEIGHTS, "tokenizer.json"]
@@ -61,11 +72,7 @@ def test_an_imported_folder(good: Path, tmp_path_factory: pytest.TempPathFactory
     @MANY
     @given(SEEDS)
     def try_one(seed: int) -> None:
-        rng, received = random.Random(seed), made.fresh()
-        shutil.rmtree(made.place / "base", ignore_errors=True)
-        change_file(received / rng.choice(names), rng, made.outside)
-        if made.run(lambda: importer.import_folder(received)):
-            assert not paths.runs_dir().exists() or list(paths.runs_dir().iterdir()) == []  # whole or not at all
+        import_changed(made, names, random.Random(seed))
 
     try_one()
     assert made.refused > 120 and made.taken
@@ -201,12 +208,7 @@ def test_a_foreign_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch:
     @MANY
     @given(SEEDS)
     def try_one(seed: int) -> None:
-        rng, received = random.Random(seed), made.fresh()
-        shutil.rmtree(made.place / "base", ignore_errors=True)
-        change_file(received / rng.choice(names), rng, made.outside)
-        if made.run(lambda: importer.import_folder(received, "mine")):
-            assert not paths.runs_dir().exists() or list(paths.runs_dir().iterdir()) == []  # whole or not at all
-        elif made.taken:
+        if not import_changed(made, names, random.Random(seed), "mine") and made.taken:
             opened = open_model("mine")  # what was taken can be used
             with contextlib.suppress(DataError):  # a changed template may refuse a conversation
                 opened.tokenizer.render_prompt([{"role": "user", "content": "hi"}], 100)
