@@ -26,8 +26,13 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 
 @pytest.fixture(autouse=True)
 def as_before_training() -> Iterator[None]:
-    """Each test has denormal numbers and torch's own operations, also after one that has trained in this process."""
+    """Each test has denormal numbers and torch's own operations, also after one that has trained in this process.
+
+    A command that ended in this process ignores SIGTERM from then on, as would every process that the next tests start and stop.
+    """
+    terminate = signal.getsignal(signal.SIGTERM)
     yield
+    signal.signal(signal.SIGTERM, terminate)
     if "torch" in sys.modules:
         sys.modules["torch"].set_flush_denormal(False)
     if "nanochat.kernels.selection" in sys.modules:
