@@ -37,7 +37,7 @@ Profile = Annotated[
     typer.Option(
         metavar="NAME",
         autocompletion=_profiles,
-        help="Profile: cpu, rtx4050, rtx4090 (also for a 3090), h100x8; auto: by this machine's GPUs",
+        help="Profile: cpu, t4, rtx4050, rtx4090 (also for a 3090), speedrun, h100x8; auto: by this machine's GPUs",
     ),
 ]
 Trial = Annotated[bool, typer.Option("--trial", help="Short test run of the profile, about two minutes")]

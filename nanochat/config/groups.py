@@ -254,8 +254,8 @@ class DeviceConfig(Group):
     device: str = field("auto", "Device to train on", "auto", "cuda", "cpu", auto="the GPU if there is one")
     dtype: str = field(
         "auto",
-        "Precision of activations; int16 is a CPU's float32, multiplied as 16-bit integers",
-        *("bfloat16", "float32", "int16", "auto"),
+        "Precision of activations; float16 is for GPUs without bfloat16, int16 is a CPU's float32, multiplied as 16-bit integers",
+        *("bfloat16", "float16", "float32", "int16", "auto"),
         auto="the fastest here",
     )
     compile: str = field("auto", "Use of torch.compile", "on", "off", "auto", auto="on where the run is long enough to gain by it")
@@ -282,7 +282,7 @@ class DeviceConfig(Group):
             raise UsageError(f"--activation_memory_budget={self.activation_memory_budget:g} is out of range", hint)
         if self.seed < 0:
             raise UsageError(f"--seed={self.seed} is negative", "set it to a number from 0")
-        if self.deterministic and self.dtype in ("bfloat16", "int16"):
+        if self.deterministic and self.dtype in ("bfloat16", "float16", "int16"):
             raise UsageError(f"--deterministic trains in float32, not in --dtype={self.dtype}", "leave out --dtype or --deterministic")
         if self.device == "cuda" and self.dtype == "int16":
             raise UsageError("--dtype=int16 needs a CPU, not --device=cuda", "leave out --dtype")

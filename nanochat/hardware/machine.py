@@ -25,6 +25,7 @@ class Hardware:
     flops: float  # FLOP/s that training achieves on one device, as scaling.flops_per_token counts them
     count: int = 1
     bf16: bool = False
+    fp16: bool = False  # whether a GPU multiplies float16 faster than float32
     avx2: bool = False  # AVX2 and FMA, which a CPU's int16 products need (nanochat/kernels/products.c)
     dollars: float | None = None  # approximate rent of one device per hour; None if it is not rented out
     here: bool = True  # whether it is this machine's
@@ -66,6 +67,7 @@ def _these_gpus() -> Hardware:
         flops=spec.flops if spec else FLOPS_PER_MULTIPROCESSOR * gpu.multi_processor_count,
         count=torch.cuda.device_count(),
         bf16=gpu.major >= 8,
+        fp16=gpu.major >= 7,
         dollars=spec.dollars if spec else None,
         source=spec.source if spec else "estimate from the number of its multiprocessors",
     )

@@ -187,7 +187,10 @@ def _dtype(config: DeviceConfig, gpt: scaling.GPTConfig, hardware: Hardware) -> 
     if config.deterministic:
         return "float32", "deterministic runs use full precision"
     if hardware.cuda:
-        return ("bfloat16", f"{hardware.name} has units for it") if hardware.bf16 else ("float32", f"no bfloat16 units in {hardware.name}")
+        if hardware.bf16:
+            return "bfloat16", f"{hardware.name} has units for it"
+        lacking = f"no bfloat16 units in {hardware.name}"
+        return ("float16", f"{lacking}; the loss is scaled") if hardware.fp16 else ("float32", lacking)
     if gpt.dim < LOW_PRECISION_CPU_WIDTH:
         return "float32", f"on a CPU bfloat16 and int16 are faster only from a width of {LOW_PRECISION_CPU_WIDTH}"
     if not hardware.bf16 and not hardware.avx2:
