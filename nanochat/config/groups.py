@@ -16,6 +16,8 @@ from nanochat.redaction import remember
 EMBEDDED = "embedded"
 TRACKERS = ("none", "tensorboard", "wandb", "trackio")
 BYTES_AND_SPECIALS = 256 + 9  # ids that every vocabulary has
+# Devices of torch that no operation here is written or tested for, by the maker of the GPU.
+UNSUPPORTED = {"mps": "Apple", "xpu": "Intel", "hip": "AMD"}
 
 
 def field(default: Any, help: str, *choices: str, metavar: str = "", auto: str = "", keeps_losses: bool = False) -> Any:
@@ -106,7 +108,9 @@ class ModelConfig(Group):
     aspect_ratio: int = field(64, "Width per layer")
     head_dim: int = field(128, "Width of one attention head")
     max_seq_len: int = field(2048, "Context length in tokens", metavar="TOKENS")
-    window_pattern: str = field("L", "Attention window of each layer, repeated; L: full context, S: a quarter of it", metavar="LETTERS")
+    window_pattern: str = field(
+        "L", "Attention window of each layer, repeated; L: full context, S: a quarter of it, on a CPU", metavar="LETTERS"
+    )
     shape: str = field("", "Shape of an imported model as JSON, set by --from", metavar="JSON")
 
     def __post_init__(self) -> None:
@@ -272,6 +276,9 @@ class DeviceConfig(Group):
     threads: int = field(-1, "CPU threads per process", auto="measured while training, at most the physical cores")
 
     def __post_init__(self) -> None:
+        if self.device in UNSUPPORTED:
+            what = f"--device={self.device} is not supported: {UNSUPPORTED[self.device]} GPUs are not used"
+            raise UsageError(what, "use --device=cpu, or --device=cuda on a machine with an NVIDIA GPU")
         super().__post_init__()
         self._require_positive("nproc_per_node")
         self._require_positive_or_auto("threads")

@@ -5,7 +5,6 @@ torch is imported only if a GPU driver is installed, so that a plan for a CPU is
 
 import ctypes
 import dataclasses
-import os
 import sys
 
 from nanochat.hardware import cpu, memory
@@ -37,14 +36,14 @@ def this_machine(device: str = "auto") -> Hardware:
     if device != "cpu" and has_gpu_driver():
         import torch
 
-        if torch.cuda.is_available():
+        if torch.cuda.is_available() and not torch.version.hip:  # no operation here is tested on AMD's GPUs, which torch calls cuda too
             return _these_gpus()
     return _this_cpu()
 
 
 def has_gpu_driver() -> bool:
-    """Whether a GPU driver is installed; checked first, because importing torch takes seconds."""
-    if "torch" in sys.modules or os.path.exists("/dev/kfd"):
+    """Whether an NVIDIA driver is installed; checked first, because importing torch takes seconds."""
+    if "torch" in sys.modules:
         return True
     try:
         ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
