@@ -21,6 +21,7 @@ from nanochat.chat.stream import AnswerStream, Piece, TokenLogProb, token_log_pr
 from nanochat.console import log
 from nanochat.errors import NanochatError
 from nanochat.generate.batching import SequenceState, Token
+from nanochat.generate.constraint import Constraint
 from nanochat.generate.engine import prompt_log_probs
 from nanochat.generate.sampling import Sampling
 
@@ -61,6 +62,7 @@ class GenerationRequest:
     stop: Sequence[str] = ()
     top: int | None = None
     echo: int | None = None
+    constraint: Constraint | None = None  # of this answer alone
     cancelled: bool = False
     completion_tokens: int = 0
     asked_at: float = field(default_factory=time.monotonic)
@@ -68,7 +70,7 @@ class GenerationRequest:
     def __post_init__(self) -> None:
         tokenizer = self.loaded.tokenizer
         max_new_tokens = min(self.max_tokens, self.loaded.context - len(self.prompt))
-        self.sequence = SequenceState(tokenizer, self.prompt, max_new_tokens, self.sampling, self.index, self.top)
+        self.sequence = SequenceState(tokenizer, self.prompt, max_new_tokens, self.sampling, self.index, self.top, self.constraint)
         self.stream = AnswerStream(tokenizer, self.stop, self.echo is not None)
 
 
@@ -217,6 +219,11 @@ class Scheduler:
         stream = request.stream
         pieces = stream.push(token)
         log_probs, stream.log_probs = stream.log_probs, []
+        if request.constraint and request.constraint.fault:
+            self._finish(request)
+            if not token.sequence.done:
+                request.loaded.batch.leave(token.sequence)
+            return Delta(request.index, finish="error", error=request.constraint.fault)
         if stream.finish:
             self._finish(request)
             if not token.sequence.done:  # a stop string ended it
