@@ -203,8 +203,7 @@ class Batch:
         """One more token for each of `sequences`, from logits (B, V)."""
         if not sequences:
             return []
-        allowed = constrained(logits, [one.constraint for one in sequences])
-        sampled = sample(allowed, [one.sampling for one in sequences], [one.generator for one in sequences])
+        sampled = _sampled(sequences, logits)
         tokens = []
         for i, sequence in enumerate(sequences):
             token, forced = sequence.advance(sampled[i])
@@ -234,6 +233,12 @@ class Batch:
             self._cache.previous[slot] = self.model.embedded(torch.tensor(self._held[slot][-1], device=self.device))
         else:
             self._cache.previous[slot] = 0
+
+
+def _sampled(sequences: list[SequenceState], logits: Tensor) -> list[int]:
+    """A token for each of `sequences`, from logits (B, V), that its constraint allows."""
+    logits = constrained(logits, [one.constraint for one in sequences])
+    return sample(logits, [one.sampling for one in sequences], [one.generator for one in sequences])
 
 
 def _shared(held: list[int], prompt: list[int]) -> int:

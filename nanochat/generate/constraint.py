@@ -105,7 +105,7 @@ class ConstraintCompiler:
 
 
 class _Tokens:
-    """What llguidance asks of a tokenizer."""
+    """A tokenizer in the form that llguidance reads."""
 
     def __init__(self, tokenizer: Tokenizer):
         texts = [None if id in tokenizer.ends else tokenizer.bytes_of(id) for id in range(tokenizer.vocab_size)]
