@@ -32,7 +32,10 @@ class Busy(NanochatError):
 
 @dataclass(frozen=True)
 class Delta:
-    """One step's addition to answer `index`. `finish` is set in the last one: stop, length, or error with `error` as its reason."""
+    """One step's addition to answer `index`. `finish` is set in the last one: stop, length, or error with `error` as its reason.
+
+    `blamed` is the field of the request that caused the error, None if the engine failed.
+    """
 
     index: int
     pieces: Sequence[Piece] = ()
@@ -40,6 +43,7 @@ class Delta:
     finish: str | None = None
     completion_tokens: int = 0
     error: str = ""
+    blamed: str | None = None
 
 
 Deliver = Callable[[Delta], None]
@@ -223,7 +227,7 @@ class Scheduler:
             self._finish(request)
             if not token.sequence.done:
                 request.loaded.batch.leave(token.sequence)
-            return Delta(request.index, finish="error", error=request.constraint.fault)
+            return Delta(request.index, finish="error", error=request.constraint.fault, blamed="response_format")
         if stream.finish:
             self._finish(request)
             if not token.sequence.done:  # a stop string ended it

@@ -23,8 +23,8 @@ SCHEMA_CHARACTERS = 32_000
 LIMITS = {
     "max_items_in_row": 500,
     "initial_lexer_fuel": 200_000,
-    "step_lexer_fuel": 50_000,
-    "step_max_items": 10_000,
+    "step_lexer_fuel": 100_000,
+    "step_max_items": 20_000,
     "max_lexer_states": 5_000,
     "max_grammar_size": 50_000,
 }

@@ -51,13 +51,13 @@ def test_a_streamed_answer_is_the_whole_one(client: openai.OpenAI) -> None:
 
 
 def test_any_object_and_an_answer_that_is_too_short(client: openai.OpenAI) -> None:
-    """A random model ends no string; what it wrote until then is the beginning of an object."""
+    """Which is the beginning of an object."""
     found = client.chat.completions.create(
-        model="tiny", messages=HI, response_format={"type": "json_object"}, max_tokens=12, logprobs=True, **SEED
+        model="tiny", messages=HI, response_format={"type": "json_object"}, max_tokens=1, logprobs=True, **SEED
     )
     [choice] = found.choices
-    assert choice.finish_reason == "length" and choice.message.content and choice.message.content.startswith("{")
-    assert choice.logprobs and choice.logprobs.content and len(choice.logprobs.content) == 12
+    assert choice.finish_reason == "length" and choice.message.content == "{"
+    assert choice.logprobs and choice.logprobs.content and len(choice.logprobs.content) == 1
 
 
 def test_many_forms_at_once(server: Running) -> None:
@@ -89,8 +89,8 @@ def test_an_answer_that_is_begun_is_continued_in_its_form(server: Running) -> No
 def test_the_responses_api(client: openai.OpenAI) -> None:
     found = client.responses.parse(model="tiny", input="hi", text_format=Pet, max_output_tokens=900, temperature=1)
     assert isinstance(found.output_parsed, Pet)
-    short = client.responses.create(model="tiny", input="hi", text={"format": {"type": "json_object"}}, max_output_tokens=4)
-    assert short.output_text.startswith("{") and short.status == "incomplete"
+    short = client.responses.create(model="tiny", input="hi", text={"format": {"type": "json_object"}}, max_output_tokens=1)
+    assert short.output_text == "{" and short.status == "incomplete"
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -132,7 +132,7 @@ def test_a_form_that_becomes_too_complex_ends_as_an_error(server: Running) -> No
     hard = {"type": "string", "pattern": "^(.{1,1000}x){1,1000}$"}
     form = {"type": "json_schema", "json_schema": {"schema": hard}}
     answer = server.post(one_message("hi", response_format=form, max_tokens=2000) | SEED)
-    assert answer.status_code == 503 and "too complex" in answer.json()["error"]["message"]
+    assert answer.status_code == 400 and "too complex" in answer.json()["error"]["message"]
     assert server.still_answers()
 
 
@@ -144,7 +144,7 @@ def test_large_schemas_do_not_stop_other_answers(server: Running) -> None:
         hostile = [pool.submit(server.post, body) for _ in range(8)]
         assert server.post(one_message("hi")).status_code == 200
         statuses = {one.result().status_code for one in hostile}
-    assert statuses <= {200, 429} and server.still_answers()
+    assert statuses <= {200, 400, 429} and server.still_answers()
 
 
 TOOLS: Any = [
