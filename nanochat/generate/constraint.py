@@ -30,6 +30,7 @@ LIMITS = {
 }
 # A weak model would write blanks without end.
 WHITESPACE = r"[\x20\x0A\x0D\x09]{1,20}"
+OPEN = {"additionalProperties", "unevaluatedProperties", "patternProperties", "anyOf", "oneOf", "$ref"}  # may name more properties
 TOO_COMPLEX = "the JSON schema is too complex to follow"
 
 
@@ -74,6 +75,7 @@ class ConstraintCompiler:
     def compile(self, schema: dict[str, Any], strict: bool = True) -> Constraint:
         """A constraint to JSON values of `schema`. If not `strict`, keywords that cannot be enforced are ignored.
 
+        Objects have no properties beside those that the schema names, unless it has `additionalProperties` or the like.
         Raises UsageError with the reason if it has a fault, cannot be enforced, or is too large.
         """
         llguidance = self._library
@@ -83,7 +85,8 @@ class ConstraintCompiler:
             text = json.dumps(schema)
             if len(text) > SCHEMA_CHARACTERS:
                 raise ValueError(f"it has {len(text):,} characters; at most {SCHEMA_CHARACTERS:,} are possible")
-            grammar = llguidance.LLMatcher.grammar_from_json_schema(text, overrides=options)
+            closed = schema if '"allOf"' in text else _closed(schema)
+            grammar = llguidance.LLMatcher.grammar_from_json_schema(json.dumps(closed), overrides=options)
             matcher = llguidance.LLMatcher(self._table, grammar, log_level=0, limits=limits)
             wrong = "" if any(matcher.compute_bitmask()) else "no value is valid"
             wrong = matcher.get_error() or wrong
@@ -102,6 +105,26 @@ class ConstraintCompiler:
         """The tokenizer's tokens as bytes; special tokens, which no text yields, are allowed nowhere but at the end."""
         llguidance = self._library
         return llguidance.LLTokenizer(llguidance.TokenizerWrapper(_Tokens(self._tokenizer)), eos_token=list(self._tokenizer.ends))
+
+
+def _closed(schema: Any) -> Any:
+    """The schema, with objects that have the named properties alone: a weak model would write others without end.
+
+    Not for schemas with allOf, whose parts each name some of an object's properties.
+    """
+    if not isinstance(schema, dict):
+        return schema
+    found = dict(schema)
+    for key, value in schema.items():
+        if key in ("properties", "$defs", "definitions") and isinstance(value, dict):
+            found[key] = {name: _closed(inner) for name, inner in value.items()}
+        elif key in ("anyOf", "oneOf", "prefixItems") and isinstance(value, list):
+            found[key] = [_closed(inner) for inner in value]
+        elif key in ("items", "additionalProperties"):
+            found[key] = _closed(value)
+    if schema.get("properties") and not OPEN & schema.keys():
+        found["additionalProperties"] = False
+    return found
 
 
 class _Tokens:

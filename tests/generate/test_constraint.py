@@ -40,15 +40,16 @@ LEAVES: st.SearchStrategy[dict[str, Any]] = st.one_of(
 )
 
 
-def _object(properties: dict[str, Any], optional: set[str]) -> dict[str, Any]:
+def _object(properties: dict[str, Any], optional: set[str], closed: bool) -> dict[str, Any]:
     required = [name for name in properties if name not in optional]
-    return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
+    more = {"additionalProperties": False} if closed or not properties else {}
+    return {"type": "object", "properties": properties, "required": required} | more
 
 
 SCHEMAS = st.recursive(
     LEAVES,
     lambda inner: st.one_of(
-        st.builds(_object, st.dictionaries(NAMES, inner, max_size=4), st.sets(NAMES, max_size=2)),
+        st.builds(_object, st.dictionaries(NAMES, inner, max_size=4), st.sets(NAMES, max_size=2), st.booleans()),
         st.builds(lambda items, most: {"type": "array", "items": items, "maxItems": most}, inner, st.integers(0, 3)),
         st.lists(inner, min_size=1, max_size=3).map(lambda parts: {"type": "array", "prefixItems": parts, "items": False}),
         st.lists(inner, min_size=1, max_size=3).map(lambda options: {"anyOf": options}),
@@ -119,6 +120,23 @@ def test_the_logits_of_the_model_are_not_changed() -> None:
     assert not logits.any() and not limited[0].any()
     assert torch.isfinite(limited[1]).nonzero().flatten().tolist() == [ord("f"), ord("t")]
     assert constrained(logits, [None, None]) is logits
+
+
+@pytest.mark.parametrize(
+    ("schema", "others"),
+    [
+        ({"properties": {"a": {}}}, False),
+        ({"$defs": {"x": {"properties": {"a": {}}}}, "$ref": "#/$defs/x"}, False),
+        ({"properties": {"a": {}}, "additionalProperties": True}, True),
+        ({"type": "object"}, True),
+        ({"allOf": [{"properties": {"a": {}}}, {"properties": {"b": {}}}]}, True),
+        ({"properties": {"a": {}}, "anyOf": [{"properties": {"b": {}}, "required": ["b"]}, {"required": ["c"]}]}, True),
+    ],
+)
+def test_objects_have_the_properties_that_are_named(schema: dict[str, Any], others: bool) -> None:
+    """A weak model would invent more, and not end."""
+    constraint = COMPILERS[V][1].compile({"type": "object"} | schema)
+    assert constraint.begin(TOKENIZER.encode('{"')) and constraint.allowed()[ord("b")] == others
 
 
 def test_a_strict_schema_is_followed_or_refused_and_another_as_far_as_possible() -> None:
