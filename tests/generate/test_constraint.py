@@ -46,17 +46,18 @@ def _object(properties: dict[str, Any], optional: set[str], closed: bool) -> dic
     return {"type": "object", "properties": properties, "required": required} | more
 
 
-SCHEMAS = st.recursive(
+VALUES = st.recursive(
     LEAVES,
     lambda inner: st.one_of(
         st.builds(_object, st.dictionaries(NAMES, inner, max_size=4), st.sets(NAMES, max_size=2), st.booleans()),
         st.builds(lambda items, most: {"type": "array", "items": items, "maxItems": most}, inner, st.integers(0, 3)),
         st.lists(inner, min_size=1, max_size=3).map(lambda parts: {"type": "array", "prefixItems": parts, "items": False}),
         st.lists(inner, min_size=1, max_size=3).map(lambda options: {"anyOf": options}),
-        inner.map(lambda value: {"$defs": {"one": value}, "type": "array", "items": {"$ref": "#/$defs/one"}, "minItems": 1, "maxItems": 2}),
     ),
     max_leaves=6,
 )
+ONE = {"type": "array", "items": {"$ref": "#/$defs/one"}, "minItems": 1, "maxItems": 2}
+SCHEMAS = st.one_of(VALUES, VALUES.map(lambda value: {"$defs": {"one": value}} | ONE))
 
 
 def answers(size: int, schemas: list[dict[str, Any] | None], seed: int, most: int = 4000, strict: bool = True) -> list[tuple[str, bool]]:
