@@ -75,7 +75,7 @@ class ConstraintCompiler:
     def compile(self, schema: dict[str, Any], strict: bool = True) -> Constraint:
         """A constraint to JSON values of `schema`. If not `strict`, keywords that cannot be enforced are ignored.
 
-        Objects have no properties beside those that the schema names, unless it has `additionalProperties` or the like.
+        Objects have no properties beside those that the schema names, unless it has a keyword of OPEN.
         Raises UsageError with the reason if it has a fault, cannot be enforced, or is too large.
         """
         llguidance = self._library
