@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from nanochat.generate.constraint import Constraint, constrained
 from nanochat.generate.sampling import LogProbs, Sampling, log_probs, sample
 from nanochat.generate.tools import calculate
 from nanochat.model.attention import KVCache
@@ -26,7 +27,8 @@ class SequenceState:
     """One answer being generated: prompt, sampling, and its next tokens.
 
     After a calculator call (python_start ... python_end) the result is forced as the next tokens, between output_start and
-    output_end. If the expression has no value, nothing is forced. Forced tokens count towards `max_new_tokens`.
+    output_end. If the expression has no value, nothing is forced. Forced tokens count towards `max_new_tokens`. With a `constraint` the
+    answer ends where it is complete, and the calculator is not called.
     """
 
     def __init__(
@@ -37,14 +39,16 @@ class SequenceState:
         sampling: Sampling,
         index: int = 0,
         top: int | None = None,
+        constraint: Constraint | None = None,
     ):
         self.prompt = list(prompt)
         self.sampling = sampling
         self.generator = sampling.generator(index)
         self.index = index
+        self.constraint = constraint
         self.top = top  # number of most likely tokens to return log probabilities of, beside the token's own; None: of no token
         self.last = -1  # the newest token, not yet fed to the model
-        self.ended = False  # by a token that ends an answer
+        self.ended = False  # by a token that ends an answer, or because the constraint's form is complete
         self._tokenizer = tokenizer
         self._python_start, self._python_end, *self._output = (tokenizer.specials.get(name, -1) for name in CALCULATOR)
         self._left = max_new_tokens  # remaining tokens
@@ -72,6 +76,8 @@ class SequenceState:
         self._left -= 1
         self.last = token
         self.ended = token in self._tokenizer.ends
+        if self.constraint and not self.ended:
+            self.ended = self.constraint.accept(token)
         return token, forced
 
 
@@ -197,7 +203,7 @@ class Batch:
         """One more token for each of `sequences`, from logits (B, V)."""
         if not sequences:
             return []
-        sampled = sample(logits, [one.sampling for one in sequences], [one.generator for one in sequences])
+        sampled = _sampled(sequences, logits)
         tokens = []
         for i, sequence in enumerate(sequences):
             token, forced = sequence.advance(sampled[i])
@@ -227,6 +233,12 @@ class Batch:
             self._cache.previous[slot] = self.model.embedded(torch.tensor(self._held[slot][-1], device=self.device))
         else:
             self._cache.previous[slot] = 0
+
+
+def _sampled(sequences: list[SequenceState], logits: Tensor) -> list[int]:
+    """A token for each of `sequences`, from logits (B, V), that its constraint allows."""
+    logits = constrained(logits, [one.constraint for one in sequences])
+    return sample(logits, [one.sampling for one in sequences], [one.generator for one in sequences])
 
 
 def _shared(held: list[int], prompt: list[int]) -> int:
