@@ -39,7 +39,7 @@ class GraphedStep:
     def __init__(self, decoder: Decoder, cache: KVCache, vocabulary: int, capture: Capture | None):
         device, slots = cache.lengths.device, len(cache.lengths)
         self._decoder, self._cache, self._vocabulary = decoder, cache, vocabulary
-        self._new: set[Hashable] = set()  # executed once
+        self._executed: set[Hashable] = set()  # as it is, once at least
         self._graphs: OrderedDict[Hashable, Work] = OrderedDict()  # the longest unused one first; freed before the memory of `capture`
         self._capture = capture
         self._host = torch.zeros(slots, FIELDS, dtype=torch.float64, pin_memory=device.type == "cuda")  # float64 holds each id exactly
@@ -57,7 +57,9 @@ class GraphedStep:
         """
         rows = _rounded(len(ids), 1, len(self._host))
         span = _rounded(max(lengths) + 1, SPAN, self._cache.length)
-        fields, most, kinds = [], 0, set()
+        fields: list[tuple[float, ...]] = []
+        kinds: set[int] = set()
+        most = 0  # of the most likely tokens that are kept
         for id, length, sampling, generator in zip(ids, lengths, samplings, generators, strict=True):
             kind = sampling.kind(self._vocabulary)
             values = PADDING[4:] if kind == GREEDY else sampling.values(generator, self._vocabulary)
@@ -86,8 +88,8 @@ class GraphedStep:
 
     def _run(self, key: Hashable, work: Work) -> None:
         """Do `work`, which is the same for the same key: launch its graph, capture it first if the key is not new."""
-        if self._capture is None or (key not in self._new and key not in self._graphs):
-            self._new.add(key)
+        if self._capture is None or key not in self._executed:
+            self._executed.add(key)
             work()
             return
         if key not in self._graphs:
@@ -116,22 +118,38 @@ def say_once(text: str) -> None:
     log(text)
 
 
-def cuda_graphs(device: torch.device) -> Capture | None:
-    """Captures graphs that share one memory pool, which is freed with the last of them; None if graphs cannot compute what is wanted."""
-    if torch.are_deterministic_algorithms_enabled():
-        say_once("skipped: CUDA graphs for decoding, because deterministic sampling is on the CPU")
-        return None
-    pool, stream = torch.cuda.MemPool(), torch.cuda.Stream(device)
+class CudaGraphs:
+    """Captures graphs on a GPU that share one memory pool, which is freed with the last of them."""
 
-    def capture(work: Work) -> Work:
+    def __init__(self, device: torch.device):
+        self._device = device
+
+    @functools.cached_property
+    def _pool(self) -> torch.cuda.MemPool:
+        return torch.cuda.MemPool()
+
+    def __call__(self, work: Work) -> Work:
+        """A function that launches `work`. Raises RuntimeError if the GPU or its driver cannot hold it."""
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.stream(stream):
+        with torch.cuda.stream(_capture_stream(self._device)):
             # Other threads may use the GPU meanwhile: a server loads a newer checkpoint.
-            graph.capture_begin(pool=pool.id, capture_error_mode="thread_local")
+            graph.capture_begin(pool=self._pool.id, capture_error_mode="thread_local")
             try:
                 work()
             finally:
                 graph.capture_end()
         return graph.replay
 
-    return capture
+
+@functools.cache
+def _capture_stream(device: torch.device) -> torch.cuda.Stream:
+    """The stream on which this process captures: cuBLAS keeps a workspace for each stream."""
+    return torch.cuda.Stream(device)
+
+
+def cuda_graphs(device: torch.device) -> CudaGraphs | None:
+    """Graphs on `device`; None if they cannot compute what is wanted."""
+    if torch.are_deterministic_algorithms_enabled():
+        say_once("skipped: CUDA graphs for decoding, because deterministic sampling is on the CPU")
+        return None
+    return CudaGraphs(device)
