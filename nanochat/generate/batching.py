@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from nanochat.generate.constraint import Constraint, constrained
 from nanochat.generate.graphs import Capture, GraphedStep, cuda_graphs
 from nanochat.generate.sampling import LogProbs, Sampling, log_probs, sample
 from nanochat.generate.tools import calculate
@@ -27,7 +28,8 @@ class SequenceState:
     """One answer being generated: prompt, sampling, and its next tokens.
 
     After a calculator call (python_start ... python_end) the result is forced as the next tokens, between output_start and
-    output_end. If the expression has no value, nothing is forced. Forced tokens count towards `max_new_tokens`.
+    output_end. If the expression has no value, nothing is forced. Forced tokens count towards `max_new_tokens`. With a `constraint` the
+    answer ends where it is complete, and the calculator is not called.
     """
 
     def __init__(
@@ -38,14 +40,16 @@ class SequenceState:
         sampling: Sampling,
         index: int = 0,
         top: int | None = None,
+        constraint: Constraint | None = None,
     ):
         self.prompt = list(prompt)
         self.sampling = sampling
         self.generator = sampling.generator(index)
         self.index = index
+        self.constraint = constraint
         self.top = top  # number of most likely tokens to return log probabilities of, beside the token's own; None: of no token
         self.last = -1  # the newest token, not yet fed to the model
-        self.ended = False  # by a token that ends an answer
+        self.ended = False  # by a token that ends an answer, or because the constraint's form is complete
         self._tokenizer = tokenizer
         self._python_start, self._python_end, *self._output = (tokenizer.specials.get(name, -1) for name in CALCULATOR)
         self._left = max_new_tokens  # remaining tokens
@@ -73,6 +77,8 @@ class SequenceState:
         self._left -= 1
         self.last = token
         self.ended = token in self._tokenizer.ends
+        if self.constraint and not self.ended:
+            self.ended = self.constraint.accept(token)
         return token, forced
 
 
@@ -194,7 +200,7 @@ class Batch:
             lengths = [len(held) for held in self._held[: len(ids)]]
             for held, id in zip(self._held, ids, strict=False):
                 held.append(id)
-            if self._graphed:
+            if self._graphed and not any(one.constraint for one in sequences):  # the CPU computes what a constraint allows
                 return self._graphed(ids, lengths, [one.sampling for one in sequences], [one.generator for one in sequences])
             logits = self._decoder(ids, lengths, self._cache.slots(0, len(ids)))
         return _sampled(sequences, logits), logits
@@ -245,8 +251,11 @@ class Batch:
 
 
 def _sampled(sequences: list[SequenceState], logits: Tensor) -> list[int]:
-    """A token for each of `sequences`, from logits (B, V)."""
-    return sample(logits, [one.sampling for one in sequences], [one.generator for one in sequences]) if sequences else []
+    """A token for each of `sequences`, from logits (B, V), that its constraint allows."""
+    if not sequences:
+        return []
+    logits = constrained(logits, [one.constraint for one in sequences])
+    return sample(logits, [one.sampling for one in sequences], [one.generator for one in sequences])
 
 
 def _shared(held: list[int], prompt: list[int]) -> int:
