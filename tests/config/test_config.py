@@ -44,6 +44,13 @@ def test_values_that_cannot_be(values: dict[str, object]) -> None:
     assert next(iter(values)) in raised.value.message and raised.value.hint
 
 
+@pytest.mark.parametrize("device", ["mps", "xpu", "hip"])
+def test_a_device_of_torch_that_is_not_used_says_so(device: str) -> None:
+    with pytest.raises(UsageError, match=f"--device={device} is not supported: ") as raised:
+        Config(device=device)
+    assert "--device=cpu" in raised.value.hint
+
+
 @given(st.integers(1, 64), st.integers(1, 9), st.integers(1, 3), st.integers(1, 200_000))
 def test_the_hint_for_a_batch_that_does_not_divide_names_ones_that_do(rows: int, length: int, processes: int, total: int) -> None:
     values = {"max_seq_len": length, "nproc_per_node": processes}

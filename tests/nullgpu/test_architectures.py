@@ -23,9 +23,9 @@ def kernels(card: str, dtype: str, cache: Path, **changes: object) -> list[Path]
 @pytest.mark.parametrize(
     ("card", "dtype", "architectures"),
     [
-        # Turing has no bfloat16: the same kernels in float16, and what such a GPU computes in today.
-        ("4090", "bfloat16", {86: "bf16", 89: "bf16", 90: "bf16", 100: "bf16", 120: "bf16", 75: "f16"}),
-        ("t4", "float32", {75: "bf16"}),
+        ("4090", "bfloat16", {86: "bf16", 89: "bf16", 90: "bf16", 100: "bf16", 120: "bf16", 75: "f16"}),  # Turing has no bfloat16
+        ("t4", "float32", {75: "bf16"}),  # what a Turing GPU computes in with --dtype=float32
+        ("t4", "float16", {75: "f16"}),  # and without it
     ],
 )
 def test_every_kernel_compiles(card: str, dtype: str, architectures: dict[int, str], tmp_path: Path) -> None:
