@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from nanochat.model.scaling import CHEAP_BUDGET
 from tests.nullgpu import architectures, machine
 from tests.nullgpu.settings import SETTINGS, other
 
 MICRO = 2  # micro-steps of a step
 BESIDE = {"d12, 16 rows": {"depth": 12, "rows": 16, "length": 2048}, "d20, 8 rows": {"depth": 20, "rows": 8, "length": 2048}}  # upstream's
 MOVED = {name: SETTINGS[name] for name in BESIDE} | {"d16, 8 rows": ("h100", other(16, 8, 2048, True))}  # whose traffic is counted
-CHEAP = 0.99  # an activation_memory_budget that recomputes only what is cheap
 
 
 def memory(names: list[str]) -> None:
@@ -51,9 +51,9 @@ def beside(upstream: Path, names: list[str]) -> None:
         theirs = machine.steps("h100", 3000, environ=environ, checkout=upstream, script="upstream", **shape)
         card, request = SETTINGS[name]
         ours = machine.steps(card, 3000, micro=MICRO, **request)
-        config = request["config"] | {"activation_memory_budget": CHEAP}
+        config = request["config"] | {"activation_memory_budget": CHEAP_BUDGET}
         cheap = machine.steps(card, 3000, micro=MICRO, config=config)
-        for program, found in (("upstream", theirs), ("ours", ours), (f"ours, budget {CHEAP}", cheap)):
+        for program, found in (("upstream", theirs), ("ours", ours), (f"ours, budget {CHEAP_BUDGET}", cheap)):
             peak, kernels = found["peak"], found["triton_bytes"] / MICRO
             ratios = f"{peak / theirs['peak']:.3f} | {found['reserved'] / peak:.3f} | {kernels / 1e9:.2f}"
             print(f"| {name} | {program} | {peak / 1e9:.3f} | {ratios} | {kernels * MICRO / ours['triton_bytes']:.3f} |", flush=True)
