@@ -64,7 +64,7 @@ def memory_bytes(
     gradients: float32.
     optimizer: Muon's momentum of each matrix and AdamW's two moments of the rest, in the weights' types, divided by `processes`.
     activations: kept for the backward pass, or the optimizer step's temporaries if these are more than activations and
-    logits together, because the two are never in memory at the same time; a step compiled for a GPU keeps the fraction `budget` and
+    logits together, because the two are never in memory at the same time. A step compiled for a GPU keeps the fraction `budget` and
     recomputes the rest; from CHEAP_BUDGET to below 1 it makes only the matrices' copies again.
     logits: the chunked loss.
     cache: keys and values of the samples.

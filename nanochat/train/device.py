@@ -123,7 +123,7 @@ def forward_of(model: Transformer, config: DeviceConfig) -> Callable[[Tensor], T
 def _set_budget(budget: float) -> None:
     """Have compiled steps keep the fraction `budget` of their activations, or from CHEAP_BUDGET on recompute only what is cheap.
 
-    What torch itself recomputes just below 1 moves 11 to 14% more and raises the peak of deep models (docs/experiments/log.md).
+    Just below 1, torch's own choice moves 11 to 14% more bytes and raises the peak of deep models (docs/experiments/log.md).
     """
     cheap = CHEAP_BUDGET <= budget < 1
     torch._functorch.config.ban_recompute_materialized_backward = not cheap
