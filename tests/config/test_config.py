@@ -22,6 +22,8 @@ from nanochat.errors import UsageError
         {"num_iterations": 0},
         {"save_every": -2},
         {"seed": -1},
+        {"seed": 2**70},
+        {"num_iterations": 10**20},
         {"run": ""},
         {"run": "a/b"},
         {"run": ".."},
