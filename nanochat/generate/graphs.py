@@ -133,7 +133,7 @@ class CudaGraphs:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.stream(_capture_stream(self._device)):
             # Other threads may use the GPU meanwhile: a server loads a newer checkpoint.
-            graph.capture_begin(pool=self._pool.id, capture_error_mode="thread_local")
+            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
             try:
                 work()
             finally:

@@ -132,11 +132,13 @@ class GPTDecoder(Decoder):
     @torch.inference_mode()
     def __init__(self, model: GPT):
         super().__init__(model, model.head.weight)
-        self._layers = [self._layer(model, index, block) for index, block in enumerate(model.blocks) if isinstance(block, GPTBlock)]
+        scales = zip(model.resid_lambdas.tolist(), model.x0_lambdas.tolist(), strict=True)  # two copies from a GPU, not two a layer
+        blocks = (block for block in model.blocks if isinstance(block, GPTBlock))
+        self._layers = [self._layer(model, index, *both) for index, both in enumerate(zip(blocks, scales, strict=True))]
         self._smear = self._prepared(model.smear_gate.weight), float(model.smear_lambda)
         self._backout, self._halfway = float(model.backout_lambda), model.halfway
 
-    def _layer(self, model: GPT, index: int, block: GPTBlock) -> _GPTLayer:
+    def _layer(self, model: GPT, index: int, block: GPTBlock, scales: tuple[float, float]) -> _GPTLayer:
         attn, table = block.attn, None
         parts = [attn.q.weight, attn.k.weight, attn.v.weight]
         if attn.ve_gate is not None:
@@ -149,8 +151,8 @@ class GPTDecoder(Decoder):
             proj=self._prepared(block.mlp.proj.weight),
             table=table,
             window=attn.window,
-            resid=float(model.resid_lambdas[index]),
-            first=float(model.x0_lambdas[index]),
+            resid=scales[0],
+            first=scales[1],
         )
 
     def _hidden(self, x: Tensor, step: _Step) -> Tensor:

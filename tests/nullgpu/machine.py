@@ -143,12 +143,12 @@ def train(card: str, folder: Path, *arguments: str, timeout: float = 600, device
 
 @dataclass(frozen=True)
 class Run:
-    """A command's exit code, its output, and one entry for each step, evaluation, sample and decoding step (tests/nullgpu/watched.py)."""
+    """A command's exit code, its output, and one entry for each step, evaluation and sample (tests/nullgpu/watched.py)."""
 
     code: int
     text: str
     counted: list[dict[str, Any]]
 
     def of(self, kind: str, stage: str = "") -> list[dict[str, Any]]:
-        """The entries of "step", "evaluate", "sample" or "decode", of one stage or of all."""
+        """The entries of "step", "evaluate" or "sample", of one stage or of all."""
         return [entry for entry in self.counted if entry["kind"] == kind and stage in ("", entry["stage"])]

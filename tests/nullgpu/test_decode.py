@@ -1,17 +1,11 @@
 """Decoding on the null GPU: a token's launches, syncs and copies with CUDA graphs, in `serve` and in rollouts, and their memory."""
 
 import json
-import signal
-import socket
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.nullgpu.machine import ROOT, environment, run, train
-from tests.nullgpu.test_train import RL, asked, options
+from tests.nullgpu.machine import run
 
 LAUNCHES = 23  # a token: a tenth of the 236 of November 2026, when each kernel was a launch
 DECODED = """
@@ -55,6 +49,32 @@ with Counted() as counted:
         steps += 1
 print(json.dumps([tokens, steps, counted.entry["counts"]]))
 """
+SERVED = """
+import queue
+from nanochat.chat.loading import LoadedModel
+from nanochat.chat.metrics import ServerMetrics
+from nanochat.chat.scheduler import GenerationRequest, Scheduler
+loaded = LoadedModel("run", "sft", 1, model, TOKENIZER, True, False, 1, 8)
+scheduler, deltas = Scheduler(ServerMetrics()), queue.Queue()
+scheduler.start()
+with Counted() as counted:
+    chat = Sampling(0.8, 50, seed=1)
+    scheduler.submit([GenerationRequest(loaded, [1] * 50, 300, chat, deltas.put, index) for index in range(5)])
+    done = 0
+    while done < 5:
+        done += deltas.get(timeout=60).finish is not None
+scheduler.stop()
+print(json.dumps([300, counted.entry["counts"]]))
+"""
+SAMPLED = """
+from nanochat.data.problems import Problem
+from nanochat.generate.engine import Engine
+from nanochat.train.reinforce import Sampler
+sampler = Sampler(Engine(model, TOKENIZER), config.replace(rl_max_new_tokens=200))
+with Counted() as counted:
+    sampler([Problem(f"{i} + 1", f"{i + 1}", str) for i in range(8)], 16, 1)
+print(json.dumps([200, counted.entry["counts"]]))
+"""
 HELD = """
 held = []
 for _ in range(4):
@@ -80,6 +100,13 @@ def check(counts: dict[str, float]) -> None:
     assert waits(counts) <= 1 and counts["uploads"] <= 1 and counts["downloads"] <= 1, counts
     assert not {"allocations", "host_allocations", "captured"} & counts.keys(), counts
     assert counts["replayed"] > 20, "the graphs hold the step's kernels"
+
+
+def check_all(steps: int, counts: dict[str, float]) -> None:
+    """Per step, everything from the first prompt on: also copies on the GPU, and each size's first step, which is no graph yet."""
+    print(steps, counts)
+    assert sum(counts[name] for name in ("launches", "products", "device_copies", "fills", "graph_launches")) <= LAUNCHES * steps
+    assert waits(counts) <= 1.1 * steps and counts["uploads"] <= 1.1 * steps and counts["downloads"] <= 1.1 * steps
 
 
 def figures(code: str, **environ: str) -> tuple[Any, str]:
@@ -112,10 +139,16 @@ def test_a_gpu_without_graphs() -> None:
 def test_whole_rollouts() -> None:
     """Of 8 to 262 tokens: also the prompts, the first step of each size, which is no graph yet, and the slots that answers leave."""
     (tokens, steps, counts), _ = figures(ROLLOUTS)
-    print(tokens, steps, counts)
-    launches = sum(counts[name] for name in ("launches", "products", "device_copies", "fills", "graph_launches"))
-    assert launches <= LAUNCHES * steps < LAUNCHES * tokens
-    assert waits(counts) <= 1.05 * steps and counts["uploads"] <= 1.05 * steps
+    check_all(steps, counts)
+    assert tokens > 60 * steps
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("code", [SERVED, SAMPLED], ids=["served", "rollouts"])
+def test_by_the_server_and_by_reinforcement_learning(code: str) -> None:
+    (steps, counts), said = figures(code)
+    check_all(steps, counts)
+    assert "CUDA graphs" not in said
 
 
 @pytest.mark.long
@@ -125,36 +158,3 @@ def test_the_graphs_memory() -> None:
     print(held, grown)
     assert held[1] == held[2] == held[3]
     assert grown < 64 << 20
-
-
-@pytest.mark.long
-def test_served_answers_and_rollouts(texts: list[str], problems: str, tmp_path: Path) -> None:
-    changes = RL | {"rl_max_new_tokens": 32, "rl_iterations": 1, "num_iterations": 2, "sft_iterations": 2}
-    made = train("4050", tmp_path, *options(texts, **changes), problems, "--stage=all")
-    assert made.code == 0, made.text
-    assert "CUDA graphs" not in made.text
-    rollouts = [entry for entry in made.of("decode", "rl") if not entry["read"]]
-    for entry in settled(rollouts):
-        check(entry["counts"])
-    out = tmp_path / "served.json"
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "tests.nullgpu.watched", str(out), "serve", "--run=null", f"--port={port}"]
-    environ = environment("4050", NANOCHAT_BASE_DIR=str(tmp_path / "base"))
-    with subprocess.Popen(command, cwd=ROOT, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as server:
-        try:
-            answer = asked(f"http://127.0.0.1:{port}/v1/chat/completions", server, 30)
-        finally:
-            server.send_signal(signal.SIGINT)
-            server.wait(30)
-    assert answer["usage"]["completion_tokens"] == 30
-    for entry in settled([entry for entry in json.loads(out.read_text()) if not entry["read"]]):
-        check(entry["counts"])
-
-
-def settled(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Steps after which no sequence left, from the third one on of the first batch: all sizes have been captured."""
-    found = [entry for entry in entries if not entry["left"] and "captured" not in entry["counts"]][1:]
-    assert len(found) >= 20 and len(found) >= 0.8 * len(entries)
-    return found

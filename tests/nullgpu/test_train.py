@@ -128,9 +128,9 @@ def test_a_model_is_evaluated_and_served(texts: list[str], tmp_path: Path) -> No
     assert answer["usage"]["completion_tokens"] == 5
 
 
-def asked(address: str, server: "subprocess.Popen[str]", tokens: int = 5) -> dict[str, dict[str, int]]:
-    """The server's answer of `tokens` tokens, once it is up."""
-    body = json.dumps({"messages": [{"role": "user", "content": "cat"}], "max_tokens": tokens}).encode()
+def asked(address: str, server: "subprocess.Popen[str]") -> dict[str, dict[str, int]]:
+    """The server's answer of five tokens, once it is up."""
+    body = json.dumps({"messages": [{"role": "user", "content": "cat"}], "max_tokens": 5}).encode()
     for _ in range(600):
         assert server.poll() is None, server.stderr and server.stderr.read()
         try:

@@ -1,4 +1,4 @@
-"""A `nanochat` command on the null GPU, and what its steps, evaluations and samples did: `python -m tests.nullgpu.watched OUT ARGUMENTS`.
+"""One `nanochat` command on the null GPU, with what each step, evaluation and sample did: `python -m tests.nullgpu.watched OUT ARGUMENTS`.
 
 The command runs as it is, but for what needs a value that a GPU would have computed: initial weights are not drawn, a step that ran out of
 memory is said by the host (the flag would come back as zero), every second rollout is rewarded (no answer is right, and without a
@@ -24,14 +24,12 @@ from nanochat.data.problems import Problem
 from nanochat.distributed import ranks
 from nanochat.distributed.memory import Attempt
 from nanochat.distributed.ranks import Ranks
-from nanochat.generate.batching import Batch, Token
 from nanochat.model.gpt import GPT
 from nanochat.model.qwen3 import Qwen3
 from nanochat.train.trainer import Trainer
-from tests.nullgpu.counted import Counted, counters
+from tests.nullgpu.counted import Counted
 
 ENTRIES: list[dict[str, Any]] = []
-STAGES = [""]  # the last one is trained or evaluated now
 
 
 def watch(name: str) -> None:
@@ -41,29 +39,12 @@ def watch(name: str) -> None:
     def counted(self: Trainer, *arguments: Any) -> Any:
         if taken := int(os.environ.pop("NULLGPU_TAKEN", "0")):
             assert ctypes.CDLL(os.environ["LD_PRELOAD"]).nullgpu_take(ctypes.c_size_t(taken))
-        STAGES.append(self.stage.name)
         with Counted() as block:
             result = method(self, *arguments)
-        STAGES.pop()
         ENTRIES.append({"kind": name, "stage": self.stage.name, "step": self.done, "rows": self.rows} | block.entry)
         return result
 
     setattr(Trainer, name, counted)
-
-
-def watch_decoding() -> None:
-    """Have each step of a batch counted: `rows` decode in it, `read` are sequences whose prompt is read, `left` leave at its end."""
-    step = Batch.step
-
-    def counted(self: Batch) -> list[Token]:
-        rows, before, old = self._decoding, len(self.sequences), counters()
-        tokens = step(self)
-        counts = {name: count - old[name] for name, count in counters().items() if count != old[name]}
-        entry = {"rows": rows, "read": before - rows, "left": before - len(self.sequences), "counts": counts}
-        ENTRIES.append({"kind": "decode", "stage": STAGES[-1]} | entry)
-        return tokens
-
-    Batch.step = counted  # type: ignore[method-assign]
 
 
 def tell_failures() -> None:
@@ -117,7 +98,6 @@ def main(out: str, *arguments: str) -> None:
     torch.backends.cuda.enable_cudnn_sdp(False)  # cuDNN plans its attention with a real GPU; flash attention keeps as much memory
     for name in ("step", "evaluate", "sample"):
         watch(name)
-    watch_decoding()
     tell_failures()
     reward_alternately()
     if (world := int(os.environ.get("NULLGPU_RANKS", "1"))) > 1:
