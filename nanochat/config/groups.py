@@ -16,6 +16,7 @@ from nanochat.redaction import remember
 EMBEDDED = "embedded"
 TRACKERS = ("none", "tensorboard", "wandb", "trackio")
 BYTES_AND_SPECIALS = 256 + 9  # ids that every vocabulary has
+LARGEST = 2**53  # of whole numbers: exact in JSON, and far from the bounds of torch's integers
 # Devices of torch that no operation here is written or tested for, by the maker of the GPU.
 UNSUPPORTED = {"mps": "Apple", "xpu": "Intel", "hip": "AMD"}
 
@@ -38,6 +39,10 @@ class Group:
             value, choices = getattr(self, declared.name), declared.metadata["choices"]
             if choices and value not in choices:
                 raise UsageError(f"unknown value in --{declared.name}={value}", did_you_mean(str(value), choices))
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UsageError(f"--{declared.name}={value} is not a finite number", f"--{declared.name} takes a number such as 0.5")
+            if isinstance(value, int) and value > LARGEST:
+                raise UsageError(f"--{declared.name}={value} is too large", f"--{declared.name} takes a number up to {LARGEST}")
 
     def _require_positive(self, *names: str) -> None:
         """Raise UsageError where one of the fields is below 1."""
