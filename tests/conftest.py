@@ -57,18 +57,17 @@ def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-@pytest.fixture
-def memory_group() -> Iterator[Path]:
-    """A real control group of this machine, of version 1 or 2, with a limit of 256 MB."""
-    for root in (Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")):
+def control_group(controller: str, limits: dict[str, str]) -> Iterator[Path]:
+    """A real control group of this machine with the first file of `limits` that it has, of version 1 or 2; none: the test is skipped."""
+    for root in (Path("/sys/fs/cgroup", controller), Path("/sys/fs/cgroup")):
         folder = root / f"nanochat-test-{uuid.uuid4().hex}"
         try:
             folder.mkdir()
         except OSError:
             continue
         try:
-            limit = next(path for name in ("memory.limit_in_bytes", "memory.max") if (path := folder / name).exists())
-            limit.write_text(str(256 << 20))
+            limit = next(path for name in limits if (path := folder / name).exists())
+            limit.write_text(limits[limit.name])
             yield folder
             return
         except (OSError, StopIteration):
@@ -76,3 +75,15 @@ def memory_group() -> Iterator[Path]:
         finally:
             folder.rmdir()
     pytest.skip("no control group can be made here")
+
+
+@pytest.fixture
+def memory_group() -> Iterator[Path]:
+    """A real control group with 256 MB of memory."""
+    yield from control_group("memory", {"memory.limit_in_bytes": str(256 << 20), "memory.max": str(256 << 20)})
+
+
+@pytest.fixture
+def processor_group() -> Iterator[Path]:
+    """A real control group with half a processor, of a period of 0.1 s, as by Docker's `--cpus 0.5`."""
+    yield from control_group("cpu", {"cpu.cfs_quota_us": "50000", "cpu.max": "50000 100000"})

@@ -1,16 +1,18 @@
-"""`python tests/fault_at.py kill:N|full:N|room:BYTES|stop:PLACE ARGUMENTS`: the command line, with a fault on its way.
+"""`python tests/fault_at.py kill:N|full:N|room:BYTES|stop:PLACE|brief:PLACE ARGUMENTS`: the command line, with a fault on its way.
 
 kill:N      killed (SIGKILL) instead of its N-th fsync. Every file that must survive is written under a temporary name and synced, then
             renamed, then its folder is synced: each N is a moment between two of these.
 full:N      the data directory's disk is filled after its N-th fsync, with 0 before it begins. Nothing is written after that.
 room:BYTES  as the first file is written atomically into a run's folder, the disk is filled but for so many bytes.
 stop:PLACE  stopped (SIGSTOP), as by Ctrl-Z, at the first call of a kind of work (PLACES), or with PLACE,N at the N-th.
+brief:PLACE the same, and two seconds are noticed as a suspension.
 
 With full:N, stderr's last line says how many fsyncs there were.
 """
 
 import atexit
 import contextlib
+import functools
 import importlib
 import os
 import re
@@ -74,22 +76,31 @@ def fill_to(room: int) -> None:
 
 
 PLACES = {
+    "tokenizer": ("nanochat.data.vocabulary", "Progress"),
     "packing": ("nanochat.data.rows", "Progress"),
     "step": ("nanochat.train.trainer", "accumulate_gradients"),
     "save": ("os", "fsync"),
     "evaluation": ("nanochat.train.session", "bits_per_byte"),
     "report": ("nanochat.pipeline.finish", "write_report"),
+    "export": ("nanochat.export.folder", "save_file"),
+    "answer": ("nanochat.chat.scheduler", "Scheduler._step"),
 }
+
+
+def stop_briefly_at(place: str) -> None:
+    """Have this process stopped at `place`, once, and notice shorter suspensions than others do."""
+    from nanochat.hardware import awake
+
+    awake.clock.interval, awake.clock.late = 0.2, 1.5
+    stop_at(place)
 
 
 def stop_at(place: str) -> None:
     """Have this process stopped at `place`, once."""
-    from nanochat.hardware import awake
-
-    awake.clock.interval, awake.clock.late = 0.2, 1.5  # so that two seconds are enough
     name, _, number = place.partition(",")
-    module, attribute = PLACES[name]
-    owner = importlib.import_module(module)
+    module, path = PLACES[name]
+    *outer, attribute = path.split(".")
+    owner = functools.reduce(getattr, outer, importlib.import_module(module))
     work, left = getattr(owner, attribute), [int(number or 1)]
 
     def stopped(*arguments: Any, **named: Any) -> Any:
@@ -103,8 +114,8 @@ def stop_at(place: str) -> None:
 
 def main() -> None:
     kind, _, number = sys.argv.pop(1).partition(":")
-    if kind == "stop":
-        stop_at(number)
+    if kind in ("stop", "brief"):
+        {"stop": stop_at, "brief": stop_briefly_at}[kind](number)
     else:
         {"kill": kill_at, "full": fill_at, "room": fill_to}[kind](int(number))
     from nanochat.cli.app import main as command

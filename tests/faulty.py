@@ -37,6 +37,7 @@ class FaultyServer:
         self.bodies = [content(seed, size), content(seed + 1000, size)] if "replace" in kinds else [content(seed, size)]
         self.current = 0
         self.pace = 0.0  # bytes a second of one connection; 0: as fast as it goes
+        self.patience: float | None = None  # seconds after which it closes a connection whose client takes nothing
         self.sent = 0  # bytes of bodies
         self.requests: list[dict[str, str]] = []
         self.lock = threading.Lock()
@@ -45,6 +46,7 @@ class FaultyServer:
 
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_GET(self) -> None:
+                self.connection.settimeout(server.patience)
                 server.answer(self)
 
             def do_HEAD(self) -> None:

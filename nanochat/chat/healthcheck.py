@@ -12,6 +12,7 @@ from pathlib import Path
 
 from nanochat import paths
 from nanochat.console import show
+from nanochat.runs.heartbeat import HEARTBEAT, read_heartbeat
 
 PROCESSES = Path("/proc")
 SERVERS = ("serve", "scripts.chat_web")
@@ -71,8 +72,15 @@ def _training(process: Path, now: float) -> str | None:
     if steps < started:  # it prepares its data, which may take hours
         return None
     saved = max((path.stat().st_mtime for path in paths.runs_dir().glob("*/*/")), default=0.0)  # base/ and sft/ gain a folder
-    still = now - max(steps, saved)
+    still = now - max(steps, saved) if (idle := _idle()) is None else idle
     return f"no step for {still:.0f} seconds" if still > STEP_SECONDS else None
+
+
+def _idle() -> float | None:
+    """Seconds since the last step, without suspensions and whatever the clock was set to, as a living run says; None if none does."""
+    found = [heartbeat for path in paths.runs_dir().glob(f"*/{HEARTBEAT}") if (heartbeat := read_heartbeat(path.parent))]
+    idle = [heartbeat.get("idle_seconds") for heartbeat in found if heartbeat["alive"]]
+    return min((seconds for seconds in idle if isinstance(seconds, int | float)), default=None)
 
 
 def _state(process: Path) -> tuple[str, float]:

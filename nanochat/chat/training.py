@@ -40,9 +40,9 @@ Line = dict[str, Any]
 
 
 def newest_training(runs: Path) -> tuple[Path, dict[str, Any]] | None:
-    """(directory, heartbeat) of the run with the newest heartbeat."""
+    """(directory, heartbeat) of the run with the newest heartbeat; one that is alive comes first, whatever the clock was set to."""
     heartbeats = [(path.parent, heartbeat) for path in runs.glob(f"*/{HEARTBEAT}") if (heartbeat := _heartbeat(path.parent))]
-    return max(heartbeats, key=lambda found: found[1]["time"], default=None)
+    return max(heartbeats, key=lambda found: (found[1]["alive"], found[1]["time"]), default=None)
 
 
 def _heartbeat(folder: Path) -> dict[str, Any] | None:

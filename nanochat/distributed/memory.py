@@ -23,7 +23,13 @@ Result = TypeVar("Result")
 
 RESERVE = 256 * 2**20  # bytes left for libraries that bypass torch's allocator
 SETTINGS = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # variables with which a user configures torch's allocator
-WORDS = ("can't allocate memory", "not enough memory", "CUDA error: out of memory", "ALLOC_FAILED when")  # in errors of other libraries
+WORDS = (
+    "can't allocate memory",
+    "not enough memory",
+    "CUDA error: out of memory",
+    "ALLOC_FAILED when",
+    "could not create a primitive",
+)  # of other libraries
 
 
 def expand_segments() -> bool:

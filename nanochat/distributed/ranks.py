@@ -31,6 +31,8 @@ from nanochat.hardware.memory import oom_kills
 T = TypeVar("T")
 
 DEFAULTS = {"OMP_NUM_THREADS": "1"}  # workers' environment, unless the user sets it: one thread each
+MEMORY_KILLS = "NANOCHAT_MEMORY_KILLS"  # in workers' environment: `memory_kills`
+MEMORY = "the system killed a worker, because memory ran out"
 PR_SET_PDEATHSIG = 1  # prctl(2)
 LINGER = 5.0  # seconds for workers to end after they recorded their exit codes, because a library may wait for a lost rank
 _BROKEN = re.compile(r"(?i)gloo|connection (closed|reset|refused)|broken pipe")  # gloo raises a plain RuntimeError
@@ -218,6 +220,11 @@ def nodes() -> int:
     return int(text)
 
 
+def memory_kills() -> int:
+    """The number of workers of this call that the system killed because memory ran out."""
+    return int(os.environ.get(MEMORY_KILLS, "0"))
+
+
 def record_exit(code: int) -> None:
     """Record this worker's exit code for the launcher, in case the process is killed before it exits with it."""
     folder = os.environ.get(EXIT_CODES)
@@ -235,19 +242,19 @@ def launch(arguments: list[str], processes: int, restarts: int = 2) -> int:
     """Run `python ARGUMENTS` in `processes` workers and return their common exit code.
 
     After a crash (1) or a lost or hung rank (7), the workers are restarted up to `restarts` times and resume from the newest
-    checkpoint. After SIGINT or SIGTERM the code is 75, also if the workers had not started training. With several nodes (PET_NNODES
-    and related variables) nothing is restarted here: an orchestrator must restart all nodes together. Raises HungError if the
-    rendezvous fails.
+    checkpoint, with smaller micro-batches if the system killed one because memory ran out (`memory_kills`). After SIGINT or
+    SIGTERM the code is 75, also if the workers had not started training. With several nodes (PET_NNODES and related variables) nothing is
+    restarted here: an orchestrator must restart all nodes together. Raises HungError if the rendezvous fails.
     """
     together = nodes() > 1
     awake.clock.unwatch()  # the workers log suspensions
-    restarts = 0 if together else restarts
+    restarts, killed = 0 if together else restarts, 0
     for attempt in range(restarts + 1):
         kills = oom_kills()
         with tempfile.TemporaryDirectory() as folder:
             # -u: unbuffered output, so that the lines of several processes appear in order
             command = [sys.executable, "-u", *arguments]
-            code, stopped = _wait(command, DEFAULTS | os.environ | {EXIT_CODES: folder}, processes)
+            code, stopped = _wait(command, DEFAULTS | os.environ | {EXIT_CODES: folder, MEMORY_KILLS: str(killed)}, processes)
             codes = set(left_codes(folder))
         if stopped and code:
             codes.add(75)
@@ -255,6 +262,7 @@ def launch(arguments: list[str], processes: int, restarts: int = 2) -> int:
             codes.discard(75)  # the other workers of a crash are stopped by a signal, which they report as preemption
         if not stopped and (why := _ended_by(code, codes, kills)):
             print(why, file=sys.stderr, flush=True)
+            killed += why.startswith(MEMORY)
         final = next((known for known in LAUNCHER_FINAL_CODES if known in codes), None)
         if final is not None:
             return final
@@ -279,7 +287,7 @@ def _ended_by(code: int, codes: set[int], kills: int | None) -> str:
     """
     if code == -signal.SIGKILL:
         counted = kills is not None and (oom_kills() or 0) > kills
-        who = "the system killed a worker, because memory ran out" if counted else "a worker was killed, probably because memory ran out"
+        who = MEMORY if counted else "a worker was killed, probably because memory ran out"
         return f"{who}: close other programs, raise the container's limit, or lower --device_batch_size, which keeps the losses"
     if code < 0:
         return f"a worker was ended by {signal.Signals(-code).name}"

@@ -21,7 +21,7 @@ from nanochat.data.source import text_source
 from nanochat.doctor.findings import ERROR, OK, WARNING, Finding
 from nanochat.errors import NanochatError, PreflightError
 from nanochat.hardware import memory, nvml, power
-from nanochat.hardware.cpu import physical_cores
+from nanochat.hardware.cpu import physical_cores, processor_limit, usable_processors
 from nanochat.hardware.toolchain import c_compiler, torch_compile_lacks, torch_compiler
 from nanochat.hub import addresses as hub
 from nanochat.planning.memory import reserved_bytes
@@ -127,6 +127,12 @@ def check_processes(case: Case) -> Iterator[Finding]:
     elif asked > physical_cores():
         why, fix = "they share the cores, so the run is slower, not faster", f"use --nproc_per_node={physical_cores()}"
         yield Finding("processes", WARNING, f"{asked} processes were requested; there are {physical_cores()} CPU core(s)", why, fix)
+    most, all_ = processor_limit(), len(usable_processors())
+    if case.plan.card_here and most < all_:
+        what = f"{most:g} of {all_} processors, by a container's or service's limit"
+        why = "the run stops for a part of each tenth of a second"
+        fix = "raise the limit (--cpus of Docker, CPUQuota of systemd)"
+        yield Finding("processors", WARNING, what, why, fix) if most < 1 else Finding("processors", OK, what)
 
 
 def check_memory(case: Case) -> Iterator[Finding]:

@@ -1,4 +1,4 @@
-"""A clock without the time in which this process was suspended, and a line about each suspension.
+"""A clock without the time in which this process was suspended, and a line about each suspension and each change of the system's clock.
 
 A laptop that sleeps stops CLOCK_MONOTONIC on Linux, so only CLOCK_BOOTTIME tells. Ctrl-Z, `docker pause` and a stopped virtual machine
 suspend the process while that clock runs on: a thread that looks once a second is late, and meanwhile no thread of the process was
@@ -25,7 +25,8 @@ class AwakeClock:
         self.interval, self.late = interval, late
         self._lock = threading.Lock()
         self._looked, self._slept, self._active = time.monotonic(), _slept(), _active()
-        self._unsaid = 0.0
+        self._offset = _offset()
+        self._unsaid = self._moved = 0.0  # seconds of suspension, and of the system's clock's change, that are not logged yet
         self._watched, self._ended = False, threading.Event()
 
     def __call__(self) -> float:
@@ -47,6 +48,10 @@ class AwakeClock:
         if slept - self._slept > self.late:
             self._unsaid += slept - self._slept
         self._looked, self._slept, self._active = now, slept, active
+        offset = _offset()
+        if abs(offset - self._offset) > self.late:
+            self._moved += offset - self._offset
+        self._offset = offset
 
     def watch(self) -> None:
         """Look every `interval` seconds from now on, in a thread, and log each suspension once."""
@@ -54,7 +59,7 @@ class AwakeClock:
             if self._watched:
                 return
             self._watched = True
-            self._looked, self._slept, self._active = time.monotonic(), _slept(), _active()
+            self._looked, self._slept, self._active, self._offset = time.monotonic(), _slept(), _active(), _offset()
         threading.Thread(target=self._run, name="suspensions", daemon=True).start()
 
     def unwatch(self) -> None:
@@ -66,14 +71,21 @@ class AwakeClock:
         while not self._ended.wait(self.interval) and os.getpid() == process:
             with self._lock:
                 self._look(time.monotonic())
-                unsaid, self._unsaid = self._unsaid, 0.0
+                unsaid, moved, self._unsaid, self._moved = self._unsaid, self._moved, 0.0, 0.0
             if unsaid:
                 log(f"this machine or process was suspended for {duration(unsaid)}; the time is not counted")
+            if moved:
+                log(f"the system's clock was set {'forward' if moved > 0 else 'back'} by {duration(abs(moved))}; no duration follows it")
 
 
 def _slept() -> float:
     """Seconds since boot in which the machine slept."""
     return time.clock_gettime(time.CLOCK_BOOTTIME) - time.monotonic() if hasattr(time, "CLOCK_BOOTTIME") else 0.0
+
+
+def _offset() -> float:
+    """The system's clock minus seconds since boot, sleep included: only a clock that is set changes it. 0 where sleep is not counted."""
+    return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else 0.0
 
 
 def _active() -> dict[str, float]:

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import math
 import os
-import sys
 import time
 from collections.abc import Iterator
 
@@ -47,19 +46,23 @@ def physical_cores() -> int:
         ids = {key.strip(): value.strip() for key, value in fields.items()}
         if "core id" in ids:
             cores.add((ids.get("physical id", "0"), ids["core id"]))
-    return max(min(allowed, len(cores) or allowed, *_quotas()), 1)
+    return max(min(allowed, len(cores) or allowed, math.ceil(processor_limit())), 1)
 
 
-def _quotas() -> Iterator[int]:
-    """Processors, rounded up, that each limit of this process's control groups allows; at least one number."""
-    yield sys.maxsize
+def processor_limit() -> float:
+    """Processors that this process may use on average, by all limits of its control groups; at most those that it is allowed to run on."""
+    return min(len(usable_processors()), *_quotas(), math.inf)
+
+
+def _quotas() -> Iterator[float]:
+    """Processors that each limit of this process's control groups allows."""
     for folder in cgroups.folders("cpu"):
         limit, _, period = procfs.read(f"{folder}/cpu.max").strip().partition(" ")
         old_limit, old_period = cgroups.number(f"{folder}/cpu.cfs_quota_us"), cgroups.number(f"{folder}/cpu.cfs_period_us")
         if limit.isdigit() and period.isdigit() and int(period):
-            yield math.ceil(int(limit) / int(period))
+            yield int(limit) / int(period)
         if old_limit and old_period:
-            yield math.ceil(old_limit / old_period)
+            yield old_limit / old_period
 
 
 @functools.cache

@@ -11,6 +11,7 @@ import time
 from nanochat.config import STEP_FIELDS, Config
 from nanochat.console import NORMAL, VERBOSE, duration, log
 from nanochat.errors import PreflightError
+from nanochat.hardware import awake
 from nanochat.hardware.machine import Hardware
 from nanochat.model import scaling
 from nanochat.planning.calibrate import Measured
@@ -88,26 +89,26 @@ def decide(
 class HoursPacer:
     """The Pacer of a run with `--hours`: adjusts the numbers of steps so that the run ends in time, however busy the machine is.
 
-    `began` is the run's start by time.monotonic(), minus the training time of earlier calls; `clock` has the time left at the present
+    `began` is the run's start by awake.monotonic(), minus the training time of earlier calls; `clock` has the time left at the present
     step time. New numbers of steps are written to the run's record. Fine-tuning keeps its share of the steps while pretraining changes.
     """
 
     def __init__(self, record: Record, began: float, clock: RunClock):
         self.record, self.began, self.clock = record, began, clock
-        self.seconds, self.asked_at = 3600 * record.config.hours, time.monotonic()
+        self.seconds, self.asked_at = 3600 * record.config.hours, awake.monotonic()
         self.told = dict(record.config.steps)  # steps of each stage in the last message
 
     def due(self) -> bool:
         """Whether the last review is a part of the time ago, near the end of the run of its rest, or the stage is about to end."""
         if not self.clock.settled:
             return False
-        now = time.monotonic()
+        now = awake.monotonic()
         left = max(self.seconds - (now - self.began), 0.0)
         return self.clock.ending or now - self.asked_at >= max(min(self.seconds * REVIEWS, left * LATE_REVIEWS), LEAST_REVIEW)
 
     def steps(self, stage: str, done: int, steps: int) -> int:
         """The total number of the stage's steps, of which `done` are trained; now `steps`."""
-        self.asked_at = time.monotonic()
+        self.asked_at = awake.monotonic()
         left = self.seconds - (self.asked_at - self.began)
         usual, newest = self.clock.step_seconds, self.clock.newest_seconds
         each = min(usual, newest) if self.clock.ending else usual  # a last look: the CPU may be free again

@@ -63,6 +63,7 @@ def read_heartbeat(folder: Path) -> dict[str, Any] | None:
     """A run's last heartbeat, None if there is none; its field `alive` is False if the run was killed."""
     try:
         about: dict[str, Any] = json.loads((folder / HEARTBEAT).read_text(encoding="utf-8"))
-        return about | {"alive": time.time() - about["time"] < ALIVE_SECONDS}
+        # A time in the future is from before the system's clock was set back.
+        return about | {"alive": abs(time.time() - about["time"]) < ALIVE_SECONDS}
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None

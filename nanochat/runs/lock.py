@@ -33,6 +33,7 @@ LOCK, STOP = "lock", "stop"
 TRAINING = "a training run"  # what the holder of a run in training does
 RENEW = 5.0  # seconds between renewals
 EXPIRE = 60.0  # seconds without a renewal after which an invisible holder's lock is free
+SILENT = 2 * RENEW  # seconds for which an expired lock is watched, because the volume's clock may have been set, or its holder suspended
 UNSIGNED = 5.0  # seconds after which a file without a holder's name is the remains of a crash
 CONFIRM = 1.0  # seconds after which an expired lock that was taken is read again, because two processes may have taken it
 LOOK = 0.25  # seconds between two checks of a lock that may become free
@@ -211,13 +212,14 @@ def _take(path: Path, run: str, own: Holder) -> tuple[int, Holder]:
     """(descriptor of the lock file, locked; `own` as it is signed). Raises PreflightError."""
     began, seen = time.monotonic(), 0.0
     while True:
+        watched = time.monotonic() - began >= SILENT
         try:
             descriptor, new = _open(path)
             with contextlib.ExitStack() as closing:
                 closing.callback(os.close, descriptor)
                 free, holder = _flock(descriptor), Holder.read(descriptor)
                 renewed = os.fstat(descriptor).st_mtime
-                if free and _current(path, descriptor) and (new or _abandoned(holder, path, descriptor)):
+                if free and _current(path, descriptor) and (new or _abandoned(holder, path, descriptor, watched)):
                     own = dataclasses.replace(own, flocked=_flocked(descriptor))
                     _sign(path, descriptor, own)
                     if holder is None or holder.visible or _confirmed(descriptor, own):
@@ -264,13 +266,16 @@ def _current(path: Path, descriptor: int) -> bool:
     return False
 
 
-def _abandoned(holder: Holder | None, path: Path, descriptor: int) -> bool:
-    """Whether the holder that a lock file names has ended. The file is open, and its flock was free."""
+def _abandoned(holder: Holder | None, path: Path, descriptor: int, watched: bool = True) -> bool:
+    """Whether the holder that a lock file names has ended. The file is open, and its flock was free.
+
+    `watched`: whether the file was watched for SILENT. A renewal in the future is from before the volume's clock was set back.
+    """
     if holder is None:
-        return _age(path) > UNSIGNED
+        return abs(_age(path)) > UNSIGNED
     if holder.visible:
         return not holder.alive
-    return bool(holder.flocked and holder.flocked == _flocked(descriptor)) or _age(path) > EXPIRE
+    return bool(holder.flocked and holder.flocked == _flocked(descriptor)) or (watched and abs(_age(path)) > EXPIRE)
 
 
 def _age(path: Path) -> float:

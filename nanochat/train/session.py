@@ -13,7 +13,7 @@ from torch import Tensor
 from nanochat.config import Config
 from nanochat.console import NORMAL, VERBOSE, log
 from nanochat.data.shards import Dataset
-from nanochat.distributed.ranks import Ranks
+from nanochat.distributed.ranks import Ranks, memory_kills
 from nanochat.distributed.watchdog import Watchdog
 from nanochat.evaluation.bits_per_byte import bits_per_byte
 from nanochat.generate.engine import Engine, answer_text
@@ -76,6 +76,11 @@ class Session:
         """Rows of one step over all ranks."""
         return self.config.total_batch_size // self.config.max_seq_len
 
+    @property
+    def micro_batch(self) -> int:
+        """Rows of a micro-batch: half as many for each worker of this call that the system killed because memory ran out."""
+        return max(self.config.device_batch_size >> memory_kills(), 1)
+
     def run(
         self,
         name: str,
@@ -134,11 +139,13 @@ class Session:
     def _stage(self, name: str, source: BatchSource, schedule: Schedule, newest: Checkpoint | None, fresh: bool) -> Stage:
         """The stage's settings from the config, without hooks for evaluations and samples."""
         config = self.config
+        if self.micro_batch < config.device_batch_size:
+            log(f"{name}: micro-batches of {self.micro_batch} sequences instead of {config.device_batch_size}, because memory ran out")
         return Stage(
             name=name,
             source=source,
             schedule=schedule,
-            device_batch_size=config.device_batch_size,
+            device_batch_size=self.micro_batch,
             save_every=config.save_every,
             save_seconds=60 * config.save_minutes,
             eval_every=config.eval_every,
@@ -183,7 +190,7 @@ class Session:
         """An evaluation in bits per byte of held-out inputs and targets (n, T)."""
 
         def evaluate(model: Transformer, forward: Forward) -> dict[str, float] | None:
-            bpb = bits_per_byte(model, forward, inputs, targets, self.tokenizer.token_bytes(), self.config.device_batch_size, self.ranks)
+            bpb = bits_per_byte(model, forward, inputs, targets, self.tokenizer.token_bytes(), self.micro_batch, self.ranks)
             return None if bpb is None else {"bpb": bpb, "eval_tokens": inputs.size}
 
         return evaluate

@@ -248,7 +248,8 @@ class RunClock:
         """The fields of the heartbeat."""
         left = self.remaining()
         others = round(self.load.busy.others, 2)
-        return {"stage_seconds_left": round(left.stage, 1), "seconds_left": round(left.run, 1), "cpu_others": others}
+        idle = round(awake.monotonic() - self.marked, 1)  # seconds since the last step, evaluation or save
+        return {"stage_seconds_left": round(left.stage, 1), "seconds_left": round(left.run, 1), "cpu_others": others, "idle_seconds": idle}
 
     def remaining(self, seconds: float = 0.0) -> TimeLeft:
         """The time left while some work within the present part, such as packing, says that it needs `seconds` more."""

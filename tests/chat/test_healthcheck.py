@@ -1,5 +1,6 @@
 """The health check, on a /proc of its own: what it makes of servers, trainings and everything else."""
 
+import json
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from nanochat.chat import healthcheck
+from nanochat.runs.heartbeat import HEARTBEAT
 
 Start = Callable[..., None]
 STARTED = 1_000_000  # seconds since the epoch
@@ -91,6 +93,16 @@ def test_a_training_that_prepares_steps_and_hangs(start: Start, metrics: Callabl
     metrics(hours - 60)
     assert healthcheck.check(now=hours) is None
     assert healthcheck.check(now=hours + 3600) == "no step for 3660 seconds"
+
+
+def test_a_training_whose_clock_was_set_or_that_was_suspended(start: Start, metrics: Callable[[float], None], base: Path) -> None:
+    """Two hours after the last step by the clock: the run itself tells how long ago that was."""
+    start(8, "/opt/venv/bin/python", "/opt/venv/bin/nanochat", "train")
+    metrics(STARTED + 60)
+    for idle, said in ((40.0, None), (1900.0, "no step for 1900 seconds"), ("odd", "no step for 7200 seconds")):
+        beat = {"time": time.time(), "idle_seconds": idle}
+        (base / "runs" / "some" / HEARTBEAT).write_text(json.dumps(beat))
+        assert healthcheck.check(now=STARTED + 7260) == said
 
 
 @pytest.mark.parametrize("command", [("/opt/venv/bin/nanochat", "quickstart"), ("-m", "scripts.base_train")])

@@ -120,6 +120,17 @@ def test_a_killed_trainings_heartbeat_grows_old(tmp_path: Path) -> None:
     assert read_heartbeat(tmp_path) is None
 
 
+def test_after_the_clock_was_set_back_a_killed_training_is_not_taken_for_the_living_one(tmp_path: Path) -> None:
+    """Its last heartbeat is in the future."""
+    for name, ahead in (("killed", 3600), ("living", 0)):
+        (tmp_path / name).mkdir()
+        about = {"device": "cpu", "steps": {"base": 3}, "time": time.time() + ahead}
+        (tmp_path / name / HEARTBEAT).write_text(json.dumps(about))
+    found = newest_training(tmp_path)
+    assert found and found[0].name == "living" and found[1]["alive"]
+    assert (read_heartbeat(tmp_path / "killed") or {})["alive"] is False
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """The folder of a run that is trained."""

@@ -293,6 +293,14 @@ def test_a_limit_of_memory_is_named(base: Path, monkeypatch: pytest.MonkeyPatch)
     assert findings(build_config("cpu"), CPU)["memory"].what.endswith("usable, by a container's or service's limit (memory.max) of 2.0 GB")
 
 
+@pytest.mark.parametrize(("limit", "level"), [(0.5, doctor.WARNING), (1.5, doctor.OK), (4.0, None)])
+def test_a_limit_of_processors_is_named(limit: float, level: str | None, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "usable_processors", lambda: set(range(4)))
+    monkeypatch.setattr(doctor, "processor_limit", lambda: limit)
+    found = findings(build_config("cpu"), CPU).get("processors")
+    assert found is None if level is None else found and found.level == level and found.what.startswith(f"{limit} of 4 processors")
+
+
 def test_train_warns_and_goes_on(base: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(doctor.resource, "getrlimit", lambda which: (256, 4096))
     config = resolve(build_config("cpu"), hardware=CPU)

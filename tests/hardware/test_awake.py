@@ -85,3 +85,20 @@ def test_a_machine_that_slept_is_said_but_takes_nothing_from_the_clock(
     slept[0] = 600.0
     time.sleep(0.3)
     assert "suspended for 10 min" in capsys.readouterr().err and clock.suspended == 0.0
+
+
+@pytest.mark.parametrize(("moved", "said"), [(3600.0, "set forward by 1 h 00 min"), (-86400.0, "set back by 24 h 00 min"), (2.0, "")])
+def test_a_clock_that_is_set_is_said_once(
+    moved: float, said: str, clock: AwakeClock, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And no time follows it; a correction of a few seconds is no news."""
+    clock.late = 8.0
+    real, offset = time.time, [0.0]
+    monkeypatch.setattr(time, "time", lambda: real() + offset[0])
+    clock.watch()
+    time.sleep(0.15)
+    offset[0] = moved
+    time.sleep(0.3)
+    lines = capsys.readouterr().err
+    assert lines.count("the system's clock was") == bool(said) and said in lines
+    assert clock.suspended == 0.0 and abs(clock() - time.monotonic()) < 0.01

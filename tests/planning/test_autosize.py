@@ -97,12 +97,11 @@ def test_steps_that_end_in_time(over: float, steps: int) -> None:
 
 
 class Machine:
-    """A machine whose steps take `seconds(at)`, and a run on it by a plan of `planned` seconds each; its own clock."""
+    """A machine whose steps take `seconds(at)`, and a run on it by a plan of `planned` seconds each; its own clock, without suspensions."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch):
         self.now = 5000.0
-        monkeypatch.setattr("nanochat.planning.autosize.time.monotonic", lambda: self.now)
-        monkeypatch.setattr("nanochat.train.timeleft.awake.monotonic", lambda: self.now)
+        monkeypatch.setattr("nanochat.hardware.awake.monotonic", lambda: self.now)
 
     def run(self, config: Config, seconds: Callable[[float], float], planned: float) -> float:
         """Train base and sft as the trainer does, and evaluate; returns the run's seconds."""

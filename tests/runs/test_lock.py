@@ -27,7 +27,7 @@ from nanochat.cli.app import run_and_exit
 from nanochat.distributed import ranks
 from nanochat.runs import lock
 
-lock.EXPIRE, lock.RENEW, lock.CONFIRM, lock.UNSIGNED = {expire}, 0.3, 0.5, 1.0
+lock.EXPIRE, lock.RENEW, lock.SILENT, lock.CONFIRM, lock.UNSIGNED = {expire}, 0.3, {silent}, 0.5, 1.0
 if "{where}":
     lock._place = lambda: "{where}"
 if not {flock}:
@@ -43,10 +43,10 @@ run_and_exit(work)
 
 
 def start(
-    seconds: float = 60, where: str = "", flock: bool = True, prefix: tuple[str, ...] = (), expire: float = 4
+    seconds: float = 60, where: str = "", flock: bool = True, prefix: tuple[str, ...] = (), expire: float = 4, silent: float = 0.6
 ) -> "subprocess.Popen[str]":
     """A process that holds the run "one"; `where` is a place whose processes the others cannot see, as another container's."""
-    code = HOLDS.format(seconds=seconds, where=where, flock=flock, expire=expire)
+    code = HOLDS.format(seconds=seconds, where=where, flock=flock, expire=expire, silent=silent)
     environment = os.environ | {"PYTHONPATH": str(ROOT), "NO_COLOR": "1"}
     command, pipes = [*prefix, sys.executable, "-c", code], {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(command, env=environment, text=True, start_new_session=True, **pipes)
@@ -181,6 +181,24 @@ def test_who_stood_still_for_longer_than_a_lease_does_not_go_on(base: Path) -> N
     assert second.poll() is None
     second.kill()
     second.communicate()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("moved", [-3600, 3600], ids=["forward", "back"])
+def test_a_clock_that_is_set_frees_no_run_and_holds_none(base: Path, moved: int) -> None:
+    """By an hour: the last renewal seems to be an hour old, or to be in the future."""
+    first = held(start(where="there", flock=False))
+    first.send_signal(signal.SIGSTOP)
+    os.utime(paths.run_dir("one") / LOCK, (time.time() + moved,) * 2)
+    second = start(where="here", flock=False, silent=3)
+    assert second.stderr
+    assert "waiting at most a minute" in second.stderr.readline()
+    first.send_signal(signal.SIGCONT)  # it renews
+    refused(second, first.pid)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    os.utime(paths.run_dir("one") / LOCK, (time.time() + moved,) * 2)
+    assert held(start(0, where="here", flock=False)).wait(30) == 0
 
 
 @pytest.mark.slow

@@ -121,6 +121,16 @@ loop.accumulate_gradients = full
     assert done.returncode == 6 and "--depth" in done.stderr and "a worker was lost" not in done.stderr, done.stderr
 
 
+def test_a_worker_that_the_system_kills_for_its_memory(faulty: Faulty, memory_group: Path) -> None:
+    """By the kernel, in a control group: it is said, and the run resumes with smaller micro-batches."""
+    use = f"Path('{memory_group}/cgroup.procs').write_text(str(os.getpid())); held = [os.urandom(1 << 20) for _ in range(2000)]"
+    done = faulty.call(AT_STEP.format(step=7, rank=1, what=use), nproc_per_node=2)
+    assert done.returncode == 0 and "restart 1 of 2 from the newest checkpoint" in done.stderr, done.stderr
+    assert done.stderr.count("the system killed a worker, because memory ran out") == 1
+    assert done.stderr.count("base: micro-batches of 2 sequences instead of 4, because memory ran out") == 1
+    faulty.same(rel=1e-5)
+
+
 def test_out_of_memory_in_the_evaluation(faulty: Faulty) -> None:
     fault = """
 real = evaluate.token_losses
