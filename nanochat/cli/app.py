@@ -58,6 +58,9 @@ def _show_version(asked: bool) -> None:
 def main() -> None:
     """The console script."""
     require_utf8()
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # it was closed, as by `nanochat chat <&-`
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode, encoding="utf-8"))
     try:
         run_and_exit(dispatch, trains=any(word in TRAINING for word in sys.argv[1:2]))
     finally:

@@ -153,7 +153,7 @@ loop.accumulate_gradients = spoilt
 """
     for _ in range(2):
         done = faulty.call(fault)
-        assert done.returncode == 5 and "base step 7" in done.stderr and "--skip-bad-batches=1" in done.stderr, done.stderr
+        assert done.returncode == 5 and "base step 7" in done.stderr and "--skip_bad_batches=1" in done.stderr, done.stderr
         assert tiny.losses(faulty.base) == tiny.losses(faulty.base, "straight")[:6]
     assert (faulty.base / "runs" / "tiny" / "nonfinite" / "base_step_000007" / "rank_00000.npz").exists()
     done = faulty.call(fault, skip_bad_batches=1)
