@@ -1,7 +1,6 @@
-"""What leaves a container: a GGUF file, curves, checkpoints on an S3 store, and commands to paste. Each as the Docker page says."""
+"""What leaves a container: a GGUF file, curves, and checkpoints on an S3 store. Each as the Docker page says."""
 
 import json
-import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -90,23 +89,3 @@ def test_a_mirror_on_s3_and_another_machine(volume: str, texts: tuple[str, ...],
     second = train(volume, texts, "far", *flags, **store)
     assert "s3://bucket/runs" in second.stderr and "base step 60" in second.stderr, second.stderr
     assert losses(volume, "far") == kept
-
-
-def test_every_command_that_is_printed_runs(volume: str) -> None:
-    """As a reader pastes it into a terminal of the host, in the directory of the compose files."""
-    environment = project_of(volume) | {"COMPOSE_FILE": ":".join(COMPOSE[3::2]), "NANOCHAT_PORT": "0"}
-    found: set[str] = set()
-    for session in ("quickstart --num-iterations=20 --sft-iterations=5 --threads=1", "disk", "train --profile cpu --log_to wandb --run w"):
-        done = composed(volume, *shlex.split(f"run --rm -T nanochat {session}"))
-        for line in (done.stdout + done.stderr).splitlines():
-            for command in re.findall(r"`([^`]*docker compose [^`]+)`|((?:[A-Z_]+=\S+ )?docker compose [^,]+)", line):
-                found.add(next(filter(None, command)).strip())
-    print(found)
-    build = "NANOCHAT_EXTRAS=wandb docker compose build"  # run by test_extras.py
-    assert {build, "docker compose up -d chat", "docker compose run --rm nanochat chat --run quickstart"} < found
-    try:
-        for command in sorted(found - {build}):
-            done = call("script", "-qec", command, "/dev/null", **environment)
-            assert done.returncode == 0, (command, done.stdout)
-    finally:
-        composed(volume, "down")
