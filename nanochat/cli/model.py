@@ -199,7 +199,7 @@ def export(
     require_choice("--to", to, ("hf", "gguf"))
     from nanochat.export.export import ExportRequest, write_export
 
-    for address in write_export(ExportRequest(to, out, run, outtype, check, push or "", mirror or "")):
+    for address in write_export(ExportRequest(to, out.expanduser(), run, outtype, check, push or "", mirror or "")):
         show(address)
 
 
@@ -225,4 +225,4 @@ def import_(
     """
     from nanochat.export.importer import import_folder
 
-    show(str(import_folder(folder, run, max_seq_len)))
+    show(str(import_folder(folder.expanduser(), run, max_seq_len)))

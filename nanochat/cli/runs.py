@@ -156,7 +156,7 @@ def pack_run(
     """
     from nanochat.runs.archive import pack
 
-    file = out or Path(f"{name}.tar")
+    file = (out or Path(f"{name}.tar")).expanduser()
     packed = pack(name, None if str(file) == "-" else file)
     text = ", with your text" if packed.has_text else ""
     log(f"packed {name} into {file}: {packed.describe()}{text}, {size_text(packed.bytes)}")
@@ -178,7 +178,7 @@ def unpack_run(
     from nanochat.report.origin import command
     from nanochat.runs.archive import unpack
 
-    packed = unpack(file, replace)
+    packed = unpack(file.expanduser(), replace)
     log(f"unpacked the run {packed.run}: {packed.describe()}")
     for path in packed.files_elsewhere:
         log(f"warning: {path} was not in the archive: copy it to the same path here")
