@@ -53,7 +53,7 @@ def disk(
     elif not prune:
         value = to_json(items)
         _show(items)
-        show(f"{size_text(value['bytes'])} in {value['directory']}, {size_text(value['free_bytes'])} free on its disk")
+        show(f"{size_text(value['bytes'])} in {value['directory']}, {size_text(value['free_bytes'])} free on its disk", hanging=2)
         if chosen:
             log(f"`nanochat disk --prune` frees {size_text(sum(item.frees for item in chosen))}")
 

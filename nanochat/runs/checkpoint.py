@@ -30,9 +30,8 @@ from nanochat.model.build import allocate_model
 from nanochat.model.optim import MuonAdamW
 from nanochat.model.scaling import GPTConfig
 from nanochat.model.transformer import Transformer
-from nanochat.runs.names import step_dir
+from nanochat.runs.names import MANIFEST, step_dir
 from nanochat.runs.step_files import (
-    MANIFEST,
     META,
     MODEL,
     check_sizes,
