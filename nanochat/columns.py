@@ -29,9 +29,10 @@ def wrapped(text: str, width: int, hanging: int = 0) -> str:
     found, used = "", 0
     for part in re.findall(r" *(?:`[^`]*`|[^ ])+", text):
         length, word = columns(part), part.lstrip()
-        if used and used + length > width and len(margin) + columns(word) <= width:
-            found, part = f"{found}\n{margin}", word
-            used, length = len(margin), columns(word)
+        if used and used + length > width >= columns(word):
+            indent = margin if len(margin) + columns(word) <= width else ""
+            found, part = f"{found}\n{indent}", word
+            used, length = len(indent), columns(word)
         found += part
         used = (used + length - 1) % width + 1
     return found

@@ -92,7 +92,7 @@ def log(message: str = "", code: str = "", level: int = NORMAL) -> None:
     if not _muted and (level <= _level or message.startswith(("warning:", "error:", "hint:"))):
         line = printable(" ".join(redact(runnable(message)).splitlines()))
         if sys.stderr.isatty():
-            line = wrapped(line, terminal_width())
+            line = wrapped(line, terminal_width(), hanging=2)
         with _drawing:
             print(erased() + (style(line, code) if code else line), file=sys.stderr, flush=True)
             if _forms[0]:

@@ -96,7 +96,7 @@ def show_run(name: Annotated[str, typer.Argument(metavar="RUN", help="Name of th
     facts += [("checkpoints", ", ".join(f"{one['stage']} {one['step']}" for one in found["checkpoints"]) or "none yet")]
     facts += [("directory", str(folder))]
     for key, value in facts:
-        show(f"{key:12} {value}", hanging=13)
+        show(f"{key:12} {value}", hanging=None if key == "command" else 13)  # a command can be copied
 
 
 @app.command(name="rm")
