@@ -84,14 +84,15 @@ def runnable(text: str) -> str:
     return text.replace("`nanochat ", f"`{command()} ")
 
 
-def log(message: str = "", code: str = "", level: int = NORMAL) -> None:
+def log(message: str = "", code: str = "", level: int = NORMAL, wrap: bool = True) -> None:
     """Print one line on stderr without buffering, in the SGR style `code`, if `level` is at most the one set (warnings and errors always).
 
-    Control characters and credentials are removed, and commands in backticks get the form that runs here.
+    Control characters and credentials are removed, and commands in backticks get the form that runs here. On a terminal, long lines are
+    wrapped at words, unless `wrap` is False: a command without backticks could not be copied.
     """
     if not _muted and (level <= _level or message.startswith(("warning:", "error:", "hint:"))):
         line = printable(" ".join(redact(runnable(message)).splitlines()))
-        if sys.stderr.isatty():
+        if wrap and sys.stderr.isatty():
             line = wrapped(line, terminal_width(), hanging=2)
         with _drawing:
             print(erased() + (style(line, code) if code else line), file=sys.stderr, flush=True)

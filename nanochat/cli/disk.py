@@ -68,4 +68,4 @@ def _show(items: "list[Item]", frees: bool = False) -> None:
         rows.append((TITLES.get(item.part, item.part), item.name, size, "; ".join(filter(None, notes))))
     widths = [max((len(row[column]) for row in rows), default=0) for column in range(3)]
     for part, name, size, note in rows:
-        show(f"{part:{widths[0]}}  {name:{widths[1]}}  {size:>{widths[2]}}  {note}".rstrip())
+        show(f"{part:{widths[0]}}  {name:{widths[1]}}  {size:>{widths[2]}}  {note}".rstrip(), hanging=2)

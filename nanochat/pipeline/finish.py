@@ -73,5 +73,5 @@ def show_result(config: RunConfig) -> None:
     log(f"report: {folder / 'report.html'}")
     if config.trial:
         log(f"this was a short test run, whose model is not useful; for the full run use `nanochat train --profile {config.profile}`")
-    log(f"chat:   {command()} chat --run {config.run}", BOLD)
-    log(f"page:   {serve_command(config.run)}, then open http://127.0.0.1:8000/ in a browser", BOLD)
+    log(f"chat:   {command()} chat --run {config.run}", BOLD, wrap=False)
+    log(f"page:   {serve_command(config.run)}, then open http://127.0.0.1:8000/ in a browser", BOLD, wrap=False)
