@@ -1,8 +1,8 @@
 """Screenshots for docs/images/ of a running server's page: `python -m scripts.screenshots URL VIEW`. Needs Chromium.
 
 VIEW is chat or tokens (with the quickstart's model), training (beside a run in training), train (with --allow-training and an empty data
-directory), compare/RUN/OTHER, or report (URL is a run's report.html, file://...). Each is taken on a desktop in English and in Chinese, and on
-a phone in Chinese; a report once.
+directory), compare/RUN/OTHER, or report (URL is a run's report.html, file://...). Each is taken on a desktop in English and in Chinese, and
+on a phone in Chinese; a report once.
 """
 
 import re
@@ -49,6 +49,8 @@ def take(browser: Browser, url: str, view: str, variant: str, options: dict[str,
         page.locator(".launch .primary").filter(has_text=re.compile(r"\d")).wait_for(timeout=PLANNED)
         page.locator(".train-more summary").click()
         page.locator(".plan dl").wait_for(timeout=PLANNED)
+        if variant != "phone":  # there the plan would hide all else
+            page.locator(".train button").last.scroll_into_view_if_needed()
     elif what == "compare":
         page.locator("#runs figure polyline").nth(1).wait_for()
     else:

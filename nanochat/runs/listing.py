@@ -105,8 +105,12 @@ def checkpoints(folder: Path) -> list[Step]:
     """The finished checkpoints of the run in `folder`, the last stage's newest first, not verified."""
     found: list[Step] = []
     for stage in reversed(STAGES):
-        names = [path.parent.name.removeprefix("step_") for path in folder.glob(f"{stage}/step_*/{MANIFEST}")]
-        found += [{"stage": stage, "step": step} for step in sorted((int(name) for name in names if name.isdecimal()), reverse=True)]
+        try:
+            names = [name.removeprefix("step_") for name in os.listdir(folder / stage) if name.startswith("step_")]
+        except OSError:  # the run has no such stage
+            continue
+        steps = [int(name) for name in names if name.isdecimal() and os.path.exists(f"{folder}/{stage}/step_{name}/{MANIFEST}")]
+        found += [{"stage": stage, "step": step} for step in sorted(steps, reverse=True)]
     return found
 
 

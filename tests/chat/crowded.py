@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -65,11 +66,10 @@ def timed(action: Callable[[], object]) -> float:
 
 
 def times_of_runs(page: Page, url: str) -> dict[str, float]:
-    """Seconds of what a person does with `RUNS` + 1 runs: to see them, to find one, to scroll, to open it, and to choose a checkpoint."""
+    """Seconds to see `RUNS` + 1 runs, to scroll by a window's height, to find one, to open it, to see the checkpoints and to find one."""
     view = page.get_by_role("region", name="Runs")
 
     def see() -> None:
-        page.goto(f"{url}#/runs")
         page.reload()
         expect(view.get_by_role("heading", name=f"{RUNS + 1} runs")).to_be_visible()
 
@@ -91,16 +91,16 @@ def times_of_runs(page: Page, url: str) -> dict[str, float]:
             f"night {RUNS - 1}"
         )
 
-    times = {"list": timed(see), "scroll": timed(lambda: scrolled(page, "#runs")), "find": timed(find), "open": timed(open_one)}
+    page.goto(f"{url}#/runs")
+    times = {"list": timed(see), "scroll": scrolled(page, "#runs"), "find": timed(find), "open": timed(open_one)}
     return times | {"checkpoints": timed(choose), "find a checkpoint": timed(find_model)}
 
 
 def times_of_conversations(page: Page, url: str) -> dict[str, float]:
-    """Seconds of what a person does with `CONVERSATIONS`: to see them, to find one, to scroll and to open the last one."""
+    """Seconds to see `CONVERSATIONS`, to find one, to see all again, to scroll by a window's height and to open the last one."""
     rows = page.locator("#conversations .row")
 
     def see() -> None:
-        page.goto(url)
         page.reload()
         expect(rows).to_have_count(CONVERSATIONS)
 
@@ -117,20 +117,30 @@ def times_of_conversations(page: Page, url: str) -> dict[str, float]:
         expect(page.get_by_role("heading", name=f"talk {CONVERSATIONS - 1}")).to_be_visible()
         expect(page.locator(".message")).to_have_count(8)
 
+    page.goto(url)
     times = {"list": timed(see), "find": timed(find), "all again": timed(all_again)}
-    return times | {"scroll": timed(lambda: scrolled(page, "nav")), "open": timed(open_one)}
+    return times | {"scroll": scrolled(page, "nav"), "open": timed(open_one)}
 
 
-def scrolled(page: Page, region: str) -> None:
-    """Scroll a region to its end and back, a window's height at a time, each time until it is painted."""
-    page.evaluate(
+def scrolled(page: Page, region: str) -> float:
+    """Median seconds until one more window's height of a region is painted, to its end and back."""
+    milliseconds = page.evaluate(
         """async (selector) => {
           const box = [...document.querySelectorAll(`${selector}, ${selector} *`)].find((one) => one.scrollHeight > one.clientHeight + 50);
           const painted = () => new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
-          for (const end of [box.scrollHeight, 0]) {
+          const times = [];
+          for (const end of [box.scrollHeight - box.clientHeight, 0]) {
             const step = Math.sign(end - box.scrollTop) * box.clientHeight;
-            for (let left = Math.ceil(Math.abs((end - box.scrollTop) / step)); left > 0; left--) { box.scrollTop += step; await painted(); }
+            while (Math.abs(end - box.scrollTop) > 1) {
+              const began = performance.now();
+              box.scrollTop += step;
+              await painted();
+              times.push(performance.now() - began);
+            }
           }
+          return times;
         }""",
         region,
     )
+    assert len(milliseconds) > 20
+    return statistics.median(milliseconds) / 1000
