@@ -26,6 +26,7 @@ PHONE: dict[str, Any] = {
 VARIANTS = {"desktop": DESKTOP, "desktop.zh-TW": DESKTOP | {"locale": "zh-TW"}, "phone": PHONE}
 PLANNED = 300_000  # milliseconds, for a plan that measures some steps
 ENGLISH = ("What is 12 + 34?", "Sort these words: lively, observe, singer.", "Who are you?")
+UNSURE = "Tell me about the sun."  # it was never asked that
 CHINESE = ("你是誰？", "What is 535 + 8897?", "你好，我是 Peter。")
 
 
@@ -41,7 +42,7 @@ def take(browser: Browser, url: str, view: str, variant: str, options: dict[str,
         for text in CHINESE if options["locale"] == "zh-TW" else ENGLISH:
             say(page, text)
     elif what == "tokens":
-        say(page, "What is 12 + 34?")
+        say(page, UNSURE)
         page.locator(".show-tokens").click()
         page.locator(".token:not(.sure)").or_(page.locator(".token").nth(3)).first.click()
         page.locator(".token-card table").scroll_into_view_if_needed()

@@ -215,8 +215,11 @@ def test_the_live_view(browser: Browser) -> None:
         page.wait_for_timeout(2500)  # another look at the server: what was chosen stays
         expect(view.get_by_label("Smoothing")).to_have_value("0.9")
         accessible(page)
-        page.set_viewport_size({"width": 360, "height": 740})
-        narrow(page)
+        for width in (1280, 900, 360):
+            page.set_viewport_size({"width": width, "height": 740})
+            narrow(page)
+            boxes = "[...document.querySelectorAll('.stats div')]"
+            assert page.evaluate(f"{boxes}.filter((one) => one.scrollWidth > one.clientWidth).map((one) => one.innerText)") == []
 
 
 def test_a_training_that_ends_while_the_page_is_open(browser: Browser, two: str) -> None:
