@@ -28,11 +28,12 @@ class Load:
     """`count` processes that only count, for `on` seconds of each `on + off`."""
 
     def __init__(self, count: int, on: float, off: float):
-        self.count, self.on, self.off, self.began = count, on, off, time.monotonic()
+        self.count, self.on, self.off, self.began = count, on, off, 0.0
         self.processes: list[subprocess.Popen[bytes]] = []
 
     def look(self) -> None:
         """Start or end the processes, if it is time."""
+        self.began = self.began or time.monotonic()  # the first phase begins with the steps, not with the program's start
         wanted = (time.monotonic() - self.began) % (self.on + self.off) < self.on
         if wanted and not self.processes:
             self.processes = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(self.count)]

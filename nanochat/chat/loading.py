@@ -8,6 +8,7 @@ import torch
 
 from nanochat.generate.batching import Batch
 from nanochat.hardware.cpu import physical_cores
+from nanochat.hardware.memory import available_bytes
 from nanochat.model.scaling import GPTConfig, count_parameters
 from nanochat.model.transformer import Transformer
 from nanochat.runs import record as runs
@@ -16,8 +17,8 @@ from nanochat.runs.names import CheckpointName
 from nanochat.tokenizer.tokenizer import Tokenizer
 
 MAX_SLOTS = 64
-CACHE_BYTES = 1 << 30  # for the KV cache of all slots, on a CPU
-GPU_CACHE_PART = 0.25  # of the GPU's free memory
+CACHE_BYTES = 1 << 30  # for the KV cache of all slots, on a CPU, at most
+CACHE_PART = 0.25  # of the free memory
 ONE_THREAD_PARAMETERS = 2_000_000  # of the matrices: docs/experiments/log.md
 
 
@@ -74,8 +75,9 @@ def load_model(folder: Path, device: str, slots: int = 0) -> LoadedModel:
 
 def _slots(config: GPTConfig, device: str) -> int:
     """Number of concurrent answers for the memory planned for the KV cache."""
-    budget, bytes_each = float(CACHE_BYTES), 4
     if device == "cuda":
-        budget, bytes_each = GPU_CACHE_PART * torch.cuda.mem_get_info()[0], 2
+        budget, bytes_each = CACHE_PART * torch.cuda.mem_get_info()[0], 2
+    else:
+        budget, bytes_each = min(CACHE_PART * available_bytes(), CACHE_BYTES), 4
     one = 2 * config.depth * config.n_kv_head * config.head_dim * (config.max_seq_len + 1) * bytes_each
     return max(1, min(MAX_SLOTS, int(budget // one)))

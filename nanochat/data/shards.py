@@ -77,7 +77,7 @@ def shard_name(index: int) -> str:
 def mend(name: str, folder: Path) -> str:
     """The hint for a dataset that is incomplete or broken: what restores it. `name` may be its folder's name too."""
     if name.startswith(("user-", "mixture-")) or name == "embedded":
-        return f"remove the directory {folder} and run the same command, which creates it again"
+        return f"remove the directory {folder}, if it is there, and run the run's `train` command, which creates it again"
     if name.startswith("hf--"):  # see `Origin.folder`
         name = "hf:" + name.removeprefix("hf--").replace("--", "/", 1).replace("--", ":", 1).replace("+", "/", 1)
     return f"run `nanochat download --dataset {name}` to download what is missing"

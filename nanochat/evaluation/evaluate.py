@@ -12,6 +12,7 @@ from typing import Any
 from nanochat import console, paths
 from nanochat.config import Config
 from nanochat.console import log, show
+from nanochat.data.embedded import corpus
 from nanochat.data.published import sets
 from nanochat.data.rows import RowCache, TextRows
 from nanochat.distributed import ranks
@@ -147,6 +148,9 @@ def _evaluate_text(run: str, here: ranks.Ranks) -> dict[str, Any]:
     assert record is not None, run
     stage = "base" if runs.has_stage(run, "base") else None
     opened = runs.open_model(run, str(here.device), stage)
+    if here.local_rank == 0 and record.dataset == corpus.NAME and not paths.dataset_dir(corpus.NAME).exists():
+        corpus.build()  # `disk --prune` removes what can be made again
+    here.gather_objects(None)
     config, dataset = record.config, runs.open_text(record)
     cache = RowCache(opened.tokenizer, config.max_seq_len, packer=here.local_rank == 0)
     try:

@@ -26,9 +26,10 @@ from nanochat import paths, untrusted
 from nanochat.console import log
 from nanochat.distributed.ranks import Ranks
 from nanochat.errors import DataError, NewerFormat, UsageError
+from nanochat.hardware.memory import require_memory
 from nanochat.model.build import allocate_model
 from nanochat.model.optim import MuonAdamW
-from nanochat.model.scaling import GPTConfig
+from nanochat.model.scaling import GPTConfig, count_parameters
 from nanochat.model.transformer import Transformer
 from nanochat.runs.names import MANIFEST, step_dir
 from nanochat.runs.step_files import (
@@ -67,8 +68,11 @@ class Checkpoint:
         return any(name.startswith(OPTIMIZER) for name in self.files)
 
     def read_model(self, device: torch.device | str = "cpu") -> Transformer:
-        """A new model with the saved weights on `device`."""
-        model = allocate_model(GPTConfig.from_dict(self.meta["model"]), device)
+        """A new model with the saved weights on `device`. Raises PreflightError if main memory does not suffice for them."""
+        config = GPTConfig.from_dict(self.meta["model"])
+        if torch.device(device).type == "cpu":  # without memory the system would end this process, and a server's other answers with it
+            require_memory(f"the model of {self.folder.parts[-3]}", 4 * count_parameters(config)["total"])
+        model = allocate_model(config, device)
         self.load_model(model)
         return model
 

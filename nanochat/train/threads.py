@@ -21,7 +21,7 @@ FEW = 4  # threads up to which each number is tried
 RECENT = 8  # newest steps, whose median is compared with the measurement's
 DRIFT = 1.25  # factor of the median's change, slower or faster, after which the numbers are measured again
 MOVED = 0.5  # change of the free processors after which they are measured again
-WORSE = 1.1  # factor of the best time from which still fewer threads are not tried
+WORSE = 1.1  # factor of the best time from which numbers still further in the same direction are not tried
 BETTER, SURE = 1.03, 2.0  # gains from which another number is taken: after a second measurement, after the first
 PERIOD = 64  # steps until an unprompted measurement; doubled each time that it changes nothing
 SHARE, ALLOWANCE = 0.02, 1.0  # fraction of the training time that measurements may cost, and seconds in advance
@@ -46,6 +46,7 @@ class ThreadTuner:
         self._recent: deque[float] = deque(maxlen=RECENT)  # seconds per token
         self._measured: dict[int, float] = {}  # number of threads -> seconds per token, of the running or the last measurement
         self._candidates: list[int] = []  # numbers to measure: the running one first; empty outside of a measurement
+        self._first = most  # the measurement's first number
         self._sample, self._seconds = list[float](), 0.0  # seconds per token of the running number's steps, and their seconds
         self._samples: dict[int, list[float]] = {}  # of each number's counted steps
         self._trial: list[tuple[float, float]] = []  # (seconds per token, seconds) of all steps of the measurement
@@ -80,10 +81,16 @@ class ThreadTuner:
         return len(self._recent) == RECENT and not 1 / DRIFT < ratio < DRIFT
 
     def _begin(self, free: float | None) -> None:
-        """Begin a measurement: of each number if there are few, else of halves, most threads first."""
+        """Begin a measurement: of each number if there are few, else of halves.
+
+        The number nearest to the free processors comes first, because steps with too many threads take several times as long; then more
+        threads, then fewer.
+        """
         self._free_then, self._samples, self._measured, self._trial, self._confirming = free, {}, {}, [], False
-        halves = {self.most >> power for power in range(self.most.bit_length())}
-        self._candidates = sorted(halves | set(range(1, min(self.most, FEW) + 1)), reverse=True)
+        numbers = {self.most >> power for power in range(self.most.bit_length())} | set(range(1, min(self.most, FEW) + 1))
+        self._first = min(numbers, key=lambda number: abs(number - (self.most if free is None else free)))
+        more, fewer = ({number for number in numbers if sign * number > sign * self._first} for sign in (1, -1))
+        self._candidates = [self._first, *sorted(more), *sorted(fewer, reverse=True)]
         self._next()
 
     def _next(self) -> None:
@@ -103,7 +110,7 @@ class ThreadTuner:
         self._measured = {number: statistics.median(times) for number, times in self._samples.items()}
         best = min(self._measured, key=lambda number: self._measured[number])
         if not self._confirming and self._measured[number] > WORSE * self._measured[best]:
-            self._candidates = []
+            self._candidates = [other for other in self._candidates if (other > self._first) != (number > self._first)]
         gain = self._measured.get(self.threads, math.inf) / self._measured[best]
         if not self._candidates and not self._confirming and BETTER < gain < SURE:
             self._candidates, self._confirming = [self.threads, best], True

@@ -14,6 +14,7 @@ from nanochat.evaluation import scorer
 from nanochat.evaluation.results import read_results
 from nanochat.pipeline.train import train
 from nanochat.report.collect import write_report
+from nanochat.runs.storage import list_storage, prunable, prune
 from tests import tiny
 from tests.evaluation.bundle import write_bundle, write_chat_sets
 
@@ -50,6 +51,15 @@ def test_a_run_asks_at_its_end_and_eval_asks_again(base: Path, tmp_path: Path, c
     evaluation.print_results(found)
     assert "CORE (base step 6" in capsys.readouterr().out
     assert set(read_results(folder)) == {"summary", "bpb", "core", "chat"}
+
+
+def test_a_text_that_was_pruned_is_made_again(base: Path, tmp_path: Path) -> None:
+    embedded = tiny.config(tmp_path, data="", dataset="embedded", vocab_size=300, num_iterations=2, sft_iterations=0, eval_tokens=1024)
+    assert train(embedded) == 0
+    before = evaluation.evaluate("tiny", ("bpb",), None, -1, "cpu")
+    prune(prunable(list_storage(), downloads=True))
+    assert not paths.dataset_dir("embedded").exists()
+    assert before is not None and evaluation.evaluate("tiny", ("bpb",), None, -1, "cpu") == before
 
 
 def test_no_evaluation_costs_a_run(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

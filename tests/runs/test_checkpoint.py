@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from nanochat import paths
 from nanochat.distributed.ranks import single
 from nanochat.errors import DataError, PreflightError, UsageError
+from nanochat.hardware import memory
 from nanochat.model.build import build_model
 from nanochat.model.loss import cross_entropy_sum
 from nanochat.model.optim import LearningRates, MuonAdamW
@@ -91,6 +92,13 @@ def test_read_model_needs_nothing_but_the_folder(store: Checkpoints) -> None:
     ids = torch.arange(16)[None]
     assert read.config == model.config
     assert torch.equal(read(ids), model(ids))
+
+
+def test_a_model_that_does_not_fit_into_memory_is_refused(store: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(store, 1, tiny(seed=3))
+    monkeypatch.setattr(memory, "available", lambda: memory.Memory(10_000))
+    with pytest.raises(PreflightError, match=r"needs .* GB of memory; 0\.0 GB are free"):
+        verify(store.folder / "step_000001").read_model()
 
 
 def test_a_step_holds_the_named_files_and_no_pickle(store: Checkpoints) -> None:
