@@ -1,8 +1,8 @@
 """Screenshots for docs/images/ of a running server's page: `python -m scripts.screenshots URL VIEW`. Needs Chromium.
 
-VIEW is chat or tokens (with the quickstart's model), training (beside a run in training), train (with --allow-training and an empty data
-directory), compare/RUN/OTHER, or report (URL is a run's report.html, file://...). Each is taken on a desktop in English and in Chinese, and
-on a phone in Chinese; a report once.
+VIEW is chat (with the quickstart's model), tokens (with one of fewer steps, which is unsure), training (beside a run in training), train
+(with --allow-training and an empty data directory), compare/RUN/OTHER, or report (URL is a run's report.html, file://...). Each is taken on
+a desktop in English and in Chinese, and on a phone in Chinese; a report once.
 """
 
 import re
@@ -26,7 +26,6 @@ PHONE: dict[str, Any] = {
 VARIANTS = {"desktop": DESKTOP, "desktop.zh-TW": DESKTOP | {"locale": "zh-TW"}, "phone": PHONE}
 PLANNED = 300_000  # milliseconds, for a plan that measures some steps
 ENGLISH = ("What is 12 + 34?", "Sort these words: lively, observe, singer.", "Who are you?")
-UNSURE = "Tell me about the sun."  # it was never asked that
 CHINESE = ("你是誰？", "What is 535 + 8897?", "你好，我是 Peter。")
 
 
@@ -42,9 +41,9 @@ def take(browser: Browser, url: str, view: str, variant: str, options: dict[str,
         for text in CHINESE if options["locale"] == "zh-TW" else ENGLISH:
             say(page, text)
     elif what == "tokens":
-        say(page, UNSURE)
+        say(page, "Who are you?")
         page.locator(".show-tokens").click()
-        page.locator(".token:not(.sure)").or_(page.locator(".token").nth(3)).first.click()
+        page.locator(".token.open, .token.unlikely").first.click()
         page.locator(".token-card table").scroll_into_view_if_needed()
     elif what == "train":
         page.locator(".launch .primary").filter(has_text=re.compile(r"\d")).wait_for(timeout=PLANNED)
