@@ -26,7 +26,7 @@ class Terminal:
 
     def __init__(self, width: int, base: Path, *arguments: str, **more: str):
         self.name = f"nanochat-{os.getpid()}-{next(NUMBERS)}"
-        settings = {"NO_COLOR": ""} | environment(base) | {"TERM": "tmux-256color"} | more
+        settings = environment(base) | {"TERM": "tmux-256color", "NO_COLOR": ""} | more
         kept = {name: settings[name] for name in ("NANOCHAT_BASE_DIR", "OMP_NUM_THREADS", "TERM", "NO_COLOR", "PATH") if settings[name]}
         command = ["env", *(f"{name}={value}" for name, value in kept.items()), sys.executable, "-m", "nanochat", *arguments]
         options = ("set-option", "-g", "history-limit", "9999", ";", "set-option", "-g", "remain-on-exit", "on", ";")
@@ -89,7 +89,15 @@ def read(terminal: Terminal, width: int) -> None:
 @pytest.mark.parametrize(("width", "no_color"), [(120, ""), (80, "1"), (40, "")])
 def test_a_training_and_a_chat(terminals: Callable[..., Terminal], tmp_path: Path, width: int, no_color: str) -> None:
     text, talks = sentences(tmp_path / "text.txt"), chats(tmp_path / "talks.jsonl")
-    options = flags(text, chat_data=str(talks), num_iterations=400, sft_iterations=20, sample_every=100, eval_every=100, max_seq_len=128)
+    more = {
+        "num_iterations": 200,
+        "sft_iterations": 20,
+        "sample_every": 100,
+        "eval_every": 100,
+        "max_seq_len": 128,
+        "total_batch_size": 512,
+    }
+    options = flags(text, chat_data=str(talks), **more)
     training = terminals(width, tmp_path / "base", *options, NO_COLOR=no_color)
     training.until(lambda lines: LIVE.search(lines[-1]) if lines else training.ended())
     while not training.ended():
@@ -101,7 +109,7 @@ def test_a_training_and_a_chat(terminals: Callable[..., Terminal], tmp_path: Pat
     read(training, width)
     assert no_color == "" or not any("\x1b" in line for line in training.lines("-e"))
 
-    chat = terminals(width, tmp_path / "base", "chat", "--max-tokens", "20", "--seed", "1", NO_COLOR=no_color)
+    chat = terminals(width, tmp_path / "base", "chat", "--max-tokens", "5", "--seed", "1", NO_COLOR=no_color)
     for typed, answer in (("the old man", r"^> $|^>$"), ("/stats", "context: "), ("/nothing", "^hint: ")):
         chat.until(lambda lines: lines and lines[-1] == ">")
         chat.type(typed)
