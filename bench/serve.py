@@ -51,6 +51,9 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
 }
 TOKENS = {"quickstart": 128, "d8": 32}
+# With --form: no answer ends before its tokens do.
+PET = {"type": "object", "properties": {"name": {"type": "string"}, "age": {"type": "integer"}}, "required": ["name", "age"]}
+FORM = {"type": "array", "items": PET | {"additionalProperties": False}, "minItems": 10_000}
 PROMPTS = [12 + 7 * i % 40 for i in range(64)]  # lengths, mixed
 
 PEER = """
@@ -97,14 +100,15 @@ def loaded_model(shape: dict[str, Any], device: str, streams: int = 64) -> Loade
 class Load:
     """`streams` concurrent requests; seconds to the end of all, and to the first token of each."""
 
-    def __init__(self, model: LoadedModel, scheduler: Scheduler, streams: int, tokens: int):
+    def __init__(self, model: LoadedModel, scheduler: Scheduler, streams: int, tokens: int, form: bool = False):
         self.first: list[float] = []
         self._begun: set[int] = set()  # the streams with a first token
         self._left, self._done = streams, threading.Event()
         requests = []
         for row in range(streams):
             prompt = torch.randint(1, 256, (PROMPTS[row],)).tolist()
-            requests.append(GenerationRequest(model, prompt, tokens, Sampling(0.0), self._take, row))
+            constraint = model.constraints.compile(FORM) if form else None
+            requests.append(GenerationRequest(model, prompt, tokens, Sampling(0.0), self._take, row, constraint=constraint))
         self._began = time.perf_counter()
         scheduler.submit(requests)
         self._done.wait()
@@ -140,7 +144,7 @@ class Peer:
         self._process.communicate()
 
 
-def measure(name: str, streams: list[int], repeats: int, device: str, alone: bool) -> None:
+def measure(name: str, streams: list[int], repeats: int, device: str, alone: bool, form: bool) -> None:
     """Alternate with the peer, if there is one, and print medians and ratios."""
     shape, tokens = SHAPES[name], TOKENS[name]
     peers = [] if alone else [Peer(shape, tokens, threads, device) for threads in sorted({1, torch.get_num_threads()})]
@@ -151,7 +155,7 @@ def measure(name: str, streams: list[int], repeats: int, device: str, alone: boo
     first: dict[int, list[float]] = {count: [] for count in streams}
     for repeat in range(repeats + 1):  # the first one is a warm-up
         for count in streams:
-            load = Load(model, scheduler, count, tokens)
+            load = Load(model, scheduler, count, tokens, form)
             seconds = [peer.seconds(count) for peer in peers]
             if repeat:
                 ours[count].append(count * tokens / load.seconds)
@@ -182,9 +186,10 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--alone", action="store_true", help="without the peer, which is installed from the package registry")
+    parser.add_argument("--form", action="store_true", help="answers of a JSON schema, by constrained decoding")
     options = parser.parse_args()
     for name in options.models:
-        measure(name, options.streams, options.repeats, options.device, options.alone)
+        measure(name, options.streams, options.repeats, options.device, options.alone, options.form)
 
 
 if __name__ == "__main__":

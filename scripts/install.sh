@@ -40,6 +40,10 @@ bootstrap_uv() {
     .bootstrap/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r .bootstrap/uv.txt
 }
 
+case ${TORCH_BACKEND:-} in
+    rocm* | xpu) fail "TORCH_BACKEND=$TORCH_BACKEND is not supported: AMD's and Intel's GPUs are not used" "choose cpu, or leave it out" ;;
+esac
+
 # --- A Rust compiler and a linker -----------------------------------------------------------------------------------
 cargo_home=${CARGO_HOME:-$HOME/.cargo}
 command -v cargo >/dev/null || PATH=$cargo_home/bin:$PATH

@@ -79,6 +79,8 @@ def entrypoint(words: list[str]) -> tuple[str, list[list[str]]]:
         return READ_ONLY.format("a browser"), []
     if value(words, "--log_to"):
         return READ_ONLY.format("a package of its own"), []
+    if command == "export" and value(words, "--mirror").startswith("s3:"):
+        return READ_ONLY.format("a store of its own"), []
     if command in ("train", "quickstart"):
         return train(words)
     if command == "doctor":

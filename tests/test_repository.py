@@ -161,6 +161,14 @@ def test_every_extra_can_stand_beside_the_lock(tmp_path: Path) -> None:
     assert found.returncode == 0, found.stderr[-2000:]
 
 
+@pytest.mark.parametrize("backend", ["rocm7.0", "xpu"])
+def test_a_torch_for_other_makers_gpus_is_refused_before_anything_is_installed(backend: str) -> None:
+    command = ["bash", str(ROOT / "scripts/install.sh")]
+    done = subprocess.run(command, env=os.environ | {"TORCH_BACKEND": backend}, capture_output=True, text=True, check=False)
+    assert done.returncode == 3 and f"error: TORCH_BACKEND={backend} is not supported" in done.stderr, done.stderr
+    assert 'rocm*|xpu) echo "error: TORCH_BACKEND=$TORCH_BACKEND is not supported' in read("Dockerfile.cuda")
+
+
 def test_no_registry_and_no_machine_is_named(files: list[str]) -> None:
     for name in files:
         if name != "rustbpe/Cargo.lock":  # Cargo itself writes its index there

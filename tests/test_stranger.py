@@ -99,7 +99,6 @@ class Machine:
             "STRANGERS_PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "HF_ENDPOINT": hub,
             "NANOCHAT_ASSET_URL": hub,
-            "HF_HUB_OFFLINE": "1",
             "NO_COLOR": "1",
             "OMP_NUM_THREADS": "1",
             "PYTHONUNBUFFERED": "1",

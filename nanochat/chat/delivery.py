@@ -32,10 +32,12 @@ class Submission:
             raise ApiError(429, f"{busy.message}: {busy.hint}", "queue_full", retry_after=2) from busy
 
     async def deltas(self) -> AsyncIterator[Delta]:
-        """Every answer's deltas as they come. Raises ApiError if the engine failed."""
+        """Every answer's deltas as they come. Raises ApiError if the engine failed, or the request cannot be answered."""
         left = len(self._requests)
         while left:
             delta = await self._deltas.get()
+            if delta.finish == "error" and delta.blamed:
+                raise ApiError(400, delta.error, "invalid_json_schema", delta.blamed)
             if delta.finish == "error":
                 raise ApiError(503, delta.error, "engine_failed", retry_after=2)
             left -= delta.finish is not None

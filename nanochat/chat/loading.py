@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from nanochat.generate.batching import Batch
+from nanochat.generate.constraint import ConstraintCompiler
 from nanochat.hardware.cpu import physical_cores
 from nanochat.hardware.memory import available_bytes
 from nanochat.model.scaling import GPTConfig, count_parameters
@@ -41,6 +42,7 @@ class LoadedModel:
     def __post_init__(self) -> None:
         self.context = self.model.config.max_seq_len
         self.device = next(self.model.parameters()).device.type
+        self.constraints = ConstraintCompiler(self.tokenizer)
         # The matrices of a small model are multiplied in less time than a second thread takes to wake up.
         small = sum(parameter.numel() for block in self.model.blocks for parameter in block.parameters()) < ONE_THREAD_PARAMETERS
         self.threads = 1 if small else physical_cores()

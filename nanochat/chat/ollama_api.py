@@ -8,7 +8,7 @@ import datetime
 import json
 import time
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Body, Request
 from fastapi.responses import JSONResponse, Response
@@ -24,7 +24,7 @@ from nanochat.chat.schema import MAX_MESSAGES, MAX_STOPS, ChatRequest, Role, Tex
 VERSION = "0.5.0"  # of the API: clients ask for it to choose its shapes
 ALL_TOKENS = 1_000_000  # num_predict of -1 and -2: until the answer ends or the context is full
 # Fields that would change the answer -> the values that ask for nothing.
-NOTHING: dict[str, tuple[Any, ...]] = {"tools": (None, []), "format": (None, ""), "think": (None, False)}
+NOTHING: dict[str, tuple[Any, ...]] = {"tools": (None, []), "think": (None, False)}
 
 router = APIRouter(prefix="/api", responses=RESPONSES)
 
@@ -59,6 +59,7 @@ class OllamaRequest(BaseModel):
     model: Text
     messages: list[OllamaMessage] = Field(default=[], max_length=MAX_MESSAGES)
     options: Options | None = None
+    format: Literal["", "json"] | dict[str, Any] | None = None  # a JSON schema, or any JSON object
     stream: StrictBool | None = None  # by default true, unlike OpenAI's
 
     @model_validator(mode="before")
@@ -75,7 +76,12 @@ class OllamaRequest(BaseModel):
         messages = [{"role": message.role, "content": message.content} for message in self.messages]
         count = ALL_TOKENS if options.num_predict in (-1, -2) else options.num_predict or None
         sampling = {"temperature": options.temperature, "top_k": options.top_k, "top_p": options.top_p, "seed": options.seed}
-        return ChatRequest.model_validate({"messages": messages, "max_tokens": count, "stop": options.stop} | sampling)
+        form: dict[str, Any] | None = {"type": "json_object"} if self.format == "json" else None
+        if isinstance(self.format, dict):
+            form = {"type": "json_schema", "json_schema": {"schema": self.format}}
+        return ChatRequest.model_validate(
+            {"messages": messages, "max_tokens": count, "stop": options.stop, "response_format": form} | sampling
+        )
 
 
 class Lines(EventStream):

@@ -4,21 +4,25 @@ https://platform.openai.com/docs/api-reference/chat and /completions describe th
 """
 
 import secrets
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from nanochat.chat.api_errors import ApiError
+from nanochat.chat.api_errors import ApiError, shown
 from nanochat.chat.loading import LoadedModel
 from nanochat.chat.scheduler import Deliver, GenerationRequest
-from nanochat.chat.schema import BaseRequest, ChatRequest, CompletionRequest, Message
+from nanochat.chat.schema import REASONS, BaseRequest, ChatRequest, CompletionRequest, Function, Message, NamedTool
 from nanochat.errors import DataError, UsageError
+from nanochat.generate.constraint import Constraint
 from nanochat.generate.sampling import Sampling
 from nanochat.tokenizer.tokenizer import Conversation
 
 DEFAULT_MAX_TOKENS = 512  # of a chat's answer
 COMPLETION_MAX_TOKENS = 16  # as OpenAI's
+COMPILE_WAIT = 2.0  # seconds that a request waits while other requests' schemas are compiled
+_COMPILING = threading.Semaphore(2)  # large schemas must not take the threads in which all requests are prepared
 
 
 @dataclass
@@ -34,6 +38,8 @@ class PreparedRequest:
     stop: list[str]
     top: int | None
     dropped_turns: int = 0
+    constraint: Constraint | None = None  # to copy for each answer
+    tool: str | None = None  # the name of the function whose arguments the answers are
     echoes: list[int] | None = None  # with echo: for each prompt, the first id that is the client's
     id: str = field(init=False)
     created: int = field(default_factory=lambda: int(time.time()))
@@ -61,7 +67,18 @@ class PreparedRequest:
         echoes: list[int | None] = [*self.echoes] if self.echoes else [None] * len(self.prompts)
         prompts = [each for each in zip(self.prompts, echoes, strict=True) for _ in range(self.choices_per_prompt)]
         return [
-            GenerationRequest(self.loaded, prompt, self.max_tokens, self.sampling, deliver, index, self.stop, self.top, echo)
+            GenerationRequest(
+                self.loaded,
+                prompt,
+                self.max_tokens,
+                self.sampling,
+                deliver,
+                index,
+                self.stop,
+                self.top,
+                echo,
+                self.constraint and self.constraint.copy(),
+            )
             for index, (prompt, echo) in enumerate(prompts)
         ]
 
@@ -93,7 +110,48 @@ def prepare_chat(request: ChatRequest, loaded: LoadedModel) -> PreparedRequest:
     top = request.top_logprobs or 0 if request.logprobs else None
     if request.top_logprobs and not request.logprobs:
         raise ApiError(400, "top_logprobs needs logprobs to be true", "invalid_value", "top_logprobs")
-    return PreparedRequest("chat.completion", loaded, [ids], max_tokens, _sampling(request), request.n or 1, request.stops, top, dropped)
+    prepared = PreparedRequest(
+        "chat.completion", loaded, [ids], max_tokens, _sampling(request), request.n or 1, request.stops, top, dropped
+    )
+    if tool := _tool(request):
+        if begun:
+            raise ApiError(400, "a call of a tool cannot continue the assistant's message", "invalid_value", "messages")
+        prepared.tool = tool.name
+        prepared.constraint = _constraint(tool.parameters, tool.strict, loaded, "tools")
+    elif form := request.response_format and request.response_format.schema_of_answer:
+        prepared.constraint = _constraint(form.value, form.strict, loaded, "response_format")
+        if begun and not prepared.constraint.begin(loaded.tokenizer.encode(begun)):
+            raise ApiError(400, "the text to continue does not begin an answer of the form in response_format", "invalid_value", "messages")
+    return prepared
+
+
+def _tool(request: ChatRequest) -> Function | None:
+    """The function that the answer must call. Raises ApiError if the model would have to choose, or there is none of that name."""
+    tools, choice = {tool.function.name: tool.function for tool in request.tools or []}, request.tool_choice
+    if choice == "none" or (not tools and choice in (None, "auto")):
+        return None
+    name = (
+        choice.function.name if isinstance(choice, NamedTool) else next(iter(tools)) if choice == "required" and len(tools) == 1 else None
+    )
+    if name is None:
+        raise ApiError(
+            400, f"unsupported parameter: tools: {REASONS['tools']} (docs/guides/chat-and-api.md)", "unsupported_parameter", "tools"
+        )
+    if name not in tools:
+        raise ApiError(400, f"tool_choice names {shown(name)}, which is not in tools", "invalid_value", "tool_choice")
+    return tools[name]
+
+
+def _constraint(schema: dict[str, Any], strict: bool | None, loaded: LoadedModel, param: str) -> Constraint:
+    """The form that a request's `param` asks for. Raises ApiError."""
+    if not _COMPILING.acquire(timeout=COMPILE_WAIT):
+        raise ApiError(429, "too many JSON schemas are being compiled", "too_many_requests", retry_after=2)
+    try:
+        return loaded.constraints.compile(schema, bool(strict))
+    except UsageError as error:
+        raise ApiError(400, error.message, "invalid_json_schema", param) from error
+    finally:
+        _COMPILING.release()
 
 
 def _chat_prompt(loaded: LoadedModel, conversation: Conversation, begun: str, limit: int) -> tuple[list[int], int]:

@@ -17,12 +17,14 @@ def chunks_of(prepared: PreparedRequest, delta: Delta) -> list[dict[str, Any]]:
     for piece in delta.pieces:
         if prepared.chat:
             value: dict[str, Any] = {"content": piece} if isinstance(piece, str) else {"calculator": piece._asdict()}
+            if prepared.tool:
+                value = {"tool_calls": [{"index": 0, "function": {"arguments": piece}}]}
             chunks.append(_chunk(prepared, {"index": delta.index, "delta": value, "finish_reason": None}))
         elif isinstance(piece, str):
             chunks.append(_chunk(prepared, {"index": delta.index, "text": piece, "finish_reason": None}))
     if delta.finish or (delta.log_probs and not chunks):  # at least one chunk that can carry them
         nothing: dict[str, Any] = {"delta": {}} if prepared.chat else {"text": ""}
-        chunks.append(_chunk(prepared, {"index": delta.index, **nothing, "finish_reason": delta.finish}))
+        chunks.append(_chunk(prepared, {"index": delta.index, **nothing, "finish_reason": _finish(prepared, delta)}))
     if delta.log_probs:
         chunks[0]["choices"][0]["logprobs"] = _log_probs(prepared, delta.log_probs)
     return chunks
@@ -34,8 +36,19 @@ def first_chunks(prepared: PreparedRequest) -> list[dict[str, Any]]:
     more: dict[str, Any] = {"checkpoint": {"stage": prepared.loaded.stage, "step": prepared.loaded.step}}
     if prepared.dropped_turns:
         more["dropped_turns"] = prepared.dropped_turns
-    delta = {"role": "assistant", "content": ""}
-    return [_chunk(prepared, {"index": index, "delta": delta, "finish_reason": None}) | more for index in range(count)]
+    deltas = [_call(prepared, index, "") if prepared.tool else {"role": "assistant", "content": ""} for index in range(count)]
+    return [_chunk(prepared, {"index": index, "delta": delta, "finish_reason": None}) | more for index, delta in enumerate(deltas)]
+
+
+def _call(prepared: PreparedRequest, index: int, arguments: str) -> dict[str, Any]:
+    """The message of answer `index` that calls the request's tool."""
+    call = {"id": f"call_{prepared.id[-24:]}{index}", "type": "function", "function": {"name": prepared.tool, "arguments": arguments}}
+    return {"role": "assistant", "content": None, "tool_calls": [{"index": 0} | call]}
+
+
+def _finish(prepared: PreparedRequest, delta: Delta) -> str | None:
+    """OpenAI's word for the reason why an answer ended."""
+    return "tool_calls" if prepared.tool and delta.finish == "stop" else delta.finish
 
 
 def usage_chunk(prepared: PreparedRequest, completion_tokens: int) -> dict[str, Any]:
@@ -67,14 +80,16 @@ def whole_response(prepared: PreparedRequest, deltas: Sequence[Delta]) -> dict[s
         text = "".join(piece for piece in pieces if isinstance(piece, str))
         calls = [piece._asdict() for piece in pieces if isinstance(piece, Call)]
         spoken: dict[str, Any] = {"text": text}
-        if prepared.chat:
+        if prepared.tool:
+            spoken = {"message": _call(prepared, index, text)}
+        elif prepared.chat:
             spoken = {"message": {"role": "assistant", "content": text} | ({"calculator": calls} if calls else {})}
         wanted = [value for delta in own for value in delta.log_probs]
         choices.append(
             {
                 "index": index,
                 **spoken,
-                "finish_reason": own[-1].finish,
+                "finish_reason": _finish(prepared, own[-1]),
                 "logprobs": _log_probs(prepared, wanted) if prepared.top is not None else None,
             }
         )

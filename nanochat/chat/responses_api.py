@@ -26,7 +26,6 @@ STATEFUL: dict[str, tuple[Any, ...]] = {
     "background": (None, False),
     "prompt": (None,),
     "truncation": (None, "auto", "disabled"),
-    "text": (None, {}, {"format": {"type": "text"}}),
 }
 
 
@@ -45,6 +44,30 @@ class InputMessage(BaseModel):
     content: Text | Annotated[list[InputPart], Field(max_length=256)]
 
 
+class TextFormat(BaseModel):
+    """The form of the answer, as `response_format` of chat completions with the schema's fields beside its type."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    value: dict[str, Any] | None = Field(None, alias="schema")
+    strict: StrictBool | None = None
+
+    @model_validator(mode="after")
+    def _has_its_schema(self) -> "TextFormat":
+        if self.type == "json_schema" and self.value is None:
+            raise ValueError("the type json_schema needs the field schema")
+        return self
+
+    def as_chat(self) -> dict[str, Any]:
+        """The same as `response_format`."""
+        return {"type": self.type} | ({"json_schema": {"schema": self.value, "strict": self.strict}} if self.value is not None else {})
+
+
+class TextOptions(BaseModel):
+    """Options of the answer's text."""
+
+    format: TextFormat | None = None
+
+
 class ResponsesRequest(BaseModel):
     """POST /v1/responses."""
 
@@ -56,6 +79,7 @@ class ResponsesRequest(BaseModel):
     max_output_tokens: int | None = Field(None, ge=1, le=1_000_000)
     temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False)
     top_p: float | None = Field(None, gt=0, le=1, allow_inf_nan=False)
+    text: TextOptions | None = None
     stream: StrictBool | None = None
 
     @model_validator(mode="before")
@@ -76,7 +100,8 @@ class ResponsesRequest(BaseModel):
                 content = message.content if isinstance(message.content, str) else "".join(part.text for part in message.content)
                 messages.append({"role": message.role, "content": content})
         sampling = {"max_tokens": self.max_output_tokens, "temperature": self.temperature, "top_p": self.top_p}
-        return ChatRequest.model_validate({"model": self.model, "messages": messages} | sampling)
+        form = self.text.format.as_chat() if self.text and self.text.format else None
+        return ChatRequest.model_validate({"model": self.model, "messages": messages, "response_format": form} | sampling)
 
 
 class Answer:

@@ -21,6 +21,7 @@ from nanochat.chat.stream import AnswerStream, Piece, TokenLogProb, token_log_pr
 from nanochat.console import log
 from nanochat.errors import NanochatError
 from nanochat.generate.batching import SequenceState, Token
+from nanochat.generate.constraint import Constraint
 from nanochat.generate.engine import prompt_log_probs
 from nanochat.generate.sampling import Sampling
 
@@ -31,7 +32,10 @@ class Busy(NanochatError):
 
 @dataclass(frozen=True)
 class Delta:
-    """One step's addition to answer `index`. `finish` is set in the last one: stop, length, or error with `error` as its reason."""
+    """One step's addition to answer `index`. `finish` is set in the last one: stop, length, or error with `error` as its reason.
+
+    `blamed` is the field of the request that caused the error, None if the engine failed.
+    """
 
     index: int
     pieces: Sequence[Piece] = ()
@@ -39,6 +43,7 @@ class Delta:
     finish: str | None = None
     completion_tokens: int = 0
     error: str = ""
+    blamed: str | None = None
 
 
 Deliver = Callable[[Delta], None]
@@ -61,6 +66,7 @@ class GenerationRequest:
     stop: Sequence[str] = ()
     top: int | None = None
     echo: int | None = None
+    constraint: Constraint | None = None  # of this answer alone
     cancelled: bool = False
     completion_tokens: int = 0
     asked_at: float = field(default_factory=time.monotonic)
@@ -68,7 +74,7 @@ class GenerationRequest:
     def __post_init__(self) -> None:
         tokenizer = self.loaded.tokenizer
         max_new_tokens = min(self.max_tokens, self.loaded.context - len(self.prompt))
-        self.sequence = SequenceState(tokenizer, self.prompt, max_new_tokens, self.sampling, self.index, self.top)
+        self.sequence = SequenceState(tokenizer, self.prompt, max_new_tokens, self.sampling, self.index, self.top, self.constraint)
         self.stream = AnswerStream(tokenizer, self.stop, self.echo is not None)
 
 
@@ -217,6 +223,11 @@ class Scheduler:
         stream = request.stream
         pieces = stream.push(token)
         log_probs, stream.log_probs = stream.log_probs, []
+        if request.constraint and request.constraint.fault:
+            self._finish(request)
+            if not token.sequence.done:
+                request.loaded.batch.leave(token.sequence)
+            return Delta(request.index, finish="error", error=request.constraint.fault, blamed="response_format")
         if stream.finish:
             self._finish(request)
             if not token.sequence.done:  # a stop string ended it

@@ -3,13 +3,14 @@
 docs/guides/chat-and-api.md has the table of what is supported, refused and ignored.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, model_validator
 
 MAX_MESSAGES = 2_000
 MAX_ANSWERS = 8
 MAX_STOPS = 4
+MAX_TOOLS = 128
 
 
 def _valid_text(text: str) -> str:
@@ -29,7 +30,6 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "tool_choice": (None, "none", "auto"),
     "functions": (None, []),
     "function_call": (None, "none", "auto"),
-    "response_format": (None, {"type": "text"}),
     "logit_bias": (None, {}),
     "frequency_penalty": (None, 0),
     "presence_penalty": (None, 0),
@@ -41,13 +41,14 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "best_of": (None, 1),
 }
 
-_NO_TOOLS = "the models that are trained here were not taught to call tools; the calculator is built in"
+_NO_TOOLS = (
+    "the models that are trained here were not taught to call tools; the calculator is built in, "
+    "and chat completions take a tool that tool_choice names"
+)
 REASONS = {  # a refused field -> why it cannot be ignored
     **dict.fromkeys(("tools", "tool_choice", "functions", "function_call"), _NO_TOOLS),
-    "response_format": "answers are not constrained to a grammar; ask for the form in words, and check what comes",
     **dict.fromkeys(("modalities", "audio"), "the models here read and write text alone"),
     **dict.fromkeys(("previous_response_id", "conversation", "background", "prompt"), "this server keeps no conversation: send all of it"),
-    "text": "answers are not constrained to a grammar; ask for the form in words, and check what comes",
     "best_of": "n gives several answers to choose from",
 }
 
@@ -72,10 +73,64 @@ class StreamOptions(BaseModel):
     include_usage: StrictBool | None = None
 
 
+class JsonSchema(BaseModel):
+    """A named JSON schema. If not `strict`, keywords that cannot be enforced are ignored."""
+
+    value: dict[str, Any] = Field(alias="schema")
+    strict: StrictBool | None = None
+
+
+class ResponseFormat(BaseModel):
+    """The form of an answer: any text, any JSON object, or the JSON of a schema."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _has_its_schema(self) -> "ResponseFormat":
+        if self.type == "json_schema" and self.json_schema is None:
+            raise ValueError("the type json_schema needs the field json_schema")
+        return self
+
+    @property
+    def schema_of_answer(self) -> JsonSchema | None:
+        """The schema of the answer, None for any text."""
+        return JsonSchema(schema={"type": "object"}) if self.type == "json_object" else self.json_schema if self.type != "text" else None
+
+
+class Function(BaseModel):
+    """A tool: its name, and the JSON schema of its arguments."""
+
+    name: Annotated[Text, Field(min_length=1, max_length=64)]
+    parameters: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
+    strict: StrictBool | None = None
+
+
+class Tool(BaseModel):
+    """A tool that may be called."""
+
+    type: Literal["function"]
+    function: Function
+
+
+class NamedFunction(BaseModel):
+    """A function by its name."""
+
+    name: Text
+
+
+class NamedTool(BaseModel):
+    """The tool that is to be called."""
+
+    type: Literal["function"] = "function"
+    function: NamedFunction
+
+
 class BaseRequest(BaseModel):
     """Fields shared by chat completions and completions. top_k is an addition, as in other open servers."""
 
     model_config = ConfigDict(extra="ignore")
+    refused: ClassVar[dict[str, tuple[Any, ...]]] = REFUSED
 
     model: Text | None = None
     max_tokens: int | None = Field(None, ge=1, le=1_000_000)
@@ -93,7 +148,7 @@ class BaseRequest(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _refuse(cls, values: Any) -> Any:
-        for name, nothing in REFUSED.items():
+        for name, nothing in cls.refused.items():
             if isinstance(values, dict) and name in values and values[name] not in nothing:
                 raise ValueError(f"unsupported parameter: {name}")
         return values
@@ -107,9 +162,14 @@ class BaseRequest(BaseModel):
 class ChatRequest(BaseRequest):
     """POST /v1/chat/completions. An assistant's message at the end is continued, as `continue_final_message` asks in other servers."""
 
+    refused = {name: nothing for name, nothing in REFUSED.items() if name not in ("tools", "tool_choice")}
+
     continue_final_message: StrictBool | None = None
     messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
     max_completion_tokens: int | None = Field(None, ge=1, le=1_000_000)
+    response_format: ResponseFormat | None = None
+    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     logprobs: StrictBool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
 

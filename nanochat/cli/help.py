@@ -14,7 +14,7 @@ from typer.core import CompletionItem, TyperCommand, TyperGroup
 from nanochat import console
 from nanochat.cli.mistakes import unknown_command, unknown_option
 from nanochat.config import FIELDS, GROUPS, UnknownOption, flag_name, load_profile, metavar, profile_name, shown
-from nanochat.hardware.gpu_specs import profile_for
+from nanochat.hardware.gpu_specs import find_spec, profile_for
 from nanochat.hardware.nvml import read_driver
 
 WIDEST = 100  # columns that a line takes, however wide the terminal is
@@ -224,7 +224,9 @@ def chosen_profile(arguments: list[str]) -> tuple[str, bool]:
             name = value if equals else (arguments[index + 1] if index + 1 < len(arguments) else name)
     if name in ("auto", "--help", "-h"):
         gpus = getattr(read_driver(), "gpus", ())  # by the driver alone: importing torch takes seconds
-        return profile_for(len(gpus), gpus[0].total if gpus else 0), "--trial" in arguments
+        spec = find_spec(gpus[0].name) if gpus else None
+        float16 = spec is not None and not spec.bf16
+        return profile_for(len(gpus), gpus[0].total if gpus else 0, float16=float16), "--trial" in arguments
     return profile_name(name), "--trial" in arguments
 
 

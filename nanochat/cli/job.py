@@ -19,7 +19,7 @@ class Job:
     """Options shared by `k8s` and `runpod`."""
 
     image: Annotated[str, typer.Option(metavar="REF", help="Image of the appliance, in a registry that can be pulled from there")]
-    profile: Annotated[str, typer.Option(metavar="NAME", help="Profile: cpu, rtx4050, rtx4090, h100x8")]
+    profile: Annotated[str, typer.Option(metavar="NAME", help="Profile: cpu, t4, rtx4050, rtx4090, speedrun, h100x8")]
     trial: Trial = False
     name: Annotated[str, typer.Option(metavar="NAME", help="Name of the job; without it, nanochat-RUN")] = ""
     env: Annotated[list[str] | None, typer.Option("--env", metavar="KEY=VALUE", help="Environment variable that is no secret")] = None

@@ -32,17 +32,22 @@ def _runs(incomplete: str) -> list[str]:
     return sorted(folder.name for folder in runs_dir().glob(f"{incomplete}*") if folder.is_dir())
 
 
+def _device(value: str) -> str:
+    """The device, checked as a config's. Raises UsageError."""
+    return Config(device=value).device
+
+
 Profile = Annotated[
     str,
     typer.Option(
         metavar="NAME",
         autocompletion=_profiles,
-        help="Profile: cpu, rtx4050, rtx4090 (also for a 3090), h100x8; auto: by this machine's GPUs",
+        help="Profile: cpu, t4, rtx4050, rtx4090 (also for a 3090), speedrun, h100x8; auto: by this machine's GPUs",
     ),
 ]
 Trial = Annotated[bool, typer.Option("--trial", help="Short test run of the profile, about two minutes")]
 Run = Annotated[str | None, typer.Option(metavar="NAME", autocompletion=_runs, help="Name of the run; without it, the newest")]
-Device = Annotated[str, typer.Option(metavar="auto|cuda|cpu", help="Device; auto: the GPU if there is one")]
+Device = Annotated[str, typer.Option(metavar="auto|cuda|cpu", callback=_device, help="Device; auto: the GPU if there is one")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout")]
 
 

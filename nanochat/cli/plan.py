@@ -32,7 +32,8 @@ def plan(
     from nanochat.planning.rules import normal
 
     if card and profile == "auto":
-        profile = profile_for(1, require_spec(card).memory)
+        spec = require_spec(card)
+        profile = profile_for(1, spec.memory, float16=not spec.bf16)
         log(f"auto: profile = {profile} (for the memory of {require_spec(card).name})")
     config = normal(run_config(profile, trial, context.args))
     if card:

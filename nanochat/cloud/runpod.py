@@ -67,7 +67,7 @@ def candidates(api: RunPod, work: Workload, options: RentalOptions) -> list[Cand
     """The GPU types that may be rented, available ones first. Raises UsageError, or PreflightError with the reasons if there are none."""
     if not work.cards:
         raise UsageError(
-            f"the profile {work.config.profile} needs no GPU", "choose rtx4050, rtx4090 or h100x8, or run `nanochat train` here"
+            f"the profile {work.config.profile} needs no GPU", "choose rtx4050, rtx4090, speedrun or h100x8, or run `nanochat train` here"
         )
     wanted = options.gpus or RENTAL_GPUS[work.config.profile]
     offered = {gpu["id"]: gpu for gpu in api.gpus(work.cards, options.cloud, options.min_cuda)}

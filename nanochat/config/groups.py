@@ -16,6 +16,9 @@ from nanochat.redaction import remember
 EMBEDDED = "embedded"
 TRACKERS = ("none", "tensorboard", "wandb", "trackio")
 BYTES_AND_SPECIALS = 256 + 9  # ids that every vocabulary has
+LARGEST = 2**53  # of whole numbers: exact in JSON, and far from the bounds of torch's integers
+# Devices of torch that no operation here is written or tested for, by the maker of the GPU.
+UNSUPPORTED = {"mps": "Apple", "xpu": "Intel", "hip": "AMD"}
 
 
 def field(default: Any, help: str, *choices: str, metavar: str = "", auto: str = "", keeps_losses: bool = False) -> Any:
@@ -36,6 +39,8 @@ class Group:
             value, choices = getattr(self, declared.name), declared.metadata["choices"]
             if choices and value not in choices:
                 raise UsageError(f"unknown value in --{declared.name}={value}", did_you_mean(str(value), choices))
+            if isinstance(value, int) and value > LARGEST:
+                raise UsageError(f"--{declared.name}={value} is too large", f"--{declared.name} takes a number up to {LARGEST}")
 
     def _require_positive(self, *names: str) -> None:
         """Raise UsageError where one of the fields is below 1."""
@@ -106,7 +111,9 @@ class ModelConfig(Group):
     aspect_ratio: int = field(64, "Width per layer")
     head_dim: int = field(128, "Width of one attention head")
     max_seq_len: int = field(2048, "Context length in tokens", metavar="TOKENS")
-    window_pattern: str = field("L", "Attention window of each layer, repeated; L: full context, S: a quarter of it", metavar="LETTERS")
+    window_pattern: str = field(
+        "L", "Attention window of each layer, repeated; L: full context, S: a quarter of it, on a CPU", metavar="LETTERS"
+    )
     shape: str = field("", "Shape of an imported model as JSON, set by --from", metavar="JSON")
 
     def __post_init__(self) -> None:
@@ -254,8 +261,8 @@ class DeviceConfig(Group):
     device: str = field("auto", "Device to train on", "auto", "cuda", "cpu", auto="the GPU if there is one")
     dtype: str = field(
         "auto",
-        "Precision of activations; int16 is a CPU's float32, multiplied as 16-bit integers",
-        *("bfloat16", "float32", "int16", "auto"),
+        "Precision of activations; float16 is for GPUs without bfloat16, int16 is a CPU's float32, multiplied as 16-bit integers",
+        *("bfloat16", "float16", "float32", "int16", "auto"),
         auto="the fastest here",
     )
     compile: str = field("auto", "Use of torch.compile", "on", "off", "auto", auto="on where the run is long enough to gain by it")
@@ -272,6 +279,9 @@ class DeviceConfig(Group):
     threads: int = field(-1, "CPU threads per process", auto="measured while training, at most the physical cores")
 
     def __post_init__(self) -> None:
+        if self.device in UNSUPPORTED:
+            what = f"--device={self.device} is not supported: {UNSUPPORTED[self.device]} GPUs are not used"
+            raise UsageError(what, "use --device=cpu, or --device=cuda on a machine with an NVIDIA GPU")
         super().__post_init__()
         self._require_positive("nproc_per_node")
         self._require_positive_or_auto("threads")
@@ -282,7 +292,7 @@ class DeviceConfig(Group):
             raise UsageError(f"--activation_memory_budget={self.activation_memory_budget:g} is out of range", hint)
         if self.seed < 0:
             raise UsageError(f"--seed={self.seed} is negative", "set it to a number from 0")
-        if self.deterministic and self.dtype in ("bfloat16", "int16"):
+        if self.deterministic and self.dtype in ("bfloat16", "float16", "int16"):
             raise UsageError(f"--deterministic trains in float32, not in --dtype={self.dtype}", "leave out --dtype or --deterministic")
         if self.device == "cuda" and self.dtype == "int16":
             raise UsageError("--dtype=int16 needs a CPU, not --device=cuda", "leave out --dtype")

@@ -11,7 +11,7 @@ from nanochat.errors import UsageError, did_you_mean
 _PACKAGE = Path(__file__).resolve().parents[1]
 # Inside the package where it is installed from a wheel, else at the top of the checkout.
 PROFILES = _PACKAGE / "profiles" if (_PACKAGE / "profiles").is_dir() else _PACKAGE.parent / "profiles"
-PROFILE_NAMES = ("cpu", "rtx4050", "rtx4090", "h100x8")
+PROFILE_NAMES = ("cpu", "t4", "rtx4050", "rtx4090", "speedrun", "h100x8")
 PROFILE_ALIASES = {"4050": "rtx4050", "4090": "rtx4090", "3090": "rtx4090", "rtx3090": "rtx4090", "h100": "h100x8"}
 
 # The cpu profile's own numbers are for the embedded text; with another text these are chosen automatically from its size.

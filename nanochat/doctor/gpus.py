@@ -27,7 +27,7 @@ SLOW = 0.9  # fraction of the median below which a GPU is an outlier
 def work(here: Ranks, seconds: float) -> float:
     """FLOP/s of matrix products on this rank's device, without the first second (warm-up)."""
     kind = here.device.type
-    dtype = torch.bfloat16 if kind == "cuda" else torch.float32
+    dtype = _fastest() if kind == "cuda" else torch.float32
     a = torch.randn(SIZE[kind], SIZE[kind], device=here.device, dtype=dtype)
     count, began = 0, time.monotonic()
     warm = min(1.0, seconds / 10)
@@ -39,6 +39,11 @@ def work(here: Ranks, seconds: float) -> float:
         synchronize(here)
         count += 4
     return 2 * SIZE[kind] ** 3 * count / (time.monotonic() - since)
+
+
+def _fastest() -> torch.dtype:
+    """The type that this GPU trains in."""
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
 def synchronize(here: Ranks) -> None:

@@ -36,7 +36,9 @@ class Push:
             raise UsageError("--push needs a token of the hub, and the environment variable HF_TOKEN is not set", f"set HF_TOKEN: {TOKENS}")
         hub = needed("huggingface_hub", "huggingface_hub", "--push")
         if endpoint() != ENDPOINT:  # Xet is a service of the public hub; every hub has the older protocol
-            hub.constants.HF_HUB_DISABLE_XET = True
+            from huggingface_hub import constants
+
+            constants.HF_HUB_DISABLE_XET = True
         self._api: Any = hub.HfApi(endpoint=endpoint(), token=token)
 
     def send(self, out: Path) -> str:

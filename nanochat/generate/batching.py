@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from nanochat.generate.constraint import Constraint, constrained
+from nanochat.generate.graphs import Capture, GraphedStep, cuda_graphs
 from nanochat.generate.sampling import LogProbs, Sampling, log_probs, sample
 from nanochat.generate.tools import calculate
 from nanochat.model.attention import KVCache
@@ -26,7 +28,8 @@ class SequenceState:
     """One answer being generated: prompt, sampling, and its next tokens.
 
     After a calculator call (python_start ... python_end) the result is forced as the next tokens, between output_start and
-    output_end. If the expression has no value, nothing is forced. Forced tokens count towards `max_new_tokens`.
+    output_end. If the expression has no value, nothing is forced. Forced tokens count towards `max_new_tokens`. With a `constraint` the
+    answer ends where it is complete, and the calculator is not called.
     """
 
     def __init__(
@@ -37,14 +40,16 @@ class SequenceState:
         sampling: Sampling,
         index: int = 0,
         top: int | None = None,
+        constraint: Constraint | None = None,
     ):
         self.prompt = list(prompt)
         self.sampling = sampling
         self.generator = sampling.generator(index)
         self.index = index
+        self.constraint = constraint
         self.top = top  # number of most likely tokens to return log probabilities of, beside the token's own; None: of no token
         self.last = -1  # the newest token, not yet fed to the model
-        self.ended = False  # by a token that ends an answer
+        self.ended = False  # by a token that ends an answer, or because the constraint's form is complete
         self._tokenizer = tokenizer
         self._python_start, self._python_end, *self._output = (tokenizer.specials.get(name, -1) for name in CALCULATOR)
         self._left = max_new_tokens  # remaining tokens
@@ -72,6 +77,8 @@ class SequenceState:
         self._left -= 1
         self.last = token
         self.ended = token in self._tokenizer.ends
+        if self.constraint and not self.ended:
+            self.ended = self.constraint.accept(token)
         return token, forced
 
 
@@ -92,7 +99,15 @@ class Batch:
     conversation's next turn finds its earlier turns in the cache.
     """
 
-    def __init__(self, model: Transformer, tokenizer: Tokenizer, slots: int, length: int | None = None, prompt_tokens: int = PROMPT_TOKENS):
+    def __init__(
+        self,
+        model: Transformer,
+        tokenizer: Tokenizer,
+        slots: int,
+        length: int | None = None,
+        prompt_tokens: int = PROMPT_TOKENS,
+        capture: Capture | None = None,  # for a GPU's decoding steps; None: CUDA graphs
+    ):
         self.model, self.tokenizer, self.slots = model, tokenizer, slots
         self.device = next(model.parameters()).device
         self.context = model.config.max_seq_len
@@ -101,6 +116,9 @@ class Batch:
         self._prompt_tokens = prompt_tokens
         self._cache = KVCache(model.config, slots, min(length or self.context, self.context), self.device, model.compute_dtype)
         self._decoder = decoder_for(model)  # None for a model with another forward pass, which is then called instead
+        self._graphed: GraphedStep | None = None
+        if self._decoder and (capture or self.device.type == "cuda"):
+            self._graphed = GraphedStep(self._decoder, self._cache, model.config.vocab_size, capture or cuda_graphs(self.device))
         self._held: list[list[int]] = [[] for _ in range(slots)]  # the ids in each slot of the cache
         self._used = [0] * slots  # time when each slot became free, to reuse the oldest first
         self._clock = 0
@@ -148,7 +166,7 @@ class Batch:
         tokens: list[Token] = []
         if self._decoding:
             decoding = self.sequences[: self._decoding]
-            tokens += self._advance(decoding, self._decode([sequence.last for sequence in decoding]))
+            tokens += self._advance(decoding, *self._decode(decoding))
         if self._decoding < len(self.sequences):
             tokens += self._read_prompts()
         for token in tokens:
@@ -166,20 +184,26 @@ class Batch:
         pieces = [prompt[: self._prompt_tokens] for prompt in left[:count]]
         logits = self._feed(first, pieces)
         read = [i for i in range(count) if len(pieces[i]) == len(left[i])]
-        tokens = self._advance([self.sequences[first + i] for i in read], logits[read])
+        complete = [self.sequences[first + i] for i in read]
+        tokens = self._advance(complete, _sampled(complete, logits[read]), logits[read])
         for i in read:
             self._exchange(self._decoding, first + i)
             self._decoding += 1
         return tokens
 
-    def _decode(self, ids: list[int]) -> Tensor:
-        """Feed each decoding sequence its newest token and return the logits (B, V) after it."""
+    def _decode(self, sequences: list[SequenceState]) -> tuple[list[int], Tensor]:
+        """Feed each decoding sequence its newest token; the next one of each, and the logits (B, V) that it was sampled from."""
+        ids = [sequence.last for sequence in sequences]
         if self._decoder is None:
-            return self._feed(0, [[id] for id in ids])
-        lengths = [len(held) for held in self._held[: len(ids)]]
-        for held, id in zip(self._held, ids, strict=False):
-            held.append(id)
-        return self._decoder(ids, lengths, self._cache.slots(0, len(ids)))
+            logits = self._feed(0, [[id] for id in ids])
+        else:
+            lengths = [len(held) for held in self._held[: len(ids)]]
+            for held, id in zip(self._held, ids, strict=False):
+                held.append(id)
+            if self._graphed and not any(one.constraint for one in sequences):  # the CPU computes what a constraint allows
+                return self._graphed(ids, lengths, [one.sampling for one in sequences], [one.generator for one in sequences])
+            logits = self._decoder(ids, lengths, self._cache.slots(0, len(ids)))
+        return _sampled(sequences, logits), logits
 
     @torch.inference_mode()
     def _feed(self, first: int, ids: list[list[int]]) -> Tensor:
@@ -193,11 +217,8 @@ class Batch:
         hidden = self.model(padded.to(self.device), cache=cache, counts=counts.to(self.device))  # (B, T, D)
         return self.model.logits(hidden[torch.arange(len(ids), device=self.device), (counts - 1).to(self.device)])
 
-    def _advance(self, sequences: list[SequenceState], logits: Tensor) -> list[Token]:
-        """One more token for each of `sequences`, from logits (B, V)."""
-        if not sequences:
-            return []
-        sampled = sample(logits, [one.sampling for one in sequences], [one.generator for one in sequences])
+    def _advance(self, sequences: list[SequenceState], sampled: list[int], logits: Tensor) -> list[Token]:
+        """One more token for each of `sequences`, which was sampled from logits (B, V)."""
         tokens = []
         for i, sequence in enumerate(sequences):
             token, forced = sequence.advance(sampled[i])
@@ -227,6 +248,14 @@ class Batch:
             self._cache.previous[slot] = self.model.embedded(torch.tensor(self._held[slot][-1], device=self.device))
         else:
             self._cache.previous[slot] = 0
+
+
+def _sampled(sequences: list[SequenceState], logits: Tensor) -> list[int]:
+    """A token for each of `sequences`, from logits (B, V), that its constraint allows."""
+    if not sequences:
+        return []
+    logits = constrained(logits, [one.constraint for one in sequences])
+    return sample(logits, [one.sampling for one in sequences], [one.generator for one in sequences])
 
 
 def _shared(held: list[int], prompt: list[int]) -> int:

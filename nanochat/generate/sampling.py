@@ -16,6 +16,7 @@ from nanochat.errors import UsageError
 from nanochat.kernels.transfer import to_device
 
 GREEDY_BELOW = 1e-4  # temperature below which float32 cannot distinguish it from 0
+GREEDY, WHOLE, CUT = range(3)  # how a token is chosen: the most likely one, or drawn from the whole vocabulary or a part of it
 
 
 @dataclass(frozen=True)
@@ -50,21 +51,36 @@ class Sampling:
         seed = secrets.randbits(62) if self.seed is None else self.seed
         return torch.Generator().manual_seed((seed + row) % 2**63)
 
+    def kind(self, vocabulary: int) -> int:
+        """GREEDY, WHOLE or CUT."""
+        if self.temperature < GREEDY_BELOW:
+            return GREEDY
+        return CUT if self.top_p < 1 or 0 < (self.top_k or 0) < vocabulary else WHOLE
+
+    def values(self, generator: torch.Generator, vocabulary: int) -> tuple[float, float, float, float]:
+        """For `draw`: the number of most likely tokens, temperature, top_p, and the generator's next uniform number.
+
+        The number is drawn on the CPU, for equal answers on any device.
+        """
+        number = torch.rand(1, generator=generator, dtype=torch.float64).item()
+        return min(self.top_k or vocabulary, vocabulary), self.temperature, self.top_p, number
+
 
 @torch.inference_mode()
 def sample(logits: Tensor, samplings: Sequence[Sampling], generators: Sequence[torch.Generator]) -> list[int]:
     """Sample a token id for each row of logits (B, V) with its own parameters and generator (one number per call, none if greedy)."""
     chosen = logits.argmax(-1)  # (B,)
     vocabulary = logits.size(-1)
-    whole: list[int] = []  # rows drawn from the whole vocabulary
-    cut: list[int] = []  # rows drawn from a part of it (top-k or top-p)
-    for row, one in enumerate(samplings):
-        if one.temperature >= GREEDY_BELOW:
-            (cut if one.top_p < 1 or 0 < (one.top_k or 0) < vocabulary else whole).append(row)
-    for rows in filter(None, (whole, cut)):
-        own = [samplings[row] for row in rows]
+    kinds = [one.kind(vocabulary) for one in samplings]
+    for kind in (WHOLE, CUT):
+        rows = [row for row, one in enumerate(kinds) if one == kind]
+        if not rows:
+            continue
+        values = [samplings[row].values(generators[row], vocabulary) for row in rows]
+        keep = [int(kept) for kept, *_ in values]
         every = len(rows) == len(samplings)  # an index would be one more copy to the device, which waits
-        drawn = _draw(logits if every else logits[rows], own, [generators[row] for row in rows], ranked=rows is cut)
+        uploaded = to_device(torch.tensor(values, dtype=torch.float64), logits.device)  # one copy
+        drawn = draw(logits if every else logits[rows], uploaded, max(keep) if kind == CUT else 0, min(keep) < max(keep))
         if every:
             chosen = drawn
         else:
@@ -72,24 +88,23 @@ def sample(logits: Tensor, samplings: Sequence[Sampling], generators: Sequence[t
     return chosen.tolist()
 
 
-def _draw(logits: Tensor, samplings: Sequence[Sampling], generators: Sequence[torch.Generator], ranked: bool) -> Tensor:
-    """Ids (B,) drawn from logits (B, V); `ranked` if top_k or top_p applies to some row."""
-    # One copy to the device. The uniform numbers are drawn on the CPU, for equal answers on any device.
-    keep = [min(one.top_k or logits.size(-1), logits.size(-1)) for one in samplings]
-    uniform = [torch.rand(1, generator=generator, dtype=torch.float64).item() for generator in generators]
-    rows = [(kept, one.temperature, one.top_p, number) for kept, one, number in zip(keep, samplings, uniform, strict=True)]
-    settings = to_device(torch.tensor(rows, dtype=torch.float64), logits.device)
-    kept, temperature, top_p, drawn = settings.unsqueeze(-1).unbind(1)  # (B, 1) each
+def draw(logits: Tensor, values: Tensor, most: int = 0, differ: bool = True) -> Tensor:
+    """Ids (B,) drawn from logits (B, V), by each row's `Sampling.values` (B, 4), float64.
+
+    With `most`, no row keeps more than so many of the most likely tokens, and `differ` if some keep fewer; 0: top_k and top_p apply to no
+    row.
+    """
+    kept, temperature, top_p, drawn = values.unsqueeze(-1).unbind(1)  # (B, 1) each
     order: Tensor | None = None  # (B, k) ids of the columns of `logits`, if they are sorted
-    if ranked:
-        logits, order = logits.topk(max(keep))
-        if min(keep) < max(keep):
-            ranks = torch.arange(max(keep), device=logits.device)
+    if most:
+        logits, order = logits.topk(most)
+        if differ:
+            ranks = torch.arange(most, device=logits.device)
             logits = logits.masked_fill(ranks >= kept, -torch.inf)
     probabilities = ((logits - logits.amax(-1, keepdim=True)) / temperature.to(logits.dtype)).softmax(-1).double()
     if torch.are_deterministic_algorithms_enabled():
         probabilities, top_p, drawn = probabilities.cpu(), top_p.cpu(), drawn.cpu()  # a GPU's cumsum is not deterministic
-    if ranked:
+    if most:
         before = probabilities.cumsum(-1) - probabilities  # total of the more likely tokens; the first token is always kept
         probabilities = probabilities.masked_fill((before >= top_p) & (top_p < 1), 0.0)
     # Inverse transform: the first token at which the cumulative sum exceeds a uniform number. In float64, so that no token of

@@ -17,7 +17,7 @@ class GPUSpec:
 
     name: str
     memory: int  # bytes
-    peak_flops: float  # FLOP/s in bfloat16, dense, with 32-bit accumulation; in float32 without bfloat16 units
+    peak_flops: float  # FLOP/s in bfloat16, dense, with 32-bit accumulation; in float16 without bfloat16 units
     flops: float  # FLOP/s that a plan assumes
     source: str  # of `flops`
     dollars: float | None = None  # approximate rent per hour; prices change. None if it is not rented out
@@ -49,7 +49,15 @@ GPU_SPECS = (
     _spec("NVIDIA GeForce RTX 3090", 24, 71e12, 34e12, "a published d12 at 40K tokens/s", 0.45),
     _spec("NVIDIA GeForce RTX 4090", 24, 165e12, 107e12, "a published GPT-2 small at 130K tokens/s", 0.7),
     _spec("NVIDIA GeForce RTX 5090", 32, 209e12, dollars=0.9),
-    GPUSpec("Tesla T4", 15 * GIB, 8.1e12, 3.0e12, "estimate: 0.37 of float32's peak, because it has no bfloat16 units", 0.35, bf16=False),
+    GPUSpec(
+        "Tesla T4",
+        15 * GIB,
+        65e12,
+        13e12,
+        "estimate: a fifth of the data sheet's float16 peak, whose clock its 70 W do not sustain; no published figure",
+        0.35,
+        bf16=False,
+    ),
     _spec("NVIDIA L4", 24, 121e12, dollars=0.45),
     _spec("NVIDIA L40S", 48, 362e12, dollars=0.9),
     _spec("NVIDIA A100-SXM4-40GB", 40, 312e12, 230e12, "published runs of eight at 315K tokens/s", 1.5),
@@ -61,24 +69,30 @@ GPU_SPECS = (
 
 # Profile -> the GPU that it is for.
 PROFILE_GPUS = {
+    "t4": "Tesla T4",
     "rtx4050": "NVIDIA GeForce RTX 4050 Laptop GPU",
     "rtx4090": "NVIDIA GeForce RTX 4090",
+    "speedrun": "NVIDIA H100 80GB HBM3",
     "h100x8": "NVIDIA H100 80GB HBM3",
 }
 # Profile -> GPUs to rent for it, in order: its own if it is rented out, then others that are no slower, so that the estimate holds.
 RENTAL_GPUS = {
+    "t4": ("NVIDIA L4", "NVIDIA GeForce RTX 3090"),
     "rtx4050": ("NVIDIA GeForce RTX 3090", "NVIDIA GeForce RTX 4090"),
     "rtx4090": ("NVIDIA GeForce RTX 4090", "NVIDIA GeForce RTX 5090"),
+    "speedrun": ("NVIDIA H100 80GB HBM3", "NVIDIA H200"),
     "h100x8": ("NVIDIA H100 80GB HBM3", "NVIDIA H200"),
 }
 
 
-def profile_for(count: int, memory: int) -> str:
-    """The profile for a machine with `count` GPUs of `memory` bytes each."""
+def profile_for(count: int, memory: int, *, float16: bool = False) -> str:
+    """The profile for a machine with `count` GPUs of `memory` bytes each, which compute in `float16` or in bfloat16."""
     if not count:
         return "cpu"
     if count >= 8 and memory >= 70 * GIB:
         return "h100x8"
+    if float16 and 14 * GIB <= memory < 20 * GIB:
+        return "t4"
     return "rtx4090" if memory >= 20 * GIB else "rtx4050"
 
 

@@ -5,7 +5,6 @@ torch is imported only if a GPU driver is installed, so that a plan for a CPU is
 
 import ctypes
 import dataclasses
-import os
 import sys
 
 from nanochat.hardware import cpu, memory
@@ -25,6 +24,7 @@ class Hardware:
     flops: float  # FLOP/s that training achieves on one device, as scaling.flops_per_token counts them
     count: int = 1
     bf16: bool = False
+    fp16: bool = False  # whether a GPU multiplies float16 faster than float32
     avx2: bool = False  # AVX2 and FMA, which a CPU's int16 products need (nanochat/kernels/products.c)
     dollars: float | None = None  # approximate rent of one device per hour; None if it is not rented out
     here: bool = True  # whether it is this machine's
@@ -36,14 +36,14 @@ def this_machine(device: str = "auto") -> Hardware:
     if device != "cpu" and has_gpu_driver():
         import torch
 
-        if torch.cuda.is_available():
+        if torch.cuda.is_available() and not torch.version.hip:  # no operation here is tested on AMD's GPUs, which torch calls cuda too
             return _these_gpus()
     return _this_cpu()
 
 
 def has_gpu_driver() -> bool:
-    """Whether a GPU driver is installed; checked first, because importing torch takes seconds."""
-    if "torch" in sys.modules or os.path.exists("/dev/kfd"):
+    """Whether an NVIDIA driver is installed; checked first, because importing torch takes seconds."""
+    if "torch" in sys.modules:
         return True
     try:
         ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
@@ -66,6 +66,7 @@ def _these_gpus() -> Hardware:
         flops=spec.flops if spec else FLOPS_PER_MULTIPROCESSOR * gpu.multi_processor_count,
         count=torch.cuda.device_count(),
         bf16=gpu.major >= 8,
+        fp16=gpu.major >= 7,
         dollars=spec.dollars if spec else None,
         source=spec.source if spec else "estimate from the number of its multiprocessors",
     )

@@ -37,11 +37,11 @@ class KVCache:
 
     def swap(self, a: int, b: int, positions: int) -> None:
         """Exchange the first `positions` positions of slots `a` and `b`."""
-        there, here = [a, b], [b, a]
-        for tensor in (self.keys[:, :, :, :positions], self.values[:, :, :, :positions]):
-            tensor[:, there] = tensor[:, here]
-        for tensor in (self.lengths, self.previous):
-            tensor[there] = tensor[here]
+        keys, values = (x[:, :, :, :positions].transpose(0, 1) for x in (self.keys, self.values))
+        for tensor in (keys, values, self.lengths, self.previous):
+            held = tensor[a].clone()
+            tensor[a] = tensor[b]  # without lists of indices, for whose copy to a GPU the host would wait
+            tensor[b] = held
 
 
 class Append:

@@ -25,17 +25,27 @@ TINY = 1e-20  # avoids a division by zero for a vector of zeros
 
 
 class _Step:
-    """One token for each of B rows: `tokens` and `positions` (B,), their rotary angles, and the cached positions that each attends to."""
+    """One token for each of B rows: `tokens` and `positions` (B,), their rotary angles, and the cached positions that each attends to.
 
-    def __init__(self, ids: list[int], lengths: list[int], cache: KVCache, cos: Tensor, sin: Tensor):
+    Nothing of a row whose `live` (B,) is false is kept in the cache.
+    """
+
+    def __init__(self, tokens: Tensor, positions: Tensor, span: int, live: Tensor | None, cache: KVCache, cos: Tensor, sin: Tensor):
         device = cache.lengths.device
-        self.cache = cache
-        self.tokens, self.positions = to_device(torch.tensor([ids, lengths]), device)
-        self.rows = torch.arange(len(ids), device=device)
-        self.span = max(lengths) + 1
-        self._cos, self._sin = cos[self.positions].unsqueeze(1), sin[self.positions].unsqueeze(1)  # (B, 1, K)
-        self._behind = self.positions.unsqueeze(1) - torch.arange(self.span, device=device)  # (B, S)
+        self.cache, self.tokens, self.span, self._live = cache, tokens, span, live
+        self.rows = torch.arange(len(tokens), device=device)
+        self.positions = positions if live is None else torch.where(live, positions, cache.length)  # the scratch position
+        self._cos, self._sin = cos[positions].unsqueeze(1), sin[positions].unsqueeze(1)  # (B, 1, K)
+        self._behind = positions.unsqueeze(1) - torch.arange(span, device=device)  # (B, S)
         self._biases: dict[int, Tensor] = {}
+
+    def end(self) -> None:
+        """Count the tokens in the cache."""
+        self.cache.lengths += 1 if self._live is None else self._live
+
+    def keep(self, x: Tensor) -> None:
+        """Store the embeddings x (B, D) for the next step's smear."""
+        self.cache.previous.copy_(x if self._live is None else torch.where(self._live.unsqueeze(1), x, self.cache.previous))
 
     def rotate(self, x: Tensor) -> Tensor:
         """x (B, H, K) at the rows' positions -> (B, H, K)."""
@@ -75,9 +85,17 @@ class Decoder:
     @torch.inference_mode()
     def __call__(self, ids: list[int], lengths: list[int], cache: KVCache) -> Tensor:
         """Append one token to each row of `cache`, row b having `lengths[b]` tokens, and return the logits after it (B, V)."""
-        step = _Step(ids, lengths, cache, self._cos, self._sin)
-        x = self._hidden(self._embed[step.tokens].to(self._dtype), step)
-        cache.lengths += 1
+        tokens, positions = to_device(torch.tensor([ids, lengths]), cache.lengths.device)
+        return self.logits(tokens, positions, max(lengths) + 1, cache)
+
+    def logits(self, tokens: Tensor, positions: Tensor, span: int, cache: KVCache, live: Tensor | None = None) -> Tensor:
+        """As a call, with the ids and lengths in tensors (B,), so that a CUDA graph can hold the step: every length is below `span`.
+
+        Rows whose `live` (B,) is false change nothing in the cache but its scratch position; their logits mean nothing.
+        """
+        step = _Step(tokens, positions, span, live, cache, self._cos, self._sin)
+        x = self._hidden(self._embed[tokens].to(self._dtype), step)
+        step.end()
         return softcapped(torch.mm(_norm(x, eps=self._config.norm_eps), self._head).float(), self._softcap)
 
     def _hidden(self, x: Tensor, step: _Step) -> Tensor:
@@ -114,11 +132,13 @@ class GPTDecoder(Decoder):
     @torch.inference_mode()
     def __init__(self, model: GPT):
         super().__init__(model, model.head.weight)
-        self._layers = [self._layer(model, index, block) for index, block in enumerate(model.blocks) if isinstance(block, GPTBlock)]
+        scales = zip(model.resid_lambdas.tolist(), model.x0_lambdas.tolist(), strict=True)  # two copies from a GPU, not two a layer
+        blocks = (block for block in model.blocks if isinstance(block, GPTBlock))
+        self._layers = [self._layer(model, index, *both) for index, both in enumerate(zip(blocks, scales, strict=True))]
         self._smear = self._prepared(model.smear_gate.weight), float(model.smear_lambda)
         self._backout, self._halfway = float(model.backout_lambda), model.halfway
 
-    def _layer(self, model: GPT, index: int, block: GPTBlock) -> _GPTLayer:
+    def _layer(self, model: GPT, index: int, block: GPTBlock, scales: tuple[float, float]) -> _GPTLayer:
         attn, table = block.attn, None
         parts = [attn.q.weight, attn.k.weight, attn.v.weight]
         if attn.ve_gate is not None:
@@ -131,12 +151,12 @@ class GPTDecoder(Decoder):
             proj=self._prepared(block.mlp.proj.weight),
             table=table,
             window=attn.window,
-            resid=float(model.resid_lambdas[index]),
-            first=float(model.x0_lambdas[index]),
+            resid=scales[0],
+            first=scales[1],
         )
 
     def _hidden(self, x: Tensor, step: _Step) -> Tensor:
-        first = middle = x = self._smeared(_norm(x), step.cache)
+        first = middle = x = self._smeared(_norm(x), step)
         groups = self._config.n_kv_head
         for index, layer in enumerate(self._layers):
             x = torch.add(x * layer.resid, first, alpha=layer.first)
@@ -152,11 +172,11 @@ class GPTDecoder(Decoder):
                 middle = x
         return torch.sub(x, middle, alpha=self._backout)
 
-    def _smeared(self, x: Tensor, cache: KVCache) -> Tensor:
+    def _smeared(self, x: Tensor, step: _Step) -> Tensor:
         """x (B, D) with the smear of the previous embedding, which is in the cache -> (B, D)."""
         gate, scale = self._smear
-        smeared = torch.addcmul(x, torch.mm(x[:, :SMEAR_GATE_CHANNELS], gate).sigmoid_(), cache.previous, value=scale)
-        cache.previous.copy_(x)
+        smeared = torch.addcmul(x, torch.mm(x[:, :SMEAR_GATE_CHANNELS], gate).sigmoid_(), step.cache.previous, value=scale)
+        step.keep(x)
         return smeared
 
 

@@ -75,8 +75,8 @@ def orthogonalize(updates: Tensor, dtype: torch.dtype = torch.float32) -> Tensor
     Rows are first scaled to equal length, then five Polar Express steps follow, all in `dtype`: bfloat16 suffices if the device has fast
     units for it. A matrix of zeros stays zero.
     """
-    x = updates.to(dtype)
-    x = x / x.norm(dim=-1, keepdim=True).clamp_min(1e-10)
+    x = updates if dtype == torch.float16 else updates.to(dtype)  # float16 has no exponents for gradients, but for rows of length 1
+    x = (x / x.norm(dim=-1, keepdim=True).clamp_min(1e-10)).to(dtype)
     wide = x.size(-2) <= x.size(-1)
     if not wide:
         x = x.mT

@@ -8,8 +8,6 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 
-import torch
-
 from nanochat import console, paths
 from nanochat.config import Config
 from nanochat.console import log
@@ -181,7 +179,7 @@ def _as_launched(request: Request) -> Request:
     """The request with this worker's number of processes and device."""
     config = request.config
     if config.device == "auto":
-        config = config.replace(device="cuda" if torch.cuda.is_available() else "cpu")
+        config = config.replace(device="cuda" if this_machine().cuda else "cpu")
     return Request(config.replace(nproc_per_node=int(os.environ["WORLD_SIZE"])), request.stages, request.began)
 
 

@@ -16,7 +16,7 @@ from nanochat.model import scaling
 from nanochat.planning.calibrate import Measured
 from nanochat.planning.memory import memory_bytes, reserved_bytes
 from nanochat.planning.plan import Plan, make_plan, measured_steps, memory_shape, plan_here
-from nanochat.planning.rules import Resolved, apply_rules
+from nanochat.planning.rules import Resolved, apply_rules, require_full_attention
 from nanochat.runs.record import Record, read_record
 from nanochat.train.timeleft import RunClock
 
@@ -72,7 +72,12 @@ def as_begun(config: Config, recorded: Config) -> Config:
 def decide(
     config: Config, hardware: Hardware, *, text_bytes: int | None = None, spent: float = 0.0, begun: bool = False
 ) -> tuple[Resolved, Plan]:
-    """(`config` resolved, for its hours if it has any and the run has not `begun`; its plan)."""
+    """(`config` resolved, for its hours if it has any and the run has not `begun`; its plan).
+
+    Raises UsageError for a new model with windows on a GPU, PreflightError for too few hours.
+    """
+    if not begun and not config.from_run:
+        require_full_attention(config, hardware)
     if config.hours and not begun:
         resolved = fit(config, hardware, text_bytes=text_bytes, spent=spent)
     else:

@@ -15,6 +15,7 @@ def gpu_hardware(spec: GPUSpec, count: int) -> Hardware:
         flops=spec.flops,
         count=count,
         bf16=spec.bf16,
+        fp16=True,
         dollars=spec.dollars,
         here=False,
         source=spec.source,
@@ -37,4 +38,4 @@ def choose_hardware(config: Config) -> Hardware:
 def detect_profile() -> str:
     """The profile for this machine, by the number and memory of its GPUs; cpu without any."""
     here = this_machine()
-    return profile_for(here.count if here.cuda else 0, here.memory)
+    return profile_for(here.count if here.cuda else 0, here.memory, float16=here.fp16 and not here.bf16)

@@ -52,14 +52,15 @@ def memory_bytes(
     rows: int,
     *,
     processes: int = 1,
-    bf16: bool = True,
+    dtype: str = "bfloat16",
     compiled: bool = True,
     budget: float = 1.0,
     device: str = "cuda",
 ) -> dict[str, int]:
     """Bytes of training on one device with a micro-batch of `rows` sequences of max_seq_len tokens, by part, and their `total`.
 
-    weights: float32, a GPU's embedding tables in the activations' type, and with `bf16` the bfloat16 copies, kept until the backward pass.
+    weights: float32, a GPU's embedding tables in bfloat16 if `dtype`, that of the activations, is, and copies of 16 bits for them, kept
+    until the backward pass.
     gradients: float32.
     optimizer: Muon's momentum of each matrix and AdamW's two moments of the rest, in the weights' types, divided by `processes`.
     activations: kept for the backward pass, or the optimizer step's temporaries if these are more than activations and
@@ -68,10 +69,10 @@ def memory_bytes(
     logits: the chunked loss.
     cache: keys and values of the samples.
     """
-    parts, number, cpu = count_parameters(gpt), 2 if bf16 else 4, device == "cpu"
+    parts, number, cpu = count_parameters(gpt), number_bytes(dtype), device == "cpu"
     tables = parts["embedding"] + parts["value_embeddings"]
-    table = 4 if cpu else number
-    copies = 2 * (parts["matrices"] + parts["head"]) if bf16 else 0
+    table = 2 if dtype == "bfloat16" and not cpu else 4
+    copies = 2 * (parts["matrices"] + parts["head"]) if number == 2 else 0
     tokens = rows * gpt.max_seq_len
     kept, logits, stepping = (_on_cpu if cpu else _on_gpu)(gpt, tokens, parts, number, compiled, budget, processes)
     bytes_of = {
@@ -80,7 +81,7 @@ def memory_bytes(
         "optimizer": (4 * parts["matrices"] + 8 * (parts["head"] + parts["scalars"]) + 2 * table * tables) // processes,
         "activations": max(kept, stepping - logits - (0 if cpu else copies)),
         "logits": logits,
-        "cache": cache_bytes(gpt, SAMPLE_SLOTS, gpt.max_seq_len, bf16=bf16),
+        "cache": cache_bytes(gpt, SAMPLE_SLOTS, gpt.max_seq_len, number),
     }
     training = bytes_of["gradients"] + bytes_of["activations"] + bytes_of["logits"]
     return bytes_of | {"total": bytes_of["weights"] + bytes_of["optimizer"] + max(training, bytes_of["cache"])}
@@ -130,9 +131,14 @@ def _groups(gpt: GPTConfig) -> Counter[tuple[int, int]]:
     return groups
 
 
-def cache_bytes(gpt: GPTConfig, slots: int, length: int, *, bf16: bool = True) -> int:
-    """Bytes of the keys and values of `slots` conversations of `length` tokens."""
-    return slots * 2 * gpt.depth * gpt.kv_dim * length * (2 if bf16 else 4)
+def number_bytes(dtype: str) -> int:
+    """Bytes of a number of the activations; int16 is only a type of products."""
+    return 2 if dtype in ("bfloat16", "float16") else 4
+
+
+def cache_bytes(gpt: GPTConfig, slots: int, length: int, number: int = 2) -> int:
+    """Bytes of the keys and values of `slots` conversations of `length` tokens, of `number` bytes each."""
+    return slots * 2 * gpt.depth * gpt.kv_dim * length * number
 
 
 def reserved_bytes(total: int, device: str) -> int:

@@ -86,7 +86,7 @@ def memory_shape(config: DeviceConfig) -> dict[str, Any]:
     """Arguments of `memory_bytes` and `max_rows` from a resolved config."""
     return {
         "processes": config.nproc_per_node,
-        "bf16": config.dtype == "bfloat16",
+        "dtype": config.dtype,
         "device": config.device,
         "compiled": config.compile == "on",
         "budget": config.activation_memory_budget,

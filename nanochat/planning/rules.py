@@ -12,6 +12,7 @@ from nanochat.config import Config, DeviceConfig
 from nanochat.console import duration, quantity
 from nanochat.data.source import own_files, text_source
 from nanochat.data.text_source import SHARD_TOKENS
+from nanochat.errors import UsageError
 from nanochat.hardware import toolchain
 from nanochat.hardware.cpu import physical_cores
 from nanochat.hardware.machine import Hardware, this_machine
@@ -51,6 +52,21 @@ def vocab_rule(text_bytes: int) -> int:
 def shards_rule(tokens: float, shard_tokens: int = SHARD_TOKENS) -> int:
     """Number of training shards for `tokens` training tokens."""
     return max(math.ceil(tokens / shard_tokens), 1)
+
+
+def require_full_attention(config: Config, hardware: Hardware) -> None:
+    """Raise UsageError for a model with windows on a GPU, where full attention costs the same.
+
+    Blocks of one window's queries and two windows' keys take as many scores as causal attention if a window is a quarter of the context,
+    and their mask excludes the flash kernels. A model that already has windows keeps them.
+    """
+    gpt = scaling.gpt_config(config.replace(vocab_size=DEFAULT_VOCAB) if config.vocab_size == -1 else config)
+    windows = any(gpt.window(layer) < gpt.max_seq_len for layer in range(gpt.depth))
+    if windows and hardware.cuda and config.device != "cpu":
+        raise UsageError(
+            f"--window_pattern={config.window_pattern} saves nothing on a GPU: no kernel here leaves out what is outside of a window",
+            "use --window_pattern=L; existing runs with windows still resume, chat and export",
+        )
 
 
 def normal(config: Config) -> Config:
@@ -187,7 +203,10 @@ def _dtype(config: DeviceConfig, gpt: scaling.GPTConfig, hardware: Hardware) -> 
     if config.deterministic:
         return "float32", "deterministic runs use full precision"
     if hardware.cuda:
-        return ("bfloat16", f"{hardware.name} has units for it") if hardware.bf16 else ("float32", f"no bfloat16 units in {hardware.name}")
+        if hardware.bf16:
+            return "bfloat16", f"{hardware.name} has units for it"
+        lacking = f"no bfloat16 units in {hardware.name}"
+        return ("float16", f"{lacking}; the loss is scaled") if hardware.fp16 else ("float32", lacking)
     if gpt.dim < LOW_PRECISION_CPU_WIDTH:
         return "float32", f"on a CPU bfloat16 and int16 are faster only from a width of {LOW_PRECISION_CPU_WIDTH}"
     if not hardware.bf16 and not hardware.avx2:

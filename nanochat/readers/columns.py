@@ -8,7 +8,7 @@ import numpy as np
 
 from nanochat import untrusted
 from nanochat.errors import DataError
-from nanochat.readers.parquet_pages import CELL_BYTES, is_bomb, rows_at_once
+from nanochat.readers.parquet_pages import CELL_BYTES, is_bomb, open_parquet, rows_at_once
 
 COLUMN = "text"
 USUAL_COLUMNS = ("content", "raw_content", "markdown", "document", "body", "article")  # where there is no `text`
@@ -95,10 +95,8 @@ def text_arrays(path: Path, column: str, kind: str = PARQUET, name: str = "", hi
 
 def record_batches(path: Path, kind: str, columns: list[str] | None = None, rows: int = ROW_GROUP) -> Iterator[Any]:
     """Batches of a parquet or Arrow file, `rows` rows at most. Raises DataError for a bomb, and what pyarrow raises."""
-    import pyarrow.parquet
-
     if kind == PARQUET:
-        with pyarrow.parquet.ParquetFile(path) as file:
+        with open_parquet(path) as file:
             most = rows_at_once(file, path, rows, columns[0] if columns else None)
             yield from file.iter_batches(batch_size=most, columns=columns, use_threads=False)
         return

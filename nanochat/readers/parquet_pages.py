@@ -17,6 +17,7 @@ BATCH_BYTES = 256 << 20  # of the values that are read at once, about
 RATIO = 1000  # of what decompressed bytes may be to compressed ones, beyond ...
 PAGE_FREE, FILE_FREE = 64 << 20, 1 << 30  # ... these bytes, of a page and of a file
 ROWS_RATIO, ROWS_FREE = 100, 100_000_000  # and of rows to bytes, beyond this number: nulls take next to none
+READ_BYTES = 1 << 20  # of a column, read from the disk at once
 TABLE_ROWS = 1 << 16  # read at once of a file that is kept whole
 HEADER_BYTES = 1 << 12  # of a page's header, usually; statistics in it may make it longer, ...
 HEADER_MOST = 16 << 20  # ... up to this
@@ -37,6 +38,13 @@ class Page(NamedTuple):
 def is_bomb(unpacked: int, packed: int, free: int = FILE_FREE, ratio: int = RATIO) -> bool:
     """Whether `packed` bytes that become `unpacked` ones are made to fill a memory or a disk."""
     return unpacked > max(free, ratio * packed)
+
+
+def open_parquet(path: Path) -> Any:
+    """A pyarrow ParquetFile whose memory does not grow with the file: by default it keeps all that was read until it is closed."""
+    import pyarrow.parquet
+
+    return pyarrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=READ_BYTES)
 
 
 def rows_at_once(file: Any, path: Path, most: int, column: str | None = None) -> int:
@@ -67,10 +75,9 @@ def rows_at_once(file: Any, path: Path, most: int, column: str | None = None) ->
 def read_table(path: Path) -> Any:
     """The whole file as a pyarrow Table. Raises DataError for a bomb, and what pyarrow raises."""
     import pyarrow
-    import pyarrow.parquet
 
     total, batches = 0, []
-    with pyarrow.parquet.ParquetFile(path) as file:
+    with open_parquet(path) as file:
         for batch in file.iter_batches(batch_size=rows_at_once(file, path, TABLE_ROWS)):
             total += batch.nbytes
             if is_bomb(total, path.stat().st_size):

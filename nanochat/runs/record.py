@@ -324,8 +324,11 @@ def open_checkpoint(run: str, checkpoint: Checkpoint, device: str = "cpu") -> Tr
         if (tokenizer.id, tokenizer.vocab_size) != (meta["tokenizer"], meta["model"]["vocab_size"]):
             raise DataError(f"{checkpoint.folder} was not trained with its tokenizer {tokenizer.id}", "start a new run with --run NEW")
         model = checkpoint.read_model(device)
-    if torch.device(device).type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
-        model.use(torch.bfloat16)
+    if torch.device(device).type == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            model.use(torch.bfloat16)
+        elif "loss_scale" in meta:  # trained in float16, so that its activations are known not to overflow
+            model.use(torch.float16)
     return TrainedModel(run, checkpoint, model, tokenizer)
 
 

@@ -30,7 +30,7 @@ HEADER_BYTES = 16 << 20  # limit for a safetensors file's header: names, types a
 ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 OPTIMIZER_BYTES = 8  # limit per parameter: AdamW's two moments in float32
 ORIGIN_TEXT = 300  # characters of an imported model's name and licence
-COUNTS = ("step", "optimizer_steps", "skipped")
+COUNTS = ("step", "optimizer_steps", "skipped", "loss_scale", "loss_scale_steps")
 
 
 def seal(manifest: dict[str, Any]) -> str:

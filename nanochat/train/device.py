@@ -74,11 +74,13 @@ def _chosen(variable: str) -> Path | None:
 
 def activations(dtype: str) -> torch.dtype:
     """The type of a model's activations for a resolved `dtype`; int16 is only a type of products."""
-    return torch.bfloat16 if dtype == "bfloat16" else torch.float32
+    return {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(dtype, torch.float32)
 
 
 def load_kernels(dtype: str, folder: Path) -> None:
     """Compile and use a CPU's operations for activations of `dtype`; a message names those that are not available."""
+    if dtype == "float16":  # only to see on a CPU what a GPU does; torch's operations are slow but exact
+        return
     if why := kernels.load(activations(dtype), folder):
         log(f"skipped: fused operations ({why}); training takes 1.3 to 1.6 times as long")
         return

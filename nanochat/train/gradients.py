@@ -13,10 +13,13 @@ from nanochat.model.transformer import Transformer
 from nanochat.train.batch import StepBatch
 
 
-def accumulate_gradients(batch: StepBatch, rows: int, model: Transformer, forward: Callable[[Tensor], Tensor], ranks: Ranks) -> Tensor:
+def accumulate_gradients(
+    batch: StepBatch, rows: int, model: Transformer, forward: Callable[[Tensor], Tensor], ranks: Ranks, loss_scale: int = 1
+) -> Tensor:
     """Accumulate the gradient of the batch's mean loss in micro-batches of `rows`; returns this rank's (loss, gradient norm) as (2,).
 
-    Micro-batches without a target are skipped, and the mean is over the targets of all ranks, so there is no division by zero.
+    Micro-batches without a target are skipped, and the mean is over the targets of all ranks, so there is no division by zero. The
+    backward pass is that of `loss_scale` times the loss, and the gradients are divided by it.
     """
     total = torch.zeros((), device=ranks.device)
     counted = max(batch.counted, 1)
@@ -30,11 +33,13 @@ def accumulate_gradients(batch: StepBatch, rows: int, model: Transformer, forwar
             inputs, targets = (part[:, : np.flatnonzero((targets != IGNORE).any(axis=0))[-1] + 1] for part in (inputs, targets))
             weights = to_device(torch.from_numpy(batch.weights[first : first + rows]), ranks.device)
         hidden = forward(_ids_on(inputs, ranks.device))
-        scale = ranks.world_size / counted  # the optimizer takes the mean over the ranks
+        scale = ranks.world_size * loss_scale / counted  # the optimizer takes the mean over the ranks
         loss = cross_entropy_sum(model, hidden, _ids_on(targets, ranks.device), weights, scale) / counted
         total += loss.detach()
-        (loss * ranks.world_size).backward()
+        (loss * (ranks.world_size * loss_scale)).backward()
     model.operations.finish_gradients(model.parameters())
+    if loss_scale != 1:
+        torch._foreach_mul_([weight.grad for weight in model.parameters() if weight.grad is not None], 1 / loss_scale)
     return torch.stack((total, _gradient_norm(model, ranks.device)))
 
 

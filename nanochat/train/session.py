@@ -26,6 +26,7 @@ from nanochat.runs.mirror import Uploader
 from nanochat.tokenizer.tokenizer import Tokenizer
 from nanochat.train import device
 from nanochat.train.batch import BatchSource
+from nanochat.train.loss_scale import LossScale
 from nanochat.train.schedule import Pacer, Schedule
 from nanochat.train.signals import StopSignal
 from nanochat.train.stage import Stage
@@ -102,6 +103,9 @@ class Session:
             log(f"{name}: resuming at step {start} of {schedule.steps}, from {newest.folder}")
         forward = model if fresh else device.forward_of(model, self.config)
         stage = self._stage(name, source(model), schedule, newest, fresh)
+        if self.config.dtype == "float16":
+            known = newest or (None if fresh else parent)
+            stage.loss_scale = LossScale.begin(self.config.total_batch_size, known.meta if known else {})
         stage.evaluate, stage.sample, stage.pacer = lambda: evaluate(model, forward), self.sampler(name, model, prompts), pacer
         with self._metrics(name, start) as metrics, Watchdog(self.config.hang_timeout, self.ranks.rank) as watchdog:
             stage.heartbeat = watchdog.heartbeat

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from nanochat.train.batch import BatchSource
+from nanochat.train.loss_scale import LossScale
 from nanochat.train.schedule import Pacer, Schedule
 from nanochat.train.timeleft import RunClock
 
@@ -25,6 +26,7 @@ class Stage:
     keep_last: int = 2
     skip_bad_batches: int = 0  # steps with a NaN or Inf loss or gradient to skip before stopping; they update nothing
     skipped: int = 0  # number of skipped steps before the resumed step
+    loss_scale: LossScale | None = None  # of float16 activations
     flops_per_token: float = 0.0
     peak_flops: float = 0.0  # of one device, for mfu; 0 if unknown
     planned_rate: float = 0.0  # planned tokens per second of all ranks; 0 if there is no plan

@@ -104,6 +104,8 @@ class StepLog:
             entry["mfu"] = round(stage.flops_per_token * rate / (stage.peak_flops * self.ranks.world_size), 4)
         if not result.updated:
             entry["skipped"] = True
+        if stage.loss_scale:
+            entry["loss_scale"] = stage.loss_scale.scale
         if others := round(self.clock.load.busy.others, 2):
             entry["cpu_others"] = others
         return entry | {"peak_memory_bytes": _peak_memory(self.ranks.device)}

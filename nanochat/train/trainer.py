@@ -20,6 +20,7 @@ from nanochat.runs.checkpoint import Checkpoints
 from nanochat.runs.metrics import EVALUATED, Metrics
 from nanochat.train.batch import StepBatch
 from nanochat.train.gradients import accumulate_gradients
+from nanochat.train.loss_scale import GROWTH_STEPS
 from nanochat.train.nonfinite import write_down
 from nanochat.train.signals import StopSignal
 from nanochat.train.stage import Stage, due
@@ -112,6 +113,7 @@ class Trainer:
             self.metrics.sync()
         meta = self.stage.meta | {"steps": self.schedule.steps, "turn": self.schedule.rescale_point, "step": self.done}
         meta |= {"optimizer_steps": self.optimizer.steps, "skipped": self.skipped}
+        meta |= self.stage.loss_scale.meta() if self.stage.loss_scale else {}
         folder = self.store.save(self.model, self.optimizer, meta, self.ranks, self.stage.keep_last)
         self.saved_at = time.monotonic()
         self.stop.trained = True
@@ -172,8 +174,9 @@ class Trainer:
         while True:
             self._heartbeat("computing")
             sums = torch.zeros(2, device=self.ranks.device)
+            scale = self.stage.loss_scale.scale if self.stage.loss_scale else 1
             with Attempt(self.ranks.device) as attempt:
-                sums = accumulate_gradients(batch, self.rows, self.model, self.forward, self.ranks)
+                sums = accumulate_gradients(batch, self.rows, self.model, self.forward, self.ranks, scale)
             self._heartbeat("waiting for the other ranks in")
             flags = sums.new_tensor([float(self.stop.set), float(overdue), float(review), float(attempt.failed)])
             loss, norm, stopping, saving, reviewing, failed = self.ranks.all_reduce_sum(torch.cat((sums, flags))).tolist()
@@ -185,12 +188,16 @@ class Trainer:
     def _update(self, step: int, batch: StepBatch, lr: float, loss: float, norm: float) -> bool:
         """Update the weights; False without an update, if no target is counted or the loss or gradient is NaN or Inf."""
         finite, learned = math.isfinite(loss) and math.isfinite(norm), batch.counted > 0
+        where, scale = f"{self.stage.name} step {self.done}/{self.schedule.steps}", self.stage.loss_scale
         if not learned:  # otherwise the optimizer would follow its momentum
-            where = f"{self.stage.name} step {self.done}/{self.schedule.steps}"
             log(f"{where}: no targets to learn from in this step, so there is no update")
         elif finite:
             with _memory_explained():
                 self.optimizer.step(lr=lr, beta=self.schedule.beta(step), weight_decay=self.schedule.decay(step))
+            if scale and scale.grow():
+                log(f"{where}: loss scale {scale.scale}, doubled after {GROWTH_STEPS} steps without overflow")
+        elif scale and math.isfinite(loss) and scale.halve():  # a loss that is NaN or Inf does not come from its scale
+            log(f"{where}: a gradient overflowed float16; step skipped, loss scale halved to {scale.scale}")
         else:
             self._skip(batch, lr, loss, norm)
         self.optimizer.zero_grad()

@@ -18,8 +18,10 @@ NAME = "profiles"
 START, END = "<!-- profiles -->", "<!-- /profiles -->"  # around the table in a README
 FOR = {
     "cpu": "any machine, no GPU",
+    "t4": "16 GB GPU without bfloat16 (T4: Colab, Kaggle)",
     "rtx4050": "6 GB laptop GPU (RTX 4050)",
     "rtx4090": "24 GB desktop GPU (RTX 4090, RTX 3090)",
+    "speedrun": "eight H100 80GB, to GPT-2's capability",
     "h100x8": "eight H100 80GB",
 }
 # Of the profile without a GPU the times are measured: docs/benchmarks/log.md.
@@ -112,7 +114,11 @@ def _plans(trial: bool, say: Any) -> str:
 
 def _others(say: Any) -> Iterator[list[str]]:
     """The full run of a profile on the GPUs that are rented for it and on those that people have."""
-    more = {"rtx4050": ("4060", "4060 laptop", "3060"), "rtx4090": ("3090", "4080", "L4", "A100-SXM4-80GB")}
+    more = {
+        "rtx4050": ("4060", "4060 laptop", "3060"),
+        "rtx4090": ("3090", "4080", "L4", "A100-SXM4-80GB"),
+        "speedrun": ("A100-SXM4-80GB",),
+    }
     for profile in PROFILE_GPUS:
         for gpu in dict.fromkeys((*more.get(profile, ()), *RENTAL_GPUS[profile])):
             if require_spec(gpu).name != PROFILE_GPUS[profile]:

@@ -173,7 +173,6 @@ IMAGE = [{"type": "text", "text": "hi"}, {"type": "image_url", "image_url": {"ur
         (HI | {"temperature": "warm"}, "temperature: must be a number, and is 'warm'", "temperature"),
         (HI | {"stream": 1}, "stream: must be true or false, and is 1", "stream"),
         (HI | {"tools": CALL}, "unsupported parameter: tools: the models that are trained here were not taught to call tools", "tools"),
-        (HI | {"response_format": {"type": "json_object"}}, "answers are not constrained to a grammar", "response_format"),
         (HI | {"logit_bias": {"5": 1}}, "unsupported parameter: logit_bias: it changes the answer", "logit_bias"),
         ([1], "must be an object, and is a list", None),
     ],
@@ -232,7 +231,7 @@ def test_a_response_to_a_conversation(server: Running, client: openai.OpenAI) ->
     [
         ({"tools": [{"type": "web_search"}]}, "tools"),
         ({"previous_response_id": "resp_1"}, "previous_response_id"),
-        ({"text": {"format": {"type": "json_object"}}}, "text"),
+        ({"text": {"format": {"type": "json_schema", "name": "x"}}}, "text"),
         ({"input": [message("user", [{"type": "input_image", "image_url": "x"}])]}, "input"),
         ({"input": []}, "input"),
     ],

@@ -60,7 +60,8 @@ def test_without_messages_the_model_is_loaded(server: Running) -> None:
     "change",
     [
         {"tools": [{"type": "function"}]},
-        {"format": "json"},
+        {"format": "yaml"},
+        {"format": {"type": 5}},
         {"messages": [{"role": "user", "content": "x", "images": ["aGk="]}]},
         {"options": {"temperature": 99}},
         {"messages": "x"},

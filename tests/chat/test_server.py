@@ -137,7 +137,7 @@ def test_models(client: openai.OpenAI) -> None:
         ({"messages": [{"role": "assistant", "content": "I begin"}]}, openai.BadRequestError, "invalid_value"),
         ({"messages": [{"role": "tool", "content": "x", "tool_call_id": "1"}]}, openai.BadRequestError, "invalid_value"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, openai.BadRequestError, "unsupported_parameter"),
-        ({"response_format": {"type": "json_object"}}, openai.BadRequestError, "unsupported_parameter"),
+        ({"response_format": {"type": "json_schema"}}, openai.BadRequestError, "invalid_value"),
         ({"logit_bias": {"5": 1}}, openai.BadRequestError, "unsupported_parameter"),
         ({"presence_penalty": 0.5}, openai.BadRequestError, "unsupported_parameter"),
         ({"top_logprobs": 3}, openai.BadRequestError, "invalid_value"),

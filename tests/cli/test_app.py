@@ -60,7 +60,7 @@ def told(err: str) -> tuple[str, str]:
     [
         ("train --profile cpu --model_dim=512", 2, "unknown config key model_dim", "the width follows from the depth: use --depth"),
         ("train --profile cpu --model-dim 512", 2, "unknown config key model_dim", "use --depth"),
-        ("train --profile rtx9999", 2, "unknown profile 'rtx9999'", "cpu, rtx4050, rtx4090, h100x8, auto"),
+        ("train --profile rtx9999", 2, "unknown profile 'rtx9999'", "cpu, t4, rtx4050, rtx4090, speedrun, h100x8, auto"),
         ("train --profile cpu --max_seq_len=256 --total_batch_size=1000", 2, "--total_batch_size=1000", "--total_batch_size=768 or 1024"),
         (
             "train --profile cpu --total-batch-size=4096 --max-seq-len=256 --device-batch-size=3",

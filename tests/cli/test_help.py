@@ -123,6 +123,9 @@ def test_automatic_profiles_are_those_of_the_driver(run: Any, monkeypatch: pytes
         found = tuple(GPUStatus("a GPU", memory * 2**30, 0, ()) for memory in gpus)
         monkeypatch.setattr("nanochat.cli.help.read_driver", lambda found=found: Driver("580", found))
         assert f"profile {profile}" in run("train", "--help")[1]
+    turing = Driver("580", (GPUStatus("Tesla T4", 15 * 2**30, 0, ()),) * 2)
+    monkeypatch.setattr("nanochat.cli.help.read_driver", lambda: turing)
+    assert "profile t4" in run("train", "--help")[1]
     monkeypatch.setattr("nanochat.cli.help.read_driver", lambda: None)
     assert "profile cpu" in run("train", "--help")[1]
 
@@ -201,9 +204,13 @@ def test_quickstart_says_that_it_does_not_use_the_gpu(run: Any, monkeypatch: pyt
 
 
 def test_a_plan_for_a_gpu_takes_the_profile_for_it(run: Any, base: Path) -> None:
-    for card, profile in (("5090", "rtx4090"), ("4060", "rtx4050")):
+    for card, profile, name in (
+        ("5090", "rtx4090", "NVIDIA GeForce RTX 5090"),
+        ("4060", "rtx4050", "NVIDIA GeForce RTX 4060"),
+        ("t4", "t4", "Tesla T4"),
+    ):
         code, out, err = run("plan", "--card", card)
-        assert code == 0 and f"{profile}, on NVIDIA GeForce RTX {card}" in out and f"profile = {profile}" in err
+        assert code == 0 and f"{profile}, on {name}" in out and f"profile = {profile}" in err
 
 
 @pytest.mark.long

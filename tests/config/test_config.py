@@ -22,6 +22,8 @@ from nanochat.errors import UsageError
         {"num_iterations": 0},
         {"save_every": -2},
         {"seed": -1},
+        {"seed": 2**70},
+        {"num_iterations": 10**20},
         {"run": ""},
         {"run": "a/b"},
         {"run": ".."},
@@ -42,6 +44,13 @@ def test_values_that_cannot_be(values: dict[str, object]) -> None:
     with pytest.raises(UsageError) as raised:
         Config(**values)  # type: ignore[arg-type]
     assert next(iter(values)) in raised.value.message and raised.value.hint
+
+
+@pytest.mark.parametrize("device", ["mps", "xpu", "hip"])
+def test_a_device_of_torch_that_is_not_used_says_so(device: str) -> None:
+    with pytest.raises(UsageError, match=f"--device={device} is not supported: ") as raised:
+        Config(device=device)
+    assert "--device=cpu" in raised.value.hint
 
 
 @given(st.integers(1, 64), st.integers(1, 9), st.integers(1, 3), st.integers(1, 200_000))

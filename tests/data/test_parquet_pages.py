@@ -164,3 +164,14 @@ def test_every_damage_to_a_page_header_ends_in_one_error(tmp_path: Path) -> None
             with contextlib.suppress(DataError):
                 rows(path)
     assert time.monotonic() - began < 60
+
+
+@pytest.mark.parametrize("group", [500, 20_000], ids=["many row groups", "one row group"])
+def test_memory_does_not_grow_with_the_file(tmp_path: Path, group: int) -> None:
+    """Neither with what was read nor with a row group: people's files often have a single one."""
+    texts = [random.Random(index).randbytes(1000).hex() for index in range(20_000)]
+    path = put(tmp_path / "a.parquet", texts, row_group_size=group)
+    before, most = pa.total_allocated_bytes(), 0
+    for _ in columns.text_arrays(path, "text"):
+        most = max(most, pa.total_allocated_bytes() - before)
+    assert path.stat().st_size > 15 * MB and MB < most < 12 * MB

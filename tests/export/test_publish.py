@@ -1,5 +1,7 @@
 """`export --push` and `--mirror`: against a hub on this machine with huggingface_hub itself, and a directory."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from tests.export.random_model import random_model
 from tests.fake_hub import Hub, card_faults
 
 huggingface_hub = pytest.importorskip("huggingface_hub")
+constants = pytest.importorskip("huggingface_hub.constants")
 TOKEN = "hf_secretsecret"
 
 
@@ -24,7 +27,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     hub = Hub()
     monkeypatch.setenv("HF_ENDPOINT", hub.url)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
     yield hub
     hub.server.shutdown()
 
@@ -51,6 +54,13 @@ def test_an_export_is_pushed_and_mirrored(opened: Any, hub: Hub, tmp_path: Path,
     assert [f"Bearer {TOKEN}"] * 2 == [token for token in hub.tokens if token][:2]
     said = capsys.readouterr()
     assert TOKEN not in said.out + said.err and "new private repository" in said.err
+
+
+def test_a_push_is_prepared_in_a_new_process(hub: Hub) -> None:
+    """huggingface_hub's modules are imported when they are named, and here no test has imported them."""
+    code = "from nanochat.export.publish import Push; print(Push('hf:alice/my-model').repo)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "alice/my-model\n", done.stderr
 
 
 def test_a_second_push_is_a_commit_of_the_same_repository(

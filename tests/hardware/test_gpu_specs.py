@@ -36,7 +36,7 @@ def test_geforces_peaks_follow_from_their_units_and_clocks() -> None:
 
 
 def test_a_turing_gpu_has_no_bfloat16() -> None:
-    assert not require_spec("Tesla T4").bf16 and find_spec("Tesla T4") is find_spec("t4")
+    assert [spec.name for spec in GPU_SPECS if not spec.bf16] == ["Tesla T4"] and find_spec("Tesla T4") is find_spec("t4")
 
 
 @pytest.mark.parametrize("profile", PROFILE_GPUS)

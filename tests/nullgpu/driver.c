@@ -91,7 +91,7 @@ CUresult cuFuncGetAttribute(int *value, CUfunction_attribute attribute, CUfuncti
 OK(cuFuncSetAttribute, CUfunction function, CUfunction_attribute attribute, int value)
 OK(cuFuncSetCacheConfig, CUfunction function, CUfunc_cache config)
 static CUresult launched(void) {
-    nullgpu_launch(COUNT_triton_launches);
+    nullgpu_work(COUNT_triton_launches);
     return CUDA_SUCCESS;
 }
 CUresult cuLaunchKernel(CUfunction f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared,

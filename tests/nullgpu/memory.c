@@ -143,21 +143,19 @@ static void copy(void *to, const void *from, size_t bytes, enum cudaMemcpyKind k
         kind = source ? (target ? cudaMemcpyDeviceToDevice : cudaMemcpyDeviceToHost) : target ? cudaMemcpyHostToDevice : cudaMemcpyHostToHost;
     }
     if (kind == cudaMemcpyHostToDevice) {
-        ADD(uploads, 1);
-        ADD(uploaded_bytes, bytes);
+        if (nullgpu_work(COUNT_uploads)) ADD(uploaded_bytes, bytes);
     } else if (kind == cudaMemcpyDeviceToHost) {
-        ADD(downloads, 1);
-        ADD(downloaded_bytes, bytes);
+        if (nullgpu_work(COUNT_downloads)) ADD(downloaded_bytes, bytes);
         memset(to, 0, bytes);
     } else if (kind == cudaMemcpyDeviceToDevice) {
-        ADD(device_copies, 1);
+        nullgpu_work(COUNT_device_copies);
     } else {
         memcpy(to, from, bytes);
     }
 }
 
 cudaError_t cudaMemcpy(void *to, const void *from, size_t bytes, enum cudaMemcpyKind kind) {
-    ADD(blocking_copies, 1);
+    if (!nullgpu_wait(COUNT_blocking_copies)) return cudaErrorStreamCaptureUnsupported;
     copy(to, from, bytes, kind);
     return cudaSuccess;
 }
@@ -184,7 +182,7 @@ cudaError_t cudaGetSymbolAddress(void **address, const void *symbol) {  // of a 
 }
 
 cudaError_t cudaMemset(void *address, int value, size_t bytes) {
-    ADD(fills, 1);
+    nullgpu_work(COUNT_fills);
     return cudaSuccess;
 }
 

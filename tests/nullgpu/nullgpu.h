@@ -7,7 +7,7 @@ typedef long long Count;
 
 // What is counted. nullgpu_names holds the same words for the tests, in this order.
 #define COUNTERS(X) \
-    X(launches) X(triton_launches) X(graph_launches) X(captured) X(products) X(product_mflop) \
+    X(launches) X(triton_launches) X(graph_launches) X(captured) X(replayed) X(products) X(product_mflop) \
     X(uploads) X(uploaded_bytes) X(downloads) X(downloaded_bytes) X(device_copies) X(fills) \
     X(blocking_copies) X(stream_syncs) X(event_syncs) X(device_syncs) \
     X(allocations) X(releases) X(host_allocations) X(refusals) X(collectives) X(collective_bytes)
@@ -39,6 +39,8 @@ void *nullgpu_reserve(size_t bytes);  // a range of device addresses
 size_t nullgpu_release(void *address);  // returns its size
 int nullgpu_on_device(const void *address);
 
-// A kernel's launch: counted, or recorded if a graph is being captured.
-void nullgpu_launch(int counter);
+// Work for the card (a launch, a product, a copy on the card): counted, or recorded if this thread captures a graph. Returns 1 if counted.
+int nullgpu_work(int counter);
+// The host waits for the card: counted, or refused if this thread captures a graph, which is invalid from then on. Returns 1 if counted.
+int nullgpu_wait(int counter);
 int nullgpu_capturing(void);

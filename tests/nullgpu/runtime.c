@@ -24,7 +24,7 @@ void __cudaRegisterFunction(void **handle, const char *function, char *device, c
 }
 
 static cudaError_t launched(const void *function) {
-    nullgpu_launch(COUNT_launches);
+    nullgpu_work(COUNT_launches);
     nullgpu_launched(function);
     return cudaSuccess;
 }
@@ -171,10 +171,8 @@ cudaError_t cudaDeviceGetStreamPriorityRange(int *least, int *greatest) {
     if (greatest) *greatest = -5;
     return cudaSuccess;
 }
-cudaError_t cudaDeviceSynchronize(void) {
-    ADD(device_syncs, 1);
-    return cudaSuccess;
-}
+static cudaError_t waited(int counter) { return nullgpu_wait(counter) ? cudaSuccess : cudaErrorStreamCaptureUnsupported; }
+cudaError_t cudaDeviceSynchronize(void) { return waited(COUNT_device_syncs); }
 cudaError_t cudaDeviceCanAccessPeer(int *can, int a, int b) {
     *can = 0;
     return cudaSuccess;
@@ -205,10 +203,7 @@ cudaError_t cudaStreamGetPriority(cudaStream_t s, int *priority) {
     return cudaSuccess;
 }
 cudaError_t cudaStreamQuery(cudaStream_t s) { return cudaSuccess; }
-cudaError_t cudaStreamSynchronize(cudaStream_t s) {
-    ADD(stream_syncs, 1);
-    return cudaSuccess;
-}
+cudaError_t cudaStreamSynchronize(cudaStream_t s) { return waited(COUNT_stream_syncs); }
 cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t event, unsigned flags) { return cudaSuccess; }
 cudaError_t cudaStreamAddCallback(cudaStream_t s, cudaStreamCallback_t function, void *argument, unsigned flags) {
     function(s, cudaSuccess, argument);
@@ -226,46 +221,66 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t s) { return cudaSuccess; }
 cudaError_t cudaEventRecordWithFlags(cudaEvent_t event, cudaStream_t s, unsigned flags) { return cudaSuccess; }
 cudaError_t cudaEventQuery(cudaEvent_t event) { return cudaSuccess; }
-cudaError_t cudaEventSynchronize(cudaEvent_t event) {
-    ADD(event_syncs, 1);
-    return cudaSuccess;
-}
+cudaError_t cudaEventSynchronize(cudaEvent_t event) { return waited(COUNT_event_syncs); }
 cudaError_t cudaEventElapsedTime(float *milliseconds, cudaEvent_t a, cudaEvent_t b) {
     *milliseconds = 1;  // Triton's autotuner divides by it
     return cudaSuccess;
 }
 
-// ---- graphs: launches between the beginning and the end of a capture are recorded, and one launch replays them
+// ---- graphs: a thread's work between the beginning and the end of a capture is recorded, and one launch replays it. NULLGPU_GRAPHS=0
+// makes every capture invalid.
 
-static cudaStream_t capturing;
-int nullgpu_capturing(void) { return capturing != NULL; }
-void nullgpu_launch(int counter) { nullgpu_add(capturing ? COUNT_captured : counter, 1); }
+static __thread struct {
+    cudaStream_t stream;
+    unsigned long long id;
+    Count nodes;
+    int invalid;
+} capture;
+int nullgpu_capturing(void) { return capture.stream != NULL; }
+int nullgpu_work(int counter) {
+    if (capture.stream) capture.nodes++;
+    nullgpu_add(capture.stream ? COUNT_captured : counter, 1);
+    return !capture.stream;
+}
+int nullgpu_wait(int counter) {
+    if (capture.stream) capture.invalid = 1;
+    else nullgpu_add(counter, 1);
+    return !capture.stream;
+}
 cudaError_t cudaStreamBeginCapture(cudaStream_t s, enum cudaStreamCaptureMode mode) {
-    capturing = s;
+    static unsigned long long captures;
+    capture.stream = s;
+    capture.id = __atomic_add_fetch(&captures, 1, __ATOMIC_RELAXED);
+    capture.nodes = 0;
+    capture.invalid = setting("NULLGPU_GRAPHS", 1) == 0;
     return cudaSuccess;
 }
 cudaError_t cudaStreamEndCapture(cudaStream_t s, cudaGraph_t *graph) {
-    capturing = NULL;
+    capture.stream = NULL;
+    *graph = NULL;
+    if (capture.invalid) return cudaErrorStreamCaptureInvalidated;
     *graph = handle();
+    *(Count *)*graph = capture.nodes;
     return cudaSuccess;
 }
 cudaError_t cudaStreamIsCapturing(cudaStream_t s, enum cudaStreamCaptureStatus *status) {
-    *status = capturing ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
+    *status = s && s == capture.stream ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
     return cudaSuccess;
 }
 cudaError_t cudaStreamGetCaptureInfo(cudaStream_t s, enum cudaStreamCaptureStatus *status, unsigned long long *id, cudaGraph_t *graph,
                                      const cudaGraphNode_t **nodes, const cudaGraphEdgeData **edges, size_t *count) {
-    if (id) *id = 1;
+    if (id) *id = capture.id;
     if (count) *count = 0;
     return cudaStreamIsCapturing(s, status);
 }
 cudaError_t cudaThreadExchangeStreamCaptureMode(enum cudaStreamCaptureMode *mode) { return cudaSuccess; }
 cudaError_t cudaGraphGetNodes(cudaGraph_t graph, cudaGraphNode_t *nodes, size_t *count) {
-    *count = 1;  // torch warns about an empty graph
+    *count = (size_t)*(Count *)graph;  // torch warns about an empty graph
     return cudaSuccess;
 }
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t *instance, cudaGraph_t graph, unsigned long long flags) {
     *instance = handle();
+    *(Count *)*instance = *(Count *)graph;
     return cudaSuccess;
 }
 cudaError_t cudaGraphInstantiateWithFlags(cudaGraphExec_t *instance, cudaGraph_t graph, unsigned long long flags) {
@@ -273,6 +288,7 @@ cudaError_t cudaGraphInstantiateWithFlags(cudaGraphExec_t *instance, cudaGraph_t
 }
 cudaError_t cudaGraphLaunch(cudaGraphExec_t instance, cudaStream_t s) {
     ADD(graph_launches, 1);
+    ADD(replayed, *(Count *)instance);
     return cudaSuccess;
 }
 cudaError_t cudaGraphDestroy(cudaGraph_t graph) { return cudaSuccess; }

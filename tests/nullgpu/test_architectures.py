@@ -25,7 +25,8 @@ def kernels(card: str, dtype: str, cache: Path, **changes: object) -> list[Path]
     [
         ("4090", "bfloat16", "bf16", (86, 89, 90, 100, 120)),
         ("4090", "bfloat16", "f16", (75,)),  # Turing has no bfloat16: the same kernels in float16
-        ("t4", "float32", "bf16", (75,)),  # what a Turing GPU computes in today
+        ("t4", "float32", "bf16", (75,)),  # what a Turing GPU computes in with --dtype=float32
+        ("t4", "float16", "f16", (75,)),  # and without it
     ],
 )
 def test_every_kernel_compiles(card: str, dtype: str, half: str, architectures: tuple[int, ...], tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from nanochat.config import Config, build_config
+from nanochat.config import PROFILE_NAMES, Config, build_config
 from nanochat.errors import PreflightError, UsageError
 from nanochat.hardware.gpu_specs import require_spec
 from nanochat.hardware.machine import Hardware
@@ -48,6 +48,24 @@ def test_a_card_uses_its_time_and_memory(base: Path, card: str) -> None:
         if before:
             assert plan.config["depth"] >= before.config["depth"] and plan.tokens > before.tokens
         before = plan
+
+
+def test_a_new_model_with_windows_is_refused_on_a_gpu(base: Path) -> None:
+    """Where they save nothing. A run that has begun with them, and one that begins from such a model, go on; a CPU has them."""
+    card = gpu_hardware(require_spec("4090"), 1)
+    windows = Config(depth=4, window_pattern="SSSL", num_iterations=200)
+    with pytest.raises(UsageError, match="--window_pattern=SSSL saves nothing on a GPU") as caught:
+        decide(windows, card)
+    assert "--window_pattern=L" in caught.value.hint
+    assert decide(windows, card, begun=True)[1].config["window_pattern"] == "SSSL"
+    assert decide(windows.replace(from_run="older"), card)[1].fits
+    assert decide(windows.replace(device="cpu", max_seq_len=256, device_batch_size=1), CPU)[1].config["window_pattern"] == "SSSL"
+    assert decide(windows.replace(max_seq_len=128), card)[1].fits, "a window is at least 128 tokens"
+
+
+@pytest.mark.parametrize("name", [name for name in PROFILE_NAMES if name != "cpu"])
+def test_no_profile_of_a_gpu_has_windows(name: str) -> None:
+    assert {build_config(name, trial).window_pattern for trial in (False, True)} == {"L"}
 
 
 def test_what_was_measured_decides(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,7 +49,7 @@ def compared(shape: tuple[int, int, int, int, int], monkeypatch: pytest.MonkeyPa
     values = config(*shape)
     found = measure(values)
     assert found is not None
-    planned = memory_bytes(scaling.gpt_config(values), values.device_batch_size, bf16=False, compiled=False, device="cpu")["total"]
+    planned = memory_bytes(scaling.gpt_config(values), values.device_batch_size, dtype="float32", compiled=False, device="cpu")["total"]
     print(f"{shape}: measured {found.memory_bytes / 1e6:.0f} MB, planned {planned / 1e6:.0f} MB, {planned / found.memory_bytes:.3f}")
     return planned / found.memory_bytes
 

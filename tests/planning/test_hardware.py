@@ -1,5 +1,7 @@
 """What a run is planned for: this machine's GPU, the profile's, or this machine's CPU."""
 
+import dataclasses
+
 import pytest
 
 from nanochat.config import Config, build_config
@@ -17,8 +19,17 @@ def gpus(gibibytes: int, count: int = 1) -> Hardware:
 
 @pytest.mark.parametrize(
     ("machine", "profile"),
-    [(CPU, "cpu"), (gpus(6), "rtx4050"), (gpus(24), "rtx4090"), (gpus(80), "rtx4090"), (gpus(80, 8), "h100x8")],
-    ids=["cpu", "6 GB", "24 GB", "80 GB", "8 x 80 GB"],
+    [
+        (CPU, "cpu"),
+        (gpus(6), "rtx4050"),
+        (gpus(24), "rtx4090"),
+        (gpus(80), "rtx4090"),
+        (gpus(80, 8), "h100x8"),
+        (dataclasses.replace(gpus(15, 2), fp16=True), "t4"),
+        (dataclasses.replace(gpus(16), fp16=True, bf16=True), "rtx4050"),
+        (dataclasses.replace(gpus(24), fp16=True), "rtx4090"),
+    ],
+    ids=["cpu", "6 GB", "24 GB", "80 GB", "8 x 80 GB", "2 x T4", "16 GB with bfloat16", "24 GB of Turing"],
 )
 def test_the_profile_for_this_machine(machine: Hardware, profile: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hardware, "this_machine", lambda device="auto": machine)

@@ -12,10 +12,10 @@ def shape(depth: int, **more: object) -> GPTConfig:
     return gpt_config(Config(depth=depth, vocab_size=32768, **more))  # type: ignore[arg-type]
 
 
-@given(st.integers(1, 12), st.integers(1, 64), st.booleans(), st.booleans(), st.integers(1, 8))
-def test_memory_grows_with_rows_and_its_inverse_agrees(depth: int, rows: int, bf16: bool, compiled: bool, processes: int) -> None:
+@given(st.integers(1, 12), st.integers(1, 64), st.sampled_from(("bfloat16", "float16", "float32")), st.booleans(), st.integers(1, 8))
+def test_memory_grows_with_rows_and_its_inverse_agrees(depth: int, rows: int, dtype: str, compiled: bool, processes: int) -> None:
     gpt = gpt_config(Config(depth=depth, vocab_size=4096, max_seq_len=512))
-    kind = {"bf16": bf16, "compiled": compiled, "processes": processes}
+    kind = {"dtype": dtype, "compiled": compiled, "processes": processes}
     parts = memory_bytes(gpt, rows, **kind)
     training = parts["gradients"] + parts["activations"] + parts["logits"]
     assert parts["total"] == parts["weights"] + parts["optimizer"] + max(training, parts["cache"])
@@ -34,12 +34,15 @@ def test_the_parts_that_follow_from_the_weights() -> None:
     gpt = shape(12)
     count = count_parameters(gpt)
     tables = count["embedding"] + count["value_embeddings"]
-    parts, exact = memory_bytes(gpt, 1), memory_bytes(gpt, 1, bf16=False)
+    parts, exact = memory_bytes(gpt, 1), memory_bytes(gpt, 1, dtype="float32")
     assert exact["weights"] == exact["gradients"] == parts["gradients"] == 4 * count["total"]
     copies = 2 * (count["matrices"] + count["head"])
     assert parts["weights"] == exact["weights"] - 2 * tables + copies
     assert exact["optimizer"] == 4 * count["matrices"] + 8 * (count["total"] - count["matrices"])
     assert parts["optimizer"] == exact["optimizer"] - 4 * tables
+    half = memory_bytes(gpt, 1, dtype="float16")  # tables as in float32, activations as in bfloat16
+    assert (half["weights"], half["optimizer"]) == (exact["weights"] + copies, exact["optimizer"])
+    assert (half["cache"], half["logits"]) == (parts["cache"], parts["logits"])
     assert memory_bytes(gpt, 1, processes=8)["optimizer"] == parts["optimizer"] // 8
     cpu = memory_bytes(gpt, 1, device="cpu")
     assert cpu["weights"] == exact["weights"] + copies and cpu["optimizer"] == exact["optimizer"]

@@ -36,7 +36,13 @@ def test_the_plans_of_the_shipped_profiles(base: Path) -> None:
     assert plans["rtx4090"].memory_bytes["total"] * 1.15 < 22.5e9
     assert plans["h100x8"].parameters == pytest.approx(2819e6, rel=1e-3)
     assert plans["h100x8"].max_device_batch_size == 8
-    assert min(build_config(name).max_seq_len for name in ("rtx4050", "rtx4090")) >= 1024
+    assert plans["t4"].config["dtype"] == "float16" and 5 < plans["t4"].seconds / 3600 < 9, "within one session of Colab or Kaggle"
+    assert plans["t4"].memory_bytes["total"] * 1.15 < 13.9e9
+    speedrun = plans["speedrun"]
+    assert (speedrun.config["depth"], speedrun.config["target_param_data_ratio"], speedrun.cards) == (24, 8, 8)
+    assert speedrun.parameters == pytest.approx(1384e6, rel=1e-3) and speedrun.tokens == pytest.approx(5.84e9, rel=1e-2)
+    assert 2 < speedrun.seconds / 3600 < 5 and 50 < speedrun.cost < 120  # type: ignore[operator]
+    assert min(build_config(name).max_seq_len for name in ("t4", "rtx4050", "rtx4090")) >= 1024
     assert plans["cpu"].download_bytes == 0
     for each in plans.values():
         assert each.max_device_batch_size >= each.config["device_batch_size"]

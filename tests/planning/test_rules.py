@@ -84,6 +84,9 @@ def test_the_precision_is_what_the_device_is_fast_in(monkeypatch: pytest.MonkeyP
     units = dataclasses.replace(CPU, bf16=True)
     assert resolve(Config(), hardware=GPU).dtype == resolve(wide, hardware=units).dtype == "bfloat16"
     assert resolve(Config(), hardware=dataclasses.replace(GPU, bf16=False)).dtype == "float32"
+    turing = apply_rules(Config(), hardware=dataclasses.replace(GPU, name="Tesla T4", bf16=False, fp16=True))
+    assert turing.config.dtype == "float16" and "dtype = float16: no bfloat16 units in Tesla T4; the loss is scaled" in turing.rules
+    assert resolve(Config(deterministic=True), hardware=dataclasses.replace(GPU, bf16=False, fp16=True)).dtype == "float32"
     assert resolve(wide, hardware=CPU).dtype == "int16"
     assert resolve(wide, hardware=dataclasses.replace(CPU, avx2=False)).dtype == "float32"
     assert resolve(narrow, hardware=units).dtype == resolve(narrow, hardware=CPU).dtype == "float32"
@@ -93,7 +96,7 @@ def test_the_precision_is_what_the_device_is_fast_in(monkeypatch: pytest.MonkeyP
         slow = apply_rules(wide, hardware=machine)
         assert slow.config.dtype == "float32" and any(f"{gain} times as fast" in line for line in slow.rules)
     assert resolve(Config(dtype="float32"), hardware=GPU).dtype == "float32"
-    for dtype in ("bfloat16", "int16"):
+    for dtype in ("bfloat16", "float16", "int16"):
         with pytest.raises(UsageError, match=f"not in --dtype={dtype}"):
             Config(deterministic=True, dtype=dtype)
     with pytest.raises(UsageError, match="int16 needs a CPU"):

@@ -96,10 +96,10 @@ def test_out_of_memory_in_a_step_on_one_rank(faulty: Faulty) -> None:
     """Both go on with half the batch, from the same step: no rank is left waiting."""
     fault = """
 real = loop.accumulate_gradients
-def full(batch, rows, model, forward, ranks):
+def full(batch, rows, model, forward, ranks, scale):
     if ranks.rank == 1 and rows > 2:
         raise torch.OutOfMemoryError("CUDA out of memory")
-    return real(batch, rows, model, forward, ranks)
+    return real(batch, rows, model, forward, ranks, scale)
 loop.accumulate_gradients = full
 """
     done = faulty.call(fault, nproc_per_node=2)
@@ -113,7 +113,7 @@ loop.accumulate_gradients = full
 
 def test_out_of_memory_with_one_row(faulty: Faulty) -> None:
     fault = """
-def full(batch, rows, model, forward, ranks):
+def full(*arguments):
     raise torch.OutOfMemoryError("CUDA out of memory")
 loop.accumulate_gradients = full
 """
@@ -140,8 +140,8 @@ def test_a_bad_batch(faulty: Faulty) -> None:
     """Exit 5 before the update, nothing trained after it; the same command stops there again; with the option it goes past it."""
     fault = """
 real = loop.accumulate_gradients
-def spoilt(batch, rows, model, forward, ranks):
-    sums = real(batch, rows, model, forward, ranks)
+def spoilt(*arguments):
+    sums = real(*arguments)
     return sums * float("nan") if now == [6] else sums
 now = []
 batch = pretrain.TextBatches.batch
@@ -159,6 +159,28 @@ loop.accumulate_gradients = spoilt
     done = faulty.call(fault, skip_bad_batches=1)
     assert done.returncode == 0, done.stderr
     assert [line["step"] for line in faulty.lines() if line.get("skipped")] == [7] and len(faulty.lines()) == STEPS
+
+
+def test_an_overflow_on_one_rank(faulty: Faulty) -> None:
+    """Whichever rank's float16 gradient overflows, no rank updates its weights and all halve their scale: the losses are the same."""
+    fault = """
+real = loop.accumulate_gradients
+calls = []
+def overflowing(batch, rows, model, forward, ranks, scale):
+    sums = real(batch, rows, model, forward, ranks, scale)
+    calls.append(scale)
+    return sums * torch.tensor([1, float("inf")]) if ranks.rank == RANK and len(calls) == 5 else sums
+loop.accumulate_gradients = overflowing
+"""
+    found = []
+    for rank in (0, 1):
+        done = faulty.call(fault.replace("RANK", str(rank)), run=f"rank{rank}", nproc_per_node=2, dtype="float16", deterministic=False)
+        assert done.returncode == 0 and "base step 5/12: a gradient overflowed float16; step skipped" in done.stderr, done.stderr
+        lines = [json.loads(line) for line in (faulty.base / "runs" / f"rank{rank}" / "metrics.jsonl").read_text().splitlines()]
+        assert [line["step"] for line in lines if line.get("skipped")] == [5]
+        assert [line["loss_scale"] for line in lines] == [4096] * 4 + [2048] * 8
+        found.append([line["loss"] for line in lines])
+    assert found[0] == found[1]
 
 
 def test_a_killed_worker(faulty: Faulty) -> None:

@@ -62,6 +62,8 @@ def read_identity(path: Path) -> Identity:
         raise DataError(
             f"{path} cannot be read: {error.strerror}", "give --identity a TOML file: name, maker, languages, traits"
         ) from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8, which TOML files are", "save it as UTF-8 in the editor") from error
     except ValueError as error:
         raise DataError(f"{path} is not TOML: {error}", 'write lines such as name = "Formosa"') from error
     if unknown := [key for key in table if key not in KEYS]:

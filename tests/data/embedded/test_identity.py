@@ -71,3 +71,11 @@ def test_a_file_that_is_there_is_kept(tmp_path: Path) -> None:
         write_conversations(path, talks)
     with pytest.raises(DataError, match="cannot be read"):
         read_identity(tmp_path / "nowhere.toml")
+
+
+def test_another_encoding_is_named(tmp_path: Path) -> None:
+    """Notepad's "Unicode" is UTF-16."""
+    (tmp_path / "who.toml").write_text('name = "A"\nmaker = "M"\n', encoding="utf-16")
+    with pytest.raises(DataError, match="is not UTF-8") as raised:
+        read_identity(tmp_path / "who.toml")
+    assert raised.value.hint == "save it as UTF-8 in the editor"
