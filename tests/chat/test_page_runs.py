@@ -173,7 +173,8 @@ def live() -> dict[str, Any]:
 
 def test_the_live_view(browser: Browser) -> None:
     with running(loaded_model()) as server, opened(browser, server.url, SHORT) as page:
-        reply(page, {"training": live(), "last": "live"})
+        state: dict[str, Any] = {"training": live(), "last": "live"}
+        reply(page, state)
         page.reload()
         page.get_by_role("button", name="Training 33%").click()
         assert page.title().startswith("33% · ")
@@ -215,6 +216,8 @@ def test_the_live_view(browser: Browser) -> None:
         page.wait_for_timeout(2500)  # another look at the server: what was chosen stays
         expect(view.get_by_label("Smoothing")).to_have_value("0.9")
         accessible(page)
+        state["training"] |= {"step": 120_400, "steps": 121_400}
+        expect(view.locator(".stats")).to_contain_text("120,400 of 121,400")
         for width in (1280, 900, 360):
             page.set_viewport_size({"width": width, "height": 740})
             narrow(page)
