@@ -129,9 +129,9 @@ def scrolled(page: Page, region: str) -> float:
           const box = [...document.querySelectorAll(`${selector}, ${selector} *`)].find((one) => one.scrollHeight > one.clientHeight + 50);
           const painted = () => new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
           const times = [];
-          for (const end of [box.scrollHeight - box.clientHeight, 0]) {
-            const step = Math.sign(end - box.scrollTop) * box.clientHeight;
-            while (Math.abs(end - box.scrollTop) > 1) {
+          for (const step of [box.clientHeight, -box.clientHeight]) {
+            for (let before = NaN; box.scrollTop !== before; ) {
+              before = box.scrollTop;
               const began = performance.now();
               box.scrollTop += step;
               await painted();
