@@ -17,7 +17,7 @@ from tests.chat.serve_process import Serve
 
 pytestmark = pytest.mark.browser
 PAINT = 2000  # milliseconds
-SECONDS = 5.0  # of each thing that a person does
+SECONDS = 15.0  # of each thing that a person does
 
 
 @pytest.fixture(scope="module")
