@@ -67,7 +67,7 @@ def show_result(config: RunConfig) -> None:
     if report["scores"]:
         print_scores(report["scores"])
     for sample in report["samples"]:
-        show(f"\n> {sample['prompt']}\n{sample['answer']}")
+        show(f"\n> {sample['prompt']}\n{sample['answer']}", hanging=0)
     show()
     log(f"{duration(report['seconds'])}, {report['tokens']:,} tokens, {report['flops']:.1e} FLOPs")
     log(f"report: {folder / 'report.html'}")
