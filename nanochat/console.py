@@ -68,7 +68,7 @@ def command() -> str:
     found = shutil.which("nanochat")
     if not script.exists():
         return "nanochat" if found else f"{shlex.quote(sys.executable)} -m nanochat"
-    if found and Path(found).absolute() == script.absolute():
+    if found and os.path.samefile(found, script):  # uv and pipx put a link to it into ~/.local/bin
         return "nanochat"
     here = Path.cwd()
     return shlex.quote(str(script.relative_to(here) if script.is_relative_to(here) else script))

@@ -224,6 +224,9 @@ def test_commands_in_messages_run_where_they_are_printed(tmp_path, monkeypatch, 
     assert hint("/usr/bin", tmp_path / "bin" / "..") == "run `bin/nanochat train --profile cpu`"
     assert hint("/usr/bin", Path("/")) == f"run `{str(script)[1:]} train --profile cpu`"
     assert hint(str(script.parent), tmp_path) == "run `nanochat train --profile cpu`"
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "nanochat").symlink_to(script)
+    assert hint(str(tmp_path / "links"), tmp_path) == "run `nanochat train --profile cpu`"
     script.unlink()
     assert hint("/usr/bin", tmp_path) == f"run `{script.parent / 'python'} -m nanochat train --profile cpu`"
     monkeypatch.setenv("NANOCHAT_COMMAND", "docker compose run --rm nanochat")

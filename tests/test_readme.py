@@ -156,10 +156,13 @@ def parse_torchrun(words: list[str]) -> None:
 
 
 def parse_uv(words: list[str]) -> None:
-    """`uv sync --extra gpu` and maturin through `uv run`."""
+    """`uv sync --extra gpu`, maturin through `uv run`, and the project as a tool (tests/test_wheel.py installs it)."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     if words[0] == "sync":
-        extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
-        assert words[1] == "--extra" and words[2] in extras
+        assert words[1] == "--extra" and words[2] in project["optional-dependencies"]
+        return
+    if words[:2] == ["tool", "install"]:
+        assert words[2] == "--find-links" and words[4:] == [project["name"]]
         return
     if words[:2] == ["pip", "install"]:
         return

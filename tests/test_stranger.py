@@ -123,6 +123,9 @@ def example(page: str, language: str) -> str:
 
 def test_the_blocks_of_the_pages(tmp_path: Path, hub: Hub) -> None:
     """Those of the English pages; the Chinese ones have the same commands, which tests/test_readme.py holds."""
+    pytest.importorskip("transformers")
+    from tests.export.foreign_model import write_qwen3
+
     end = ".md"
     machine = Machine(tmp_path / "machine", hub.url)
     (machine.home / "my-texts").mkdir()  # a directory of texts and a file of conversations are the reader's own
@@ -135,6 +138,7 @@ def test_the_blocks_of_the_pages(tmp_path: Path, hub: Hub) -> None:
     problems = "".join(json.dumps({"question": f"{number} + 1?", "answer": str(number + 1)}) + "\n" for number in range(40))
     (machine.checkout / "problems.jsonl").write_text(problems, encoding="utf-8")
     (machine.checkout / "questions.jsonl").write_text(example(f"docs/guides/evaluate{end}", "json"), encoding="utf-8")
+    write_qwen3(machine.checkout / "path" / "to" / "Qwen3-0.6B")
     for block in [block for page in PAGES for block in blocks(page + end)]:
         before = len(machine.done())
         finished = machine.execute(block if ".venv/bin/activate" in block else f"[ ! -e .activated ] || . .venv/bin/activate\n{block}")
@@ -146,7 +150,7 @@ def test_the_blocks_of_the_pages(tmp_path: Path, hub: Hub) -> None:
     kinds = [entry["kind"] for entry in machine.done()]
     assert {kind.partition(":")[0] for kind in kinds} >= {"done as written", "done with fewer steps", "dry run", "planned"}
     runs = machine.home / ".cache" / "nanochat" / "runs"
-    assert all((run / "report.html").exists() for run in runs.iterdir() if run.name != "copy")
+    assert all((run / "report.html").exists() for run in runs.iterdir() if run.name not in ("copy", "qwen"))  # which are imported
     names = ("quickstart", "rtx4050", "mine", "my-chat", "half-hour", "small", "formosa", "with-rl", "p", "copy", "d4")
     there = {run.name for run in runs.iterdir()}
     assert set(names) <= there and "rtx4050-trial" not in there  # which the guide removes

@@ -20,6 +20,7 @@ from nanochat.cli.options import application
 from nanochat.console import QUIET, fail, log, show
 from nanochat.errors import CLOSED_PIPE, INTERRUPTED, NanochatError
 from nanochat.hardware import awake
+from nanochat.hardware.extras import IMAGE
 from nanochat.redaction import redact
 
 SHOWN = 2000  # characters of an unexpected error: a compiler's has sixty thousand
@@ -57,6 +58,9 @@ def _show_version(asked: bool) -> None:
 def main() -> None:
     """The console script."""
     require_utf8()
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # it was closed, as by `nanochat chat <&-`
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode, encoding="utf-8"))
     try:
         run_and_exit(dispatch, trains=any(word in TRAINING for word in sys.argv[1:2]))
     finally:
@@ -91,6 +95,7 @@ def run_and_exit(command: Any, *arguments: Any, trains: bool = False) -> None:
     """Run a command and exit with its code, which is also left for the launcher. `trains`: whether it takes training steps."""
     if not set(WAITING) & set(os.environ):
         os.environ |= WAITING if trains else {POLICY: WAITING[POLICY]}
+    become_owner()
     keep_private()
     if temporary := os.environ.get("TMPDIR"):  # the image's is on the data volume, which may be new
         with contextlib.suppress(OSError):
@@ -105,6 +110,25 @@ def run_and_exit(command: Any, *arguments: Any, trains: bool = False) -> None:
 
             record_exit(code)
     raise SystemExit(code)
+
+
+def become_owner() -> None:
+    """In the image as root: continue as the user who owns the data directory, so that every container's user can write its files.
+
+    This starts the command again, because /proc/self stays root's for a process that has changed its user.
+    """
+    from nanochat.paths import base_dir
+
+    if os.geteuid() or IMAGE not in os.environ:
+        return
+    with contextlib.suppress(OSError):  # no such directory yet, or a root that may not change its user
+        owner = base_dir().stat()
+        if owner.st_uid:
+            os.setgroups([])
+            os.setgid(owner.st_gid)
+            os.setuid(owner.st_uid)
+            log(f"running as user {owner.st_uid}, who owns {base_dir()}")
+            os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def keep_private() -> None:

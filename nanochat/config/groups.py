@@ -39,6 +39,8 @@ class Group:
             value, choices = getattr(self, declared.name), declared.metadata["choices"]
             if choices and value not in choices:
                 raise UsageError(f"unknown value in --{declared.name}={value}", did_you_mean(str(value), choices))
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UsageError(f"--{declared.name}={value} is not a finite number", f"--{declared.name} takes a number such as 0.5")
             if isinstance(value, int) and value > LARGEST:
                 raise UsageError(f"--{declared.name}={value} is too large", f"--{declared.name} takes a number up to {LARGEST}")
 

@@ -17,7 +17,7 @@ from nanochat.kernels.operations import RMS_EPS
 from nanochat.model.layers import ROPE_BASE
 from nanochat.model.scaling import ARCHITECTURES, GPTConfig
 from nanochat.runs.record import TrainedModel
-from nanochat.runs.step_files import safetensors_errors
+from nanochat.runs.step_files import saving
 from nanochat.tokenizer.foreign import KIND, ForeignTokenizer
 from nanochat.tokenizer.tokenizer import Tokenizer
 
@@ -98,7 +98,7 @@ def write_folder(opened: TrainedModel, out: Path) -> None:
     config = config_json(gpt, tokenizer)
     generation = {name: config[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     with new_folder(out) as folder:
-        with safetensors_errors(out / WEIGHTS):
+        with saving(folder / WEIGHTS, out / WEIGHTS):
             save_file(hf_weights(opened.model), folder / WEIGHTS, metadata={"format": "pt"})
         paths.atomic_write_json(folder / "config.json", config)
         paths.atomic_write_json(folder / "generation_config.json", generation | {"do_sample": True, "temperature": 0.8, "top_k": 50})

@@ -31,5 +31,6 @@ def greedy(model: Transformer, rows: list[list[int]], count: int) -> list[list[i
     new: list[list[int]] = []
     for held in range(length, length + count):
         new.append(logits.argmax(-1).tolist())
-        logits = decode(new[-1], [held] * len(rows), cache)
+        if len(new) < count:  # the last one may fill the context
+            logits = decode(new[-1], [held] * len(rows), cache)
     return [list(row) for row in zip(*new, strict=True)]

@@ -133,7 +133,8 @@ class CudaGraphs:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.stream(_capture_stream(self._device)):
             # Other threads may use the GPU meanwhile: a server loads a newer checkpoint.
-            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+            # The pool's id, because older torch does not take the pool itself.
+            graph.capture_begin(pool=self._pool.id, capture_error_mode="thread_local")  # type: ignore[arg-type]
             try:
                 work()
             finally:

@@ -285,6 +285,7 @@ def width_lr_scale(dim: int) -> float:
 LOSS_CHUNK = {"cpu": 2 * 2**20, "cpu, fused": 8 * 2**20, "cuda": 16 * 2**20}
 LOSS_PARTS = 16  # most chunks on a GPU, which smaller ones would not keep busy
 LOSS_ROWS = 256  # least tokens of a chunk
+CHEAP_BUDGET = 0.9  # from this activation_memory_budget to below 1, only what is cheap is recomputed
 
 
 def loss_rows(tokens: int, vocab: int, device: str, fused: bool = False) -> int:

@@ -9,7 +9,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from nanochat.model.scaling import GPTConfig, count_parameters, loss_rows
+from nanochat.model.scaling import CHEAP_BUDGET, GPTConfig, count_parameters, loss_rows
 
 SAMPLE_SLOTS = 8  # batch size of samples and evaluations
 RESERVED = 1.03  # memory that a GPU's allocator reserves, by what is allocated, if its segments expand
@@ -29,7 +29,7 @@ class Kept:
 KEPT = {
     ("nanochat", "eager", 2): Kept(31.6, 6.0, 10.0),
     ("nanochat", "eager", 4): Kept(62.7, 12.0, 20.0),
-    ("nanochat", "compiled", 2): Kept(23.0, 8.0, 11.0),
+    ("nanochat", "compiled", 2): Kept(22.0, 8.0, 11.0),
     ("nanochat", "compiled", 4): Kept(46.0, 16.0, 22.0),
     ("qwen3", "eager", 2): Kept(50.2, 0.0, 10.0),
     ("qwen3", "eager", 4): Kept(100.0, 0.0, 20.0),
@@ -64,15 +64,16 @@ def memory_bytes(
     gradients: float32.
     optimizer: Muon's momentum of each matrix and AdamW's two moments of the rest, in the weights' types, divided by `processes`.
     activations: kept for the backward pass, or the optimizer step's temporaries if these are more than activations and
-    logits together, because the two are never in memory at the same time; a step compiled for a GPU keeps the fraction `budget` and
-    recomputes the rest.
+    logits together, because the two are never in memory at the same time. A step compiled for a GPU keeps the fraction `budget` and
+    recomputes the rest; from CHEAP_BUDGET to below 1 it makes only the matrices' copies again.
     logits: the chunked loss.
     cache: keys and values of the samples.
     """
     parts, number, cpu = count_parameters(gpt), number_bytes(dtype), device == "cpu"
     tables = parts["embedding"] + parts["value_embeddings"]
     table = 2 if dtype == "bfloat16" and not cpu else 4
-    copies = 2 * (parts["matrices"] + parts["head"]) if number == 2 else 0
+    cheap = compiled and not cpu and CHEAP_BUDGET <= budget < 1  # the matrices' copies are made again
+    copies = 2 * (parts["head"] + (0 if cheap else parts["matrices"])) if number == 2 else 0
     tokens = rows * gpt.max_seq_len
     kept, logits, stepping = (_on_cpu if cpu else _on_gpu)(gpt, tokens, parts, number, compiled, budget, processes)
     bytes_of = {
@@ -92,7 +93,8 @@ def _on_gpu(
 ) -> tuple[int, int, int]:
     """(activations, the loss, temporaries of the optimizer's step) in bytes, by torch's allocator."""
     mode = "compiled" if compiled else "eager"
-    activations = _activations(gpt, tokens, KEPT[gpt.architecture, mode, number]) * (budget if compiled else 1)
+    fraction = budget if compiled and budget < CHEAP_BUDGET else 1
+    activations = _activations(gpt, tokens, KEPT[gpt.architecture, mode, number]) * fraction
     rows = min(tokens, loss_rows(tokens, gpt.vocab_size, "cuda"))
     logits = LOGIT_BYTES[mode, number] * rows * gpt.vocab_size
     stepping = 0

@@ -58,11 +58,12 @@ def require_full_attention(config: Config, hardware: Hardware) -> None:
     """Raise UsageError for a model with windows on a GPU, where full attention costs the same.
 
     Blocks of one window's queries and two windows' keys take as many scores as causal attention if a window is a quarter of the context,
-    and their mask excludes the flash kernels. A model that already has windows keeps them.
+    and their mask excludes the flash kernels. A model that already has windows keeps them, and so does the profile cpu, whose few hundred
+    tokens of context cost nothing on a GPU.
     """
     gpt = scaling.gpt_config(config.replace(vocab_size=DEFAULT_VOCAB) if config.vocab_size == -1 else config)
     windows = any(gpt.window(layer) < gpt.max_seq_len for layer in range(gpt.depth))
-    if windows and hardware.cuda and config.device != "cpu":
+    if windows and hardware.cuda and config.device != "cpu" and config.profile != "cpu":
         raise UsageError(
             f"--window_pattern={config.window_pattern} saves nothing on a GPU: no kernel here leaves out what is outside of a window",
             "use --window_pattern=L; existing runs with windows still resume, chat and export",

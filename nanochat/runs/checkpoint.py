@@ -38,7 +38,7 @@ from nanochat.runs.step_files import (
     check_sizes,
     checked_manifest,
     checked_meta,
-    safetensors_errors,
+    saving,
     sealed_manifest,
     tensor_shapes,
 )
@@ -300,7 +300,7 @@ def _write_tensors(folder: Path, name: str, tensors: dict[str, Tensor]) -> tuple
     """Write one safetensors file durably and return its name and manifest entry."""
     temporary = folder / f"{paths.TEMPORARY}{uuid.uuid4().hex}"
     try:
-        with safetensors_errors(folder / name):
+        with saving(temporary, folder / name):
             save_file({key: value.contiguous() for key, value in tensors.items()}, temporary)
         paths.fsync_file(temporary)
         entry = _entry(temporary)

@@ -3,8 +3,9 @@
 runs/<run>/lock    locked with flock and removed at the end; names its holder, who renews its modification time every RENEW seconds
 runs/<run>/stop    a request that the holder whose token it contains stops, from a process that cannot signal it
 
-A lock of a dead process on this machine is free. The processes of another machine or container are not visible from here, so their lock
-is free only when the file's time is EXPIRE seconds old, by the volume's clock.
+A lock of a dead process on this machine is free. The processes of another container are not visible from here. If it ran under the same
+kernel and reached the file by the same local file system, a flock that is free shows that they have ended. Else, as for another machine,
+the lock is free only when the file's time is EXPIRE seconds old, by the volume's clock.
 """
 
 import contextlib
@@ -12,6 +13,7 @@ import dataclasses
 import fcntl
 import json
 import os
+import re
 import signal
 import socket
 import threading
@@ -34,6 +36,9 @@ EXPIRE = 60.0  # seconds without a renewal after which an invisible holder's loc
 UNSIGNED = 5.0  # seconds after which a file without a holder's name is the remains of a crash
 CONFIRM = 1.0  # seconds after which an expired lock that was taken is read again, because two processes may have taken it
 LOOK = 0.25  # seconds between two checks of a lock that may become free
+# File systems whose flock the kernel itself keeps, for all containers of the machine. Not those of servers or other processes (nfs, 9p,
+# fuse), which may lose a lock while its holder lives.
+LOCAL = {"bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "tmpfs", "xfs", "zfs"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +52,7 @@ class Holder:
     doing: str
     since: str
     token: str
+    flocked: str = ""  # `_flocked` of its lock file; "" also in files of earlier versions
 
     @staticmethod
     def here(doing: str, pid: int | None = None) -> "Holder":
@@ -66,6 +72,7 @@ class Holder:
     def parse(found: Any) -> "Holder | None":
         """The holder of a JSON object; None if it is none."""
         try:
+            found = {"flocked": ""} | found
             holder = Holder(**{field.name: found[field.name] for field in dataclasses.fields(Holder)})
         except (KeyError, TypeError):
             return None
@@ -115,6 +122,19 @@ def _place() -> str:
         return ""
 
 
+def _flocked(descriptor: int) -> str:
+    """The kernel's boot id and the file system of a file that this process has locked; "" if the flock is not the kernel's own."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # once more, because it fails on a volume without locks
+        mount = re.search(r"^mnt_id:\s*(\d+)", Path(f"/proc/self/fdinfo/{descriptor}").read_text(), re.M)
+        mounts = Path("/proc/self/mountinfo").read_text()
+    except OSError:
+        return ""
+    kind = mount and re.search(rf"^{mount[1]} .* - (\S+)", mounts, re.M)
+    boot = _place().partition(" ")[0]
+    return f"{boot} {os.fstat(descriptor).st_dev}" if boot and kind and kind[1] in LOCAL else ""
+
+
 def _started(pid: int) -> str:
     """Start time of process `pid`; "" if it has ended."""
     try:
@@ -135,7 +155,7 @@ def hold(run: str, doing: str) -> Iterator[None]:
     made = [each for each in (folder, folder.parent) if not each.exists()]
     own = Holder.here(doing)
     try:
-        descriptor = _take(folder / LOCK, run, own)
+        descriptor, own = _take(folder / LOCK, run, own)
     except PreflightError:
         _remove_empty(made)
         raise
@@ -166,7 +186,7 @@ def holder_of(folder: Path) -> Holder | None:
         if holder is None and _age(path) < UNSIGNED:
             return UNKNOWN  # about to sign: the lock is not touched
         free = _flock(descriptor)
-        return None if free and (not _current(path, descriptor) or _abandoned(holder, path)) else holder or UNKNOWN
+        return None if free and (not _current(path, descriptor) or _abandoned(holder, path, descriptor)) else holder or UNKNOWN
     except FileNotFoundError:  # released meanwhile
         return None
     finally:
@@ -187,8 +207,8 @@ def _held(run: str, holder: Holder | None) -> PreflightError:
     )
 
 
-def _take(path: Path, run: str, own: Holder) -> int:
-    """The descriptor of the lock file, locked and signed by `own`. Raises PreflightError."""
+def _take(path: Path, run: str, own: Holder) -> tuple[int, Holder]:
+    """(descriptor of the lock file, locked; `own` as it is signed). Raises PreflightError."""
     began, seen = time.monotonic(), 0.0
     while True:
         try:
@@ -197,11 +217,12 @@ def _take(path: Path, run: str, own: Holder) -> int:
                 closing.callback(os.close, descriptor)
                 free, holder = _flock(descriptor), Holder.read(descriptor)
                 renewed = os.fstat(descriptor).st_mtime
-                if free and _current(path, descriptor) and (new or _abandoned(holder, path)):
+                if free and _current(path, descriptor) and (new or _abandoned(holder, path, descriptor)):
+                    own = dataclasses.replace(own, flocked=_flocked(descriptor))
                     _sign(path, descriptor, own)
                     if holder is None or holder.visible or _confirmed(descriptor, own):
                         closing.pop_all()
-                        return descriptor
+                        return descriptor, own
         except OSError as error:
             raise paths.disk_error(error, f"locking the run {run}") from error
         lives = holder is not None and (holder.alive or (not holder.visible and (not free or (seen and renewed != seen))))
@@ -243,11 +264,13 @@ def _current(path: Path, descriptor: int) -> bool:
     return False
 
 
-def _abandoned(holder: Holder | None, path: Path) -> bool:
-    """Whether the holder that a lock file names has ended."""
+def _abandoned(holder: Holder | None, path: Path, descriptor: int) -> bool:
+    """Whether the holder that a lock file names has ended. The file is open, and its flock was free."""
     if holder is None:
         return _age(path) > UNSIGNED
-    return not holder.alive if holder.visible else _age(path) > EXPIRE
+    if holder.visible:
+        return not holder.alive
+    return bool(holder.flocked and holder.flocked == _flocked(descriptor)) or _age(path) > EXPIRE
 
 
 def _age(path: Path) -> float:

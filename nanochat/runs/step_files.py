@@ -141,10 +141,16 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 @contextmanager
-def safetensors_errors(path: Path) -> Iterator[None]:
-    """Turn safetensors' errors of writing `path` into OSError, whose number is only in their text."""
+def saving(file: Path, path: Path) -> Iterator[None]:
+    """For a block in which safetensors writes `file`: give it the permissions of any new file, where safetensors makes it private.
+
+    Turns safetensors' errors into OSError about `path`, whose number is only in their text.
+    """
     try:
+        file.touch()
+        mode = file.stat().st_mode
         yield
+        file.chmod(mode)
     except SafetensorError as error:
         number = re.search(r"os error (\d+)", str(error))
         code = int(number[1]) if number else 0

@@ -399,3 +399,14 @@ def test_a_cards_run_on_a_slow_cpu_is_refused_by_train_and_by_doctor(base: Path,
         assert done.returncode == 3 and "no CUDA device is visible" in done.stdout + done.stderr
     done = call(base, "entrypoint.py", "doctor", "--profile=rtx4050", "--device=cpu")
     assert "the CPU is used" in done.stdout
+
+
+def test_a_closed_stdin_is_one_clear_error(tmp_path: Path) -> None:
+    """As of `nanochat ... <&-`: Python has no sys.stdin then."""
+    (tmp_path / "runs" / "x").mkdir(parents=True)
+    (tmp_path / "runs" / "x" / "config.toml").write_text("x")
+    command = [sys.executable, "entrypoint.py", "runs", "rm", "x"]
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment(tmp_path), capture_output=True, text=True, preexec_fn=lambda: os.close(0), check=False
+    )
+    assert done.returncode == 2 and "stdin is not a terminal" in done.stderr, done.stderr

@@ -23,6 +23,8 @@ from nanochat.errors import UsageError
         {"save_every": -2},
         {"seed": -1},
         {"seed": 2**70},
+        {"matrix_lr": float("nan")},
+        {"weight_decay": float("inf")},
         {"num_iterations": 10**20},
         {"run": ""},
         {"run": "a/b"},

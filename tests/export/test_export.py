@@ -166,6 +166,13 @@ def test_check_proves_parity_and_finds_a_difference(base: Path, tmp_path: Path, 
             check.check(ours, "hf", out)
 
 
+def test_greedy_answers_may_fill_the_context(base: Path) -> None:
+    """As those of a check whose prompts are all too long: the begin token, and as many new ones as there is room for."""
+    model = random_model("qwen3", 2).model
+    context = model.config.max_seq_len
+    assert len(parity.greedy(model, [[0]], context)[0]) == context
+
+
 def test_gguf_holds_the_model_and_its_vocabulary(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     gguf = pytest.importorskip("gguf")
     ours, out = random_model("qwen3", 2), tmp_path / "gguf"

@@ -45,6 +45,17 @@ def compiled(source: Path, capability: int, folder: Path, half: str = "bf16") ->
     return Compiled(source.stem, registers, stack + local, kernel.metadata.shared)
 
 
+def tried(sources: list[Path], capability: int, folder: Path, half: str = "bf16") -> list[Compiled]:
+    """Of each kernel of `sources` its candidates up to the first without faults, compiled as `compiled` does."""
+    results, good = [], set[str]()
+    for source in sources:
+        if source.stem not in good:
+            results.append(compiled(source, capability, folder, half))
+            if not faults(results[-1:], capability):
+                good.add(source.stem)
+    return results
+
+
 def faults(results: list[Compiled], capability: int) -> list[str]:
     """Kernels of which no candidate runs well on `capability`: each spills registers, or needs more shared memory than a block has."""
     by_name: dict[str, list[Compiled]] = defaultdict(list)

@@ -110,6 +110,14 @@ def environment(card: str, devices: int = 1, **more: str) -> dict[str, str]:
     return {key: value for key, value in os.environ.items() if not key.startswith("TORCHINDUCTOR")} | pretended | more
 
 
+def module(name: str, checkout: Path | None) -> tuple[str, ...]:
+    """Python's arguments that run the module `name` of this directory, with the package nanochat of `checkout` in place of this one's."""
+    if checkout is None:
+        return "-m", name
+    begin = f"import runpy, sys, tests.nullgpu.counted; sys.path.insert(0, {str(checkout)!r})"
+    return "-c", f"{begin}; runpy.run_module({name!r}, run_name='__main__')"
+
+
 def run(card: str, *command: str, timeout: float = 600, devices: int = 1, stdin: str = "", **more: str) -> subprocess.CompletedProcess[str]:
     """`python COMMAND` with `card` in this machine."""
     return subprocess.run(
@@ -124,9 +132,19 @@ def run(card: str, *command: str, timeout: float = 600, devices: int = 1, stdin:
     )
 
 
-def steps(card: str, timeout: float = 1200, devices: int = 1, environ: dict[str, str] | None = None, **request: Any) -> dict[str, Any]:
-    """The result of tests/nullgpu/steps.py on `card`: the memory and the counts of some training steps of a config, and its plan."""
-    done = run(card, "-m", "tests.nullgpu.steps", timeout=timeout, devices=devices, stdin=json.dumps(request), **environ or {})
+def steps(
+    card: str,
+    timeout: float = 1200,
+    devices: int = 1,
+    environ: dict[str, str] | None = None,
+    checkout: Path | None = None,
+    script: str = "steps",
+    **request: Any,
+) -> dict[str, Any]:
+    """The memory and the counts of some training steps on `card`: the result of tests/nullgpu/steps.py, of a config and its plan, or of
+    another `script`. `checkout`: the nanochat that is counted, by default this one."""
+    command = module(f"tests.nullgpu.{script}", checkout)
+    done = run(card, *command, timeout=timeout, devices=devices, stdin=json.dumps(request), **environ or {})
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     found = json.loads(done.stdout.splitlines()[-1])
     assert isinstance(found, dict)

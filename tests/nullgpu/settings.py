@@ -5,10 +5,8 @@ from typing import Any
 # Name -> card, and the request of tests/nullgpu/steps.py. All but the last two are in bfloat16.
 SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "rtx4050": ("4050", {"profile": "rtx4050"}),
-    "rtx4050, 16 rows": ("4050", {"profile": "rtx4050", "config": {"device_batch_size": 16}}),
     "rtx4050 trial": ("4050", {"profile": "rtx4050", "trial": True}),
     "rtx4090": ("4090", {"profile": "rtx4090"}),
-    "rtx4090, 16 rows": ("4090", {"profile": "rtx4090", "config": {"device_batch_size": 16}}),
     "rtx4090 trial on a 3090": ("3090", {"profile": "rtx4090", "trial": True}),
     "h100x8, one of 8 ranks": ("h100", {"profile": "h100x8", "world": 8}),
 }

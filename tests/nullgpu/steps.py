@@ -1,15 +1,15 @@
 """Some training steps of a config on the null GPU, and its plan: a request as JSON on stdin, the result as JSON on stdout's last line.
 
 The request: `profile` and `trial`, `config` (its changed fields), `steps` (3), `micro` (micro-steps of a step, 2), `world` (ranks, 1),
-`evaluate`, and `kernels`: "compile", or "count" for kernels that Inductor writes and nobody compiles, each with Inductor's own estimate of
-its bytes.
+`evaluate`, `kernels`: "compile", or "count" for kernels that Inductor writes and nobody compiles, each with Inductor's own estimate of
+its bytes, and `traffic`: what one more micro-step of a step moves, of all rows and of half of them.
 """
 
 import contextlib
 import json
 import sys
 import time
-from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -25,34 +25,13 @@ from nanochat.model.gpt import GPT
 from nanochat.model.optim import LearningRates, MuonAdamW
 from nanochat.model.qwen3 import Qwen3
 from nanochat.model.scaling import gpt_config
+from nanochat.model.transformer import Transformer
 from nanochat.planning.plan import make_plan
 from nanochat.train import device
 from nanochat.train.batch import StepBatch
 from nanochat.train.gradients import accumulate_gradients
 from tests.nullgpu.counted import Counted, kernels
-
-TRAFFIC: dict[str, list[float]] = defaultdict(lambda: [0, 0.0])  # Inductor's kernels: launches and bytes
-
-
-def count_kernels() -> None:
-    """Have Inductor's kernels counted, not compiled."""
-    import torch._inductor.config as inductor
-    from torch._inductor.runtime.triton_heuristics import CachingAutotuner
-
-    inductor.benchmark_kernel = True  # which makes it write the bytes of each kernel
-    inductor.compile_threads = 1
-    inductor.force_disable_caches = True
-
-    def launch(self: Any, *arguments: Any, **more: Any) -> None:
-        name = self.inductor_meta.get("kernel_name") or self.fn.__name__
-        size = self.inductor_meta.get("kernel_num_gb")
-        if size is None:
-            size = sum(one.numel() * one.element_size() for one in arguments if isinstance(one, torch.Tensor)) / 1e9
-        TRAFFIC[name][0] += 1
-        TRAFFIC[name][1] += size * 1e9
-
-    CachingAutotuner.run = launch
-    CachingAutotuner.precompile = lambda self, *arguments, **more: None
+from tests.nullgpu.traffic import KERNELS, Traffic, count_kernels
 
 
 def join(world: int) -> Ranks:
@@ -62,6 +41,18 @@ def join(world: int) -> Ranks:
         return single(here)
     dist.init_process_group("nccl", store=dist.HashStore(), rank=0, world_size=world, device_id=here)
     return Ranks(0, 0, world, here)
+
+
+def more_traffic(steps: Callable[[int], StepBatch], rows: int, model: Transformer, forward: Any, ranks: Ranks) -> dict[str, int]:
+    """Bytes by operation that a third micro-step of `rows` adds to a step of two."""
+    found = []
+    for micro in (1, 2, 3):  # the first one compiles
+        with Traffic() if micro > 1 else contextlib.nullcontext() as traffic:
+            accumulate_gradients(steps(micro * rows), rows, model, forward, ranks)
+        for weight in model.parameters():
+            weight.grad = None
+        found.append(traffic.bytes if traffic else {})
+    return {name: found[2][name] - found[1][name] for name in found[2]}
 
 
 def measured(request: dict[str, Any]) -> dict[str, Any]:
@@ -81,13 +72,20 @@ def measured(request: dict[str, Any]) -> dict[str, Any]:
     static = torch.cuda.memory_allocated()
     forward = device.forward_of(model, config)
     rows = config.device_batch_size * request.get("micro", 2)
-    ids = np.random.default_rng(0).integers(0, config.vocab_size, (rows, config.max_seq_len + 1)).astype(np.uint16)
-    batch = StepBatch(ids[:, :-1], ids[:, 1:], counted=ids[:, 1:].size * world, tokens=ids[:, 1:].size * world)
+
+    def ids_of(rows: int) -> np.ndarray:
+        return np.random.default_rng(0).integers(0, config.vocab_size, (rows, config.max_seq_len + 1)).astype(np.uint16)
+
+    def batch_of(rows: int) -> StepBatch:
+        ids = ids_of(rows)
+        return StepBatch(ids[:, :-1], ids[:, 1:], counted=ids[:, 1:].size * world, tokens=ids[:, 1:].size * world)
+
+    batch = batch_of(rows)
     found: list[dict[str, Any]] = []
     before: dict[str, int] = {}
     for step in range(request.get("steps", 3)):
         if step == request.get("steps", 3) - 1:
-            TRAFFIC.clear()
+            KERNELS.clear()
             before = kernels()
         began = time.perf_counter()
         with Counted() as computed:
@@ -97,14 +95,16 @@ def measured(request: dict[str, Any]) -> dict[str, Any]:
             optimizer.zero_grad()
         found.append({"gradients": computed.entry, "optimizer": updated.entry, "host_seconds": time.perf_counter() - began})
     launched = {name: count - before.get(name, 0) for name, count in kernels().items() if count != before.get(name, 0)}
-    traffic = dict(TRAFFIC)
+    traffic = dict(KERNELS)
     entry: dict[str, Any] = {}
     if request.get("evaluate"):
-        held_out = ids[: config.device_batch_size + 1], np.ones(config.vocab_size, np.int64)  # a whole batch and a part
+        ids = ids_of(config.device_batch_size + 1)  # a whole batch and a part
         with Counted() as evaluated:
-            targets = held_out[0][:, 1:].astype(np.int64)
-            bits_per_byte(model, forward, held_out[0][:, :-1], targets, held_out[1], config.device_batch_size, ranks)
+            targets, lengths = ids[:, 1:].astype(np.int64), np.ones(config.vocab_size, np.int64)
+            bits_per_byte(model, forward, ids[:, :-1], targets, lengths, config.device_batch_size, ranks)
         entry = evaluated.entry
+    sizes = (config.device_batch_size, config.device_batch_size // 2) if request.get("traffic") else ()
+    moved = [more_traffic(batch_of, size, model, forward, ranks) for size in sizes]
     return {
         "plan": plan.memory_bytes,
         "rows_at_most": plan.max_device_batch_size,
@@ -112,12 +112,14 @@ def measured(request: dict[str, Any]) -> dict[str, Any]:
         "cap": cap,
         "static": static,
         "steps": found,
-        "peak": max(one[part]["peak"] for one in found for part in ("gradients", "optimizer")),
-        "reserved": max(one[part]["reserved"] for one in found for part in ("gradients", "optimizer")),
+        "peak": max((one[part]["peak"] for one in found for part in ("gradients", "optimizer")), default=0),
+        "reserved": max((one[part]["reserved"] for one in found for part in ("gradients", "optimizer")), default=0),
         "kernels": launched,
         "triton_bytes": sum(size for _, size in traffic.values()),
         "triton": traffic,
         "evaluation": entry,
+        "parameters": sum(weight.numel() for weight in model.parameters()),
+        "traffic": moved,
     }
 
 

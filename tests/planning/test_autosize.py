@@ -61,6 +61,7 @@ def test_a_new_model_with_windows_is_refused_on_a_gpu(base: Path) -> None:
     assert decide(windows.replace(from_run="older"), card)[1].fits
     assert decide(windows.replace(device="cpu", max_seq_len=256, device_batch_size=1), CPU)[1].config["window_pattern"] == "SSSL"
     assert decide(windows.replace(max_seq_len=128), card)[1].fits, "a window is at least 128 tokens"
+    assert decide(build_config("cpu", overrides={"device": "cuda"}), card)[1].fits, "the quickstart on a GPU"
 
 
 @pytest.mark.parametrize("name", [name for name in PROFILE_NAMES if name != "cpu"])

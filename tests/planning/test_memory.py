@@ -52,3 +52,10 @@ def test_a_budget_recomputes_a_part_of_a_compiled_step() -> None:
     whole, half = (memory_bytes(shape(8), 16, budget=budget)["activations"] for budget in (1.0, 0.5))
     assert half < whole
     assert memory_bytes(shape(8), 16, compiled=False, budget=0.5) == memory_bytes(shape(8), 16, compiled=False)
+
+
+def test_a_budget_just_below_1_makes_the_matrices_copies_again() -> None:
+    gpt = shape(20, max_seq_len=2048)
+    whole, cheap = memory_bytes(gpt, 8), memory_bytes(gpt, 8, budget=0.9)
+    assert whole["total"] - cheap["total"] == 2 * count_parameters(gpt)["matrices"]
+    assert memory_bytes(gpt, 8, budget=0.99) == cheap, "what is cheap is one amount, not a fraction"

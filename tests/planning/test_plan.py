@@ -35,7 +35,7 @@ def test_the_plans_of_the_shipped_profiles(base: Path) -> None:
     assert 18 < plans["rtx4090"].seconds / 3600 < 24
     assert plans["rtx4090"].memory_bytes["total"] * 1.15 < 22.5e9
     assert plans["h100x8"].parameters == pytest.approx(2819e6, rel=1e-3)
-    assert plans["h100x8"].max_device_batch_size == 8
+    assert plans["h100x8"].max_device_batch_size == 16
     assert plans["t4"].config["dtype"] == "float16" and 5 < plans["t4"].seconds / 3600 < 9, "within one session of Colab or Kaggle"
     assert plans["t4"].memory_bytes["total"] * 1.15 < 13.9e9
     speedrun = plans["speedrun"]

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import random
 import shutil
 from collections.abc import Callable
@@ -59,6 +60,17 @@ def content(folder: Path) -> dict[str, bytes]:
 @pytest.fixture
 def store(tmp_path: Path) -> Checkpoints:
     return Checkpoints(tmp_path / "run" / "base")
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
+def test_every_file_has_the_permissions_of_the_umask(store: Checkpoints, umask: int, mode: int) -> None:
+    """The weights too, which the safetensors package makes private."""
+    before = os.umask(umask)
+    try:
+        step = save(store, 1)
+    finally:
+        os.umask(before)
+    assert {path.name: path.stat().st_mode & 0o777 for path in step.iterdir()} == dict.fromkeys(FILES, mode)
 
 
 @pytest.fixture

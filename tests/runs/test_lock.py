@@ -1,6 +1,7 @@
 """The lock on a run: one holder at a time, whose end frees it, also where flock does not reach."""
 
 import errno
+import json
 import os
 import shutil
 import signal
@@ -209,7 +210,30 @@ def test_two_containers_on_one_volume(base: Path) -> None:
     assert second.returncode == 3 and "is in use: a training run, process 1 on" in err, err
     first.kill()
     first.wait()
-    assert held(start(0, prefix=container)).wait(60) == 0
+    began = time.monotonic()
+    while lock.holder_of(paths.run_dir("one")):  # until its process, the child of the one that was killed, has ended
+        assert time.monotonic() - began < lock.EXPIRE / 2
+        time.sleep(0.1)
+    assert held(start(0, prefix=container, expire=60)).wait(60) == 0
+    assert time.monotonic() - began < lock.EXPIRE
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("change", ["another kernel", "another way to the file", "an earlier version"])
+def test_a_free_lock_alone_shows_nothing(base: Path, change: str) -> None:
+    """A holder elsewhere may live although its flock is free here, if it has another kernel, or reaches the file by FUSE or NFS."""
+    first = held(start(where="there"))
+    first.kill()
+    first.wait()
+    path = paths.run_dir("one") / LOCK
+    signed = json.loads(path.read_text())
+    boot, device = lock.Holder.here("a test").place.split()[0], path.stat().st_dev
+    assert signed["flocked"] == f"there {device}"
+    signed["flocked"] = {"another kernel": f"there {device}", "another way to the file": f"{boot} 12345"}.get(change)
+    path.write_text(json.dumps({key: value for key, value in signed.items() if value is not None}))
+    assert lock.holder_of(path.parent) is not None
+    path.write_text(json.dumps(signed | {"flocked": f"{boot} {device}"}))
+    assert lock.holder_of(path.parent) is None
 
 
 @pytest.mark.long
