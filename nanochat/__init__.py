@@ -3,7 +3,7 @@
 # A package imports from the rows before its own, never from one in its own row; the first row keeps the order in which it is written.
 # tests/test_layers.py holds the code to this table, docs/architecture.md shows it.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("redaction", "errors", "config", "console", "paths", "untrusted", "hardware"),
+    ("redaction", "errors", "config", "columns", "console", "paths", "untrusted", "hardware"),
     ("kernels",),
     ("model",),
     ("tokenizer", "distributed", "hub"),

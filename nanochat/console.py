@@ -9,13 +9,13 @@ import sys
 import threading
 import time
 import traceback
-import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from nanochat.columns import columns, fitted, wrapped
 from nanochat.errors import NanochatError, Preempted
 from nanochat.redaction import redact
 
@@ -84,13 +84,16 @@ def runnable(text: str) -> str:
     return text.replace("`nanochat ", f"`{command()} ")
 
 
-def log(message: str = "", code: str = "", level: int = NORMAL) -> None:
+def log(message: str = "", code: str = "", level: int = NORMAL, wrap: bool = True) -> None:
     """Print one line on stderr without buffering, in the SGR style `code`, if `level` is at most the one set (warnings and errors always).
 
-    Control characters and credentials are removed, and commands in backticks get the form that runs here.
+    Control characters and credentials are removed, and commands in backticks get the form that runs here. On a terminal, long lines are
+    wrapped at words, unless `wrap` is False: a command without backticks could not be copied.
     """
     if not _muted and (level <= _level or message.startswith(("warning:", "error:", "hint:"))):
         line = printable(" ".join(redact(runnable(message)).splitlines()))
+        if wrap and sys.stderr.isatty():
+            line = wrapped(line, terminal_width(), hanging=2)
         with _drawing:
             print(erased() + (style(line, code) if code else line), file=sys.stderr, flush=True)
             if _forms[0]:
@@ -112,14 +115,17 @@ def confirm(question: str) -> bool:
         return False
 
 
-def show(text: str = "", end: str = "\n", code: str = "") -> None:
+def show(text: str = "", end: str = "\n", code: str = "", hanging: int | None = None) -> None:
     """Print a result, or a part of one, on stdout without buffering; characters that stdout's encoding lacks become ?.
 
-    On a terminal in the SGR style `code`, unless NO_COLOR is set.
+    On a terminal in the SGR style `code`, unless NO_COLOR is set, and, if `hanging` is given, with its long lines wrapped at words and
+    indented by so many columns from the second one on.
     """
     encoding = sys.stdout.encoding or "utf-8"
     plain = printable(text).encode(encoding, "replace").decode(encoding)
     end_live()
+    if hanging is not None and sys.stdout.isatty():
+        plain = "\n".join(wrapped(line, terminal_width(), hanging) for line in plain.split("\n"))
     styled = code and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     print(f"\x1b[{code}m{plain}\x1b[0m" if styled else plain, end=end, flush=True)
 
@@ -258,21 +264,6 @@ def bar(part: float, length: int) -> str:
     """A progress bar in brackets, which are not counted in its `length`; `part` from 0 to 1."""
     filled = int(length * min(max(part, 0.0), 1.0))
     return f"[{'#' * filled}{'.' * (length - filled)}]"
-
-
-def columns(text: str) -> int:
-    """The columns that `text` takes on a terminal: two for a wide Chinese character, none for a combining one."""
-    wide = sum(unicodedata.east_asian_width(letter) in "WF" for letter in text)
-    return len(text) + wide - sum(unicodedata.category(letter) in ("Mn", "Me", "Cf") for letter in text)
-
-
-def fitted(text: str, width: int) -> str:
-    """`text`, cut where it takes more than `width` columns; then its last column is an ellipsis."""
-    if columns(text) <= width:
-        return text
-    while text and columns(text) > width - 1:
-        text = text[:-1]
-    return f"{text}…" if width > 0 else ""
 
 
 def terminal_width() -> int:

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from nanochat import console
-from nanochat.console import Progress, columns, duration, fail, log, printable, quantity, show, show_json, style
+from nanochat.columns import columns, wrapped
+from nanochat.console import Progress, duration, fail, log, printable, quantity, show, show_json, style
 from nanochat.errors import DataError, Preempted
 
 PACKAGE = Path(console.__file__).parent
@@ -102,8 +103,11 @@ def test_a_bar_never_wraps(what: str, width: int, capfd: pytest.CaptureFixture[s
     frames = capfd.readouterr().err.split("\r\x1b[K")
     shown = [frame for frame in frames if "\n" not in frame]
     assert len(shown) >= 20 and max(map(columns, shown)) <= max(width - 1, 0)
-    assert frames[-1].endswith(f"{what}: 120.0M documents in 5 h 29 min\n")
-    assert width == 1 or frames[-3:-1] == ["a message above the bar\n", frames[-4]]  # and the same bar again below it
+    assert frames[-1] == f"{wrapped(f'{what}: 120.0M documents in 5 h 29 min', width, 2)}\n"
+    assert width == 1 or frames[-3:-1] == [
+        f"{wrapped('a message above the bar', width, 2)}\n",
+        frames[-4],
+    ]  # and the same bar again below it
     if width == 120:
         assert shown[-1].startswith("[#######################.] ") and "6.1K/s, 9 min" in shown[-1]
     if width == 40:

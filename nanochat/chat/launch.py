@@ -30,7 +30,7 @@ from nanochat.errors import NanochatError
 from nanochat.redaction import redact
 from nanochat.runs import listing, lock
 from nanochat.runs.heartbeat import read_heartbeat
-from nanochat.runs.record import plain_name
+from nanochat.runs.names import plain_name
 
 LOG_BYTES, LOG_LINES = 8_192, 12  # of the end of the log, that are shown
 SAVE_SECONDS = 170.0  # that a run has to save where its container ends, 10 less than compose's stop_grace_period

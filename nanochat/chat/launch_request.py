@@ -10,7 +10,7 @@ from nanochat.chat.schema import Text
 from nanochat.config import PROFILE_NAMES
 from nanochat.errors import NanochatError
 from nanochat.planning.hardware import detect_profile
-from nanochat.runs.record import plain_name
+from nanochat.runs.names import plain_name
 
 QUICKSTART = "quickstart"  # the command, and the name of its run
 PROFILES = ("auto", *PROFILE_NAMES)

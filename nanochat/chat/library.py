@@ -16,8 +16,7 @@ from nanochat.chat.api_errors import ApiError, shown
 from nanochat.chat.loading import LoadedModel
 from nanochat.errors import NanochatError
 from nanochat.runs.listing import checkpoints, list_runs, summary
-from nanochat.runs.names import CheckpointName, step_dir
-from nanochat.runs.record import plain_name
+from nanochat.runs.names import CheckpointName, plain_name, step_dir
 from nanochat.runs.step_files import META
 
 KEPT = 2  # models beside the one that is served: each takes memory

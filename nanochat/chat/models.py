@@ -18,7 +18,7 @@ from nanochat.chat.training import newest_training
 from nanochat.console import log
 from nanochat.errors import DataError, NanochatError
 from nanochat.hardware.cpu import physical_cores
-from nanochat.runs.checkpoint import MANIFEST
+from nanochat.runs.names import MANIFEST
 
 POLL_SECONDS = 2.0
 

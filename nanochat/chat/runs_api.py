@@ -16,7 +16,7 @@ from nanochat.report.collect import collect
 from nanochat.report.html import page
 from nanochat.runs.listing import list_runs, summary
 from nanochat.runs.metrics import SAMPLES
-from nanochat.runs.record import plain_name
+from nanochat.runs.names import plain_name
 
 router = APIRouter(prefix="/api", responses=RESPONSES)
 Value = TypeVar("Value")

@@ -20,9 +20,10 @@ HELP = (
     "Type a message and press Enter. Ctrl-C stops an answer, /quit or Ctrl-D leaves.",
     'A line that ends with \\ continues in the next one; a line of """ begins and ends a message of several lines.',
     "/clear           forget the conversation",
-    "/model [RUN]     show the model, or change to another: RUN, RUN:STAGE or RUN:STAGE:STEP",
-    "/set NAME VALUE  change temperature, top_k, top_p, max_tokens or seed; /set alone shows them",
-    "/stats           tokens, speed and end of the last answer, and how much of the context is used",
+    "/model [RUN]     show the model, or change to RUN, RUN:STAGE or RUN:STAGE:STEP",
+    "/set             show the settings",
+    "/set NAME VALUE  change temperature, top_k, top_p, max_tokens or seed",
+    "/stats           speed of the last answer, and how much of the context is used",
     "/help            this list",
 )
 COMMANDS = ("/clear", "/help", "/model", "/quit", "/set", "/stats")

@@ -53,7 +53,7 @@ def disk(
     elif not prune:
         value = to_json(items)
         _show(items)
-        show(f"{size_text(value['bytes'])} in {value['directory']}, {size_text(value['free_bytes'])} free on its disk")
+        show(f"{size_text(value['bytes'])} in {value['directory']}, {size_text(value['free_bytes'])} free on its disk", hanging=2)
         if chosen:
             log(f"`nanochat disk --prune` frees {size_text(sum(item.frees for item in chosen))}")
 
@@ -68,4 +68,4 @@ def _show(items: "list[Item]", frees: bool = False) -> None:
         rows.append((TITLES.get(item.part, item.part), item.name, size, "; ".join(filter(None, notes))))
     widths = [max((len(row[column]) for row in rows), default=0) for column in range(3)]
     for part, name, size, note in rows:
-        show(f"{part:{widths[0]}}  {name:{widths[1]}}  {size:>{widths[2]}}  {note}".rstrip())
+        show(f"{part:{widths[0]}}  {name:{widths[1]}}  {size:>{widths[2]}}  {note}".rstrip(), hanging=2)

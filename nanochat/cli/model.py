@@ -29,7 +29,7 @@ def chat(
     from nanochat.hardware.machine import this_machine
     from nanochat.runs import record as runs
     from nanochat.runs.checkpoint import verify
-    from nanochat.runs.names import CheckpointName, step_dir
+    from nanochat.runs.names import CheckpointName, plain_name, step_dir
 
     where = "cuda" if device != "cpu" and this_machine(device).cuda else "cpu"
 
@@ -41,7 +41,7 @@ def chat(
         name = CheckpointName.parse(text)
         if name.stage is None or name.step is None:
             return speaker(runs.open_model(name.run, where, name.stage))
-        folder = step_dir(paths.run_dir(runs.plain_name(name.run)) / name.stage, name.step)
+        folder = step_dir(paths.run_dir(plain_name(name.run)) / name.stage, name.step)
         return speaker(runs.open_checkpoint(name.run, verify(folder), where))
 
     opened = runs.open_model(run, where)
@@ -161,7 +161,8 @@ def report(
     """
     from nanochat import paths
     from nanochat.report.collect import write_report
-    from nanochat.runs.record import newest_run, plain_name
+    from nanochat.runs.names import plain_name
+    from nanochat.runs.record import newest_run
 
     if compare:
         from nanochat.report import compare as comparison

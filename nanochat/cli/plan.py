@@ -41,7 +41,7 @@ def plan(
     machine = gpu_hardware(require_spec(card), config.nproc_per_node) if card else choose_hardware(config)
     machine = dataclasses.replace(machine, dollars=price) if price else machine
     _, made = decide(config, machine, text_bytes=text_source(config).text_bytes())
-    show_json(made.to_dict()) if as_json else show(describe(made))
+    show_json(made.to_dict()) if as_json else show(describe(made), hanging=10)
 
 
 @app.command(context_settings=FLAGS, rich_help_panel="Start", epilog=ALSO_CONFIG)
@@ -69,5 +69,5 @@ def doctor(
         from nanochat.doctor.gpus import check_gpus
 
         findings += check_gpus(config.device)
-    show_json(to_json(findings)) if as_json else show(describe(findings))
+    show_json(to_json(findings)) if as_json else show(describe(findings), hanging=8)
     raise typer.Exit(0 if healthy(findings) else 3)

@@ -8,7 +8,8 @@ import typer
 
 from nanochat.cli.help import Group
 from nanochat.cli.options import AsJson, Commands, require_terminal
-from nanochat.console import confirm, duration, fitted, log, quantity, show, show_json, terminal_width
+from nanochat.columns import fitted
+from nanochat.console import confirm, duration, log, quantity, show, show_json, terminal_width
 
 HEADINGS = ("run", "stage", "step", "bpb", "score", "parameters", "tokens", "date", "size")
 
@@ -76,7 +77,7 @@ def show_run(name: Annotated[str, typer.Argument(metavar="RUN", help="Name of th
     from nanochat.errors import DataError
     from nanochat.report.collect import collect
     from nanochat.runs.listing import summary
-    from nanochat.runs.record import plain_name
+    from nanochat.runs.names import plain_name
 
     folder = paths.run_dir(plain_name(name))
     found = summary(folder) if folder.is_dir() else None
@@ -95,7 +96,7 @@ def show_run(name: Annotated[str, typer.Argument(metavar="RUN", help="Name of th
     facts += [("checkpoints", ", ".join(f"{one['stage']} {one['step']}" for one in found["checkpoints"]) or "none yet")]
     facts += [("directory", str(folder))]
     for key, value in facts:
-        show(f"{key:12} {value}")
+        show(f"{key:12} {value}", hanging=None if key == "command" else 13)  # a command can be copied
 
 
 @app.command(name="rm")

@@ -24,8 +24,8 @@ from nanochat.hub.download import require_space
 from nanochat.model.build import allocate_model
 from nanochat.model.scaling import GPTConfig, count_parameters
 from nanochat.model.transformer import Transformer
-from nanochat.runs import record as runs
 from nanochat.runs.checkpoint import import_checkpoint
+from nanochat.runs.names import plain_name
 from nanochat.runs.step_files import ORIGIN_TEXT, checked_meta, checked_run
 from nanochat.tokenizer.foreign import KIND
 from nanochat.tokenizer.tokenizer import Tokenizer
@@ -62,7 +62,7 @@ def import_folder(folder: Path, run: str | None = None, context: int = 0) -> str
         if own and context:
             raise UsageError("--max_seq_len is for other models than this project's exports", "leave out --max_seq_len")
         received = _read_own(folder) if own else _read_qwen3(folder, run, context)
-        name = runs.plain_name(run) if run else checked_run(received.name)
+        name = plain_name(run) if run else checked_run(received.name)
         target = paths.run_dir(name)
         if os.path.lexists(target):
             raise _run_exists(name)

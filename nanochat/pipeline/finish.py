@@ -67,11 +67,11 @@ def show_result(config: RunConfig) -> None:
     if report["scores"]:
         print_scores(report["scores"])
     for sample in report["samples"]:
-        show(f"\n> {sample['prompt']}\n{sample['answer']}")
+        show(f"\n> {sample['prompt']}\n{sample['answer']}", hanging=0)
     show()
     log(f"{duration(report['seconds'])}, {report['tokens']:,} tokens, {report['flops']:.1e} FLOPs")
     log(f"report: {folder / 'report.html'}")
     if config.trial:
         log(f"this was a short test run, whose model is not useful; for the full run use `nanochat train --profile {config.profile}`")
-    log(f"chat:   {command()} chat --run {config.run}", BOLD)
-    log(f"page:   {serve_command(config.run)}, then open http://127.0.0.1:8000/ in a browser", BOLD)
+    log(f"chat:   {command()} chat --run {config.run}", BOLD, wrap=False)
+    log(f"page:   {serve_command(config.run)}, then open http://127.0.0.1:8000/ in a browser", BOLD, wrap=False)

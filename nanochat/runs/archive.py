@@ -33,9 +33,10 @@ from nanochat.runs import lock
 from nanochat.runs.checkpoint import BEST, STEP, Checkpoints, verify
 from nanochat.runs.heartbeat import HEARTBEAT
 from nanochat.runs.metrics import STAGES
+from nanochat.runs.names import MANIFEST, RECORD, plain_name
 from nanochat.runs.origin import ORIGIN
-from nanochat.runs.record import RECORD, Record, differing, parse_record, plain_name, read_record
-from nanochat.runs.step_files import MANIFEST, checked_run
+from nanochat.runs.record import Record, differing, parse_record, read_record
+from nanochat.runs.step_files import checked_run
 from nanochat.tokenizer.files import load_tokenizer
 
 INDEX, FORMAT = "archive.json", 1

@@ -31,9 +31,8 @@ from nanochat.model.build import allocate_model
 from nanochat.model.optim import MuonAdamW
 from nanochat.model.scaling import GPTConfig, count_parameters
 from nanochat.model.transformer import Transformer
-from nanochat.runs.names import step_dir
+from nanochat.runs.names import MANIFEST, step_dir
 from nanochat.runs.step_files import (
-    MANIFEST,
     META,
     MODEL,
     check_sizes,

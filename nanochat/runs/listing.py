@@ -16,12 +16,9 @@ from typing import Any, TypedDict
 
 from nanochat import paths, untrusted
 from nanochat.errors import DataError, UsageError
-from nanochat.runs import lock
-from nanochat.runs.checkpoint import MANIFEST
 from nanochat.runs.heartbeat import read_heartbeat
 from nanochat.runs.metrics import STAGES
-from nanochat.runs.names import step_dir
-from nanochat.runs.record import RECORD, RECORD_BYTES, plain_name
+from nanochat.runs.names import MANIFEST, RECORD, RECORD_BYTES, plain_name, step_dir
 from nanochat.runs.report_schema import REPORT
 
 REPORT_BYTES = 16 << 20
@@ -108,8 +105,12 @@ def checkpoints(folder: Path) -> list[Step]:
     """The finished checkpoints of the run in `folder`, the last stage's newest first, not verified."""
     found: list[Step] = []
     for stage in reversed(STAGES):
-        names = [path.parent.name.removeprefix("step_") for path in folder.glob(f"{stage}/step_*/{MANIFEST}")]
-        found += [{"stage": stage, "step": step} for step in sorted((int(name) for name in names if name.isdecimal()), reverse=True)]
+        try:
+            names = [name.removeprefix("step_") for name in os.listdir(folder / stage) if name.startswith("step_")]
+        except OSError:  # the run has no such stage
+            continue
+        steps = [int(name) for name in names if name.isdecimal() and os.path.exists(f"{folder}/{stage}/step_{name}/{MANIFEST}")]
+        found += [{"stage": stage, "step": step} for step in sorted(steps, reverse=True)]
     return found
 
 
@@ -118,6 +119,8 @@ def remove_run(name: str) -> int:
 
     Raises DataError if there is none, PreflightError if a process uses it, UsageError if its checkpoints are only on its mirror.
     """
+    from nanochat.runs import lock  # it imports torch, which takes seconds and no list needs
+
     folder = paths.run_dir(plain_name(name))
     found = summary(folder) if folder.is_dir() and not folder.is_symlink() else None
     if found is None:
@@ -169,8 +172,11 @@ def _parsed(path: Path, _written: int, _size: int, parse: Any) -> dict[str, Any]
 
 
 def _config(path: Path) -> dict[str, Any]:
-    table = tomllib.loads(untrusted.read_bytes(path, RECORD_BYTES).decode("utf-8"))
-    return {name: table.get(name) for name in ("profile", "trial", "mirror", "from_run")}
+    """The values that a summary has. Only their lines are parsed: a whole record takes a millisecond, in a list of hundreds of runs."""
+    names = ("profile", "trial", "mirror", "from_run")
+    lines = untrusted.read_bytes(path, RECORD_BYTES).decode("utf-8").splitlines()
+    table = tomllib.loads("\n".join(line for line in lines if line.partition("=")[0].strip() in names))
+    return {name: table.get(name) for name in names}
 
 
 def _report(path: Path) -> dict[str, Any]:

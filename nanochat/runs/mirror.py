@@ -26,7 +26,8 @@ from nanochat.hub.download import require_space
 from nanochat.redaction import redact
 from nanochat.runs.checkpoint import STEP, Checkpoints, verify
 from nanochat.runs.metrics import STAGES
-from nanochat.runs.step_files import MANIFEST, checked_manifest
+from nanochat.runs.names import MANIFEST
+from nanochat.runs.step_files import checked_manifest
 from nanochat.tokenizer.formats import VOCABULARY_BYTES
 
 PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "hf": "huggingface_hub"}

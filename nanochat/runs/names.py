@@ -1,9 +1,17 @@
-"""Names of checkpoints, RUN[:STAGE[:STEP]], and the directories of steps."""
+"""Names of runs, of checkpoints, RUN[:STAGE[:STEP]], and of their files and directories.
+
+Imports neither torch nor safetensors, so that runs are listed at once.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
 
+from nanochat.config import Config
 from nanochat.runs.metrics import STAGES
+
+RECORD = "config.toml"  # of a run
+RECORD_BYTES = 16 << 20  # size limit of the file, which names all shards
+MANIFEST = "manifest.json"  # of a step, which is complete when it exists
 
 
 @dataclass(frozen=True)
@@ -30,6 +38,11 @@ class CheckpointName:
 
     def __str__(self) -> str:
         return ":".join(str(part) for part in (self.run, self.stage, self.step) if part is not None)
+
+
+def plain_name(run: str) -> str:
+    """Return `run` if it is valid as a directory name. Raises UsageError."""
+    return Config(run=run).run
 
 
 def step_dir(stage: Path, step: int) -> Path:

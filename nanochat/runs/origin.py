@@ -25,9 +25,8 @@ from nanochat.model.scaling import GPTConfig, gpt_config, sft_steps_rule
 from nanochat.runs.checkpoint import Checkpoint, Checkpoints, held, verify
 from nanochat.runs.metrics import STAGES
 from nanochat.runs.mirror import RECORD, Mirror
-from nanochat.runs.names import CheckpointName
-from nanochat.runs.record import Ancestor, Record, parse_record, plain_name, read_record
-from nanochat.runs.step_files import MANIFEST
+from nanochat.runs.names import MANIFEST, CheckpointName, plain_name
+from nanochat.runs.record import Ancestor, Record, parse_record, read_record
 
 ORIGIN = "from"  # the copy's directory
 SHAPE = ("architecture", "depth", "aspect_ratio", "head_dim", "vocab_size", "max_seq_len", "window_pattern", "shape")

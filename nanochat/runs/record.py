@@ -24,12 +24,11 @@ from nanochat.model.transformer import Transformer
 from nanochat.redaction import redact
 from nanochat.runs.checkpoint import Checkpoint, Checkpoints, held
 from nanochat.runs.metrics import STAGES
+from nanochat.runs.names import RECORD, RECORD_BYTES
 from nanochat.tokenizer.files import load_tokenizer
 from nanochat.tokenizer.tokenizer import Tokenizer
 
-RECORD = "config.toml"
 FORMAT = 1  # version of the file; a file without a number has the first one
-RECORD_BYTES = 16 << 20  # size limit of the file, which names all shards
 TRIES = 10  # attempts to open a step while a training run prunes steps
 SFT = STAGES[1]
 CONVERSATION_FIELDS = ("chat_data", "identity")
@@ -239,11 +238,6 @@ def has_checkpoints(run: str) -> bool:
 def has_stage(run: str, stage: str | None) -> bool:
     """Whether `run` has a verified checkpoint of `stage`."""
     return stage is not None and Checkpoints(paths.run_dir(run) / stage).newest() is not None
-
-
-def plain_name(run: str) -> str:
-    """Return `run` if it is valid as a directory name. Raises UsageError."""
-    return Config(run=run).run
 
 
 def newest_run() -> str:

@@ -23,7 +23,6 @@ from nanochat.model.scaling import GPTConfig, count_parameters
 from nanochat.runs.metrics import STAGES
 from nanochat.untrusted import integer, regular_file, shown
 
-MANIFEST = "manifest.json"
 FORMAT = 1  # version of a step's files; a manifest without a number has the first one
 MODEL = "model.safetensors"
 META = "meta.json"

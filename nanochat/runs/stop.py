@@ -13,7 +13,7 @@ from nanochat.errors import DataError, HungError, PreflightError, UsageError
 from nanochat.runs.checkpoint import Checkpoints
 from nanochat.runs.lock import LOOK, STOP, TRAINING, Holder, holder_of
 from nanochat.runs.metrics import STAGES
-from nanochat.runs.record import plain_name
+from nanochat.runs.names import plain_name
 
 WAIT = 180.0  # seconds for the current step and its checkpoint, as in docker-compose.yml
 

@@ -102,7 +102,8 @@ def parse(arguments: list[str]) -> None:
 
 def test_a_run_that_does_not_exist_has_a_name_that_is_close(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from nanochat.errors import DataError
-    from nanochat.runs.record import RECORD, finished_steps
+    from nanochat.runs.names import RECORD
+    from nanochat.runs.record import finished_steps
 
     with pytest.raises(DataError, match="no run 'quickstrat'") as raised:
         finished_steps("quickstrat")

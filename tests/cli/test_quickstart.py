@@ -21,7 +21,7 @@ import pytest
 from nanochat.chat import terminal
 from nanochat.chat.server import WEB
 from nanochat.cli import model
-from nanochat.console import columns
+from nanochat.columns import columns
 from nanochat.train.steplog import small_curve
 from tests.tiny import ROOT, call, chats, environment, flags, sentences
 

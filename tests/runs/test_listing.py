@@ -17,7 +17,8 @@ from nanochat.errors import DataError, PreflightError, UsageError
 from nanochat.runs import lock
 from nanochat.runs.heartbeat import HEARTBEAT
 from nanochat.runs.listing import list_runs, remove_run, summary
-from tests.tiny import ROOT, call, environment
+from nanochat.runs.record import Record
+from tests.tiny import ROOT, call, config, environment
 
 
 def put(name: str, *steps: tuple[str, int], when: float = 1.8e9, mirror: str = "", **report: Any) -> Path:
@@ -78,6 +79,17 @@ def test_five_hundred_runs_are_listed_quickly(base: Path) -> None:
     began = time.process_time()
     assert len(list_runs()) == 500
     assert time.process_time() - began < 2
+
+
+def test_a_list_needs_no_torch(base: Path) -> None:
+    """Importing it takes seconds. The record is a real one, whose other settings are not parsed."""
+    folder = put("real", ("base", 1), finished=True)
+    Record(config(base / "text.txt", "real", from_run="a:sft:5", mirror="s3://there"), "set", ("one", "two"), "tokens").write()
+    lines = ["import sys", "from nanochat.cli.app import main", "try: main()", "finally: assert 'torch' not in sys.modules"]
+    done = call(base, "-c", "\n".join(lines), "runs")
+    assert done.returncode == 0 and "real (from a:sft:5)" in done.stdout, done.stderr
+    found = summary(folder)
+    assert found and (found["profile"], found["trial"], found["mirror"]) == ("cpu", False, True)
 
 
 def test_removing(base: Path) -> None:

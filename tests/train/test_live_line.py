@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from nanochat import console
-from nanochat.console import Progress, columns, end_live, fail, live, log, show
+from nanochat.columns import columns
+from nanochat.console import Progress, end_live, fail, live, log, show
 from nanochat.errors import DataError
 from nanochat.train import steplog
 from nanochat.train.signals import StopSignal

@@ -529,10 +529,16 @@ export function t(key, ...values) {
 /** The name of a training stage. */
 export const stage = (name) => stageName(TEXTS[language], name);
 
-/** A number as the language writes it. */
-export function number(value, digits = 0) {
-  return value.toLocaleString(language, { minimumFractionDigits: digits, maximumFractionDigits: digits });
+// Formatters by language, kind and options: to make one takes as long as a hundred numbers.
+const formatters = new Map();
+function formatted(kind, options, value) {
+  const key = JSON.stringify([language, kind, options]);
+  if (!formatters.has(key)) formatters.set(key, new Intl[kind](language, options));
+  return formatters.get(key).format(value);
 }
+
+/** A number as the language writes it. */
+export const number = (value, digits = 0) => formatted("NumberFormat", { minimumFractionDigits: digits, maximumFractionDigits: digits }, value);
 
 /** A share as the language writes it. */
 export const percent = (value) => (typeof value === "number" ? `${number(100 * value, 1)}%` : "–");
@@ -546,11 +552,13 @@ export const compact = (value) => {
 /** Bytes, in a unit that suits. */
 export const size = (bytes) => (bytes >= 1e9 ? `${number(bytes / 1e9, 1)} GB` : `${number(bytes / 1e6, 1)} MB`);
 
+const time = (when, options) => (Number.isNaN(+new Date(when)) ? "–" : formatted("DateTimeFormat", options, new Date(when)));
+
 /** A date and time, of ISO 8601 or of milliseconds. */
-export const date = (when) => new Date(when).toLocaleString(language, { dateStyle: "medium", timeStyle: "short" });
+export const date = (when) => time(when, { dateStyle: "medium", timeStyle: "short" });
 
 /** A day, of milliseconds. */
-export const day = (when) => new Date(when).toLocaleDateString(language, { dateStyle: "medium" });
+export const day = (when) => time(when, { dateStyle: "medium" });
 
 /** A time in seconds, in words. */
 export function duration(seconds) {

@@ -91,7 +91,7 @@ function figuresOf({ step, steps, measure, value, bpb, tokens, tokens_per_second
     [t("speed"), known(speed) ? number(speed) : "–"],
     ...(known(tokens) ? [[t("tokens"), compact(tokens)]] : []),
     ...(known(elapsed) ? [[t("elapsed"), duration(elapsed)]] : []),
-    ...(alive ? [[t("left"), known(left) ? duration(left) : "–", ...(known(others) ? [el("small", {}, t("cpu_others", number(100 * others)))] : [])]] : []),
+    ...(alive ? [[t("left"), known(left) ? duration(left) : "–", ...(known(others) ? [el("small", { class: "whole" }, t("cpu_others", number(100 * others)))] : [])]] : []),
   ];
 }
 

@@ -296,9 +296,11 @@ function source(parts) {
   return parts.map(({ type, text }) => (type === "python" ? CALL : type === "text" ? text.replaceAll(CALL, "") : "")).join("");
 }
 
+const SHORTEST = 0.05; // seconds: what comes sooner came at once, and has no speed
+
 // How fast an answer came, and why it ended.
 function said({ stats: { tokens, seconds }, finish }) {
-  const speed = seconds > 0 && tokens > 1 ? t("tokens_per_second", number(tokens / seconds, tokens / seconds < 10 ? 1 : 0)) : "";
+  const speed = seconds > SHORTEST && tokens > 1 ? t("tokens_per_second", number(tokens / seconds, tokens / seconds < 10 ? 1 : 0)) : "";
   const why = finish === "stop" ? t("ended_itself") : ""; // the other reasons are shown above it
   return [t("tokens_count", number(tokens)), speed, why].filter(Boolean).join(" · ");
 }
