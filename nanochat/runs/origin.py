@@ -8,6 +8,7 @@ text or a length of pretraining is given (or --stage=base); else it begins with 
 
 import contextlib
 import json
+import math
 import shutil
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -95,7 +96,11 @@ def _following(
     if given.get("hours"):
         raise UsageError("--hours chooses the size of a model, which --from sets", "use --num_iterations=N instead of --hours")
     own = {"from_run": str(name), "hours": 0.0, "rl_iterations": -1}
-    return Config(**source.to_dict() | _per_call() | dict(machine) | own | dict(stages) | dict(given))
+    values = source.to_dict() | _per_call() | dict(machine) | own | dict(stages) | dict(given)
+    if "device_batch_size" not in given and min(values["total_batch_size"], values["device_batch_size"]) > 0:
+        rows = values["total_batch_size"] // values["max_seq_len"] // values["nproc_per_node"]  # fewer than a profile's micro-batch has?
+        values["device_batch_size"] = math.gcd(rows, values["device_batch_size"])
+    return Config(**values)
 
 
 def record_of(run: str, mirror: str) -> Record | None:

@@ -194,7 +194,7 @@ def test_the_hint_names_a_batch_that_fits_into_what_others_leave(base: Path, dri
 
 def test_a_cards_run_for_days_on_the_cpu_is_refused_also_where_a_driver_is_there(base: Path, driver: Any) -> None:
     driver(visible=0)
-    config = resolve(build_config("rtx4050", False, {"dataset": "embedded"}), hardware=CPU)
+    config = resolve(build_config("rtx4050", False, {"dataset": "embedded", "device_batch_size": 8}), hardware=CPU)
     plan = dataclasses.replace(make_plan(config, CPU), seconds=4 * 86400.0)
     with pytest.raises(PreflightError, match="no CUDA device is visible"):
         doctor.require(config, plan, "auto")
