@@ -41,14 +41,14 @@ class Prepared:
 
 
 def prepare(request: Request) -> Prepared | str:
-    """The run, its record written if it is new. For a finished run a message, and its report is written again if damaged.
+    """The run, its record written if it is new. For a finished run a message; its report and tokenizer are made again if missing.
 
     Raises UsageError, PreflightError, DataError.
     """
     trackers.require(request.config)
     run = identify(request)
     folder = paths.run_dir(run.config.run)
-    if run.finished and has_report(folder):
+    if run.finished and run.record and has_report(folder) and paths.tokenizer_dir(run.record.tokenizer).exists():
         return run.finished
     source = text_source(run.config)
     conversations = source.conversations.inspect() if run.config.sft_iterations else ""
@@ -68,7 +68,7 @@ def _prepare(request: Request, run: Identity, source: TextSource, conversations:
         require_learnable(source.conversations.load(), _tokenizer(config, dataset, run.record), config.max_seq_len)
     if run.record:
         record = _resumed(run.record, config, dataset, conversations, problems)
-        if run.finished:
+        if run.finished and not has_report(folder):
             log("writing the report again, because it was missing or damaged")
             write_report(folder)
         return run.finished or Prepared(record, source)

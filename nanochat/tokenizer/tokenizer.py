@@ -225,7 +225,7 @@ class Tokenizer:
     @classmethod
     def load(cls, folder: Path) -> "Tokenizer":
         """The tokenizer that `save` wrote. Raises DataError if it is missing, damaged or of another format."""
-        hint = f"remove {folder} and run the same command again, which creates it"
+        again = "run the `train` command of its run again, which trains it again; a model that was imported is imported again"
         try:
             about = untrusted.table(untrusted.read_json(folder / ABOUT), ABOUT)
             untrusted.require_format(about["format"], NEWEST_FORMAT, f"the tokenizer in {folder}")
@@ -233,9 +233,9 @@ class Tokenizer:
             if tokenizer._about() != about:
                 raise ValueError("its hash differs")
         except FileNotFoundError as error:
-            raise DataError(f"there is no tokenizer in {folder}", "run the same command again, which creates it") from error
+            raise DataError(f"there is no tokenizer in {folder}", again) from error
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(f"the tokenizer in {folder} is damaged: {untrusted.reason(error)}", hint) from error
+            raise DataError(f"the tokenizer in {folder} is damaged: {untrusted.reason(error)}", f"remove {folder}; then {again}") from error
         return tokenizer
 
     @classmethod

@@ -108,6 +108,17 @@ def test_a_finished_run_says_so_and_writes_nothing(base: Path, text: Path, capfd
     assert "the run 'tiny' is finished" in said and str(base / "runs/tiny/base") in said and "step 1/6" not in said
 
 
+def test_a_lost_tokenizer_is_trained_again_by_the_command_that_the_hint_names(base: Path, text: Path) -> None:
+    assert run.train(config(text)) == 0
+    runs.open_model("tiny")
+    shutil.rmtree(base / "tokenizer")
+    with pytest.raises(DataError, match="there is no tokenizer") as caught:
+        runs.open_model("tiny")
+    assert "`train` command of its run" in caught.value.hint
+    assert run.train(config(text)) == 0
+    runs.open_model("tiny")
+
+
 def test_a_finished_run_of_before_there_was_one_results_file(base: Path, text: Path, capfd: pytest.CaptureFixture[str]) -> None:
     run.train(config(text))
     folder = base / "runs/tiny"
