@@ -118,6 +118,7 @@ def test_a_checkpoint_with_a_bad_scale_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.slow
 def test_a_killed_run_resumes_exactly_and_learns_as_in_float32(base: Path, tmp_path: Path) -> None:
     text, talk = sentences(tmp_path / "text.txt"), chats(tmp_path / "chats.jsonl")
     options = {"depth": 2, "num_iterations": 40, "sft_iterations": 6, "save_every": 4, "chat_data": str(talk)}
