@@ -121,7 +121,7 @@ def _add_tokenizer(writer: Any, tokenizer: Tokenizer, token_type: Any) -> None:
     else:
         words = [*map(written, tokenizer.tokens), *SPECIAL_TOKENS]
         types = [token_type.NORMAL] * len(tokenizer.tokens) + [token_type.CONTROL] * len(SPECIAL_TOKENS)
-        pairs, template = merges(tokenizer.tokens), vocabulary.TEMPLATE.read_text(encoding="utf-8")
+        pairs, template = merges(tokenizer.tokens), vocabulary.plain_template()
     writer.add_token_list(words)
     writer.add_token_types(types)
     writer.add_token_merges([" ".join(pair) for pair in pairs])

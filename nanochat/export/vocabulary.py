@@ -1,5 +1,6 @@
 """A tokenizer in an exported directory: its two files, and the chat template."""
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,11 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer, context: int) -> None:
     paths.atomic_write_json(folder / "tokenizer.json", tokenizer_json(tokenizer))
     paths.atomic_write_json(folder / "tokenizer_config.json", tokenizer_config(context))
     shutil.copyfile(TEMPLATE, folder / TEMPLATE.name)
+
+
+def plain_template() -> str:
+    """The chat template without the marks of the assistant's tokens (`generation`), which transformers added to Jinja."""
+    return re.sub(r"\{%- (?:end)?generation -%\}\s*", "", TEMPLATE.read_text(encoding="utf-8"))
 
 
 def tokenizer_config(context: int) -> dict[str, Any]:
