@@ -65,7 +65,8 @@ class ModelWatcher:
     def stop(self) -> None:
         """Look no more."""
         self._ended.set()
-        self._thread.join(timeout=30)
+        if self._thread.ident is not None:  # Ctrl-C may come while the first model is loaded
+            self._thread.join(timeout=30)
 
     def look(self) -> None:
         """Take over the checkpoint that should answer now, unless it already does. From any thread."""

@@ -16,7 +16,7 @@ from nanochat.chat.loading import load_model
 from nanochat.chat.metrics import ServerMetrics
 from nanochat.chat.models import ModelWatcher
 from nanochat.chat.scheduler import Scheduler
-from nanochat.chat.serve import bind
+from nanochat.chat.serve import ServeOptions, bind, serve
 from nanochat.errors import DataError
 from nanochat.runs import record as runs
 from nanochat.runs.heartbeat import HEARTBEAT, heartbeat
@@ -40,6 +40,15 @@ def test_the_network_is_refused_without_a_key(base: Path, options: list[str]) ->
     assert done.returncode == 2
     assert "no key is set" in done.stderr
     assert "--insecure-no-key" in done.stderr
+
+
+def test_ctrl_c_while_the_first_model_is_loaded(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(watcher: ModelWatcher) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ModelWatcher, "look", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        serve(ServeOptions(port=0))
 
 
 def test_key_files(base: Path, tmp_path: Path) -> None:
