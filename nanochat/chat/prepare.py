@@ -130,10 +130,11 @@ def _tool(request: ChatRequest) -> Function | None:
     tools, choice = {tool.function.name: tool.function for tool in request.tools or []}, request.tool_choice
     if choice == "none" or (not tools and choice in (None, "auto")):
         return None
-    name = (
-        choice.function.name if isinstance(choice, NamedTool) else next(iter(tools)) if choice == "required" and len(tools) == 1 else None
-    )
-    if name is None:
+    if isinstance(choice, NamedTool):
+        name = choice.function.name
+    elif choice == "required" and len(tools) == 1:
+        (name,) = tools
+    else:
         raise ApiError(
             400, f"unsupported parameter: tools: {REASONS['tools']} (docs/guides/chat-and-api.md)", "unsupported_parameter", "tools"
         )

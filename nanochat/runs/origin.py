@@ -98,7 +98,8 @@ def _following(
     own = {"from_run": str(name), "hours": 0.0, "rl_iterations": -1}
     values = source.to_dict() | _per_call() | dict(machine) | own | dict(stages) | dict(given)
     if "device_batch_size" not in given and min(values["total_batch_size"], values["device_batch_size"]) > 0:
-        rows = values["total_batch_size"] // values["max_seq_len"] // values["nproc_per_node"]  # fewer than a profile's micro-batch has?
+        # A profile's micro-batch may have more rows than the source's step has for each process.
+        rows = values["total_batch_size"] // values["max_seq_len"] // values["nproc_per_node"]
         values["device_batch_size"] = math.gcd(rows, values["device_batch_size"])
     return Config(**values)
 

@@ -1,12 +1,14 @@
-"""Fixtures of the container tests: the engine, the image (built once), and a data volume of each test's own."""
+"""Fixtures of the container tests: the engine, the image (built once), a data volume of each test's own, and a small text."""
 
 import os
 import time
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from tests import tiny
 from tests.containers.engine import IMAGE, ROOT, call, docker
 
 BASE = "debian:trixie-slim"  # by its tag: prepare.sh makes one where none can be pulled, which has another digest
@@ -50,3 +52,11 @@ def volume(image: str) -> Iterator[str]:
     docker("volume", "create", name)
     yield name
     call("docker", "volume", "rm", "-f", name)
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> str:
+    """The option that mounts a small text, as /text.txt."""
+    path = tiny.sentences(tmp_path / "text.txt")
+    path.chmod(0o644)
+    return f"-v={path}:/text.txt:ro"

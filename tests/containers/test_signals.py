@@ -19,14 +19,6 @@ STOPS = 5
 STEPS = 1500
 
 
-@pytest.fixture
-def text(tmp_path: Path) -> str:
-    """The option that mounts a small text, as /text.txt."""
-    path = tiny.sentences(tmp_path / "text.txt")
-    path.chmod(0o644)
-    return f"-v={path}:/text.txt:ro"
-
-
 def arguments(name: str) -> list[str]:
     """A training of a few seconds, as `train` takes it."""
     return tiny.flags(Path("/text.txt"), name, num_iterations=STEPS, save_every=500)

@@ -12,14 +12,6 @@ ROOT = ("--user=0", "--entrypoint=bash")  # as RunPod and Vast start a template:
 STEPS = 1500
 
 
-@pytest.fixture
-def text(tmp_path: Path) -> str:
-    """The option that mounts a small text, as /text.txt."""
-    path = tiny.sentences(tmp_path / "text.txt")
-    path.chmod(0o644)
-    return f"-v={path}:/text.txt:ro"
-
-
 def train(run_name: str, steps: int = STEPS) -> str:
     """`nanochat train` for a small run, as a line for a shell."""
     return " ".join(["nanochat", *tiny.flags(Path("/text.txt"), run_name, num_iterations=steps, save_every=500)])
