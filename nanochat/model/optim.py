@@ -107,9 +107,12 @@ def muon_update(
 
     Nesterov momentum as a running mean, orthogonalisation in `dtype`, NorMuon's variance (Li et al., 2025) with one
     value for each index of the longer side, and weight decay only where the update and the weight have the same sign.
+    The arithmetic is float32; a bfloat16 momentum is rounded to the nearest.
     """
-    momentum.lerp_(grads, 1 - beta)
-    update = orthogonalize(grads.lerp(momentum, beta), dtype)
+    mean = momentum.float().lerp_(grads, 1 - beta)  # the momentum itself if it is float32
+    momentum.copy_(mean)
+    update = orthogonalize(grads.lerp(mean, beta), dtype)
+    del mean  # the memory of a copy
     shorter = -1 if variance.size(-1) == 1 else -2
     square = update.square().mean(dim=shorter, keepdim=True)
     variance.lerp_(square, 1 - NORMUON_BETA2)
@@ -131,16 +134,16 @@ def round_stochastically(values: Tensor, generator: torch.Generator) -> Tensor:
 
 
 class _MatrixGroup:
-    """Matrices of one shape under Muon; this rank owns `names[first:first + len(momentum)]`."""
+    """Matrices of one shape under Muon, whose momentum is `stored`; this rank owns `names[first:first + len(momentum)]`."""
 
-    def __init__(self, names: list[str], weights: list[Tensor], ranks: Communicator, dtype: torch.dtype):
+    def __init__(self, names: list[str], weights: list[Tensor], ranks: Communicator, dtype: torch.dtype, stored: torch.dtype):
         self.names, self.weights, self.ranks, self.dtype = names, weights, ranks, dtype
         self.share = -(-len(weights) // ranks.world_size)  # matrices that each rank owns, the last ones padding
         self.first = min(self.share * ranks.rank, len(weights))
         owned = weights[self.first : self.first + self.share]
         rows, columns = weights[0].shape
         device = weights[0].device
-        self.momentum = torch.zeros(len(owned), rows, columns, device=device)
+        self.momentum = torch.zeros(len(owned), rows, columns, device=device, dtype=stored)
         self.variance = torch.zeros((len(owned), rows, 1) if rows >= columns else (len(owned), 1, columns), device=device)
 
     def step(self, lr: float, beta: float, weight_decay: float) -> None:
@@ -269,7 +272,8 @@ class MuonAdamW:
                 shapes.setdefault(weight.shape, []).append(name)
             else:
                 self.tensors.append(_TensorGroup(name, weight, ranks, *adam[group]))
-        self.matrices = [_MatrixGroup(names, [parameters[name] for name in names], ranks, model.compute_dtype) for names in shapes.values()]
+        types = model.compute_dtype, model.embed.weight.dtype  # momentum is stored like the tables
+        self.matrices = [_MatrixGroup(names, [parameters[name] for name in names], ranks, *types) for names in shapes.values()]
 
     @torch.no_grad()
     def step(self, *, lr: float = 1.0, beta: float = 0.95, weight_decay: float = 0.0) -> None:

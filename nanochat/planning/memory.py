@@ -62,7 +62,8 @@ def memory_bytes(
     weights: float32, a GPU's embedding tables in bfloat16 if `dtype`, that of the activations, is, and copies of 16 bits for them, kept
     until the backward pass.
     gradients: float32.
-    optimizer: Muon's momentum of each matrix and AdamW's two moments of the rest, in the weights' types, divided by `processes`.
+    optimizer: Muon's momentum of each matrix, in the tables' type, and AdamW's two moments of the rest, in the weights', divided by
+    `processes`.
     activations: kept for the backward pass, or the optimizer step's temporaries if these are more than activations and
     logits together, because the two are never in memory at the same time. A step compiled for a GPU keeps the fraction `budget` and
     recomputes the rest; from CHEAP_BUDGET to below 1 it makes only the matrices' copies again.
@@ -79,7 +80,7 @@ def memory_bytes(
     bytes_of = {
         "weights": 4 * (parts["total"] - tables) + table * tables + copies,
         "gradients": 4 * parts["total"],
-        "optimizer": (4 * parts["matrices"] + 8 * (parts["head"] + parts["scalars"]) + 2 * table * tables) // processes,
+        "optimizer": (table * parts["matrices"] + 8 * (parts["head"] + parts["scalars"]) + 2 * table * tables) // processes,
         "activations": max(kept, stepping - logits - (0 if cpu else copies)),
         "logits": logits,
         "cache": cache_bytes(gpt, SAMPLE_SLOTS, gpt.max_seq_len, number),

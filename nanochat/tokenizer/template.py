@@ -61,13 +61,23 @@ class ChatTemplate:
 def _environment() -> Any:
     """The sandbox."""
     import jinja2
+    import jinja2.ext
     import jinja2.sandbox
+
+    class Generation(jinja2.ext.Extension):
+        """{% generation %}, transformers' mark of the text that a model is trained to write: shown as it is."""
+
+        tags = frozenset(("generation",))
+
+        def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
+            line = next(parser.stream).lineno
+            return jinja2.nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
 
     class Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         intercepted_binops = OPERATORS
 
         def __init__(self) -> None:
-            super().__init__(trim_blocks=True, lstrip_blocks=True, optimized=False, extensions=["jinja2.ext.loopcontrols"])
+            super().__init__(trim_blocks=True, lstrip_blocks=True, optimized=False, extensions=["jinja2.ext.loopcontrols", Generation])
             self.used = threading.local()
             self.globals.clear()
             self.globals |= {"namespace": jinja2.utils.Namespace, "raise_exception": _raise}

@@ -19,8 +19,13 @@ REQUIRED = "NANOCHAT_CONTAINER_TESTS"  # "required": what is missing is a failur
 @pytest.fixture(scope="session")
 def engine() -> None:
     """A Docker engine, with compose, buildx and the base image."""
+    prepare("trixie")
+
+
+def prepare(suite: str) -> None:
+    """Make the Debian image of `suite`; skip where that is not possible, or fail where container tests are required."""
     try:
-        prepared = call(str(ROOT / "tests/containers/prepare.sh"))
+        prepared = call(str(ROOT / "tests/containers/prepare.sh"), suite)
         missing = prepared.stderr if prepared.returncode else ""
     except OSError as error:
         missing = str(error)

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# What the container tests need and a machine may lack: compose v2 and buildx for `docker`, and the base image. Where the image
-# cannot be pulled, it is bootstrapped from the machine's own Debian mirror, with the machine's own certificate authorities in it.
+# What the container tests need and a machine may lack: compose v2 and buildx for `docker`, and the image debian:SUITE-slim (trixie, or
+# the argument). Where it cannot be pulled, it is bootstrapped from the machine's own Debian mirror, with the machine's own certificate
+# authorities in it.
 set -euo pipefail
 
-base=debian:trixie-slim
-suite=trixie
+suite=${1:-trixie}
+base=debian:$suite-slim
 plugins=/usr/local/lib/docker/cli-plugins
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -24,11 +25,11 @@ mirror() {
 
 docker info >/dev/null 2>&1 || fail "no Docker engine answers" "start it (service docker start), or add your user to the group docker"
 
-# A package of the suite's, unpacked into $work/unpacked; apt checks its signature.
+# A package of Debian 13, unpacked into $work/unpacked; apt checks its signature.
 unpack() { # name
     if [ ! -d "$work/apt" ]; then
         mkdir -p "$work"/apt/{lists,cache,etc}/partial
-        echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $(mirror) $suite main" >"$work/apt/etc/sources.list"
+        echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $(mirror) trixie main" >"$work/apt/etc/sources.list"
         options=(-qq -o Dir::Etc::sourcelist="$work/apt/etc/sources.list" -o Dir::Etc::sourceparts=- -o Dir::State::Lists="$work/apt/lists"
             -o Dir::Cache="$work/apt/cache" -o APT::Sandbox::User=root)
         apt-get "${options[@]}" update
@@ -47,7 +48,7 @@ done
 if ! docker image inspect "$base" >/dev/null 2>&1 && ! docker pull --quiet "$base" >/dev/null 2>&1; then
     command -v debootstrap >/dev/null || fail "$base can neither be pulled nor bootstrapped" "apt install debootstrap"
     echo "bootstrapping $base" >&2
-    debootstrap --variant=minbase --include=ca-certificates "$suite" "$work/base" "$(mirror)" >"$work/log" 2>&1 \
+    debootstrap --variant=minbase --include=ca-certificates "$suite" "$work/base" "$(mirror)" sid >"$work/log" 2>&1 \
         || fail "debootstrap: $(tail -n 1 "$work/log")" "it needs root, and a mirror that answers"
     cp -r /usr/local/share/ca-certificates "$work/base/usr/local/share/"
     chroot "$work/base" update-ca-certificates >/dev/null 2>&1

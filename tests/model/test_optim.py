@@ -263,6 +263,25 @@ def test_a_bfloat16_tables_step_is_adamws_in_float32() -> None:
     assert {state.dtype for name, state in optimizer.state_tensors().items() if name.startswith("embed")} == {torch.bfloat16}
 
 
+def test_the_momentum_has_the_tables_type_and_its_arithmetic_is_float32() -> None:
+    """Twenty steps of small changes of direction: the bfloat16 momentum stays within its last digit of a float64 mean."""
+    model, optimizer = table_model()
+    means = {name: torch.zeros_like(weight, dtype=torch.float64) for name, weight in model.named_parameters() if name.startswith("blocks")}
+    for step in range(20):
+        for index, (name, weight) in enumerate(model.named_parameters()):
+            generator = torch.Generator().manual_seed(1000 * index + step)
+            weight.grad = 1 + 0.1 * torch.randn(weight.shape, generator=generator)
+            if name in means:
+                means[name].lerp_(weight.grad.double(), 0.05)
+        optimizer.step(lr=0.01, beta=0.95)
+    states = {name.split("|")[0]: state for name, state in optimizer.state_tensors().items() if "|momentum|" in name}
+    assert set(states) == set(means) and {state.dtype for state in states.values()} == {torch.bfloat16}
+    for name, mean in means.items():
+        torch.testing.assert_close(states[name].double(), mean, rtol=2**-6, atol=0)
+    exact = MuonAdamW(tiny_model(), LearningRates(), BATCH, single())
+    assert {state.dtype for state in exact.state_tensors().values()} == {torch.float32}
+
+
 def test_updates_below_bfloat16s_digits_add_up() -> None:
     """A hundred steps of a thousandth each: to the nearest, none of them would move a weight of 1."""
     model, optimizer = table_model()

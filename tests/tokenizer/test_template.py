@@ -30,6 +30,17 @@ def test_qwen3s_template_is_rendered_as_by_transformers() -> None:
                 assert template.render(talk, answer, {}) == expected
 
 
+def test_marks_of_generated_text_are_rendered_as_by_transformers() -> None:
+    utilities = pytest.importorskip("transformers.utils.chat_template_utils")
+    source = (
+        "{% set x = 'a' %}{% for message in messages %}{% if message.role == 'assistant' %}\n"
+        "  {%- generation %}{% set x = 'b' %}{{ message.content }}{{ x }}<end>{% endgeneration %}\n"
+        "{% else %}[{{ message.content }}]{% endif %}{{ x }}{% endfor %}"
+    )
+    [expected], _ = utilities.render_jinja_template(conversations=[TALK], chat_template=source)
+    assert ChatTemplate(source).render(TALK, False, {}) == expected
+
+
 @pytest.mark.parametrize(
     "source",
     [
@@ -54,6 +65,8 @@ def test_qwen3s_template_is_rendered_as_by_transformers() -> None:
         "{{ raise_exception('no') }}",
         "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}",
         "{% for x in messages %}" * 300,
+        "{% generation %}{% for a in range(10**9) %}{% endfor %}{% endgeneration %}",
+        "{% generation %}" * 300,
         "{{ messages",
         "x" * 300_000,
     ],

@@ -108,6 +108,20 @@ def test_one_wrong_measurement_is_mended() -> None:
     assert machine.used == 2
 
 
+def test_a_number_that_turns_out_slower_is_left_without_a_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Programs begin that the system does not tell of, and nothing may be spent: what was measured of another number is enough."""
+    monkeypatch.setattr(threads, "SHARE", 0.0)
+    monkeypatch.setattr(threads, "ALLOWANCE", 0.0)
+    machine = two_cores(tells=False)
+    machine.run(100)
+    assert machine.used == 2
+    machine.busy = 2
+    machine.run(threads.RECENT)
+    assert machine.used == 1
+    machine.run(200)
+    assert set(machine.taken[-200:]) == {1}
+
+
 def test_changes_are_said_once(capsys: pytest.CaptureFixture[str]) -> None:
     machine = two_cores()
     machine.run(100)
