@@ -15,6 +15,7 @@ import torch
 
 from nanochat.console import NORMAL, VERBOSE, log
 from nanochat.hardware.load import FreeProcessors
+from nanochat.train.timeleft import steady_mean
 
 SAMPLE, SAMPLE_SECONDS = 4, 0.4  # steps with each number of threads, and seconds, at least; the first step starts threads: not counted
 FEW = 4  # threads up to which each number is tried
@@ -81,7 +82,7 @@ class ThreadTuner:
         others = [number for number in self._measured if number != self.threads]
         if len(self._recent) < RECENT or not others:
             return False
-        mean = statistics.mean(sorted(self._recent)[:-1])  # one pause says nothing
+        mean = steady_mean(self._recent)
         best = min(others, key=lambda number: self._measured[number])
         if mean <= DRIFT * self._measured[best]:
             return False

@@ -55,13 +55,13 @@ class StepTime:
         if not self.steps:
             return self.alone
         newest, kept = self._newest(SHORT), self._newest(LONG)
-        long, later = _mean(kept), self._newest(SHORT / 2)
+        long, later = steady_mean(kept), self._newest(SHORT / 2)
         if min(len(later), len(newest) - len(later), len(kept) - len(newest)) >= LEAST:
-            ratios = [_mean(steps) / long for steps in (newest[: -len(later)], later)]
+            ratios = [steady_mean(steps) / long for steps in (newest[: -len(later)], later)]
             lasting = min(ratios) > CHANGED or max(ratios) < 1 / CHANGED
-            if lasting and abs(_mean(newest) - long) > ERRORS * statistics.pstdev(kept) / math.sqrt(len(newest)):
+            if lasting and abs(steady_mean(newest) - long) > ERRORS * statistics.pstdev(kept) / math.sqrt(len(newest)):
                 self.steps = deque(newest, maxlen=MOST)
-                return _mean(newest)
+                return steady_mean(newest)
         return long
 
     def _newest(self, seconds: float) -> list[float]:
@@ -76,8 +76,8 @@ class StepTime:
         return found[::-1]
 
 
-def _mean(steps: list[float]) -> float:
-    """The mean of at least one step, the longest counted as the second longest."""
+def steady_mean(steps: Sequence[float]) -> float:
+    """The mean of at least one step's time, the longest counted as the second longest: one pause says nothing about the steps to come."""
     ordered = sorted(steps)
     if len(ordered) >= FEW:
         ordered[-1] = ordered[-2]

@@ -9,30 +9,16 @@ from pathlib import Path
 import pytest
 
 from tests import tiny
-from tests.containers.engine import IMAGE, ROOT, call, docker
+from tests.containers.engine import IMAGE, call, docker, prepare
 
 BASE = "debian:trixie-slim"  # by its tag: prepare.sh makes one where none can be pulled, which has another digest
 PUBLISHED = "NANOCHAT_TEST_IMAGE"
-REQUIRED = "NANOCHAT_CONTAINER_TESTS"  # "required": what is missing is a failure, not a reason to skip
 
 
 @pytest.fixture(scope="session")
 def engine() -> None:
     """A Docker engine, with compose, buildx and the base image."""
     prepare("trixie")
-
-
-def prepare(suite: str) -> None:
-    """Make the Debian image of `suite`; skip where that is not possible, or fail where container tests are required."""
-    try:
-        prepared = call(str(ROOT / "tests/containers/prepare.sh"), suite)
-        missing = prepared.stderr if prepared.returncode else ""
-    except OSError as error:
-        missing = str(error)
-    if missing and os.environ.get(REQUIRED) == "required":
-        pytest.fail(missing)
-    if missing:
-        pytest.skip(missing)
 
 
 @pytest.fixture(scope="session")

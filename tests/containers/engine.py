@@ -9,8 +9,11 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 IMAGE = "nanochat-test"
+REQUIRED = "NANOCHAT_CONTAINER_TESTS"  # "required": what is missing is a failure, not a reason to skip
 COMPOSE = ("docker", "compose", "-f", "docker-compose.yml", "-f", "docker-compose.cpu.yml")
 # What Kubernetes' restricted profile demands, and no network at all.
 RESTRICTED = ("--network=none", "--user=54321", "--read-only", "--tmpfs=/tmp", "--cap-drop=ALL", "--security-opt=no-new-privileges")
@@ -24,6 +27,19 @@ def call(*command: str, timeout: float = HANG, **environment: str) -> Completed:
     return subprocess.run(
         command, cwd=ROOT, env=os.environ | environment, text=True, capture_output=True, timeout=timeout, stdin=subprocess.DEVNULL
     )
+
+
+def prepare(suite: str) -> None:
+    """Make the Debian image of `suite`; skip where that is not possible, or fail where container tests are required."""
+    try:
+        prepared = call(str(ROOT / "tests/containers/prepare.sh"), suite)
+        missing = prepared.stderr if prepared.returncode else ""
+    except OSError as error:
+        missing = str(error)
+    if missing and os.environ.get(REQUIRED) == "required":
+        pytest.fail(missing)
+    if missing:
+        pytest.skip(missing)
 
 
 def docker(*arguments: str) -> str:

@@ -1,0 +1,64 @@
+"""The commands that a container session prints, pasted into the host's shell one after the other: each of them ends with success."""
+
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from tests.containers.engine import call, project_of
+
+pytestmark = [pytest.mark.container, pytest.mark.slow]
+# To the end of a line, or of what is put in backticks or quotes; a comma, a colon, a semicolon or a bracket that follows is the sentence's.
+PRINTED = re.compile(r"docker compose [^\n`\"']*?(?=[,;:)]?(?: |$)[^\n`\"']* or |[,;:)]* *(?:[\n`\"']|$)|, then |; |, which )")
+RUN = "docker compose run --rm"
+SESSION = (
+    f"{RUN} nanochat runs",  # nothing yet: it says how to begin
+    f"{RUN} nanochat chat --prompt hello",
+    f"{RUN} train --profile cpu --num-iterations 30 --sft-iterations 10",
+    f"{RUN} train --profile cpu --num-iterations 30 --sft-iterations 10",  # finished
+    f"{RUN} train --profile cpu --num-iterations 40",  # another config under this name
+    f"{RUN} train --profile cpu --run short --num-iterations 100000 --hours 0.005",
+    f"{RUN} nanochat runs cpu",
+    f"{RUN} nanochat runs nothing",
+    f"{RUN} nanochat report",
+    f"{RUN} nanochat eval",
+    f"{RUN} nanochat disk",
+    f"{RUN} nanochat doctor",
+    f"{RUN} nanochat plan --profile rtx4050",
+    f"{RUN} nanochat chat --run cup --prompt hello",
+    f"{RUN} nanochat export --to gguf --out /data/model.gguf",
+    f"{RUN} nanochat export --to gguf --out /data/model.gguf",  # it is there already
+    f"{RUN} nanochat import /data/nothing",
+)
+UNTRIED = (" submit ", "NANOCHAT_EXTRAS=", " quickstart", "--profile rtx", "--profile h100")  # a cluster, a build, minutes, a card
+
+
+@pytest.fixture
+def environment(volume: str) -> Iterator[dict[str, str]]:
+    """Of a shell in a checkout whose .env is that of a machine without a GPU."""
+    found = project_of(volume) | {"COMPOSE_FILE": "docker-compose.yml:docker-compose.cpu.yml", "NANOCHAT_PORT": "18766"}
+    yield found
+    call("docker", "compose", "down", "--timeout=30", **found)
+
+
+def pasted(line: str, environment: dict[str, str]) -> tuple[int, str]:
+    """(exit code, all that is printed) of a line in a shell."""
+    done = call("sh", "-c", line, **environment)
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_every_printed_command_runs(environment: dict[str, str]) -> None:
+    waiting, done, failed = list(SESSION), dict[str, int](), []
+    while waiting:
+        line = waiting.pop(0)
+        code, text = pasted(line, environment)
+        done[line] = code
+        if line not in SESSION and code:
+            failed.append((line, code, text[-1500:]))
+        for found in PRINTED.findall(text):
+            new = " ".join(found.split())
+            if new not in done and new not in waiting and not any(part in f"{new} " for part in UNTRIED):
+                waiting.append(new)
+    print("\n".join(f"{code} {line}" for line, code in done.items()))
+    assert not failed, failed
+    assert len(set(done) - set(SESSION)) > 5
