@@ -54,9 +54,9 @@ def import_folder(folder: Path, run: str | None = None, context: int = 0) -> str
     """
     own = os.path.lexists(folder / ABOUT)
     if not os.path.isdir(folder):
-        raise DataError(f"there is no directory {folder}", "name a directory that `nanochat export --to hf` or Hugging Face's tools wrote")
+        raise DataError(f"there is no directory {folder}", "name a directory that an export with --to hf or Hugging Face's tools wrote")
     if not own and not os.path.lexists(folder / CONFIG):
-        message = f"{folder} is not an export of `nanochat export --to hf`, and has no {CONFIG} of a Hugging Face model"
+        message = f"{folder} is not an export with --to hf, and has no {CONFIG} of a Hugging Face model"
         raise DataError(message, "name the directory that holds config.json, model.safetensors and tokenizer.json")
     with _reading(folder, own):
         if own and context:
@@ -87,7 +87,7 @@ def _reading(folder: Path, own: bool) -> Iterator[None]:
         yield
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         if own:
-            message, hint = f"{folder} is not an export of `nanochat export --to hf`", "export the run again"
+            message, hint = f"{folder} is not an export with --to hf", "export the run again"
         else:
             message, hint = f"{folder} cannot be imported", SUPPORTED
         raise DataError(f"{message}: {untrusted.reason(error)}", hint) from error

@@ -8,8 +8,8 @@ import pytest
 from tests.containers.engine import call, project_of
 
 pytestmark = [pytest.mark.container, pytest.mark.slow]
-# To the end of a line, or of what is put in backticks or quotes; a comma, a colon, a semicolon or a bracket that follows is the sentence's.
-PRINTED = re.compile(r"docker compose [^\n`\"']*?(?=[,;:)]?(?: |$)[^\n`\"']* or |[,;:)]* *(?:[\n`\"']|$)|, then |; |, which )")
+# To the end of a line, or of what is put in backticks or quotes, without the sentence's punctuation.
+PRINTED = re.compile(r"docker compose [^\n`\"']*?(?=[,;:)]* *(?:[\n`\"']|$)|, then |; )")
 RUN = "docker compose run --rm"
 SESSION = (
     f"{RUN} nanochat runs",  # nothing yet: it says how to begin
@@ -17,20 +17,25 @@ SESSION = (
     f"{RUN} train --profile cpu --num-iterations 30 --sft-iterations 10",
     f"{RUN} train --profile cpu --num-iterations 30 --sft-iterations 10",  # finished
     f"{RUN} train --profile cpu --num-iterations 40",  # another config under this name
-    f"{RUN} train --profile cpu --run short --num-iterations 100000 --hours 0.005",
-    f"{RUN} nanochat runs cpu",
-    f"{RUN} nanochat runs nothing",
+    f"{RUN} train --profile cpu --hours 0.005 --run short",
+    f"{RUN} nanochat runs show cpu",
+    f"{RUN} nanochat runs show nothing",
+    f"{RUN} nanochat runs rm",
     f"{RUN} nanochat report",
     f"{RUN} nanochat eval",
     f"{RUN} nanochat disk",
     f"{RUN} nanochat doctor",
     f"{RUN} nanochat plan --profile rtx4050",
     f"{RUN} nanochat chat --run cup --prompt hello",
-    f"{RUN} nanochat export --to gguf --out /data/model.gguf",
-    f"{RUN} nanochat export --to gguf --out /data/model.gguf",  # it is there already
+    f"{RUN} nanochat export --to gguf --out /data/model.gguf",  # of an architecture that GGUF does not know
+    f"{RUN} nanochat export --to hf --out /data/model",
+    f"{RUN} nanochat export --to hf --out /data/model",  # it is there already
     f"{RUN} nanochat import /data/nothing",
+    f"{RUN} nanochat import /data/model --run received",
+    f"{RUN} nanochat reprot",
 )
-UNTRIED = (" submit ", "NANOCHAT_EXTRAS=", " quickstart", "--profile rtx", "--profile h100")  # a cluster, a build, minutes, a card
+# A cluster, a build, minutes, a card, and a question that only a terminal answers.
+UNTRIED = (" submit ", "NANOCHAT_EXTRAS=", " quickstart", "--profile rtx", "--profile h100", " disk --prune")
 
 
 @pytest.fixture
