@@ -264,7 +264,7 @@ def test_a_bfloat16_tables_step_is_adamws_in_float32() -> None:
 
 
 def test_the_momentum_has_the_tables_type_and_its_arithmetic_is_float32() -> None:
-    """Twenty steps of small changes of direction: the bfloat16 momentum stays within its last digit of a float64 mean."""
+    """Twenty steps: the bfloat16 momentum stays as near to a float64 mean as its digits allow."""
     model, optimizer = table_model()
     means = {name: torch.zeros_like(weight, dtype=torch.float64) for name, weight in model.named_parameters() if name.startswith("blocks")}
     for step in range(20):
@@ -277,7 +277,7 @@ def test_the_momentum_has_the_tables_type_and_its_arithmetic_is_float32() -> Non
     states = {name.split("|")[0]: state for name, state in optimizer.state_tensors().items() if "|momentum|" in name}
     assert set(states) == set(means) and {state.dtype for state in states.values()} == {torch.bfloat16}
     for name, mean in means.items():
-        torch.testing.assert_close(states[name].double(), mean, rtol=2**-6, atol=0)
+        assert (states[name].double() - mean).norm() < 2**-7 * mean.norm()
     exact = MuonAdamW(tiny_model(), LearningRates(), BATCH, single())
     assert {state.dtype for state in exact.state_tensors().values()} == {torch.float32}
 
