@@ -26,7 +26,12 @@ LOOPS = 60_000_000  # of a loop, two to three seconds
 SETTLED = 40  # steps until a run has chosen its threads
 PORT = 18765
 LEAST = 16  # tokens of an answer that counts: this model's may be empty
-QUESTION = {"messages": [{"role": "user", "content": "Tell a short story about a bear."}], "max_tokens": 64, "temperature": 1.0, "stream": True}
+QUESTION = {
+    "messages": [{"role": "user", "content": "Tell a short story about a bear."}],
+    "max_tokens": 64,
+    "temperature": 1.0,
+    "stream": True,
+}
 
 
 class Bench:
