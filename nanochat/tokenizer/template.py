@@ -67,7 +67,7 @@ def _environment() -> Any:
     class Generation(jinja2.ext.Extension):
         """{% generation %}, transformers' mark of the text that a model is trained to write: shown as it is."""
 
-        tags = {"generation"}
+        tags = {"generation"}  # noqa: RUF012
 
         def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
             line = next(parser.stream).lineno
