@@ -123,7 +123,7 @@ class Launcher:
         if launch is None:
             return {"run": None, "alive": False, "profiles": PROFILES}
         alive = self._lives(launch)
-        code = self._process.returncode if self._process and self._process.pid == launch.process.pid and not alive else None
+        code = self._process.poll() if self._process and self._process.pid == launch.process.pid and not alive else None
         folder = paths.run_dir(launch.run)
         finished = not alive and (code == 0 or (code is None and listing.is_finished(folder)))
         lines = self._log()

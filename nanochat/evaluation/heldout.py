@@ -28,7 +28,7 @@ def write_items(folder: Path, items: Sequence[Item]) -> None:
 def read_items(path: Path) -> list[Item]:
     """The questions of a jsonl file. Raises DataError if there are none."""
     try:
-        items = [Item(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        items = [Item(**json.loads(line)) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
     except (OSError, ValueError, TypeError) as error:
         raise DataError(f"no questions in {path}: {error}", FORMAT_HINT) from error
     if not items:

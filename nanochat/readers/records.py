@@ -1,6 +1,7 @@
 """Rows of the files that hold them, jsonl, JSON, CSV, TSV, parquet and Arrow, each with its place for messages."""
 
 import csv
+import io
 import itertools
 import re
 from collections import Counter
@@ -73,7 +74,8 @@ def _jsonl(file: File, text: TextIO, whole: Callable[[Any], bool]) -> Iterator[t
     if not isinstance(first, dict) and not (isinstance(first, list) and first and whole(first[0])):
         yield from json_values(_after(head, text), str(file), whole)
         return
-    lines = itertools.chain(head.splitlines(keepends=True), iter(lambda: text.readline(CELL_BYTES + 1), ""))
+    # Not splitlines, which also ends lines at U+0085 and U+2028, within texts.
+    lines = itertools.chain(io.StringIO(head, newline="\n"), iter(lambda: text.readline(CELL_BYTES + 1), ""))
     for number, line in enumerate(lines, 1):
         if len(line) > CELL_BYTES:
             raise DataError(f"{file}:{number} has more than {CELL_BYTES >> 20} MB", "divide it into documents, one on each line")

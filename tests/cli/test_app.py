@@ -82,7 +82,7 @@ def told(err: str) -> tuple[str, str]:
         ("report", 4, "no trained model yet", "quickstart"),
         ("export --to hf --out x", 4, "no trained model yet", "quickstart"),
         ("export --to onnx --out x", 2, "unknown", "hf, gguf"),
-        ("import nothing", 4, "no directory nothing", "export --to hf"),
+        ("import nothing", 4, "no directory nothing", "an export with --to hf"),
         ("import .", 4, "not an export", "config.json"),
         ("report --run nobody", 4, "no run in", "--run"),
     ],

@@ -79,7 +79,7 @@ def test_one_answer(model: Transformer, tokenizer: Tokenizer) -> None:
 
 
 def test_questions_are_read_as_they_were_written(tmp_path: Path) -> None:
-    items = [*ITEMS, Item("names", "你是誰？", "小助手")]
+    items = [*ITEMS, Item("names", "你是誰？", "小助手"), Item("lines", "one\u2028two\x85 three", "\x1c")]
     write_items(tmp_path, items)
     assert read_items(tmp_path / HELDOUT) == items and "你是誰？" in (tmp_path / HELDOUT).read_text(encoding="utf-8")
 

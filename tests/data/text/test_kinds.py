@@ -18,7 +18,7 @@ import pyarrow.ipc
 import pyarrow.parquet as pq
 import pytest
 import zstandard
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from nanochat.data.shards import texts
@@ -475,6 +475,7 @@ TEXT = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0\
 @given(
     stories=st.lists(TEXT | st.none(), min_size=1, max_size=8), kind=st.sampled_from(["jsonl", "json", "csv", "tsv", "parquet", "arrow"])
 )
+@example(stories=["\x85 a\u2028 b\u2029", "\x0b\x1c\x1e"], kind="jsonl")
 def test_rows(tmp_path: Path, stories: list[str | None], kind: str) -> None:
     path = tmp_path / f"a.{kind}"
     if kind in ("jsonl", "json"):
