@@ -106,7 +106,7 @@ def test_one_default_temperature() -> None:
     assert page and here == {float(page[1])}
 
 
-@pytest.mark.parametrize("width", [120, 80, 40])
+@pytest.mark.parametrize("width", [pytest.param(120, marks=pytest.mark.slow), 80, pytest.param(40, marks=pytest.mark.slow)])
 def test_a_training_shows_one_live_line(tmp_path: Path, width: int) -> None:
     """On a terminal: a line that is replaced, never wider than the terminal; in a pipe plain lines, few of them."""
     text = sentences(tmp_path / "text.txt")

@@ -187,6 +187,7 @@ def test_a_process_that_never_comes(rank: int) -> None:
     assert alone.returncode == 7 and f"error: rank {rank}: rendezvous of 2 processes failed" in told, told
 
 
+@pytest.mark.slow
 def test_at_full_rates_only_rounding_differs(base: Path, tmp_path: Path) -> None:
     """In float32 the same 40 steps differ by up to 2e-2 (early steps of Adam and Muon amplify a difference a hundredfold each); in float64,
     whose rounding is 5e8 times as fine, by as much less: one process and two, and two device batches, do the same arithmetic."""

@@ -156,7 +156,7 @@ def test_a_holder_elsewhere(base: Path, flock: bool) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("old", [False, True], ids=["new", "over an old lease"])
+@pytest.mark.parametrize("old", [pytest.param(False, id="new"), pytest.param(True, marks=pytest.mark.slow, id="over an old lease")])
 @pytest.mark.parametrize("place", ["", "{}"], ids=["one machine", "many machines"])
 def test_of_many_at_once_one_holds_it(base: Path, place: str, old: bool) -> None:
     """Without flock, by the lease alone."""
