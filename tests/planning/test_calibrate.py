@@ -1,6 +1,8 @@
 """What is measured on this machine: the memory model's truth, and the time of a step, remembered."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -143,6 +145,24 @@ def test_what_cannot_be_measured(base: Path, monkeypatch: pytest.MonkeyPatch, ca
     now = calibrate.time.time()
     monkeypatch.setattr(calibrate.time, "time", lambda: now + 2 * 86400)
     assert calibrated(values, "this machine") == Measured(0.5, 0.1, 1000)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("free", "last"), [(0.7, 1), (1.2, 1), (1.9, 2), (None, 2)])
+def test_fewer_threads_are_measured_beside_other_programs(free: float | None, last: int) -> None:
+    """With as many threads as processors are free, after all threads: the run will find out which are faster."""
+    code = (
+        "import json, sys, torch\n"
+        "from nanochat.config import Config\n"
+        "from nanochat.planning import calibrate\n"
+        "free, values = json.load(sys.stdin)\n"
+        "calibrate.SECONDS, calibrate.FreeProcessors = 0.0, lambda: lambda: free\n"
+        "found = calibrate.time_training(Config(**values))\n"
+        "print(torch.get_num_threads(), found.micro_seconds > 0 < found.memory_bytes)\n"
+    )
+    request = json.dumps([free, config(*SHAPES[0]).replace(threads=2).to_dict()])
+    done = subprocess.run([sys.executable, "-c", code], input=request, capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == [str(last), "True"], done.stderr
 
 
 def test_a_first_compilation_has_more_time(monkeypatch: pytest.MonkeyPatch) -> None:
