@@ -114,7 +114,8 @@ class Bench:
         """Medians of answers over the bench's seconds, and the run's steps per second meanwhile."""
         before, began, found = self.steps(), time.monotonic(), list[tuple[float, float]]()
         while time.monotonic() < began + self.seconds or not found:
-            found += filter(None, [self.answer()])
+            if (measured := self.answer()) is not None:
+                found.append(measured)
         first, rates = zip(*found, strict=True)
         steps = (self.steps() - before) / (time.monotonic() - began)
         return {"first token, ms": 1000 * statistics.median(first), "tokens/s": statistics.median(rates), "steps/s": steps}

@@ -161,7 +161,8 @@ def _reset_peak_memory(device: str) -> int:
 def time_training(config: Config) -> Measured:
     """Time some steps of `config`'s model in this process, each with two micro-steps and an optimizer step.
 
-    If other programs leave fewer processors free than it has threads, with as many threads too: a run finds out which are faster.
+    If other programs leave fewer processors free than `config.threads`, time that number of threads too and return the faster times: a
+    run chooses the same way.
     """
     import torch
 

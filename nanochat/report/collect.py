@@ -109,7 +109,7 @@ def collect(run_dir: Path) -> Report:
 def _samples_by_step(path: Path) -> list[StepSample]:
     """The last samples during training, oldest first."""
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")  # not at U+2028
     except OSError:
         return []
     found: list[StepSample] = []

@@ -68,13 +68,13 @@ class ThreadTuner:
             return
         self._recent.append(each)
         self._quiet += 1
-        if len(self._recent) < RECENT // 2 or self._belied():
+        if len(self._recent) < RECENT // 2 or self._slower_than_another():
             return
         free, left = self._free(), ALLOWANCE + SHARE * self._elapsed - self._spent
         if (left > 0 and self._changed(free)) or (left > self._cost and self._quiet >= self._period):
             self._begin(free)
 
-    def _belied(self) -> bool:
+    def _slower_than_another(self) -> bool:
         """Take another number at once, without a measurement, if the newest steps take longer than they did with that number.
 
         On a busy machine a step takes once or three times as long, so that a measurement can be lucky, and another one may cost too much.

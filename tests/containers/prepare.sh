@@ -48,6 +48,7 @@ done
 if ! docker image inspect "$base" >/dev/null 2>&1 && ! docker pull --quiet "$base" >/dev/null 2>&1; then
     command -v debootstrap >/dev/null || fail "$base can neither be pulled nor bootstrapped" "apt install debootstrap"
     echo "bootstrapping $base" >&2
+    # By sid's script, because the machine's debootstrap may be older than the suite.
     debootstrap --variant=minbase --include=ca-certificates "$suite" "$work/base" "$(mirror)" sid >"$work/log" 2>&1 \
         || fail "debootstrap: $(tail -n 1 "$work/log")" "it needs root, and a mirror that answers"
     cp -r /usr/local/share/ca-certificates "$work/base/usr/local/share/"

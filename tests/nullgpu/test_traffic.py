@@ -9,7 +9,6 @@ from tests.nullgpu.machine import steps
 SHAPE = {"depth": 2, "head_dim": 64, "max_seq_len": 512, "vocab_size": 2048, "device_batch_size": 8, "total_batch_size": 8192}
 
 
-@pytest.mark.long
 @pytest.mark.slow
 def test_a_further_micro_step_moves_little_for_each_weight() -> None:
     found = steps("4090", config=SHAPE | {"compile": "on", "num_iterations": 10}, steps=0, traffic=True)

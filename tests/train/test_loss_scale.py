@@ -117,7 +117,6 @@ def test_a_checkpoint_with_a_bad_scale_is_refused(tmp_path: Path) -> None:
 # ---- whole runs -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.long
 @pytest.mark.slow
 def test_a_killed_run_resumes_exactly_and_learns_as_in_float32(base: Path, tmp_path: Path) -> None:
     text, talk = sentences(tmp_path / "text.txt"), chats(tmp_path / "chats.jsonl")
